@@ -1,0 +1,134 @@
+"""Every error that deploykit raises on purpose, in one tree.
+
+    DeploykitError                 exit code 1
+    ├── UsageError                 2   an argument is missing, malformed or contradicts another
+    │   └── UnknownTargetError     2   no registered toolchain or device has that name
+    ├── UnsupportedPrecisionError  3   the target (or its silicon) has no such precision
+    ├── MissingDependencyError     3   a package is not installed; carries the command that installs it
+    ├── ConversionError            4   a converter refused or crashed
+    │   └── CaptureError           4   PyTorch could not trace the model into a graph
+    ├── CalibrationError           5   calibration data is missing, empty, malformed or not finite
+    ├── ParityError                6   the artifact differs from the model by more than the gate allows
+    ├── PerformanceError           7   a latency or size goal was missed
+    ├── PlacementError             8   less of the model than asked runs where or as it was asked
+    ├── ArtifactError              9   a saved artifact is damaged, unsafe, too new, or cannot be written
+    └── DeviceError               10   the device, driver or board is not reachable
+
+A message says what went wrong, where (layer and source line), and what to do next. Errors are values of
+the API: the exit codes are those of the command line, and are stable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+    from deploykit.parity import ParityReport
+
+
+class DeploykitError(Exception):
+    """Base of all errors raised on purpose; `except DeploykitError` catches every one.
+
+    Args:
+        message: what went wrong and where.
+        hint: what the user can do next; shown on a line of its own.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}\n  -> {hint}")
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(DeploykitError):
+    """An argument is missing, malformed, or contradicts another."""
+
+    exit_code = 2
+
+
+class UnknownTargetError(UsageError):
+    """No registered toolchain or device has the name that was asked for."""
+
+
+class UnsupportedPrecisionError(DeploykitError):
+    """The target, or the silicon of the device, does not have the precision; the message lists those it has."""
+
+    exit_code = 3
+
+
+class MissingDependencyError(DeploykitError):
+    """A package that this step needs is not installed.
+
+    Args:
+        package: the import name that failed.
+        extra: the extra of deploykit that brings it, for the pip command in the message.
+        purpose: what needed it, as the end of "... is needed to".
+    """
+
+    exit_code = 3
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        self.package = package
+        self.command = f'pip install "deploykit[{extra}]"'
+        super().__init__(f"{package} is needed to {purpose}, and is not installed", hint=self.command)
+
+
+class ConversionError(DeploykitError):
+    """A converter refused the model or crashed; the message names op, module path and source line where known."""
+
+    exit_code = 4
+
+
+class CaptureError(ConversionError):
+    """PyTorch could not trace the model; the message names op, module path, source line and what to try."""
+
+
+class CalibrationError(DeploykitError):
+    """Calibration data is missing, empty, malformed or not finite; or a table does not belong to the model."""
+
+    exit_code = 5
+
+
+class ParityError(DeploykitError):
+    """The artifact's outputs differ from the model's by more than the gate allows.
+
+    Attributes:
+        report: the full chain of comparisons.
+        candidate: the artifact that missed, kept on disk and marked failed; None where none could be written.
+    """
+
+    exit_code = 6
+
+    def __init__(
+        self, message: str, *, report: ParityReport, candidate: Artifact | None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.report = report
+        self.candidate = candidate
+
+
+class PerformanceError(DeploykitError):
+    """A latency or size goal was missed; the message gives goal and measured figure."""
+
+    exit_code = 7
+
+
+class PlacementError(DeploykitError):
+    """Less of the model than asked runs in the asked precision or on the asked accelerator."""
+
+    exit_code = 8
+
+
+class ArtifactError(DeploykitError):
+    """A saved artifact is damaged, unsafe or of a newer schema, or a new one cannot be written."""
+
+    exit_code = 9
+
+
+class DeviceError(DeploykitError):
+    """The device, its driver, or the board is not reachable."""
+
+    exit_code = 10

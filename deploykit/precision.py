@@ -1,0 +1,42 @@
+"""The vocabulary of precisions and evidence levels. Data only; what a target supports is said by the target."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Precision(str, Enum):
+    """What a user asks for. Orthogonal to the target; the artifact reports what was achieved beside it."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"  # static: int8 weights and activations, needs calibration
+    INT8_DYNAMIC = "int8-dynamic"  # int8 weights, activation ranges found at run time
+    INT8_WEIGHT_ONLY = "int8-weight-only"
+    INT4_WEIGHT_ONLY = "int4-weight-only"
+    INT16X8 = "int16x8"  # int16 activations, int8 weights, static
+    FP8 = "fp8"
+    INT4_PALETTE = "int4-palette"
+    INT6_PALETTE = "int6-palette"
+    MIXED = "mixed"
+
+    @property
+    def is_static(self) -> bool:
+        """Whether activation ranges are fixed at export, so that calibration data is required."""
+        return self in (Precision.INT8, Precision.INT16X8, Precision.FP8, Precision.MIXED)
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Evidence(str, Enum):
+    """How a parity or profile figure was obtained. Figures of different evidence are never mixed."""
+
+    DEVICE = "device"  # the artifact's own runtime on the real hardware
+    EMULATOR = "emulator"  # the real binary under emulation: correctness only, never latency
+    REFERENCE = "reference"  # the same graph in another runtime
+    ESTIMATE = "estimate"  # computed from the device table
+
+    def __str__(self) -> str:
+        return self.value
