@@ -8,9 +8,10 @@
     ├── ConversionError            4   a converter refused or crashed
     │   └── CaptureError           4   PyTorch could not trace the model into a graph
     ├── CalibrationError           5   calibration data is missing, empty, malformed or not finite
-    ├── ParityError                6   the artifact differs from the model by more than the gate allows
-    ├── PerformanceError           7   a latency or size goal was missed
-    ├── PlacementError             8   less of the model than asked runs where or as it was asked
+    ├── GateError                  -   an artifact was made and missed a gate; carries it as `candidate`
+    │   ├── ParityError            6   it differs from the model by more than the gate allows
+    │   ├── PerformanceError       7   it missed a speed or size goal
+    │   └── PlacementError         8   less of it than asked runs where or as it was asked
     ├── ArtifactError              9   a saved artifact is damaged, unsafe, too new, or cannot be written
     └── DeviceError               10   the device, driver or board is not reachable
 
@@ -92,31 +93,47 @@ class CalibrationError(DeploykitError):
     exit_code = 5
 
 
-class ParityError(DeploykitError):
+class GateError(DeploykitError):
+    """An artifact was made but missed a gate.
+
+    Attributes:
+        candidate: the artifact, kept on disk and marked failed; None where none was written.
+    """
+
+    def __init__(self, message: str, *, candidate: Artifact | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.candidate = candidate
+
+
+class ParityError(GateError):
     """The artifact's outputs differ from the model's by more than the gate allows.
 
     Attributes:
-        report: the full chain of comparisons.
-        candidate: the artifact that missed, kept on disk and marked failed; None where none could be written.
+        report: the full chain of comparisons; None where the artifact could not be run to the end.
+        candidate: as in `GateError`.
     """
 
     exit_code = 6
 
     def __init__(
-        self, message: str, *, report: ParityReport, candidate: Artifact | None, hint: str | None = None
+        self,
+        message: str,
+        *,
+        report: ParityReport | None = None,
+        candidate: Artifact | None = None,
+        hint: str | None = None,
     ) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, candidate=candidate, hint=hint)
         self.report = report
-        self.candidate = candidate
 
 
-class PerformanceError(DeploykitError):
-    """A latency or size goal was missed; the message gives goal and measured figure."""
+class PerformanceError(GateError):
+    """A speed or size goal was missed; the message gives goal and measured figure."""
 
     exit_code = 7
 
 
-class PlacementError(DeploykitError):
+class PlacementError(GateError):
     """Less of the model than asked runs in the asked precision or on the asked accelerator."""
 
     exit_code = 8

@@ -1,0 +1,62 @@
+"""Imports of optional packages: one place, one error.
+
+Vendor packages are imported inside functions only, through `require`, so that `import deploykit` stays fast
+and a missing package is an error that says which extra brings it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from types import ModuleType
+
+from deploykit.errors import MissingDependencyError
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A package that a toolchain needs.
+
+    Attributes:
+        module: import name, such as `onnxruntime`.
+        distribution: name on the package index, where it differs from `module`.
+    """
+
+    module: str
+    distribution: str = ""
+
+    @property
+    def project(self) -> str:
+        """The distribution's name."""
+        return self.distribution or self.module
+
+    @property
+    def installed(self) -> bool:
+        """Whether it could be imported; nothing is imported to find out."""
+        return importlib.util.find_spec(self.module) is not None
+
+    @property
+    def version(self) -> str | None:
+        """The installed version, or None."""
+        try:
+            return importlib.metadata.version(self.project)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import `module`, or say which extra of deploykit installs it.
+
+    Args:
+        module: dotted import name.
+        extra: the extra that brings it, such as `onnxruntime`.
+        purpose: ends the sentence "... is needed to".
+    Raises:
+        MissingDependencyError: the package, or one that it imports, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(error.name or module, extra=extra, purpose=purpose) from error

@@ -1,0 +1,290 @@
+"""`Artifact`: an exported model on disk, with its manifest, golden data and how to open it.
+
+An artifact is a folder. Loading trusts nothing: no pickle, no path outside the folder, no links, sizes and hashes
+checked before a runtime sees a byte. What is refused is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from deploykit import manifest as layout
+from deploykit.achieved import Achieved
+from deploykit.errors import ArtifactError, ParityError
+from deploykit.manifest import FileEntry, Manifest
+from deploykit.parity import DEFAULT_TOLERANCES, Metrics, ParityReport, Tolerance, compare_sessions
+from deploykit.precision import Precision
+from deploykit.profiling import Profile
+from deploykit.session import FunctionSession, Session
+from deploykit.storage import sha256_of, write_file
+from deploykit.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from deploykit.target import Target
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs and the outputs that the artifact gave for them when it was made; one dict per sample."""
+
+    inputs: tuple[dict[str, np.ndarray], ...]
+    outputs: tuple[dict[str, np.ndarray], ...]
+
+
+class Artifact:
+    """An exported model. Made by `deploykit.export`, read back by `deploykit.load`.
+
+    Args:
+        path: its folder.
+        manifest: its validated manifest.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @property
+    def target(self) -> str:
+        """What the user asked for, such as `x86-cpu` or `x86-cpu:openvino`."""
+        return self.manifest.target
+
+    @property
+    def precision(self) -> str:
+        """The requested precision, such as `int8`; see `achieved` for what the file computes in."""
+        return self.manifest.precision.value
+
+    @property
+    def achieved(self) -> Achieved:
+        """Operators, weights and multiply-accumulates by the precision they really run in."""
+        return self.manifest.achieved
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the inputs, in order."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the outputs, in order."""
+        return self.manifest.outputs
+
+    @property
+    def parity(self) -> ParityReport | None:
+        """The parity report of the export; None only where nothing could be run."""
+        return self.manifest.parity
+
+    @property
+    def status(self) -> str:
+        """`verified`, `failed` or `needs device build`."""
+        return self.manifest.status
+
+    @property
+    def profile(self) -> Profile | None:
+        """The last measured profile, or None. A record beside the manifest: it differs from run to run."""
+        return _read_profile(self.path / layout.PROFILE_NAME, self.fingerprint)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the manifest, which holds the hashes of all payload files."""
+        return sha256_of(self.path / layout.MANIFEST_NAME)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the payload, golden data excluded."""
+        return sum(entry.size for entry in self.manifest.files if entry.path != layout.GOLDEN_NAME)
+
+    @property
+    def entry(self) -> Path:
+        """The file that the runtime opens."""
+        return self.path / self.manifest.entry
+
+    def open(self, *, threads: int | None = None) -> Session:
+        """Open the artifact in its runtime.
+
+        Args:
+            threads: for the runtime; None for all cores that this process may use.
+        Raises:
+            MissingDependencyError: the runtime is not installed.
+            DeviceError: the artifact must first be built on its device, or the device is not here.
+        """
+        return self._target().open(self, threads=threads)
+
+    def golden(self) -> Golden:
+        """Read the golden inputs and outputs.
+
+        Raises:
+            ArtifactError: the file is not valid safetensors or lacks a tensor.
+        """
+        return _read_golden(self)
+
+    def verify(self) -> Metrics:
+        """Check every hash, then run the golden inputs and compare with the golden outputs.
+
+        Returns:
+            The worst figures of the artifact here against the artifact where it was made.
+        Raises:
+            ArtifactError: a file is damaged.
+            ParityError: this machine computes something else than the one that made the artifact.
+        """
+        check_files(self.path, self.manifest)
+        golden = self.golden()
+        recorded = iter(golden.outputs)
+        reference = FunctionSession(lambda _: next(recorded), self.inputs, self.outputs)
+        with self.open() as session:
+            metrics = compare_sessions(reference, session, golden.inputs)
+        misses = golden_tolerance(self.manifest.precision).misses(metrics)
+        if misses:
+            message = f"{self.path.name} gives other outputs here than where it was made: {'; '.join(misses)}"
+            raise ParityError(message, report=self._require_parity(), candidate=self)
+        return metrics
+
+    def save_profile(self, profile: Profile) -> None:
+        """Keep `profile` beside the manifest (atomically)."""
+        record = {"artifact": self.fingerprint, "profile": profile}
+        write_file(self.path / layout.PROFILE_NAME, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for `--json` and tables: the manifest plus path and profile."""
+        data: dict[str, Any] = json.loads(self.manifest.to_json())
+        data["path"] = str(self.path)
+        data["size_bytes"] = self.size_bytes
+        data["profile"] = msgspec.to_builtins(self.profile)
+        if self.profile:
+            data["profile"]["worth_it"] = self.profile.worth_it
+        return data
+
+    def __repr__(self) -> str:
+        return f"<Artifact {self.target} {self.precision} {self.status} at {str(self.path)!r}>"
+
+    def _target(self) -> Target:
+        from deploykit.registry import toolchain
+
+        return toolchain(self.manifest.toolchain)
+
+    def _require_parity(self) -> ParityReport:
+        if self.manifest.parity is None:
+            raise ArtifactError(f"{self.path.name} carries no parity report; it was never run")
+        return self.manifest.parity
+
+
+def golden_tolerance(precision: Precision) -> Tolerance:
+    """How close a re-run of golden data must be: kernels may differ by rounding, not by more.
+
+    Integer kernels of two instruction sets agree up to one LSB, which a network spreads to some 35 dB; where the gate
+    of the precision is higher, that gate holds.
+    """
+    gate = DEFAULT_TOLERANCES[precision].min_sqnr_db or 0.0
+    return replace(DEFAULT_TOLERANCES[precision], min_sqnr_db=max(gate, 30.0), min_cosine=None)
+
+
+def load(path: str | Path) -> Artifact:
+    """Read an artifact and check every file's size and hash before anything uses it.
+
+    Raises:
+        ArtifactError: not an artifact, damaged, truncated, with a path that leaves the folder, a link, or written by
+            a newer deploykit; the message says which and what to do.
+    """
+    folder = Path(path)
+    manifest_path = folder / layout.MANIFEST_NAME
+    if folder.is_symlink() or manifest_path.is_symlink():
+        raise ArtifactError(f"{folder} or its manifest is a symbolic link; artifacts hold no links")
+    if not manifest_path.is_file():
+        raise ArtifactError(f"{folder} is not an artifact: it has no {layout.MANIFEST_NAME}", hint="pass the exported folder")
+    try:
+        data = manifest_path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {manifest_path}: {error.strerror or error}") from error
+    manifest = Manifest.from_json(data)
+    check_files(folder, manifest)
+    return Artifact(folder.resolve(), manifest)
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        ArtifactError: a file is missing, a link, truncated or altered.
+    """
+    known = {entry.path for entry in manifest.files}
+    if manifest.entry not in known:
+        raise ArtifactError(f"the manifest's entry {manifest.entry!r} is not among its files")
+    for entry in manifest.files:
+        _check_file(folder, entry)
+
+
+def _check_file(folder: Path, entry: FileEntry) -> None:
+    layout.check_relative(entry.path)
+    path = folder
+    for part in entry.path.split("/"):
+        path = path / part
+        if path.is_symlink():
+            raise ArtifactError(f"{entry.path} is (or lies under) a symbolic link; artifacts hold no links")
+    hint = "copy the artifact again, or export again"
+    if not path.is_file():
+        raise ArtifactError(f"{entry.path} is missing", hint=hint)
+    size = path.stat().st_size
+    if size != entry.size:
+        raise ArtifactError(f"{entry.path} has {size} bytes, the manifest says {entry.size}: truncated or altered", hint=hint)
+    if sha256_of(path) != entry.sha256:
+        raise ArtifactError(f"{entry.path} does not match its sha256: its content was altered", hint=hint)
+
+
+def golden_bytes(golden: Golden) -> bytes:
+    """Serialise golden data as safetensors: `input.<sample>.<name>` and `output.<sample>.<name>`."""
+    from safetensors.numpy import save
+
+    tensors = {
+        f"{kind}.{index}.{name}": np.ascontiguousarray(array)
+        for kind, samples in (("input", golden.inputs), ("output", golden.outputs))
+        for index, sample in enumerate(samples)
+        for name, array in sample.items()
+    }
+    return save(tensors)
+
+
+def _read_golden(artifact: Artifact) -> Golden:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(artifact.path / layout.GOLDEN_NAME)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ArtifactError(f"{layout.GOLDEN_NAME} cannot be read: {error}", hint="export the model again") from error
+    count = len({name.split(".", 2)[1] for name in tensors})
+    try:
+        inputs = tuple(_sample(tensors, "input", i, artifact.inputs) for i in range(count))
+        outputs = tuple(_sample(tensors, "output", i, artifact.outputs) for i in range(count))
+    except KeyError as error:
+        raise ArtifactError(f"{layout.GOLDEN_NAME} lacks tensor {error}") from error
+    return Golden(inputs, outputs)
+
+
+def _sample(
+    tensors: Mapping[str, np.ndarray], kind: str, index: int, specs: tuple[TensorSpec, ...]
+) -> dict[str, np.ndarray]:
+    return {spec.name: tensors[f"{kind}.{index}.{spec.name}"] for spec in specs}
+
+
+@dataclass(frozen=True)
+class _ProfileRecord:
+    artifact: str
+    profile: Profile
+
+
+def _read_profile(path: Path, fingerprint: str) -> Profile | None:
+    if not path.is_file() or path.is_symlink():
+        return None
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=_ProfileRecord)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ArtifactError(f"{path.name} is damaged: {error}", hint="run `deploykit profile` again") from error
+    if record.artifact != fingerprint:
+        raise ArtifactError(f"{path.name} belongs to another artifact", hint="run `deploykit profile` again")
+    return record.profile

@@ -1,0 +1,169 @@
+"""`Manifest`: everything an artifact says about itself, as frozen dataclasses and as canonical JSON.
+
+The manifest is identity: same inputs give the same bytes. What differs between two runs of the same export (timings,
+converter logs) is therefore kept in records beside it (`profile.json`, `convert.log`), never in it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from deploykit.achieved import Achieved
+from deploykit.errors import ArtifactError
+from deploykit.parity import ParityReport
+from deploykit.precision import Precision
+from deploykit.tensors import TensorSpec
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+GOLDEN_NAME = "golden.safetensors"
+PROFILE_NAME = "profile.json"
+LOG_NAME = "convert.log"
+RECORD_NAMES = frozenset({MANIFEST_NAME, PROFILE_NAME, LOG_NAME})
+
+VERIFIED = "verified"
+FAILED = "failed"
+NEEDS_DEVICE_BUILD = "needs device build"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the artifact.
+
+    Attributes:
+        path: relative to the artifact, with forward slashes.
+        size: in bytes.
+        sha256: lower-case hex digest.
+    """
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CalibrationInfo:
+    """Where the activation ranges came from.
+
+    Attributes:
+        source: `data`, or `synthetic` where the user asked for made-up data.
+        samples: number of samples seen.
+        method: how ranges were chosen.
+        fingerprint: sha256 over the data.
+    """
+
+    source: str
+    samples: int
+    method: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class PendingBuild:
+    """What is still to be done on the device before the artifact runs there.
+
+    Attributes:
+        command: the exact command.
+        reason: why it could not be done here.
+    """
+
+    command: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is recorded of an artifact.
+
+    Attributes:
+        schema_version: of this layout; a newer one is refused on load.
+        deploykit_version: that wrote it.
+        target, toolchain, device: what the user typed, the plugin, and the device's name.
+        precision: that was asked for; `achieved` is what the file really computes in.
+        status: `verified`, `failed` (a gate was missed), or `needs device build`.
+        entry: the payload file that the runtime opens.
+        inputs, outputs: specs, in order.
+        files: every payload file with size and hash.
+        tool_versions: distributions that took part, by name.
+        fingerprints: `model`, `recipe` and, where calibrated, `calibration`; sha256 hex.
+        options: the toolchain's options, as given.
+        parent: fingerprint of the artifact that this one was built from, "" for none.
+    """
+
+    deploykit_version: str
+    target: str
+    toolchain: str
+    device: str
+    precision: Precision
+    status: str
+    entry: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: tuple[FileEntry, ...]
+    achieved: Achieved
+    tool_versions: dict[str, str]
+    fingerprints: dict[str, str]
+    parity: ParityReport | None = None
+    calibration: CalibrationInfo | None = None
+    build: PendingBuild | None = None
+    parent: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> bytes:
+        """Canonical bytes: sorted keys, two-space indent, newline at the end."""
+        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2) + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Read and validate.
+
+        Raises:
+            ArtifactError: not JSON, of a newer schema, a field missing or of the wrong type, or an unsafe path;
+                the message says which.
+        """
+        _check_version(data)
+        try:
+            manifest = msgspec.json.decode(data, type=cls)
+        except msgspec.MsgspecError as error:
+            raise ArtifactError(f"{MANIFEST_NAME} is not valid: {error}", hint="export the model again") from error
+        for path in (manifest.entry, *(entry.path for entry in manifest.files)):
+            check_relative(path)
+        return manifest
+
+
+@dataclass(frozen=True)
+class _Versioned:
+    schema_version: int
+
+
+def _check_version(data: bytes) -> None:
+    try:
+        found = msgspec.json.decode(data, type=_Versioned).schema_version
+    except msgspec.MsgspecError as error:
+        raise ArtifactError(
+            f"{MANIFEST_NAME} is not an artifact's manifest: {error}", hint="copy or export the artifact again"
+        ) from error
+    if not 1 <= found <= SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{MANIFEST_NAME} has schema version {found}; this deploykit reads versions up to {SCHEMA_VERSION}",
+            hint="pip install --upgrade deploykit",
+        )
+
+
+def check_relative(path: str) -> None:
+    """Refuse a path that could leave the artifact's folder or means different files on different systems.
+
+    Raises:
+        ArtifactError: absolute, empty, with `..`, backslash, drive letter, control character or not normalised.
+    """
+    pure = PurePosixPath(path)
+    unsafe = not path or pure.is_absolute() or ".." in pure.parts or re.search(r"[\\:\x00-\x1f]", path)
+    if unsafe or str(pure) != path or path == ".":
+        raise ArtifactError(f"the manifest names an unsafe path {path!r}; the artifact is refused")

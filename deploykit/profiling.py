@@ -1,0 +1,232 @@
+"""Profile: warm-up, percentiles, throughput, memory and size of a session, measured and never guessed.
+
+Where a float build of the same model is at hand, both are measured in turns in the same loop, so that the
+'worth it' ratio does not depend on what else the machine was doing.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from deploykit.host import Host, this_host
+from deploykit.precision import Evidence
+from deploykit.session import OpTime, Session
+from deploykit.tensors import Feeds, TensorSpec
+
+MIN_RUNS = 20
+WARM_UP_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Latency of one run, in the unit of the field's name.
+
+    Attributes:
+        p50, p90, p99: percentiles (linear interpolation).
+        mean, minimum: over the same runs.
+    """
+
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    minimum: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Percentiles:
+        """Summarise at least one value."""
+        p50, p90, p99 = (float(p) for p in np.percentile(values, (50, 90, 99)))
+        return cls(p50, p90, p99, float(np.mean(values)), float(np.min(values)))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Speed and size of an artifact.
+
+    Attributes:
+        latency_ms: of one run at the batch size of the golden inputs.
+        batch_size: rows per run in `latency_ms`.
+        throughput_per_s: samples per second at that batch size, runs back to back.
+        throughput_by_batch: samples per second by batch size; other sizes only where the batch axis is dynamic.
+        peak_memory_bytes: growth of a fresh process that opens and runs the artifact; None where it cannot be told.
+        size_bytes: of the payload files.
+        evidence: `device` where measured on the device; `estimate` where computed.
+        threads: that the runtime was given.
+        warm_up, runs: how many runs were thrown away and measured.
+        host: the machine.
+        op_times: mean microseconds per operator, slowest first; empty where the runtime cannot tell.
+        baseline: what `worth_it` compares with, such as "fp32 artifact"; "" where there was none.
+        baseline_latency_ms: of that baseline, measured in the same loop.
+    """
+
+    latency_ms: Percentiles
+    batch_size: int
+    throughput_per_s: float
+    throughput_by_batch: dict[str, float]
+    peak_memory_bytes: int | None
+    size_bytes: int
+    evidence: Evidence
+    threads: int
+    warm_up: int
+    runs: int
+    host: Host
+    op_times: tuple[OpTime, ...] = ()
+    baseline: str = ""
+    baseline_latency_ms: Percentiles | None = None
+    baseline_size_bytes: int | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def worth_it(self) -> float | None:
+        """Baseline latency over own latency (p50): above 1 the artifact is faster. None without a baseline."""
+        return self.baseline_latency_ms.p50 / self.latency_ms.p50 if self.baseline_latency_ms else None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        seconds: wall time that the measured runs of one loop may take together.
+        max_runs: upper bound on measured runs of each session.
+        batch_sizes: for throughput, where the batch axis is dynamic.
+    """
+
+    seconds: float = 1.0
+    max_runs: int = 200
+    batch_sizes: tuple[int, ...] = (1, 4, 8)
+
+
+def measure_interleaved(
+    sessions: Sequence[Session], feeds: Feeds, effort: Effort
+) -> tuple[list[list[float]], int]:
+    """Run the sessions in turns until the time is used up (but at least `MIN_RUNS` rounds).
+
+    Returns:
+        Milliseconds of every measured run per session, and the number of warm-up runs of each.
+    """
+    for session in sessions:
+        for _ in range(WARM_UP_RUNS):
+            session.run(feeds)
+    times: list[list[float]] = [[] for _ in sessions]
+    deadline = time.perf_counter() + effort.seconds
+    while len(times[0]) < effort.max_runs and (len(times[0]) < MIN_RUNS or time.perf_counter() < deadline):
+        for session, own in zip(sessions, times, strict=True):
+            start = time.perf_counter()
+            session.run(feeds)
+            own.append((time.perf_counter() - start) * 1e3)
+    return times, WARM_UP_RUNS
+
+
+def throughput_by_batch(session: Session, feeds: Feeds, effort: Effort) -> dict[str, float]:
+    """Samples per second, runs back to back; sizes other than the given one only where the batch axis is dynamic."""
+    own = batch_size(session.inputs, feeds)
+    sizes = sorted({own, *effort.batch_sizes}) if has_dynamic_batch(session.inputs) else [own]
+    return {str(size): _throughput(session, resize_batch(feeds, size), size, effort.seconds / 4) for size in sizes}
+
+
+def _throughput(session: Session, feeds: Feeds, size: int, seconds: float) -> float:
+    session.run(feeds)
+    runs, start = 0, time.perf_counter()
+    while runs < 3 or time.perf_counter() - start < seconds:
+        session.run(feeds)
+        runs += 1
+    return runs * size / (time.perf_counter() - start)
+
+
+def has_dynamic_batch(inputs: Sequence[TensorSpec]) -> bool:
+    """Whether axis 0 of every input is dynamic."""
+    return bool(inputs) and all(spec.shape and isinstance(spec.shape[0], str) for spec in inputs)
+
+
+def batch_size(inputs: Sequence[TensorSpec], feeds: Feeds) -> int:
+    """Rows per run: axis 0 of the first input, 1 for scalars."""
+    shape = feeds[inputs[0].name].shape
+    return int(shape[0]) if shape else 1
+
+
+def resize_batch(feeds: Feeds, size: int) -> dict[str, np.ndarray]:
+    """Repeat or cut rows so that axis 0 of every array is `size`."""
+    return {name: np.resize(array, (size, *array.shape[1:])) for name, array in feeds.items()}
+
+
+def peak_memory_bytes(artifact: Path) -> int | None:
+    """Growth of resident memory of a fresh process while it opens and runs an artifact on its golden inputs.
+
+    A process of its own, because the exporting one holds PyTorch and the float model. None where the child fails
+    or the system has no `getrusage`.
+    """
+    command = [sys.executable, "-m", "deploykit._memory_probe", str(artifact)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return int(json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"])
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, IndexError):
+        return None
+
+
+def measure(
+    session: Session,
+    feeds: Feeds,
+    *,
+    size_bytes: int,
+    evidence: Evidence,
+    baseline: tuple[str, Session, int] | None = None,
+    memory_bytes: int | None = None,
+    effort: Effort = Effort(),
+) -> Profile:
+    """Profile one open session, in turns with a baseline where given.
+
+    Args:
+        feeds: inputs of the measured runs.
+        size_bytes: payload size of the artifact.
+        evidence: what running here proves; `emulator` sessions must not be timed.
+        baseline: name, session and payload size of a float build of the same model.
+        memory_bytes: from `peak_memory_bytes`.
+    Raises:
+        ValueError: evidence is `emulator`, whose latency means nothing.
+    """
+    if evidence is Evidence.EMULATOR:
+        raise ValueError("latency under emulation is meaningless and is not measured")
+    sessions = [session] if baseline is None else [session, baseline[1]]
+    times, warm_up = measure_interleaved(sessions, feeds, effort)
+    by_batch = throughput_by_batch(session, feeds, effort)
+    size = batch_size(session.inputs, feeds)
+    return Profile(
+        latency_ms=Percentiles.of(times[0]),
+        batch_size=size,
+        throughput_per_s=by_batch[str(size)],
+        throughput_by_batch=by_batch,
+        peak_memory_bytes=memory_bytes,
+        size_bytes=size_bytes,
+        evidence=evidence,
+        threads=session.threads,
+        warm_up=warm_up,
+        runs=len(times[0]),
+        host=this_host(),
+        op_times=session.op_times(feeds, runs=5),
+        baseline=baseline[0] if baseline else "",
+        baseline_latency_ms=Percentiles.of(times[1]) if baseline else None,
+        baseline_size_bytes=baseline[2] if baseline else None,
+    )
+
+
+__all__ = [
+    "Effort",
+    "Percentiles",
+    "Profile",
+    "batch_size",
+    "has_dynamic_batch",
+    "measure",
+    "measure_interleaved",
+    "peak_memory_bytes",
+    "resize_batch",
+    "throughput_by_batch",
+]

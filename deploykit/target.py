@@ -1,0 +1,318 @@
+"""`Target`: the contract between the pipeline and a toolchain plugin.
+
+Public methods check and are written once; a plugin writes the underscored hooks. A plugin's `target.py` imports
+nothing heavy at module level, because listing targets loads every plugin.
+
+    capabilities()            what it supports, and what must be installed for it
+    calibrate(...)            activation ranges for static precisions (shared statistics; ranges per scheme later)
+    convert(job)              captured model -> payload files in a staging folder
+    open(artifact)            artifact -> Session
+    validate(...)             parity chain with its gate        (one default for all, written over Session)
+    profile(...)              measured or estimated speed       (one default for all, written over Session)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import msgspec
+
+from deploykit._optional import Requirement
+from deploykit.achieved import Achieved
+from deploykit.devices import Device
+from deploykit.errors import DeviceError, MissingDependencyError, UnsupportedPrecisionError, UsageError
+from deploykit.host import this_host
+from deploykit.manifest import PendingBuild
+from deploykit.parity import LayerParity, ParityReport, Stage, Tolerance, compare_chain
+from deploykit.precision import Evidence, Precision
+from deploykit.profiling import Effort, Profile, measure, peak_memory_bytes
+from deploykit.session import FunctionSession, Session
+from deploykit.tensors import Feeds
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+    from deploykit.capture import CapturedModel
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a toolchain can do.
+
+    Attributes:
+        summary: one line for listings.
+        precisions: all it can produce, best known first.
+        devices: by name.
+        export_extra, runtime_extra: names of deploykit's extras that install what exporting and running need.
+        export_requires, runtime_requires: the packages behind those extras.
+        evidence: the best evidence level that running here gives.
+        dynamic_batch: whether a dynamic batch axis survives conversion.
+    """
+
+    summary: str
+    precisions: tuple[Precision, ...]
+    devices: Mapping[str, Device]
+    export_extra: str
+    runtime_extra: str
+    export_requires: tuple[Requirement, ...]
+    runtime_requires: tuple[Requirement, ...]
+    evidence: Evidence = Evidence.DEVICE
+    dynamic_batch: bool = True
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For toolchains without options."""
+
+
+class Table(Protocol):
+    """What the pipeline needs to know of a calibration table; see `deploykit_calibration.CalibrationTable`."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def data_fingerprint(self) -> str: ...
+
+
+class Simulation(Protocol):
+    """The q/dq graph run in PyTorch: the reference for a quantised artifact."""
+
+    def run(self, feeds: Feeds) -> Mapping[str, Any]:
+        """Run one set of named arrays to named arrays."""
+
+    def compare_layers(self, samples: Iterable[Feeds]) -> Sequence[LayerParity]:
+        """SQNR per layer against the float graph, worst first."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConversionJob:
+    """Everything a conversion may depend on.
+
+    Attributes:
+        captured: the normalised float graph.
+        precision: requested; checked against the target and the device.
+        device: that the artifact is for.
+        folder: empty staging folder that takes the payload files.
+        table: activation statistics; None where the precision needs none.
+        method: how ranges are chosen from the statistics.
+        include, exclude: module-path patterns of the layers to quantise; an empty include is all.
+        options: the toolchain's own options dataclass.
+    """
+
+    captured: CapturedModel
+    precision: Precision
+    device: Device
+    folder: Path
+    table: Table | None = None
+    method: str = "default"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    options: Any = field(default_factory=NoOptions)
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """What a conversion made.
+
+    Attributes:
+        entry: payload file, relative to the job's folder, that the runtime opens.
+        achieved: counted in the produced file.
+        tool_versions: distributions that took part, by name.
+        simulation: the quantised graph in PyTorch; None where nothing is simulated.
+        build: what is left to do on the device; None where the artifact runs as it is.
+        log: what the converter printed, kept beside the artifact and never shown on success.
+        metadata: facts that only this toolchain records (JSON values).
+    """
+
+    entry: str
+    achieved: Achieved
+    tool_versions: dict[str, str]
+    simulation: Simulation | None = None
+    build: PendingBuild | None = None
+    log: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """What parity is judged on.
+
+    Attributes:
+        reference: the float model as a session.
+        samples: feeds, all compared.
+        data: says what the samples are, such as "calibration data".
+        tolerance: the gate.
+        simulation: the quantised graph in PyTorch, or None.
+    """
+
+    reference: Session
+    samples: Sequence[Feeds]
+    data: str
+    tolerance: Tolerance
+    simulation: Simulation | None = None
+
+
+class Target(ABC):
+    """Base of all toolchain plugins. Subclass it, write the hooks, register it under `deploykit.targets`."""
+
+    name: ClassVar[str]
+    options_type: ClassVar[type[Any]] = NoOptions
+
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """Say what this toolchain supports. Cheap: no vendor package is imported."""
+
+    # -- checks ---------------------------------------------------------------------------------------------
+
+    def check_precision(self, precision: Precision, device: Device) -> None:
+        """Refuse a precision that the toolchain or the device's silicon lacks.
+
+        Raises:
+            UnsupportedPrecisionError: names those that both have.
+        """
+        both = [p for p in self.capabilities().precisions if p in device.precisions]
+        if precision not in both:
+            raise UnsupportedPrecisionError(
+                f"{self.name} on {device.name} has no {precision}; it has {', '.join(map(str, both))}",
+                hint=f'precision="{both[0]}"' if both else None,
+            )
+
+    def check_installed(self, *, export: bool) -> None:
+        """Refuse early where a package for exporting (or for running) is missing.
+
+        Raises:
+            MissingDependencyError: with the pip command.
+        """
+        own = self.capabilities()
+        requires, extra = (
+            (own.export_requires, own.export_extra) if export else (own.runtime_requires, own.runtime_extra)
+        )
+        for requirement in requires:
+            if not requirement.installed:
+                purpose = f"{'export to' if export else 'run artifacts of'} {self.name}"
+                raise MissingDependencyError(requirement.project, extra=extra, purpose=purpose)
+
+    def parse_options(self, options: object | Mapping[str, Any] | None) -> Any:
+        """Turn a mapping (of the command line, say) into the toolchain's options dataclass.
+
+        Raises:
+            UsageError: an unknown name or a value of the wrong type; the message lists the options there are.
+        """
+        if options is None:
+            return self.options_type()
+        if isinstance(options, self.options_type):
+            return options
+        known = {f: str(t) for f, t in self.options_type.__annotations__.items()}
+        listed = f"options of {self.name}: {known or 'none'}"
+        if not isinstance(options, Mapping):
+            raise UsageError(f"options must be a mapping or {self.options_type.__name__}, not {type(options).__name__}")
+        unknown = sorted(options.keys() - known.keys())
+        if unknown:
+            raise UsageError(f"unknown option {', '.join(unknown)}", hint=listed)
+        try:
+            return msgspec.convert(dict(options), self.options_type, strict=False)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"bad option value: {error}", hint=listed) from error
+
+    # -- steps ----------------------------------------------------------------------------------------------
+
+    def convert(self, job: ConversionJob) -> Conversion:
+        """Write the payload files of `job` into its folder.
+
+        Raises:
+            UnsupportedPrecisionError, MissingDependencyError: see the checks above.
+            ConversionError: the converter refused; the message names op, module path and source line.
+        """
+        self.check_precision(job.precision, job.device)
+        self.check_installed(export=True)
+        return self._convert(job)
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> Session:
+        """Open an artifact in its runtime.
+
+        Args:
+            threads: None for all cores that this process may use.
+        Raises:
+            DeviceError: the artifact must first be built on its device.
+            MissingDependencyError: the runtime is not installed.
+        """
+        build = artifact.manifest.build
+        if build is not None:
+            raise DeviceError(f"{artifact.path.name} is not runnable yet: {build.reason}", hint=build.command)
+        self.check_installed(export=False)
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, not {threads}")
+        return self._open(artifact, threads or this_host().cores)
+
+    def validate(self, artifact: Artifact, validation: Validation) -> ParityReport:
+        """Compare float model, simulated graph and artifact on the samples, and judge.
+
+        Raises:
+            DeviceError, MissingDependencyError: the artifact cannot be run here.
+        """
+        with self.open(artifact) as session:
+            return judge(session, self.evidence(artifact), validation)
+
+    def profile(
+        self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = Effort()
+    ) -> Profile:
+        """Measure an artifact on its golden inputs, in turns with a float build where given.
+
+        Args:
+            baseline: what to call it, and the float build.
+        """
+        feeds = artifact.golden().inputs[0]
+        memory = peak_memory_bytes(artifact.path)
+        common = {"size_bytes": artifact.size_bytes, "evidence": self.evidence(artifact), "memory_bytes": memory}
+        with self.open(artifact) as session:
+            if baseline is None:
+                return measure(session, feeds, effort=effort, **common)
+            with self.open(baseline[1]) as other:
+                beside = (baseline[0], other, baseline[1].size_bytes)
+                return measure(session, feeds, baseline=beside, effort=effort, **common)
+
+    def evidence(self, artifact: Artifact) -> Evidence:
+        """Evidence level of running `artifact` here; override where it depends on the machine."""
+        return self.capabilities().evidence
+
+    # -- hooks ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _convert(self, job: ConversionJob) -> Conversion: ...
+
+    @abstractmethod
+    def _open(self, artifact: Artifact, threads: int) -> Session: ...
+
+
+def judge(session: Session, evidence: Evidence, validation: Validation) -> ParityReport:
+    """Run the chain over an open session and apply the gate to the end-to-end figures and to the lowering alone."""
+    simulation = validation.simulation
+    stages = [Stage("float PyTorch", validation.reference, Evidence.REFERENCE)]
+    if simulation is not None:
+        simulated = FunctionSession(simulation.run, session.inputs, session.outputs)
+        stages.append(Stage("simulated q/dq", simulated, Evidence.REFERENCE))
+    stages.append(Stage("artifact", session, evidence))
+    chain, count = compare_chain(stages, validation.samples)
+    whole = chain[-1].worst
+    failures = validation.tolerance.misses(whole)
+    layers = tuple(simulation.compare_layers(validation.samples[:4])) if simulation is not None else ()
+    return ParityReport(
+        passed=not failures,
+        evidence=evidence,
+        sqnr_db=whole.sqnr_db,
+        cosine=whole.cosine,
+        max_abs=whole.max_abs,
+        top1_agreement=whole.top1_agreement,
+        chain=chain,
+        layers=layers,
+        failures=failures,
+        tolerance=validation.tolerance,
+        samples=count,
+        data=validation.data,
+        host=this_host(),
+    )
