@@ -67,14 +67,20 @@ class MissingDependencyError(DeploykitError):
         package: the import name that failed.
         extra: the extra of deploykit that brings it, for the pip command in the message.
         purpose: what needed it, as the end of "... is needed to".
+        distribution: that has the extra, where it is a third party's.
     """
 
     exit_code = 3
 
-    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, *, extra: str, purpose: str, distribution: str = "deploykit") -> None:
         self.package = package
-        self.command = f'pip install "deploykit[{extra}]"'
+        self.command = install_command(extra, distribution)
         super().__init__(f"{package} is needed to {purpose}, and is not installed", hint=self.command)
+
+
+def install_command(extra: str, distribution: str = "deploykit") -> str:
+    """The pip command that installs `distribution` with `extra` ("" for none)."""
+    return f'pip install "{distribution}[{extra}]"' if extra else f"pip install {distribution}"
 
 
 class ConversionError(DeploykitError):

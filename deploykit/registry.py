@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from deploykit.devices import Device
-from deploykit.errors import DeploykitError, UnknownTargetError
+from deploykit.errors import DeploykitError, UnknownTargetError, install_command
 from deploykit.precision import Precision
 from deploykit.target import Target
 
@@ -31,7 +31,7 @@ class TargetInfo:
         summary: one line.
         precisions: that both silicon and toolchain have.
         can_export, can_run: whether the packages are installed.
-        export_command, run_command: pip commands that install them.
+        export_command, run_command: the pip commands that install them.
     """
 
     name: str
@@ -54,13 +54,28 @@ class Resolved:
     device: Device
 
 
-@functools.cache
+@dataclass(frozen=True)
+class _Plugins:
+    working: Mapping[str, Target]
+    broken: Mapping[str, DeploykitError]
+
+
 def toolchains() -> Mapping[str, Target]:
-    """All plugins by name, as a read-only view.
+    """All plugins that load, by name, as a read-only view.
 
     Raises:
-        DeploykitError: two distributions register the same name, or a plugin fails to load; the message names them.
+        DeploykitError: two distributions register the same name; the message names both.
     """
+    return _plugins().working
+
+
+def broken_toolchains() -> Mapping[str, DeploykitError]:
+    """Plugins that are registered and cannot be loaded, with the reason."""
+    return _plugins().broken
+
+
+@functools.cache
+def _plugins() -> _Plugins:
     found: dict[str, importlib.metadata.EntryPoint] = {}
     for entry in importlib.metadata.entry_points(group=GROUP):
         other = found.setdefault(entry.name, entry)
@@ -69,23 +84,27 @@ def toolchains() -> Mapping[str, Target]:
                 f"toolchain {entry.name!r} is registered twice: by {_owner(other)} and by {_owner(entry)}",
                 hint="uninstall one of them",
             )
-    return MappingProxyType({name: _load(entry) for name, entry in sorted(found.items())})
+    loaded = {name: _load(entry) for name, entry in sorted(found.items())}
+    working = {name: made for name, made in loaded.items() if isinstance(made, Target)}
+    broken = {name: made for name, made in loaded.items() if isinstance(made, DeploykitError)}
+    return _Plugins(MappingProxyType(working), MappingProxyType(broken))
 
 
 def _owner(entry: importlib.metadata.EntryPoint) -> str:
     return f"{entry.dist.name if entry.dist else 'an unknown distribution'} ({entry.value})"
 
 
-def _load(entry: importlib.metadata.EntryPoint) -> Target:
+def _load(entry: importlib.metadata.EntryPoint) -> Target | DeploykitError:
+    hint = "update or uninstall that distribution"
     try:
         made = entry.load()()
+        made.capabilities()
     except Exception as error:  # a plugin is foreign code: whatever it raises is reported with its owner
-        raise DeploykitError(
-            f"toolchain {entry.name!r} of {_owner(entry)} cannot be loaded: {type(error).__name__}: {error}",
-            hint="update or uninstall that distribution",
-        ) from error
+        message = f"toolchain {entry.name!r} of {_owner(entry)} cannot be loaded: {type(error).__name__}: {error}"
+        return DeploykitError(message, hint=hint)
     if not isinstance(made, Target) or made.name != entry.name:
-        raise DeploykitError(f"toolchain {entry.name!r} of {_owner(entry)} is not a deploykit Target of that name")
+        message = f"toolchain {entry.name!r} of {_owner(entry)} is not a deploykit Target of that name"
+        return DeploykitError(message, hint=hint)
     return made
 
 
@@ -94,14 +113,16 @@ def toolchain(name: str) -> Target:
 
     Raises:
         UnknownTargetError: none is; the message lists those there are.
+        DeploykitError: it is registered and cannot be loaded.
     """
-    try:
+    if name in toolchains():
         return toolchains()[name]
-    except KeyError:
-        raise UnknownTargetError(
-            f"no toolchain {name!r} is installed; there are {', '.join(toolchains())}",
-            hint="install the distribution that brings it",
-        ) from None
+    if name in broken_toolchains():
+        raise broken_toolchains()[name]
+    raise UnknownTargetError(
+        f"no toolchain {name!r} is installed; there are {', '.join(toolchains())}",
+        hint="install the distribution that brings it",
+    )
 
 
 def resolve(typed: str) -> Resolved:
@@ -117,8 +138,8 @@ def resolve(typed: str) -> Resolved:
         if name not in devices:
             raise UnknownTargetError(f"toolchain {chosen!r} does not serve {name!r}; it serves {', '.join(devices)}")
         return Resolved(typed, plugin, devices[name])
-    if name in toolchains():
-        plugin = toolchains()[name]
+    if name in toolchains() or name in broken_toolchains():
+        plugin = toolchain(name)
         return Resolved(typed, plugin, _generic_device(plugin))
     serving = _serving(name)
     if not serving:
@@ -162,6 +183,6 @@ def _info(plugin: Target, device: Device) -> TargetInfo:
         precisions=tuple(p for p in own.precisions if p in device.precisions),
         can_export=all(requirement.installed for requirement in own.export_requires),
         can_run=all(requirement.installed for requirement in own.runtime_requires),
-        export_command=f'pip install "deploykit[{own.export_extra}]"',
-        run_command=f'pip install "deploykit[{own.runtime_extra}]"',
+        export_command=install_command(own.export_extra, own.distribution),
+        run_command=install_command(own.runtime_extra, own.distribution),
     )

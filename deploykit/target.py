@@ -46,10 +46,11 @@ class Capabilities:
         summary: one line for listings.
         precisions: all it can produce, best known first.
         devices: by name.
-        export_extra, runtime_extra: names of deploykit's extras that install what exporting and running need.
+        export_extra, runtime_extra: names of the extras that install what exporting and running need.
         export_requires, runtime_requires: the packages behind those extras.
         evidence: the best evidence level that running here gives.
         dynamic_batch: whether a dynamic batch axis survives conversion.
+        distribution: that has the extras.
     """
 
     summary: str
@@ -61,6 +62,7 @@ class Capabilities:
     runtime_requires: tuple[Requirement, ...]
     evidence: Evidence = Evidence.DEVICE
     dynamic_batch: bool = True
+    distribution: str = "deploykit"
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,9 @@ class Target(ABC):
         for requirement in requires:
             if not requirement.installed:
                 purpose = f"{'export to' if export else 'run artifacts of'} {self.name}"
-                raise MissingDependencyError(requirement.project, extra=extra, purpose=purpose)
+                raise MissingDependencyError(
+                    requirement.project, extra=extra, purpose=purpose, distribution=own.distribution
+                )
 
     def parse_options(self, options: object | Mapping[str, Any] | None) -> Any:
         """Turn a mapping (of the command line, say) into the toolchain's options dataclass.
