@@ -196,7 +196,9 @@ def load(path: str | Path) -> Artifact:
     if folder.is_symlink() or manifest_path.is_symlink():
         raise ArtifactError(f"{folder} or its manifest is a symbolic link; artifacts hold no links")
     if not manifest_path.is_file():
-        raise ArtifactError(f"{folder} is not an artifact: it has no {layout.MANIFEST_NAME}", hint="pass the exported folder")
+        raise ArtifactError(
+            f"{folder} is not an artifact: it has no {layout.MANIFEST_NAME}", hint="pass the exported folder"
+        )
     try:
         data = manifest_path.read_bytes()
     except OSError as error:
@@ -231,7 +233,9 @@ def _check_file(folder: Path, entry: FileEntry) -> None:
         raise ArtifactError(f"{entry.path} is missing", hint=hint)
     size = path.stat().st_size
     if size != entry.size:
-        raise ArtifactError(f"{entry.path} has {size} bytes, the manifest says {entry.size}: truncated or altered", hint=hint)
+        raise ArtifactError(
+            f"{entry.path} has {size} bytes, the manifest says {entry.size}: truncated or altered", hint=hint
+        )
     if sha256_of(path) != entry.sha256:
         raise ArtifactError(f"{entry.path} does not match its sha256: its content was altered", hint=hint)
 

@@ -10,7 +10,7 @@ imports a framework: the links are `Session`s.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -177,6 +177,19 @@ class ParityReport:
     host: Host
     metric: TaskMetric | None = None
     notes: tuple[str, ...] = field(default=())
+
+    def with_metric(self, metric: TaskMetric) -> ParityReport:
+        """The report with a task metric added; a drop beyond its bound fails it."""
+        missed = (
+            ()
+            if metric.passed
+            else (
+                f"task metric fell from {metric.reference:.4g} to {metric.artifact:.4g} "
+                f"(by {metric.drop:.4g}; {metric.max_drop:.4g} is allowed)",
+            )
+        )
+        failures = self.failures + missed
+        return replace(self, metric=metric, failures=failures, passed=not failures)
 
     def worst_layers(self, count: int = 3) -> tuple[LayerParity, ...]:
         """The `count` layers with the lowest SQNR."""

@@ -105,9 +105,7 @@ class Effort:
     batch_sizes: tuple[int, ...] = (1, 4, 8)
 
 
-def measure_interleaved(
-    sessions: Sequence[Session], feeds: Feeds, effort: Effort
-) -> tuple[list[list[float]], int]:
+def measure_interleaved(sessions: Sequence[Session], feeds: Feeds, effort: Effort) -> tuple[list[list[float]], int]:
     """Run the sessions in turns until the time is used up (but at least `MIN_RUNS` rounds).
 
     Returns:

@@ -41,7 +41,9 @@ def write_file(path: Path, data: bytes) -> None:
             raise ArtifactError(f"{path.name} reads back differently than it was written; the disk may be failing")
         temporary.replace(path)
     except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}", hint="check space and permissions") from error
+        raise ArtifactError(
+            f"cannot write {path}: {error.strerror or error}", hint="check space and permissions"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

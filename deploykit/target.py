@@ -253,13 +253,21 @@ class Target(ABC):
             raise UsageError(f"threads must be at least 1, not {threads}")
         return self._open(artifact, threads or this_host().cores)
 
+    def open_for_parity(self, artifact: Artifact) -> Session:
+        """The session that parity and golden data are taken from.
+
+        The artifact's own runtime by default. A toolchain whose runtime cannot be here overrides this with another
+        runtime over the same payload, and `evidence` with `reference`.
+        """
+        return self.open(artifact)
+
     def validate(self, artifact: Artifact, validation: Validation) -> ParityReport:
         """Compare float model, simulated graph and artifact on the samples, and judge.
 
         Raises:
             DeviceError, MissingDependencyError: the artifact cannot be run here.
         """
-        with self.open(artifact) as session:
+        with self.open_for_parity(artifact) as session:
             return judge(session, self.evidence(artifact), validation)
 
     def profile(

@@ -1,0 +1,93 @@
+"""The gates between a finished artifact and its publication: parity, placement, performance.
+
+Gates fail closed: a static int8 artifact in which nothing runs in int8 misses the placement gate even if none was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from deploykit.achieved import Achieved
+from deploykit.artifact import Artifact
+from deploykit.errors import GateError, ParityError, PerformanceError, PlacementError
+from deploykit.parity import ParityReport, Tolerance
+from deploykit.precision import Precision
+from deploykit.profiling import Profile
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A missed gate, and the error to raise once the candidate has been written."""
+
+    message: str
+    error: Callable[[Artifact], GateError]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What an artifact must reach.
+
+    Attributes:
+        precision: requested.
+        tolerance: parity gate.
+        min_placement: share of multiply-accumulates in the requested precision; None for "more than none".
+        min_speedup: float latency over own latency.
+    """
+
+    precision: Precision = Precision.FP32
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    min_placement: float | None = None
+    min_speedup: float | None = None
+
+    def misses(self, achieved: Achieved, report: ParityReport, profile: Profile | None) -> list[Miss]:
+        """The missed gates, parity first; empty where the artifact may be published as verified."""
+        found = (self._parity(report), self._placement(achieved), self._performance(profile))
+        return [miss for miss in found if miss is not None]
+
+    def _parity(self, report: ParityReport) -> Miss | None:
+        if report.passed:
+            return None
+        worst = "; ".join(
+            f"{layer.module_path or layer.name} {layer.sqnr_db:.1f} dB" for layer in report.worst_layers()
+        )
+        message = f"{self.precision} artifact misses its parity gate: {'; '.join(report.failures)}"
+        message += f" (worst layers: {worst})" if worst else ""
+        names = sorted({layer.module_path for layer in report.worst_layers() if layer.module_path})
+        hint = "keep the worst layers in float"
+        hint += f" (exclude={names!r})" if names else ""
+        hint += ', use more or better calibration data, or precision="int8-dynamic"; strict=False returns the candidate'
+        return Miss(message, lambda artifact: ParityError(message, report=report, candidate=artifact, hint=hint))
+
+    def _placement(self, achieved: Achieved) -> Miss | None:
+        quantised = [name for name in achieved.macs if not name.startswith(("float", "bfloat"))]
+        share = sum(achieved.macs_fraction(name) for name in quantised)
+        wants_integers = self.precision not in (Precision.FP32, Precision.FP16, Precision.BF16)
+        if not sum(achieved.macs.values()):
+            return None
+        if self.min_placement is None:
+            if share > 0.0 or not wants_integers:
+                return None
+            message = f"nothing runs in {self.precision}: every multiply-accumulate stayed in float"
+        elif share >= self.min_placement:
+            return None
+        else:
+            message = (
+                f"{share:.1%} of multiply-accumulates run in {self.precision}; {self.min_placement:.1%} were asked for"
+            )
+        reasons = "; ".join(
+            f"{layer.module_path or layer.name}: {layer.reason}" for layer in achieved.not_as_requested[:3]
+        )
+        message += f" ({reasons})" if reasons else ""
+        hint = "see artifact.achieved.layers for every reason; strict=False returns the candidate"
+        return Miss(message, lambda artifact: PlacementError(message, candidate=artifact, hint=hint))
+
+    def _performance(self, profile: Profile | None) -> Miss | None:
+        if self.min_speedup is None or profile is None:
+            return None
+        if profile.worth_it is not None and profile.worth_it >= self.min_speedup:
+            return None
+        got = "not measurable" if profile.worth_it is None else f"{profile.worth_it:.2f} x"
+        message = f"{self.precision} is {got} as fast as the float build; {self.min_speedup:.2f} x was asked for"
+        hint = "keep fp32 or fp16 for this model on this target, or lower min_speedup"
+        return Miss(message, lambda artifact: PerformanceError(message, candidate=artifact, hint=hint))

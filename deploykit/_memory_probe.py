@@ -1,0 +1,33 @@
+"""Child process of `profiling.peak_memory_bytes`: open an artifact, run its golden inputs, print the growth in JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def main(path: str) -> None:
+    """Print `{"peak_memory_bytes": n}`: peak resident memory minus what it was before the runtime was loaded."""
+    import resource
+
+    import psutil
+
+    from deploykit import manifest as layout
+    from deploykit.artifact import Artifact
+    from deploykit.manifest import Manifest
+
+    folder = Path(path)
+    artifact = Artifact(folder, Manifest.from_json((folder / layout.MANIFEST_NAME).read_bytes()))
+    golden = artifact.golden()
+    before = psutil.Process().memory_info().rss
+    with artifact.open() as session:
+        for feeds in golden.inputs * 2:
+            session.run(feeds)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"peak_memory_bytes": max(0, peak - before)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
