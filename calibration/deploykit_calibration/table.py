@@ -1,0 +1,297 @@
+"""`CalibrationTable`: the statistics of every captured tensor, as a value that can be merged, saved and asked.
+
+A table is asked for any scheme's ranges afterwards; nothing of a target or precision is in it. On disk it is one
+safetensors file (no pickle) with a JSON header; equal tables give equal bytes, and a file appears complete or not
+at all. Loading refuses damaged files, files of a newer schema, and files that are something else.
+
+Never imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.errors import CalibrationError
+from deploykit_calibration.ranges import Range, choose_range
+from deploykit_calibration.statistics import BINS, TensorStatistics
+
+SCHEMA_VERSION = 1
+SUFFIX = ".calibration"
+_HEADER = "deploykit_calibration"
+_FINGERPRINT_MODULUS = 1 << 256
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class CalibrationTable:
+    """Statistics of the tensors of one captured model over some data.
+
+    Attributes:
+        model_fingerprint: of the `CapturedModel` that was observed.
+        data_fingerprint: sum modulo 2**256 of the sha256 of each stream of samples, so that merging commutes.
+        samples: how many samples were seen (rows of the batch axis, without padding).
+        source: "data", or "synthetic" as soon as any part of it is random numbers.
+        statistics: by FX node name.
+        from_cache: whether `calibrate` found this table in its cache; not saved, not compared.
+    """
+
+    model_fingerprint: str
+    data_fingerprint: str = "0" * 64
+    samples: int = 0
+    source: str = "data"
+    statistics: Mapping[str, TensorStatistics] = field(default_factory=dict)
+    from_cache: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "statistics", MappingProxyType(dict(self.statistics)))
+
+    def range(self, tensor: str, *, method: str = "default", symmetric: bool, bits: int = 8) -> Range:
+        """The range to quantize a tensor with; see `ranges.choose_range`.
+
+        Args:
+            tensor: FX node name.
+        Returns:
+            (lo, hi), finite, lo <= 0 <= hi.
+        Raises:
+            CalibrationError: the table has no such tensor.
+            UsageError: unknown method.
+        """
+        if tensor not in self.statistics:
+            close = ", ".join(difflib.get_close_matches(tensor, self.statistics, n=3)) or "none alike"
+            raise CalibrationError(
+                f"the calibration table has no tensor {tensor!r} among its {len(self.statistics)} (close: {close})",
+                hint="it was not observed: calibrate the same captured model again",
+            )
+        return choose_range(self.statistics[tensor], method, symmetric=symmetric, bits=bits)
+
+    def merge(self, other: CalibrationTable) -> CalibrationTable:
+        """The table of both tables' samples. Associative and commutative; an empty table is the identity.
+
+        Raises:
+            CalibrationError: the other table is of another model; names both.
+        """
+        other.check_model(self.model_fingerprint)
+        names = sorted({*self.statistics, *other.statistics})
+        merged: dict[tuple[int, int], TensorStatistics] = {}  # aliases stay one object
+        statistics = {}
+        for name in names:
+            mine, theirs = (t.statistics.get(name, _EMPTY) for t in (self, other))
+            key = (id(mine), id(theirs))
+            if key not in merged:
+                merged[key] = mine.merge(theirs)
+            statistics[name] = merged[key]
+        return CalibrationTable(
+            model_fingerprint=self.model_fingerprint,
+            data_fingerprint=_add_fingerprints(self.data_fingerprint, other.data_fingerprint),
+            samples=self.samples + other.samples,
+            source="synthetic" if "synthetic" in (self.source, other.source) else "data",
+            statistics=statistics,
+        )
+
+    extend = merge
+
+    def check_model(self, fingerprint: str) -> None:
+        """Refuse to be used for another model.
+
+        Raises:
+            CalibrationError: names both fingerprints.
+        """
+        if self.model_fingerprint != fingerprint:
+            raise CalibrationError(
+                f"this calibration table is of model {self.model_fingerprint[:16]}, not of {fingerprint[:16]}",
+                hint="graph, weights or input shapes have changed since: calibrate this model again",
+            )
+
+    def summary(self) -> str:
+        """One line for people: samples, tensors, source, fingerprints."""
+        cached = ", from cache" if self.from_cache else ""
+        return (
+            f"{self.samples} samples ({self.source}{cached}), {len(self.statistics)} tensors, "
+            f"model {self.model_fingerprint[:12]}, data {self.data_fingerprint[:12]}"
+        )
+
+    def marked_from_cache(self) -> CalibrationTable:
+        """The same table, saying that it was not computed now."""
+        return replace(self, from_cache=True)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the table; the file is complete and re-read, or it is not there.
+
+        Raises:
+            CalibrationError: the file cannot be written; an older file of that name is then untouched.
+        """
+        path = Path(path)
+        content = _encode(self)
+        temporary: str | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if CalibrationTable.load(temporary) != self:
+                raise CalibrationError(f"{path}: what was written does not read back as the same table")
+            os.replace(temporary, path)
+            temporary = None
+        except OSError as error:
+            raise CalibrationError(f"{path}: cannot write the calibration table: {error}") from error
+        finally:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> CalibrationTable:
+        """Read a saved table.
+
+        Raises:
+            CalibrationError: no such file, damaged, not a calibration table, or of a newer schema; says which.
+        """
+        header, arrays = _read(Path(path))
+        try:
+            return _decode(header, arrays)
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            raise _refusal(path, f"its content is inconsistent ({error!r})") from error
+
+
+_EMPTY = TensorStatistics.empty()
+
+
+def is_table_file(path: Path) -> bool:
+    """Whether a safetensors file says that it is a calibration table. False for anything unreadable."""
+    try:
+        return _HEADER in _open_metadata(path)
+    except (OSError, ValueError, CalibrationError):
+        return False
+
+
+def _add_fingerprints(one: str, other: str) -> str:
+    return f"{(int(one, 16) + int(other, 16)) % _FINGERPRINT_MODULUS:064x}"
+
+
+def _encode(table: CalibrationTable) -> bytes:
+    """Deterministic bytes. Equal statistics of several tensors (a view and its source) are stored once."""
+    from safetensors.numpy import save
+
+    rows: dict[TensorStatistics, int] = {}
+    tensors = {name: rows.setdefault(table.statistics[name], len(rows)) for name in sorted(table.statistics)}
+    arrays = _columns(list(rows))
+    header: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "model_fingerprint": table.model_fingerprint,
+        "data_fingerprint": table.data_fingerprint,
+        "samples": table.samples,
+        "source": table.source,
+        "bins": BINS,
+        "tensors": tensors,
+    }
+    header["sha256"] = _digest(header, arrays)
+    # One metadata entry only: safetensors does not fix the order of several.
+    return bytes(save(arrays, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
+
+
+def _columns(rows: list[TensorStatistics]) -> Arrays:
+    spans = [_used_span(row.histogram) for row in rows]
+    parts = [row.histogram[a:b] for row, (a, b) in zip(rows, spans, strict=True)]
+    return {
+        "integers": np.array(
+            [
+                [r.count, r.batches, r.exponent, r.zeros, r.nonfinite, a, b]
+                for r, (a, b) in zip(rows, spans, strict=True)
+            ],
+            dtype=np.int64,
+        ).reshape(-1, 7),
+        "extremes": np.array([[r.minimum, r.maximum] for r in rows], dtype=np.float64).reshape(-1, 2),
+        "counts": np.concatenate([*parts, np.zeros(0, dtype=np.int64)]),
+    }
+
+
+def _used_span(histogram: NDArray[np.int64]) -> tuple[int, int]:
+    used = np.flatnonzero(histogram)
+    return (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
+
+
+def _digest(header: dict[str, Any], arrays: Arrays) -> str:
+    """Over the header (without the digest itself) and every array: nothing in the file can change unnoticed."""
+    digest = hashlib.sha256(json.dumps({**header, "sha256": None}, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name}{arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _open_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, read without mapping its tensors."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 2 <= size <= 100_000_000:
+            raise ValueError("not a safetensors file")
+        header = json.loads(file.read(size))
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        metadata = _open_metadata(path)
+    except OSError as error:
+        raise _refusal(path, f"it cannot be read ({error})") from error
+    except ValueError as error:
+        raise _refusal(path, "it is damaged or no calibration table (no readable header)") from error
+    if _HEADER not in metadata:
+        raise _refusal(path, "it is a safetensors file, but no calibration table")
+    try:
+        header = json.loads(metadata[_HEADER])
+        version = header["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _refusal(path, "its header is damaged") from error
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise _refusal(path, f"its schema version is {version}, this deploykit reads up to {SCHEMA_VERSION}")
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _refusal(path, f"it is damaged or cut short ({error})") from error
+    if header.get("sha256") != _digest(header, arrays):
+        raise _refusal(path, "it is damaged (its content does not match its sha256)")
+    return header, arrays
+
+
+def _decode(header: dict[str, Any], arrays: Arrays) -> CalibrationTable:
+    if header["bins"] != BINS:
+        raise ValueError(f"{header['bins']} bins instead of {BINS}")
+    rows, at = [], 0
+    for integers, (minimum, maximum) in zip(arrays["integers"].tolist(), arrays["extremes"].tolist(), strict=True):
+        count, batches, exponent, zeros, nonfinite, first, last = integers
+        histogram = np.zeros(BINS, dtype=np.int64)
+        histogram[first:last] = arrays["counts"][at : at + last - first]
+        histogram.flags.writeable = False
+        at += last - first
+        rows.append(TensorStatistics(count, batches, minimum, maximum, exponent, histogram, zeros, nonfinite))
+    return CalibrationTable(
+        model_fingerprint=str(header["model_fingerprint"]),
+        data_fingerprint=str(header["data_fingerprint"]),
+        samples=int(header["samples"]),
+        source=str(header["source"]),
+        statistics={name: rows[row] for name, row in header["tensors"].items()},
+    )
+
+
+def _refusal(path: str | Path, why: str) -> CalibrationError:
+    return CalibrationError(f"{path}: cannot load this calibration table: {why}", hint="calibrate again and save it")

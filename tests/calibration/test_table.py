@@ -1,0 +1,159 @@
+"""`CalibrationTable` on disk and in merges: identity, determinism, atomicity, and refusals that say why."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from deploykit_calibration.statistics import TensorStatistics
+from deploykit_calibration.table import CalibrationTable, is_table_file
+from safetensors.numpy import save_file
+
+from deploykit.errors import CalibrationError
+
+MODEL = "ab" * 32
+
+
+def make_table(seed: int = 0, *, model: str = MODEL, source: str = "data") -> CalibrationTable:
+    rng = np.random.default_rng(seed)
+    relu = TensorStatistics.of(np.maximum(rng.standard_normal(1000), 0).astype(np.float32))
+    return CalibrationTable(
+        model_fingerprint=model,
+        data_fingerprint=f"{seed + 1:064x}",
+        samples=4,
+        source=source,
+        statistics={"x": TensorStatistics.of(rng.standard_normal(99).astype(np.float32)), "relu": relu, "view": relu},
+    )
+
+
+def test_saving_and_loading_is_the_identity_and_deterministic(tmp_path: Path) -> None:
+    table = make_table()
+    loaded = CalibrationTable.load(table.save(tmp_path / "deep" / "a.calibration"))
+    assert loaded == table
+    assert loaded.statistics["relu"] is loaded.statistics["view"], "aliases are stored once"
+    loaded.save(tmp_path / "b.calibration")
+    assert (tmp_path / "deep/a.calibration").read_bytes() == (tmp_path / "b.calibration").read_bytes()
+    assert is_table_file(tmp_path / "b.calibration")
+
+
+def test_an_empty_table_round_trips_and_is_the_identity_of_merge(tmp_path: Path) -> None:
+    empty = CalibrationTable(model_fingerprint=MODEL)
+    assert CalibrationTable.load(empty.save(tmp_path / "e")) == empty
+    assert make_table().merge(empty) == make_table() == empty.merge(make_table())
+
+
+def test_merge_is_associative_and_commutative() -> None:
+    a, b, c = make_table(0), make_table(1, source="synthetic"), make_table(2)
+    assert a.merge(b).merge(c) == a.merge(b.merge(c))
+    assert a.merge(b) == b.merge(a)
+    assert a.merge(b).samples == 8
+    assert a.merge(b).source == "synthetic"
+    merged = a.extend(b)
+    assert merged.statistics["relu"] is merged.statistics["view"]
+
+
+def test_a_table_of_another_model_is_refused_by_both_names() -> None:
+    with pytest.raises(CalibrationError, match=r"cdcdcdcd.*abababab"):
+        make_table().merge(make_table(model="cd" * 32))
+
+
+def test_ranges_come_from_the_statistics() -> None:
+    table = make_table()
+    s = table.statistics["x"]
+    assert table.range("x", method="minmax", symmetric=False) == (s.minimum, s.maximum)
+    lo, hi = table.range("relu", method="mse", symmetric=True)
+    assert -lo == hi > 0
+    with pytest.raises(CalibrationError, match=r"no tensor 'rellu'.*relu"):
+        table.range("rellu", method="minmax", symmetric=True)
+
+
+def test_the_summary_says_what_is_in_it() -> None:
+    assert "4 samples (synthetic), 3 tensors" in make_table(source="synthetic").summary()
+    assert "from cache" in make_table().marked_from_cache().summary()
+    assert make_table().marked_from_cache() == make_table()
+
+
+def test_statistics_cannot_be_replaced() -> None:
+    with pytest.raises(TypeError):
+        make_table().statistics["x"] = TensorStatistics.empty()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("cut", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
+    path = make_table().save(tmp_path / "t")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CalibrationError, match=r"t: cannot load.*(damaged|cut short)"):
+        CalibrationTable.load(path)
+
+
+def test_every_damaged_part_of_a_file_is_noticed(tmp_path: Path) -> None:
+    path = make_table().save(tmp_path / "t")
+    good = path.read_bytes()
+    for at in range(0, len(good), 41):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x21]) + good[at + 1 :])
+        with contextlib.suppress(CalibrationError):
+            assert CalibrationTable.load(path) == make_table(), f"the flip at byte {at} changed the table unnoticed"
+
+
+def test_other_files_are_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        CalibrationTable.load(tmp_path / "missing")
+    (tmp_path / "p").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(CalibrationError, match="no calibration table"):
+        CalibrationTable.load(tmp_path / "p")
+    save_file({"a": np.zeros(2)}, tmp_path / "s.safetensors")
+    with pytest.raises(CalibrationError, match="safetensors file, but no calibration table"):
+        CalibrationTable.load(tmp_path / "s.safetensors")
+    assert not is_table_file(tmp_path / "s.safetensors")
+    assert not is_table_file(tmp_path / "p")
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    header = {"deploykit_calibration": json.dumps({"schema_version": 99})}
+    save_file({"a": np.zeros(2)}, tmp_path / "n", metadata=header)
+    with pytest.raises(CalibrationError, match="schema version is 99, this deploykit reads up to 1"):
+        CalibrationTable.load(tmp_path / "n")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_table(0).save(tmp_path / "t")
+    before = path.read_bytes()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_table(1).save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["t"]
+
+
+def test_an_unwritable_place_is_a_calibration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CalibrationError, match="cannot write"):
+        make_table().save(tmp_path / "file" / "t")
+
+
+def test_tables_need_no_torch(tmp_path: Path) -> None:
+    path = make_table().save(tmp_path / "t")
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from deploykit_calibration.table import CalibrationTable\n"
+        f"print(CalibrationTable.load({str(path)!r}).range('x', method='mse', symmetric=True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
