@@ -105,6 +105,9 @@ class Effort:
     batch_sizes: tuple[int, ...] = (1, 4, 8)
 
 
+DEFAULT_EFFORT = Effort()
+
+
 def measure_interleaved(sessions: Sequence[Session], feeds: Feeds, effort: Effort) -> tuple[list[list[float]], int]:
     """Run the sessions in turns until the time is used up (but at least `MIN_RUNS` rounds).
 
@@ -170,61 +173,60 @@ def peak_memory_bytes(artifact: Path) -> int | None:
         return None
 
 
-def measure(
-    session: Session,
-    feeds: Feeds,
-    *,
-    size_bytes: int,
-    evidence: Evidence,
-    baseline: tuple[str, Session, int] | None = None,
-    memory_bytes: int | None = None,
-    effort: Effort = Effort(),
-) -> Profile:
+@dataclass(frozen=True)
+class Measuring:
+    """What is known of an artifact before it is timed.
+
+    Attributes:
+        size_bytes: of its payload.
+        evidence: what running here proves; `emulator` sessions must not be timed.
+        memory_bytes: from `peak_memory_bytes`.
+        effort: how long to measure.
+    """
+
+    size_bytes: int
+    evidence: Evidence
+    memory_bytes: int | None = None
+    effort: Effort = DEFAULT_EFFORT
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A float build of the same model, measured in turns with the artifact."""
+
+    name: str
+    session: Session
+    size_bytes: int
+
+
+def measure(session: Session, feeds: Feeds, measuring: Measuring, baseline: Baseline | None = None) -> Profile:
     """Profile one open session, in turns with a baseline where given.
 
     Args:
         feeds: inputs of the measured runs.
-        size_bytes: payload size of the artifact.
-        evidence: what running here proves; `emulator` sessions must not be timed.
-        baseline: name, session and payload size of a float build of the same model.
-        memory_bytes: from `peak_memory_bytes`.
     Raises:
-        ValueError: evidence is `emulator`, whose latency means nothing.
+        ValueError: the evidence is `emulator`, whose latency means nothing.
     """
-    if evidence is Evidence.EMULATOR:
+    if measuring.evidence is Evidence.EMULATOR:
         raise ValueError("latency under emulation is meaningless and is not measured")
-    sessions = [session] if baseline is None else [session, baseline[1]]
-    times, warm_up = measure_interleaved(sessions, feeds, effort)
-    by_batch = throughput_by_batch(session, feeds, effort)
+    sessions = [session] if baseline is None else [session, baseline.session]
+    times, warm_up = measure_interleaved(sessions, feeds, measuring.effort)
+    by_batch = throughput_by_batch(session, feeds, measuring.effort)
     size = batch_size(session.inputs, feeds)
     return Profile(
         latency_ms=Percentiles.of(times[0]),
         batch_size=size,
         throughput_per_s=by_batch[str(size)],
         throughput_by_batch=by_batch,
-        peak_memory_bytes=memory_bytes,
-        size_bytes=size_bytes,
-        evidence=evidence,
+        peak_memory_bytes=measuring.memory_bytes,
+        size_bytes=measuring.size_bytes,
+        evidence=measuring.evidence,
         threads=session.threads,
         warm_up=warm_up,
         runs=len(times[0]),
         host=this_host(),
         op_times=session.op_times(feeds, runs=5),
-        baseline=baseline[0] if baseline else "",
+        baseline=baseline.name if baseline else "",
         baseline_latency_ms=Percentiles.of(times[1]) if baseline else None,
-        baseline_size_bytes=baseline[2] if baseline else None,
+        baseline_size_bytes=baseline.size_bytes if baseline else None,
     )
-
-
-__all__ = [
-    "Effort",
-    "Percentiles",
-    "Profile",
-    "batch_size",
-    "has_dynamic_batch",
-    "measure",
-    "measure_interleaved",
-    "peak_memory_bytes",
-    "resize_batch",
-    "throughput_by_batch",
-]

@@ -29,7 +29,7 @@ from deploykit.host import this_host
 from deploykit.manifest import PendingBuild
 from deploykit.parity import LayerParity, ParityReport, Stage, Tolerance, compare_chain
 from deploykit.precision import Evidence, Precision
-from deploykit.profiling import Effort, Profile, measure, peak_memory_bytes
+from deploykit.profiling import DEFAULT_EFFORT, Baseline, Effort, Measuring, Profile, measure, peak_memory_bytes
 from deploykit.session import FunctionSession, Session
 from deploykit.tensors import Feeds
 
@@ -271,7 +271,7 @@ class Target(ABC):
             return judge(session, self.evidence(artifact), validation)
 
     def profile(
-        self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = Effort()
+        self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT
     ) -> Profile:
         """Measure an artifact on its golden inputs, in turns with a float build where given.
 
@@ -279,14 +279,12 @@ class Target(ABC):
             baseline: what to call it, and the float build.
         """
         feeds = artifact.golden().inputs[0]
-        memory = peak_memory_bytes(artifact.path)
-        common = {"size_bytes": artifact.size_bytes, "evidence": self.evidence(artifact), "memory_bytes": memory}
+        measuring = Measuring(artifact.size_bytes, self.evidence(artifact), peak_memory_bytes(artifact.path), effort)
         with self.open(artifact) as session:
             if baseline is None:
-                return measure(session, feeds, effort=effort, **common)
+                return measure(session, feeds, measuring)
             with self.open(baseline[1]) as other:
-                beside = (baseline[0], other, baseline[1].size_bytes)
-                return measure(session, feeds, baseline=beside, effort=effort, **common)
+                return measure(session, feeds, measuring, Baseline(baseline[0], other, baseline[1].size_bytes))
 
     def evidence(self, artifact: Artifact) -> Evidence:
         """Evidence level of running `artifact` here; override where it depends on the machine."""
