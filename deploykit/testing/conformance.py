@@ -1,0 +1,259 @@
+"""`TargetConformance`: the contract of a target as tests; subclass it, name the target, and pytest runs them.
+
+Every test exports a tiny seeded model for real: nothing is mocked, no time is asserted.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import deploykit
+from deploykit.artifact import Artifact
+from deploykit.manifest import NEEDS_DEVICE_BUILD, PROFILE_NAME, VERIFIED
+from deploykit.precision import Evidence, Precision
+from deploykit.registry import Resolved, resolve
+from deploykit.testing import models
+
+Example = tuple[Any, Any]
+
+
+class TargetConformance:
+    """The contract of a target.
+
+    Attributes:
+        target: what a user types; subclasses must set it.
+        model: factory of the model for most tests, returning `(module, example_inputs)`.
+        model_of: another factory for some precisions, by name (an int4 weight-only kernel may need a `Linear`, say).
+        options: passed to every export.
+    """
+
+    target: ClassVar[str]
+    model: ClassVar[Callable[[], Example]] = staticmethod(models.residual_cnn)
+    model_of: ClassVar[dict[str, Callable[[], Example]]] = {}
+    options: ClassVar[dict[str, Any] | None] = None
+
+    # -- fixtures and helpers -------------------------------------------------------------------------------
+
+    @pytest.fixture(scope="class")
+    def resolved(self) -> Resolved:
+        """The target as the registry finds it; skips where its packages are missing, and says which."""
+        found = resolve(self.target)
+        for requirement in found.target.capabilities().export_requires:
+            if not requirement.installed:
+                pytest.skip(f"{requirement.project} is not installed")
+        return found
+
+    @pytest.fixture(scope="class")
+    def precisions(self, resolved: Resolved) -> list[Precision]:
+        """All precisions that target and silicon share."""
+        own = resolved.target.capabilities().precisions
+        return [precision for precision in own if precision in resolved.device.precisions]
+
+    @pytest.fixture(scope="class")
+    def artifact(self, resolved: Resolved, precisions: list[Precision], tmp_path_factory: Any) -> Artifact:
+        """One artifact, int8 where there is int8, shared by the tests that only read."""
+        precision = Precision.INT8 if Precision.INT8 in precisions else precisions[0]
+        return self.export(tmp_path_factory.mktemp("shared") / "artifact", precision)
+
+    def export(self, output: Path, precision: Precision, **changes: Any) -> Artifact:
+        """Export the class's model; random calibration batches where the precision is static."""
+        model, example_inputs = self.model_of.get(precision.value, type(self).model)()
+        arguments = {
+            "example_inputs": example_inputs,
+            "options": self.options,
+            "output": output,
+            "profile": False,
+            "progress": False,
+            **({"calibration": batches(example_inputs)} if precision.is_static else {}),
+            **changes,
+        }
+        return deploykit.export(model, target=self.target, precision=precision.value, **arguments)
+
+    # -- registry -------------------------------------------------------------------------------------------
+
+    def test_is_listed_with_install_commands(self, resolved: Resolved) -> None:
+        listed = [info for info in deploykit.targets() if info.toolchain == resolved.target.name]
+        assert any(info.device == resolved.device.name for info in listed)
+        assert all(info.export_command.startswith("pip install") for info in listed)
+        assert all(info.precisions for info in listed), "a device that supports no precision cannot be used"
+
+    def test_every_device_has_a_source_for_its_figures(self, resolved: Resolved) -> None:
+        for device in resolved.target.capabilities().devices.values():
+            assert device.summary
+            assert device.source or not (device.peak_tops or device.memory_gb_per_s), device.name
+
+    # -- export ---------------------------------------------------------------------------------------------
+
+    def test_every_precision_exports_and_passes_its_gate(
+        self, precisions: list[Precision], resolved: Resolved, tmp_path: Path
+    ) -> None:
+        for precision in precisions:
+            artifact = self.export(tmp_path / precision.value, precision)
+            assert artifact.status in (VERIFIED, NEEDS_DEVICE_BUILD), precision
+            assert artifact.parity is not None and artifact.parity.passed, precision
+            assert artifact.parity.evidence in Evidence
+            assert artifact.parity.chain[-1].reference == "float PyTorch"
+            assert artifact.achieved.requested == precision.value
+            assert sum(artifact.achieved.macs.values()) > 0, f"{precision}: no multiply-accumulates were counted"
+
+    def test_int8_really_is_int8(self, artifact: Artifact) -> None:
+        if artifact.precision != "int8":
+            pytest.skip("the target has no static int8")
+        assert artifact.achieved.macs_fraction("int8") > 0.5
+        assert all(layer.reason for layer in artifact.achieved.layers if layer.precision != "int8" and layer.macs)
+        assert artifact.parity is not None and artifact.parity.layers, "no per-layer figures"
+
+    def test_static_precision_without_data_is_refused(self, precisions: list[Precision], tmp_path: Path) -> None:
+        for precision in filter(lambda p: p.is_static, precisions):
+            with pytest.raises(deploykit.CalibrationError, match="calibration="):
+                self.export(tmp_path / "never", precision, calibration=None)
+        assert not any(tmp_path.iterdir())
+
+    def test_unsupported_precision_names_those_there_are(self, precisions: list[Precision], tmp_path: Path) -> None:
+        missing = next((precision for precision in Precision if precision not in precisions), None)
+        if missing is None:
+            pytest.skip("the target has every precision")
+        with pytest.raises(deploykit.UnsupportedPrecisionError, match=precisions[0].value):
+            self.export(tmp_path / "never", missing)
+
+    def test_unknown_option_is_refused(self, precisions: list[Precision], tmp_path: Path) -> None:
+        with pytest.raises(deploykit.UsageError, match="no_such_option"):
+            self.export(tmp_path / "never", precisions[0], options={"no_such_option": 1})
+
+    def test_same_inputs_give_the_same_bytes(
+        self, artifact: Artifact, precisions: list[Precision], tmp_path: Path
+    ) -> None:
+        again = self.export(tmp_path / "again", Precision(artifact.precision))
+        assert contents(again.path) == contents(artifact.path)
+
+    def test_caller_model_is_left_alone(self, precisions: list[Precision], tmp_path: Path) -> None:
+        import torch
+
+        model, example_inputs = type(self).model()
+        model.train()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        deploykit.export(
+            model,
+            target=self.target,
+            precision=precisions[0].value,
+            example_inputs=example_inputs,
+            calibration=batches(example_inputs) if precisions[0].is_static else None,
+            options=self.options,
+            output=tmp_path / "out",
+            profile=False,
+            progress=False,
+        )
+        assert model.training
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    def test_several_inputs_and_named_outputs(self, precisions: list[Precision], tmp_path: Path) -> None:
+        model, example_inputs = models.two_inputs_dict_output()
+        expected = model(**example_inputs)
+        artifact = deploykit.export(
+            model,
+            target=self.target,
+            precision=_float_precision(precisions).value,
+            example_inputs=example_inputs,
+            output=tmp_path / "out",
+            profile=False,
+            progress=False,
+        )
+        assert {spec.name for spec in artifact.outputs} == set(expected)
+        assert {spec.name for spec in artifact.inputs} == set(example_inputs)
+
+    # -- artifact and session -------------------------------------------------------------------------------
+
+    def test_load_gives_back_what_was_exported(self, artifact: Artifact) -> None:
+        loaded = deploykit.load(artifact.path)
+        assert loaded.manifest == artifact.manifest
+        assert loaded.parity == artifact.parity
+
+    def test_altered_payload_is_refused(self, artifact: Artifact, tmp_path: Path) -> None:
+        copy = shutil.copytree(artifact.path, tmp_path / "copy")
+        entry = copy / artifact.manifest.entry
+        data = bytearray(entry.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        entry.write_bytes(data)
+        with pytest.raises(deploykit.ArtifactError, match="sha256"):
+            deploykit.load(copy)
+
+    def test_golden_outputs_are_reproduced(self, artifact: Artifact, resolved: Resolved) -> None:
+        if artifact.status == NEEDS_DEVICE_BUILD:
+            with pytest.raises(deploykit.DeviceError):
+                artifact.open()
+        else:
+            assert artifact.verify().sqnr_db > 30.0
+
+    def test_session_checks_and_owns(self, artifact: Artifact, resolved: Resolved) -> None:
+        golden = artifact.golden()
+        feeds = golden.inputs[0]
+        name = next(iter(feeds))
+        with resolved.target.open_for_parity(artifact) as session:
+            assert tuple(spec.name for spec in session.outputs) == tuple(spec.name for spec in artifact.outputs)
+            with pytest.raises(deploykit.UsageError, match="missing"):
+                session.run({})
+            with pytest.raises(deploykit.UsageError, match="unknown"):
+                session.run({**feeds, "no_such_input": feeds[name]})
+            with pytest.raises(deploykit.UsageError, match="shape"):
+                session.run({**feeds, name: feeds[name][..., :-1]})
+            with pytest.raises(deploykit.UsageError, match="dtype"):
+                session.run({**feeds, name: feeds[name].astype(np.complex64)})
+            first = session.run(feeds)
+            kept = {key: value.copy() for key, value in first.items()}
+            session.run({key: np.zeros_like(value) for key, value in feeds.items()})
+            for key, value in kept.items():
+                np.testing.assert_array_equal(first[key], value, err_msg="outputs are overwritten by the next run")
+        with pytest.raises(deploykit.UsageError, match="closed"):
+            session.run(feeds)
+
+    def test_profile_says_how_it_was_obtained(self, artifact: Artifact, resolved: Resolved) -> None:
+        profile = resolved.target.profile(artifact)
+        assert profile.evidence in (Evidence.DEVICE, Evidence.ESTIMATE, Evidence.REFERENCE)
+        assert profile.evidence is not Evidence.DEVICE or artifact.status != NEEDS_DEVICE_BUILD
+        assert profile.latency_ms.p50 > 0.0
+        assert profile.latency_ms.p50 <= profile.latency_ms.p99
+        assert profile.size_bytes == artifact.size_bytes > 0
+
+    def test_dynamic_batch_runs_other_sizes(
+        self, resolved: Resolved, precisions: list[Precision], tmp_path: Path
+    ) -> None:
+        if not resolved.target.capabilities().dynamic_batch:
+            pytest.skip("the target has no dynamic batch")
+        artifact = self.export(tmp_path / "dynamic", _float_precision(precisions), dynamic_batch=True)
+        feeds = artifact.golden().inputs[0]
+        wider = {name: np.concatenate([array, array, array]) for name, array in feeds.items()}
+        with resolved.target.open_for_parity(artifact) as session:
+            single, triple = session.run(feeds), session.run(wider)
+        for name, array in single.items():
+            np.testing.assert_allclose(triple[name][: len(array)], array, rtol=1e-3, atol=1e-3)
+
+
+def batches(example_inputs: Any, count: int = 4) -> list[Any]:
+    """Seeded calibration batches like `example_inputs`; integers and booleans are repeated as they are."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(tensor: Any) -> Any:
+        return torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+
+    if isinstance(example_inputs, dict):
+        return [{name: noise(tensor) for name, tensor in example_inputs.items()} for _ in range(count)]
+    return [tuple(noise(tensor) for tensor in example_inputs) for _ in range(count)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Bytes of every file of an artifact by relative path, without the measured profile."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != PROFILE_NAME)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def _float_precision(precisions: list[Precision]) -> Precision:
+    wanted = (Precision.FP32, Precision.FP16, Precision.BF16)
+    return next((precision for precision in wanted if precision in precisions), precisions[0])
