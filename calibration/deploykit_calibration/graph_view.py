@@ -1,0 +1,111 @@
+"""`GraphView`: the questions that placement asks a captured graph, answered once.
+
+It never changes the graph. A *tensor* is a node whose value is one tensor; an *op* is a node that computes; for ops
+with several results (split, LSTM) the tensors are the `getitem` nodes behind them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch.fx import Graph, Node
+
+from deploykit_calibration.op_kinds import data_arguments, kind_of
+
+_MOVES_DATA = frozenset({"reshape", "split"})
+_FUSES = frozenset({"conv", "conv_transpose", "linear", "matmul", "add", "mul"})
+
+
+class GraphView:
+    """Kinds, operands, and flow of a flat captured graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.order = {node: position for position, node in enumerate(graph.nodes)}
+        self.kinds = {node: kind_of(node) for node in graph.nodes}
+
+    def ops(self) -> Iterator[Node]:
+        """Nodes that compute, in execution order; `getitem` is part of its op."""
+        return (node for node in self.order if node.op == "call_function" and node.target is not operator.getitem)
+
+    def producer(self, tensor: Node) -> Node:
+        """The op that computes a tensor."""
+        return tensor.all_input_nodes[0] if tensor.target is operator.getitem else tensor
+
+    def results(self, op: Node) -> tuple[Node, ...]:
+        """The float tensors that an op computes."""
+        if isinstance(op.meta.get("val"), tuple | list):
+            return tuple(user for user in op.users if user.target is operator.getitem and is_float(user))
+        return (op,) if is_float(op) else ()
+
+    def operands(self, op: Node) -> tuple[Node, ...]:
+        """The tensors that an op reads as activations: those of the table, else all its inputs."""
+        known = self.kinds[op] != "other"
+        return data_arguments(op) if known else tuple(op.all_input_nodes)
+
+    def tail(self, op: Node, fused: frozenset[str]) -> Node:
+        """The activation that is fused to an op, where it has one; else the op."""
+        if self.kinds[op] in _FUSES and len(op.users) == 1:
+            (user,) = op.users
+            if self.kinds[user] in fused and data_arguments(user) == (op,):
+                return user
+        return op
+
+    @cached_property
+    def activations(self) -> frozenset[Node]:
+        """Float tensors that carry data: derived from float inputs or from embeddings.
+
+        What is computed from integer inputs alone (attention masks, rotary angles) is not among them.
+        """
+        found: set[Node] = set()
+        for node in self.order:
+            value = node.meta.get("val")
+            if node.op == "placeholder":
+                carries = is_float(node)
+            elif self.kinds[node] == "embedding":
+                carries = True
+            elif isinstance(value, torch.Tensor) and not value.is_floating_point():
+                carries = False
+            else:
+                carries = node.op == "call_function" and any(source in found for source in node.all_input_nodes)
+            if carries:
+                found.add(node)
+        return frozenset(found)
+
+    @cached_property
+    def returned(self) -> frozenset[Node]:
+        """Tensors that the graph returns, also where only moved or joined on the way out."""
+        output = next(node for node in reversed(self.graph.nodes) if node.op == "output")
+        pending, found = list(output.all_input_nodes), set[Node]()
+        while pending:
+            tensor = pending.pop()
+            if tensor in found:
+                continue
+            found.add(tensor)
+            op = self.producer(tensor)
+            if self.kinds[op] in _MOVES_DATA or self.kinds[op] == "concat":
+                pending += [source for source in data_arguments(op) if source in self.activations]
+        return frozenset(found)
+
+    def same_data(self, tensor: Node) -> Iterator[Node]:
+        """The tensor, then what it was moved from by reshapes, nearest first."""
+        while True:
+            yield tensor
+            op = self.producer(tensor)
+            if op.op != "call_function" or self.kinds[op] not in _MOVES_DATA:
+                return
+            tensor = data_arguments(op)[0]
+
+
+def is_float(node: Node) -> bool:
+    """Whether a node's value is one float32 tensor."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+
+
+def is_constant(node: object) -> bool:
+    """Whether a node is a float tensor that is stored in the model."""
+    return isinstance(node, Node) and node.op == "get_attr"

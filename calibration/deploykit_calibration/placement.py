@@ -1,0 +1,179 @@
+"""Quantize once: write the q/dq nodes of a scheme into a copy of the captured graph.
+
+The result runs in PyTorch (it is the simulated int8 reference) and is the source of every lowering. This module
+refuses to touch integers, masks, scalar arithmetic, graph outputs and the residual stream of transformers, and says
+of every layer that stays float why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch.fx import GraphModule, Node
+
+from deploykit_calibration.graph_view import GraphView
+from deploykit_calibration.op_kinds import mac_count, weight_count
+from deploykit_calibration.patterns import kept_float
+from deploykit_calibration.plan import Plan, Planner, is_layer
+from deploykit_calibration.ranges import affine_qparams
+from deploykit_calibration.rewrite import Rewriter, TensorParams
+from deploykit_calibration.same_scale import Groups, union_range
+from deploykit_calibration.scheme import FixedParams, QuantScheme
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+    from deploykit_calibration.table import CalibrationTable
+
+_NOT_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax"})
+
+
+@dataclass(frozen=True)
+class LayerPlacement:
+    """What one layer computes in.
+
+    Attributes:
+        name: node name in the captured graph.
+        module_path: dotted path of the module, "" for the root.
+        kind: such as `conv`, `linear`, `add`.
+        macs: multiply-accumulates at the captured input sizes.
+        weights: weight elements.
+        precision: `int8` or `float`.
+        reason: why it is float; "" where it is not.
+    """
+
+    name: str
+    module_path: str
+    kind: str
+    macs: int
+    weights: int
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedGraph:
+    """A captured graph with q/dq nodes.
+
+    Attributes:
+        graph_module: the copy; original nodes keep their names.
+        layers: every layer in execution order.
+        scheme: the scheme that was placed.
+    """
+
+    graph_module: GraphModule
+    layers: tuple[LayerPlacement, ...]
+    scheme: QuantScheme
+
+
+def place(
+    captured: CapturedModel,
+    table: CalibrationTable,
+    scheme: QuantScheme,
+    *,
+    method: str = "default",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> QuantizedGraph:
+    """Place q/dq nodes as a scheme says.
+
+    Args:
+        captured: the model; it is not changed.
+        table: its calibration; layers whose tensors have no statistics stay float.
+        method: calibration method, see `ranges.METHODS`.
+        include: patterns of module paths; where given, only these layers are quantized.
+        exclude: patterns of module paths that stay float.
+    Returns:
+        The q/dq graph with a report of every layer.
+    Raises:
+        UsageError: unknown method, or a pattern that matches no layer.
+        CalibrationError: a range or a weight is not finite.
+    """
+    view = GraphView(captured.graph_module.graph)
+    names = [op.name for op in view.ops() if is_layer(view, op)]
+    kept = kept_float(captured.origins, names, include, exclude) if include or exclude else {}
+    planner = Planner(view, scheme, table.statistics, kept)
+    plan = planner.run()
+    params = _params(view, plan, planner, _Ranges(view, table, scheme, method))
+    graph_module = Rewriter(captured.graph_module, view, scheme).run(plan, params)
+    return QuantizedGraph(graph_module, _layers(captured, view, plan), scheme)
+
+
+class _Ranges:
+    """Ranges of tensors, from the table or built in."""
+
+    def __init__(self, view: GraphView, table: CalibrationTable, scheme: QuantScheme, method: str) -> None:
+        self._view, self._table, self._scheme, self._method = view, table, scheme, method
+
+    def fixed(self, tensor: Node) -> FixedParams | None:
+        """Built-in parameters of the kernel that computes the tensor's data."""
+        found = (self._scheme.fixed_outputs.get(self._view.kinds[node]) for node in self._view.same_data(tensor))
+        return next((params for params in found if params is not None), None)
+
+    def observed(self, tensor: Node) -> tuple[float, float]:
+        """The range of a tensor; of what it was moved from where it has none of its own."""
+        fixed = self.fixed(tensor)
+        if fixed is not None:
+            return self.covered(fixed)
+        source = next(node for node in self._view.same_data(tensor) if node.name in self._table.statistics)
+        lo, hi = self._table.range(source.name, method=self._method, symmetric=self._scheme.activation.symmetric)
+        kind = self._view.kinds[source]
+        if kind in _NOT_NEGATIVE and not self._scheme.activation.symmetric:
+            lo = 0.0
+        return (lo, min(hi, 6.0)) if kind == "relu6" else (lo, hi)
+
+    def covered(self, params: FixedParams) -> tuple[float, float]:
+        """The range that built-in parameters cover."""
+        activation = self._scheme.activation
+        lo = (activation.quant_min - params.zero_point) * params.scale
+        return lo, (activation.quant_max - params.zero_point) * params.scale
+
+
+def _params(view: GraphView, plan: Plan, planner: Planner, ranges: _Ranges) -> dict[Node, TensorParams]:
+    """Scale and zero-point of every tensor that is rounded; one for each same-scale group."""
+    groups = Groups[Node]()
+    scheme = planner.scheme
+    for tensor in sorted(plan.quantized, key=view.order.__getitem__):
+        groups.find(tensor)
+    for op, reads in plan.reads.items():
+        results = [result for result in planner.results(op) if result in plan.quantized]
+        if view.kinds[op] in scheme.same_scale and results:
+            groups.join([*reads, *results])
+    found = {}
+    for group in groups:
+        params = _group_params(group, ranges, scheme)
+        found.update({tensor: params for tensor in group})
+    return found
+
+
+def _group_params(group: tuple[Node, ...], ranges: _Ranges, scheme: QuantScheme) -> TensorParams:
+    observed = [ranges.observed(tensor) for tensor in group]
+    fixed = next((params for params in map(ranges.fixed, group) if params is not None), None)
+    lo, hi = union_range(observed)
+    if fixed is not None:
+        # Built-in parameters hold for the group unless another member does not fit into them.
+        covered = ranges.covered(fixed)
+        if covered[0] <= lo and hi <= covered[1]:
+            return TensorParams(float(np.float32(fixed.scale)), fixed.zero_point)
+    activation = scheme.activation
+    limits = {"quant_min": activation.quant_min, "quant_max": activation.quant_max}
+    params = affine_qparams(lo, hi, symmetric=activation.symmetric, what=group[0].name, **limits)
+    return TensorParams(float(params.scale), int(params.zero_point))
+
+
+def _layers(captured: CapturedModel, view: GraphView, plan: Plan) -> tuple[LayerPlacement, ...]:
+    return tuple(
+        LayerPlacement(
+            name=op.name,
+            module_path=captured.origins[op.name].module_path if op.name in captured.origins else "",
+            kind=view.kinds[op],
+            macs=mac_count(op),
+            weights=weight_count(op),
+            precision="int8" if op in plan.reads else "float",
+            reason=plan.reasons.get(op, ""),
+        )
+        for op in view.ops()
+        if is_layer(view, op)
+    )

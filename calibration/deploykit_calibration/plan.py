@@ -1,0 +1,190 @@
+"""Decide which ops compute in integers and which tensors are rounded: the rules of a scheme, run to a fixed point.
+
+Nothing is written here. Sets only grow, so the order of visits does not matter: an op that asks for integers makes
+its inputs *demanded*; an op that writes integers makes its output *hard* (its float value is gone); ops that follow
+or join become integer ops when a neighbour is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from deploykit_calibration.graph_view import GraphView, is_constant, is_float
+from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, weight_argument
+from deploykit_calibration.scheme import Inputs, OpRule, Output, QuantScheme
+from deploykit_calibration.transformer_residual import residual_stream
+
+_TWO_OPERANDS = frozenset({"add", "sub", "mul"})
+
+
+@dataclass
+class Plan:
+    """What will be rounded.
+
+    Attributes:
+        reads: tensors that each integer op reads as integers.
+        demanded: tensors that some op reads as integers.
+        hard: tensors whose float value is gone: every consumer reads the rounded one.
+        reasons: why an op stays float, by node.
+    """
+
+    reads: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
+    demanded: set[Node] = field(default_factory=set)
+    hard: set[Node] = field(default_factory=set)
+    reasons: dict[Node, str] = field(default_factory=dict)
+
+    @property
+    def quantized(self) -> set[Node]:
+        """All tensors that get a q/dq pair."""
+        return self.demanded | self.hard
+
+
+class Planner:
+    """Applies one scheme to one graph."""
+
+    def __init__(self, view: GraphView, scheme: QuantScheme, observed: Container[str], kept: dict[str, str]) -> None:
+        self._view, self.scheme, self._observed, self._kept = view, scheme, observed, kept
+        self._stream = residual_stream(view) if scheme.residual_policy == "auto" else frozenset()
+        self._returned = view.returned if scheme.float_outputs else frozenset()
+        self._plan = Plan()
+        self._possible: list[Node] = []
+
+    def run(self) -> Plan:
+        """Decide everything."""
+        for op in self._view.ops():
+            reason = self._why_float(op, self._rule(op))
+            if reason is None:
+                self._possible.append(op)
+            else:
+                self._plan.reasons[op] = reason
+        while self._round():
+            pass
+        for op in self._possible:
+            if op not in self._plan.reads:
+                self._plan.reasons[op] = "no neighbour computes in integers"
+        return self._plan
+
+    def _rule(self, op: Node) -> OpRule:
+        return self.scheme.rule(self._view.kinds[op])
+
+    def tail(self, op: Node) -> Node:
+        """Where the output of an op is rounded: behind the activation that is fused to it."""
+        return self._view.tail(op, self.scheme.fused_activations)
+
+    def results(self, op: Node) -> tuple[Node, ...]:
+        """The tensors that are rounded when the op writes integers."""
+        tail = self.tail(op)
+        return (tail,) if tail is not op else self._view.results(op)
+
+    # Why an op cannot be an integer op, whatever its neighbours do.
+
+    def _why_float(self, op: Node, rule: OpRule) -> str | None:
+        if op.name in self._kept:
+            return self._kept[op.name]
+        if rule.inputs is Inputs.FLOAT:
+            return rule.reason or f"{self.scheme.name} keeps {self._view.kinds[op]} in float"
+        return (
+            self._why_operands(op) or self._why_weight(op) or self._why_residual(op, rule) or self._why_output(op, rule)
+        )
+
+    def _why_operands(self, op: Node) -> str | None:
+        operands = self._view.operands(op)
+        constants_allowed = self._view.kinds[op] == "matmul"
+        for tensor in operands:
+            if tensor in self._view.activations and is_float(tensor):
+                if not self.has_statistics(tensor):
+                    return f"no calibration statistics for its input {tensor.name}"
+            elif not (constants_allowed and is_constant(tensor) and is_float(tensor)):
+                return "an operand is a constant, a mask, or computed from integers"
+        if not any(tensor in self._view.activations for tensor in operands):
+            return "an operand is a constant, a mask, or computed from integers"
+        if self._view.kinds[op] in _TWO_OPERANDS and len(operands) < 2:
+            return "scalar arithmetic"
+        return None
+
+    def _why_weight(self, op: Node) -> str | None:
+        weight, bias = weight_argument(op), bias_argument(op)
+        if weight is not None and not (is_constant(weight) and is_float(weight)):
+            return "its weight is computed at run time"
+        if bias is not None and self.scheme.bias == "int32" and not is_constant(bias):
+            return "its bias is computed at run time"
+        return None
+
+    def _why_residual(self, op: Node, rule: OpRule) -> str | None:
+        kind = self._view.kinds[op]
+        if kind in _TWO_OPERANDS and argument(op, 2, "alpha", 1) != 1:
+            return "scales one operand"
+        if kind == "add" and self.scheme.residual_policy == "float":
+            return "residual additions stay in float in this scheme"
+        if kind not in MACS and any(result in self._stream for result in self.results(op)):
+            return "transformer residual stream"
+        return None
+
+    def _why_output(self, op: Node, rule: OpRule) -> str | None:
+        if rule.output is not Output.REQUIRED:
+            return None
+        for tensor in self.results(op):
+            if tensor in self._returned:
+                return "graph output"
+            if not self.has_statistics(tensor):
+                return f"no calibration statistics for its output {tensor.name}"
+        return None if self.results(op) else "computes no float tensor"
+
+    def has_statistics(self, tensor: Node) -> bool:
+        """Whether a range is known: its own, a built-in one, or that of what it was moved from."""
+        return any(
+            source.name in self._observed or self._view.kinds[source] in self.scheme.fixed_outputs
+            for source in self._view.same_data(tensor)
+        )
+
+    # The fixed point.
+
+    def _round(self) -> bool:
+        before = (len(self._plan.reads), len(self._plan.demanded), len(self._plan.hard))
+        for op in self._possible:
+            if op not in self._plan.reads and self._is_integer(op, self._rule(op)):
+                self._accept(op, self._rule(op))
+        return before != (len(self._plan.reads), len(self._plan.demanded), len(self._plan.hard))
+
+    def _is_integer(self, op: Node, rule: OpRule) -> bool:
+        operands = [tensor for tensor in self._view.operands(op) if tensor in self._view.activations]
+        if rule.inputs in (Inputs.INT8, Inputs.RESIDUAL):
+            return True
+        if rule.inputs is Inputs.FOLLOW:
+            return all(tensor in self._plan.hard for tensor in operands)
+        wanted = rule.pull and any(result in self._plan.demanded for result in self.results(op))
+        return wanted or any(tensor in self._plan.hard for tensor in operands)
+
+    def _accept(self, op: Node, rule: OpRule) -> None:
+        operands = tuple(tensor for tensor in self._view.operands(op) if tensor in self._view.activations)
+        reads = self._skip_connections(op, operands) if rule.inputs is Inputs.RESIDUAL else operands
+        self._plan.reads[op] = tuple(dict.fromkeys(reads))
+        self._plan.demanded.update(reads)
+        if rule.output is Output.ON_DEMAND:
+            return
+        for tensor in self.results(op):
+            if tensor not in self._stream and tensor not in self._returned and self.has_statistics(tensor):
+                self._plan.hard.add(tensor)
+
+    def _skip_connections(self, op: Node, operands: tuple[Node, ...]) -> tuple[Node, ...]:
+        """All operands but the layer that the addition is fused to: the last one that nothing else reads."""
+        layers = [
+            tensor
+            for tensor in operands
+            if self._view.kinds[tensor] in MACS and len(tensor.users) == 1 and tensor not in self._plan.reasons
+        ]
+        if not layers:
+            return operands
+        fused = max(layers, key=self._view.order.__getitem__)
+        return tuple(tensor for tensor in operands if tensor is not fused)
+
+
+def is_layer(view: GraphView, op: Node) -> bool:
+    """Whether a placement reports an op by itself."""
+    kind = view.kinds[op]
+    if kind in _TWO_OPERANDS:
+        return len(view.operands(op)) == 2 and all(tensor in view.activations for tensor in view.operands(op))
+    return kind in LAYERS

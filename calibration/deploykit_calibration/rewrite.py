@@ -1,0 +1,185 @@
+"""Write a plan into a copy of the graph: quantize and dequantize nodes, integer weights and biases.
+
+Every node of the captured graph keeps its name; new nodes are named for what they round: `conv2d_1_q`,
+`conv2d_1_dq`, `conv2d_1_weight_dq`, `conv2d_1_bias_dq`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from deploykit.errors import ConversionError
+from deploykit_calibration.bias import INT32_MAX, quantize_bias, scale_floor
+from deploykit_calibration.graph_view import GraphView, is_constant
+from deploykit_calibration.op_kinds import bias_argument, channel_axis, shape_of, weight_argument
+from deploykit_calibration.plan import Plan
+from deploykit_calibration.scheme import QuantScheme
+from deploykit_calibration.weights import DTYPES, WeightQuant, weight_quant
+
+_OPS = torch.ops.quantized_decomposed
+_INT32 = (-INT32_MAX, INT32_MAX, torch.int32)
+
+
+@dataclass(frozen=True)
+class TensorParams:
+    """Scale (exact in float32) and zero-point of one activation tensor."""
+
+    scale: float
+    zero_point: int
+
+
+class Rewriter:
+    """Copies one captured graph and inserts what a plan says."""
+
+    def __init__(self, module: GraphModule, view: GraphView, scheme: QuantScheme) -> None:
+        self._source, self._view, self._scheme = module, view, scheme
+        self._graph = Graph()
+        self._copies: dict[Node, Node] = {}
+        self._buffers: dict[str, Any] = {}
+        self._weights: dict[tuple[str, int | None, bytes], tuple[Node, WeightQuant]] = {}
+
+    def run(self, plan: Plan, params: Mapping[Node, TensorParams]) -> GraphModule:
+        """Build the q/dq graph.
+
+        Args:
+            plan: what reads and writes integers.
+            params: of every tensor in `plan.quantized`.
+        Returns:
+            A new module that shares float parameters with the captured one; the captured one is untouched.
+        """
+        self._copy()
+        for tensor in self._view.order:
+            if tensor in params and tensor in plan.quantized:
+                self._round(tensor, params[tensor], plan)
+        for op, reads in plan.reads.items():
+            self._weigh(op, [params[tensor].scale for tensor in reads])
+        return self._finish()
+
+    def _copy(self) -> None:
+        for node in self._view.graph.nodes:
+            copy = self._graph.node_copy(node, self._copies.__getitem__)
+            if node.op != "output" and copy.name != node.name:
+                raise ConversionError(f"node {node.name} of the captured graph was renamed to {copy.name} in its copy")
+            self._copies[node] = copy
+
+    def _round(self, tensor: Node, params: TensorParams, plan: Plan) -> None:
+        """Put q and dq behind a tensor, and let those read dq that should."""
+        copy, scheme = self._copies[tensor], self._scheme.activation
+        details = (params.scale, params.zero_point, scheme.quant_min, scheme.quant_max, DTYPES[scheme.dtype])
+        value = tensor.meta["val"]
+        with self._graph.inserting_after(self._insertion_point(tensor)):
+            q = self._node(f"{tensor.name}_q", _OPS.quantize_per_tensor.default, (copy, *details), value, details[-1])
+        with self._graph.inserting_after(q):
+            dq = self._node(f"{tensor.name}_dq", _OPS.dequantize_per_tensor.default, (q, *details), value)
+        for user in tensor.users:
+            if tensor in plan.hard or tensor in plan.reads.get(user, ()):
+                self._copies[user].replace_input_with(copy, dq)
+
+    def _insertion_point(self, tensor: Node) -> Node:
+        if tensor.op != "placeholder":
+            return self._copies[tensor]
+        return [self._copies[node] for node in self._view.order if node.op == "placeholder"][-1]
+
+    def _node(
+        self,
+        name: str,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        like: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> Node:
+        node = self._graph.create_node("call_function", target, args, name=name)
+        node.meta["val"] = like if dtype is None else like.to(dtype)
+        return node
+
+    def _constant(self, name: str, value: Tensor) -> Node:
+        self._buffers[name] = value
+        node = self._graph.create_node("get_attr", name, name=name)
+        node.meta["val"] = torch.empty_like(value, device="meta")
+        return node
+
+    # Weights and biases.
+
+    def _weigh(self, op: Node, input_scales: list[float]) -> None:
+        for weight, axis in self._stored_operands(op):
+            bias = bias_argument(op)
+            integer_bias = self._scheme.bias == "int32" and is_constant(bias) and weight is weight_argument(op)
+            floor = scale_floor(self._value(bias), input_scales[0]) if integer_bias else None
+            with self._graph.inserting_before(self._copies[op]):
+                dq, quant = self._weight(op, weight, axis, floor)
+                self._copies[op].replace_input_with(self._copies[weight], dq)
+                if integer_bias:
+                    self._copies[op].replace_input_with(
+                        self._copies[bias], self._bias(op, bias, input_scales[0], quant)
+                    )
+
+    def _stored_operands(self, op: Node) -> list[tuple[Node, int | None]]:
+        """(node, channel axis) of what an op multiplies with and the model stores."""
+        weight = weight_argument(op)
+        if weight is not None:
+            return [(weight, channel_axis(op))]
+        operands = self._view.operands(op) if self._view.kinds[op] == "matmul" else ()
+        return [
+            (node, 1 if position == 1 and len(shape_of(node)) == 2 else None)
+            for position, node in enumerate(operands)
+            if is_constant(node)
+        ]
+
+    def _value(self, node: Node) -> Tensor:
+        value: Any = self._source
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        assert isinstance(value, Tensor)
+        return value.detach()
+
+    def _weight(self, op: Node, weight: Node, axis: int | None, floor: Tensor | None) -> tuple[Node, WeightQuant]:
+        """The dequantize node of a weight; one for all layers that share weight and scales."""
+        quant = weight_quant(self._value(weight), axis, self._scheme, floor=floor, name=f"weight {weight.target}")
+        key = (str(weight.target), quant.axis, quant.scales.numpy().tobytes())
+        if key not in self._weights:
+            self._weights[key] = self._write_weight(f"{op.name}_weight", weight, quant), quant
+        dq, quant = self._weights[key]
+        return dq, quant
+
+    def _write_weight(self, name: str, weight: Node, quant: WeightQuant) -> Node:
+        limits = (quant.quant_min, quant.quant_max, quant.dtype)
+        details: tuple[Any, ...] = (float(quant.scales[0]), 0, *limits)
+        form = "tensor"
+        if quant.axis is not None:
+            scales = self._constant(f"{name}_scale", quant.scales)
+            zeros = self._constant(f"{name}_zero_point", quant.zero_points)
+            details, form = (scales, zeros, quant.axis, *limits), "channel"
+        like = weight.meta["val"]
+        if self._scheme.weights == "folded":
+            q = self._constant(f"{name}_q", quant.quantize(self._value(weight)))
+        else:
+            operator = getattr(_OPS, f"quantize_per_{form}").default
+            q = self._node(f"{name}_q", operator, (self._copies[weight], *details), like, quant.dtype)
+        return self._node(f"{name}_dq", getattr(_OPS, f"dequantize_per_{form}").default, (q, *details), like)
+
+    def _bias(self, op: Node, bias: Node, input_scale: float, quant: WeightQuant) -> Node:
+        values, scales = quantize_bias(self._value(bias), input_scale, quant.scales)
+        name = f"{op.name}_bias"
+        q = self._constant(f"{name}_q", values)
+        scale = self._constant(f"{name}_scale", scales)
+        zeros = self._constant(f"{name}_zero_point", torch.zeros(scales.shape, dtype=torch.int64))
+        return self._node(
+            f"{name}_dq", _OPS.dequantize_per_channel.default, (q, scale, zeros, 0, *_INT32), bias.meta["val"]
+        )
+
+    def _finish(self) -> GraphModule:
+        for node in reversed(self._graph.nodes):
+            if node.op == "get_attr" and not node.users:
+                self._graph.erase_node(node)
+        for node in self._graph.nodes:
+            if node.op == "get_attr" and node.target not in self._buffers:
+                self._buffers[str(node.target)] = self._value(node)
+        module = GraphModule(self._buffers, self._graph, class_name="QuantizedGraphModule")
+        module.graph.lint()
+        return module.eval()

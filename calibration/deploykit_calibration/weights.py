@@ -1,0 +1,90 @@
+"""Quantize stored weights: one scale for each output channel, symmetric, from their largest magnitude.
+
+Min-max per channel is enough (facts: MSE-optimal scales gain nothing). Two things need care: channels that are all
+zero, and channels so small that the int32 bias of the layer would not fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
+from torch import Tensor
+
+from deploykit_calibration.ranges import affine_qparams
+from deploykit_calibration.scheme import PerAxis, QuantScheme
+
+DTYPES = {"uint8": torch.uint8, "int8": torch.int8, "int16": torch.int16, "int32": torch.int32}
+
+
+@dataclass(frozen=True, eq=False)
+class WeightQuant:
+    """Scales of one weight.
+
+    Attributes:
+        scales: float32, shape (channels,), or (1,) per tensor; > 0.
+        zero_points: int64 zeros, same shape.
+        axis: of the channels; None is per tensor.
+        quant_min, quant_max, dtype: of the integers.
+    """
+
+    scales: Tensor
+    zero_points: Tensor
+    axis: int | None
+    quant_min: int
+    quant_max: int
+    dtype: torch.dtype
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        """The integers of a weight, by the same operator that an unfolded graph runs."""
+        ops = torch.ops.quantized_decomposed
+        limits = (self.quant_min, self.quant_max, self.dtype)
+        if self.axis is None:
+            result = ops.quantize_per_tensor.default(weight, float(self.scales[0]), 0, *limits)
+        else:
+            result = ops.quantize_per_channel.default(weight, self.scales, self.zero_points, self.axis, *limits)
+        return result.contiguous()  # type: ignore[no-any-return]
+
+
+def weight_quant(
+    weight: Tensor, axis: int | None, scheme: QuantScheme, *, floor: Tensor | None = None, name: str = "a weight"
+) -> WeightQuant:
+    """Choose the scales of a weight.
+
+    Args:
+        weight: float32, any shape.
+        axis: of the output channels; None, or a per-tensor scheme, gives one scale.
+        floor: float32, shape (channels,), smallest scale allowed (see `bias.scale_floor`).
+        name: of the weight, for errors.
+    Returns:
+        Scales that cover every value exactly, at least `floor`.
+    Raises:
+        CalibrationError: the weight holds NaN or infinity.
+    """
+    granularity = scheme.weight.granularity
+    per_axis = isinstance(granularity, PerAxis) and axis is not None
+    if isinstance(granularity, PerAxis) and granularity.axis is not None:
+        axis = granularity.axis
+    quant_min, quant_max = scheme.weight_limits
+    magnitude = _magnitude(weight, axis if per_axis else None)
+    params = affine_qparams(-magnitude, magnitude, quant_min=quant_min, quant_max=quant_max, symmetric=True, what=name)
+    scales = torch.from_numpy(np.atleast_1d(params.scale).astype(np.float32))
+    if floor is not None:
+        limit = floor if per_axis else floor.max().reshape(1)
+        # A channel of zeros may have any scale; the floor keeps its bias exact.
+        dead = torch.from_numpy(np.atleast_1d(magnitude) == 0) & (limit > 0)
+        scales = torch.where(dead, limit, torch.maximum(scales, limit))
+    zeros = torch.zeros(scales.shape, dtype=torch.int64)
+    dtype = DTYPES[scheme.weight.dtype]
+    return WeightQuant(scales, zeros, axis if per_axis else None, quant_min, quant_max, dtype)
+
+
+def _magnitude(weight: Tensor, axis: int | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    with torch.no_grad():
+        if axis is None:
+            largest = weight.detach().abs().max()
+        else:
+            largest = weight.detach().abs().transpose(0, axis).flatten(1).amax(1)
+    return largest.double().cpu().numpy()
