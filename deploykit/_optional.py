@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import shutil
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -44,6 +45,31 @@ class Requirement:
             return importlib.metadata.version(self.project)
         except importlib.metadata.PackageNotFoundError:
             return None
+
+
+@dataclass(frozen=True)
+class SystemTool:
+    """A program that a toolchain starts and that pip does not install.
+
+    Attributes:
+        command: name of the executable, such as `qemu-aarch64-static`.
+        package: Debian package that has it, such as `qemu-user-static`.
+        purpose: what it is needed for, as the end of "needed to".
+    """
+
+    command: str
+    package: str
+    purpose: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether the executable is on the PATH."""
+        return shutil.which(self.command) is not None
+
+    @property
+    def install_command(self) -> str:
+        """The command that installs it on Debian and Ubuntu."""
+        return f"sudo apt-get install {self.package}"
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

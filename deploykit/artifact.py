@@ -196,9 +196,8 @@ def load(path: str | Path) -> Artifact:
     if folder.is_symlink() or manifest_path.is_symlink():
         raise ArtifactError(f"{folder} or its manifest is a symbolic link; artifacts hold no links")
     if not manifest_path.is_file():
-        raise ArtifactError(
-            f"{folder} is not an artifact: it has no {layout.MANIFEST_NAME}", hint="pass the exported folder"
-        )
+        lacks = f"it has no {layout.MANIFEST_NAME}" if folder.exists() else "there is no such folder"
+        raise ArtifactError(f"{folder} is not an artifact: {lacks}", hint="pass the exported folder")
     try:
         data = manifest_path.read_bytes()
     except OSError as error:
@@ -288,7 +287,7 @@ def _read_profile(path: Path, fingerprint: str) -> Profile | None:
     try:
         record = msgspec.json.decode(path.read_bytes(), type=_ProfileRecord)
     except (OSError, msgspec.MsgspecError) as error:
-        raise ArtifactError(f"{path.name} is damaged: {error}", hint="run `deploykit profile` again") from error
+        raise ArtifactError(f"{path.name} is damaged: {error}", hint="run `deploykit profile --save` again") from error
     if record.artifact != fingerprint:
-        raise ArtifactError(f"{path.name} belongs to another artifact", hint="run `deploykit profile` again")
+        raise ArtifactError(f"{path.name} belongs to another artifact", hint="run `deploykit profile --save` again")
     return record.profile

@@ -92,17 +92,19 @@ class Profile:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure.
+    """How long to measure, and with what.
 
     Attributes:
         seconds: wall time that the measured runs of one loop may take together.
         max_runs: upper bound on measured runs of each session.
         batch_sizes: for throughput, where the batch axis is dynamic.
+        threads: for the runtime; None for all cores that this process may use.
     """
 
     seconds: float = 1.0
     max_runs: int = 200
     batch_sizes: tuple[int, ...] = (1, 4, 8)
+    threads: int | None = None
 
 
 DEFAULT_EFFORT = Effort()

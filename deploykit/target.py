@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 
-from deploykit._optional import Requirement
+from deploykit._optional import Requirement, SystemTool
 from deploykit.achieved import Achieved
 from deploykit.devices import Device
 from deploykit.errors import DeviceError, MissingDependencyError, UnsupportedPrecisionError, UsageError
@@ -51,6 +51,7 @@ class Capabilities:
         evidence: the best evidence level that running here gives.
         dynamic_batch: whether a dynamic batch axis survives conversion.
         distribution: that has the extras.
+        system_tools: programs that pip does not install (a cross compiler, an emulator); `deploykit doctor` checks them.
     """
 
     summary: str
@@ -63,6 +64,7 @@ class Capabilities:
     evidence: Evidence = Evidence.DEVICE
     dynamic_batch: bool = True
     distribution: str = "deploykit"
+    system_tools: tuple[SystemTool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -280,10 +282,10 @@ class Target(ABC):
         """
         feeds = artifact.golden().inputs[0]
         measuring = Measuring(artifact.size_bytes, self.evidence(artifact), peak_memory_bytes(artifact.path), effort)
-        with self.open(artifact) as session:
+        with self.open(artifact, threads=effort.threads) as session:
             if baseline is None:
                 return measure(session, feeds, measuring)
-            with self.open(baseline[1]) as other:
+            with self.open(baseline[1], threads=effort.threads) as other:
                 return measure(session, feeds, measuring, Baseline(baseline[0], other, baseline[1].size_bytes))
 
     def evidence(self, artifact: Artifact) -> Evidence:
