@@ -1,0 +1,126 @@
+"""An operator outside our table: PyTorch's own exporter writes it alone, and the result is spliced in.
+
+Slow (a second or so each) but as wide as `torch.onnx`; only its public interface is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import operator
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+import onnx.inliner
+import torch
+from onnx import TensorProto
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from deploykit_targets._onnx.ops.table import tensor_meta
+from deploykit_targets._onnx.writer import GraphWriter
+
+
+class _Sink(logging.Handler):
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self.log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.log.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def kept_quiet(log: list[str]) -> Iterator[None]:
+    """Collect what a converter prints, warns and logs, instead of showing it."""
+    out, sink, root = io.StringIO(), _Sink(log), logging.getLogger()
+    before = root.handlers[:]
+    root.handlers = [sink]
+    try:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(out),
+        ):
+            warnings.simplefilter("always")
+            yield
+    finally:
+        root.handlers = before
+        log.extend(str(warning.message) for warning in caught)
+        log.extend(line for line in out.getvalue().splitlines() if line.strip())
+
+
+def export_alone(node: Node, opset: int, log: list[str]) -> tuple[onnx.ModelProto, list[Node]]:
+    """One captured operator as a model of its own.
+
+    Returns:
+        The model, without local functions, and the captured nodes that are its inputs, in order.
+
+    Raises:
+        NotImplementedError: the operator takes sizes that are computed at run time.
+        Exception: whatever the exporter raises; the caller adds operator and source line.
+    """
+    sources: dict[Node, Node] = {}
+    graph = Graph()
+
+    def as_input(source: Node) -> Node:
+        if not isinstance(source.meta.get("val", tensor_meta(source)), torch.Tensor):
+            raise NotImplementedError("no translation of our own, and it takes a size computed at run time")
+        if source not in sources:
+            sources[source] = graph.placeholder(f"arg{len(sources)}")
+        return sources[source]
+
+    arguments = pytree.tree_map_only(Node, as_input, (tuple(node.args), dict(node.kwargs)))
+    call = graph.call_function(node.target, *arguments)  # type: ignore[arg-type]
+    group = node.meta.get("val")
+    parts = [call]
+    if isinstance(group, (tuple, list)):
+        parts = [graph.call_function(operator.getitem, (call, index)) for index in range(len(group))]
+    graph.output(tuple(parts))
+    module = GraphModule({}, graph)
+    examples = tuple(_example(source) for source in sources)
+    with kept_quiet(log), torch.no_grad():
+        program = torch.export.export(module, examples, dynamic_shapes=tuple(_dynamic(source) for source in sources))
+        exported = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, optimize=True)
+        assert exported is not None
+        model = onnx.inliner.inline_local_functions(exported.model_proto)
+    return model, list(sources)
+
+
+def _example(source: Node) -> torch.Tensor:
+    meta = tensor_meta(source)
+    sizes = [size if isinstance(size, int) else max(2, int(size)) for size in meta.shape]
+    return torch.zeros(sizes, dtype=meta.dtype)
+
+
+def _dynamic(source: Node) -> dict[int, Any]:
+    shape = tensor_meta(source).shape
+    return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(shape) if not isinstance(size, int)}
+
+
+def splice(writer: GraphWriter, model: onnx.ModelProto, inputs: list[Any], *, multiple: bool) -> str | tuple[str, ...]:
+    """Copy the nodes of a small model into the graph under construction.
+
+    Args:
+        inputs: ONNX values for the model's inputs, in order.
+        multiple: whether the captured operator gives a group of tensors.
+
+    Returns:
+        The value(s) that stand for the model's outputs.
+    """
+    names: dict[str, str] = {"": ""}
+    names.update(zip((value.name for value in model.graph.input), inputs, strict=True))
+    scope, _ = writer.scope
+    for tensor in model.graph.initializer:
+        copy = TensorProto()
+        copy.CopyFrom(tensor)
+        copy.name = names[tensor.name] = writer.reserve(f"{scope}.{tensor.name}")
+        writer.initialisers[copy.name] = copy
+    for node in model.graph.node:
+        outputs = [names.setdefault(out, writer.reserve(f"{scope}.{out}")) if out else "" for out in node.output]
+        writer.copy(node, [names[name] for name in node.input], outputs)
+    results = tuple(names[value.name] for value in model.graph.output)
+    return results if multiple else results[0]
