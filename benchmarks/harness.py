@@ -1,0 +1,104 @@
+"""What every benchmark shares: interleaved timing, a table for people, JSON for programs, the machine by its features."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def interleaved_ms(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
+    """Call the functions in turns; milliseconds of every call by name. What disturbs one disturbs all alike."""
+    for function in functions.values():
+        for _ in range(warm_up):
+            function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Median and minimum in milliseconds. Ratios are taken between minima: the least disturbed call of each."""
+    return {"median_ms": round(statistics.median(times), 3), "min_ms": round(min(times), 3)}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence peers: their prints, warnings and log lines are not results."""
+    logging.disable(logging.WARNING)
+    sink = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder, removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="deploykit-benchmark-") as folder:
+        yield Path(folder)
+
+
+def report(name: str, rows: Sequence[Mapping[str, Any]], *, notes: Sequence[str] = ()) -> None:
+    """Print `rows` as a table and write them to `results/<name>.json` with the machine and the versions."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from deploykit.host import this_host
+
+    table = Table(title=name)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console().print(table)
+    for note in notes:
+        print(f"- {note}")
+    RESULTS.mkdir(exist_ok=True)
+    record = {"benchmark": name, "machine": asdict(this_host()), "versions": _versions(), "rows": rows, "notes": notes}
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _versions() -> dict[str, str]:
+    import importlib.metadata as metadata
+
+    names = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
+    return {name: metadata.version(name) for name in names if _installed(name)}
+
+
+def _installed(name: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
+
+
+def threads() -> int:
+    """Threads that every runtime and PyTorch get: the cores of this process, at most 2."""
+    import torch
+
+    count = min(2, len(os.sched_getaffinity(0)))
+    torch.set_num_threads(count)
+    return count
