@@ -1,0 +1,200 @@
+"""The models that all benchmarks share: the usual architectures, seeded random weights, no downloads.
+
+Batch-norm statistics are set by running seeded images through the network in training mode, layer after layer, so
+that activations have the spread of a trained network instead of exploding or dying with depth.
+"""
+
+# nn.Module.__call__ returns Any, so every forward below does.
+# mypy: disable-error-code="no-any-return"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+Example = tuple[nn.Module, tuple[Tensor, ...]]
+
+
+def conv_norm(channels_in: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Convolution without bias that keeps the size at stride 1, and its batch norm."""
+    conv = nn.Conv2d(channels_in, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(channels)]
+
+
+class ResidualBlock(nn.Module):
+    """ResNet's block: basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1), with a 1x1 shortcut where the shape changes."""
+
+    def __init__(self, channels_in: int, width: int, stride: int, *, bottleneck: bool) -> None:
+        super().__init__()
+        channels = width * (4 if bottleneck else 1)
+        if bottleneck:
+            layers = [*conv_norm(channels_in, width, 1), nn.ReLU(), *conv_norm(width, width, 3, stride), nn.ReLU()]
+            layers += conv_norm(width, channels, 1)
+        else:
+            layers = [*conv_norm(channels_in, width, 3, stride), nn.ReLU(), *conv_norm(width, width, 3)]
+        self.body = nn.Sequential(*layers)
+        changes = stride != 1 or channels_in != channels
+        self.shortcut = nn.Sequential(*conv_norm(channels_in, channels, 1, stride)) if changes else nn.Identity()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.body(x) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """ResNet for 224 x 224 images (He et al. 2015, with the stride on the 3x3 convolution)."""
+
+    def __init__(self, blocks: tuple[int, int, int, int], *, bottleneck: bool) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_norm(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        stages: list[nn.Module] = []
+        channels = 64
+        for stage, count in enumerate(blocks):
+            width = 64 << stage
+            for index in range(count):
+                stride = 2 if stage and not index else 1
+                stages.append(ResidualBlock(channels, width, stride, bottleneck=bottleneck))
+                channels = width * (4 if bottleneck else 1)
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.flatten(self.pool(self.stages(self.stem(x))), 1))
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: expand, depthwise 3x3, project; added to its input where the shape allows."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, expand: int) -> None:
+        super().__init__()
+        hidden = channels_in * expand
+        layers = [*conv_norm(channels_in, hidden, 1), nn.ReLU6()] if expand != 1 else []
+        layers += [*conv_norm(hidden, hidden, 3, stride, groups=hidden), nn.ReLU6(), *conv_norm(hidden, channels, 1)]
+        self.body = nn.Sequential(*layers)
+        self.adds = stride == 1 and channels_in == channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.adds else self.body(x)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2, width 1.0 (Sandler et al. 2018)."""
+
+    # expansion, channels, repeats, stride of the first
+    STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [*conv_norm(3, 32, 3, 2), nn.ReLU6()]
+        channels_in = 32
+        for expand, channels, repeats, first in self.STAGES:
+            for index in range(repeats):
+                layers.append(InvertedResidual(channels_in, channels, first if index == 0 else 1, expand))
+                channels_in = channels
+        self.features = nn.Sequential(*layers, *conv_norm(channels_in, 1280, 1), nn.ReLU6())
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, 1000))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean([2, 3]))
+
+
+def _settle(model: nn.Module, size: int, seed: int) -> nn.Module:
+    """Seeded He initialisation, random scale and shift, and batch-norm statistics that fit them; eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                fan_in = module.weight[0].numel()
+                module.weight.normal_(0.0, (2.0 / fan_in) ** 0.5, generator=generator)
+                if module.bias is not None:
+                    module.bias.normal_(0.0, 0.1, generator=generator)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0.0, 0.2, generator=generator)
+                module.momentum = None  # a plain average: one batch sets the statistics
+        model.train()
+        model(images(8, size, seed=seed))
+        _spread_logits(model.eval(), images(8, size, seed=seed + 1))
+    return model.requires_grad_(False)
+
+
+def _spread_logits(model: nn.Module, batch: Tensor) -> None:
+    """Centre the logits and give them deviation 2 over a batch: random networks else prefer one class for all."""
+    classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    logits = model(batch)
+    scale = 2.0 / (logits - logits.mean(0)).std()
+    classifier.weight.mul_(scale)
+    classifier.bias.copy_((classifier.bias - logits.mean(0)) * scale)
+
+
+def _image_model(make: Callable[[], nn.Module], size: int, seed: int) -> Example:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _settle(make(), size, seed)
+    return model, (images(1, size),)
+
+
+def resnet50(size: int = 224) -> Example:
+    """25.6 M parameters, 4.1 GMAC per image at 224."""
+    return _image_model(partial(ResNet, (3, 4, 6, 3), bottleneck=True), size, 50)
+
+
+def resnet18(size: int = 224) -> Example:
+    """11.7 M parameters, 1.8 GMAC per image at 224."""
+    return _image_model(partial(ResNet, (2, 2, 2, 2), bottleneck=False), size, 18)
+
+
+def mobilenet_v2(size: int = 224) -> Example:
+    """3.5 M parameters, 0.3 GMAC per image at 224."""
+    return _image_model(MobileNetV2, size, 2)
+
+
+def bert_base(length: int = 128) -> Example:
+    """110 M parameters, from its configuration alone; (input_ids, attention_mask) -> logits of two classes."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = BertForSequenceClassification(BertConfig()).eval().requires_grad_(False)
+    return _Logits(model), token_batches(1, length)[0]
+
+
+class _Logits(nn.Module):
+    """The classifier's logits alone, instead of the library's output object."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def images(count: int, size: int = 224, *, seed: int = 0) -> Tensor:
+    """Seeded images with structure at every scale, normalised; float32, shape (count, 3, size, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(count, 3, size, size)
+    for scale in (1, 4, 16, 56):
+        side = max(size // scale, 1)
+        noise = torch.randn(count, 3, side, side, generator=generator)
+        total += nn.functional.interpolate(noise, size=(size, size), mode="nearest") * scale**0.25
+    return total / total.std(dim=(1, 2, 3), keepdim=True)
+
+
+def token_batches(count: int, length: int = 128, *, seed: int = 0) -> list[tuple[Tensor, ...]]:
+    """Seeded token ids with full attention; each (int64 (1, length), int64 (1, length))."""
+    generator = torch.Generator().manual_seed(seed)
+    ones = torch.ones(1, length, dtype=torch.int64)
+    return [(torch.randint(0, 30522, (1, length), generator=generator), ones) for _ in range(count)]
+
+
+MODELS: dict[str, Callable[[], Example]] = {
+    "resnet50": resnet50,
+    "resnet18": resnet18,
+    "mobilenet_v2": mobilenet_v2,
+    "bert_base": bert_base,
+}

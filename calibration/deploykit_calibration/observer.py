@@ -1,0 +1,191 @@
+"""The observer of a calibration pass: for every floating value of a captured graph, statistics over all batches.
+
+Looks at as little as possible: a view has the statistics of what it views, and what relu and clamp make is computed
+from the sample and the extremes of their operand, exactly.
+
+Refuses NaN, and infinity where the model does not make it on purpose (a mask of -inf before a softmax), naming
+batch, tensor, module and source line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from deploykit.errors import CalibrationError
+from deploykit_calibration.execution import floating_nodes
+from deploykit_calibration.sampling import Observation, Sampler, Values, extremes
+from deploykit_calibration.statistics import StatisticsBuilder, TensorStatistics
+
+if TYPE_CHECKING:
+    from deploykit.capture.model import CapturedModel
+
+aten = torch.ops.aten
+
+# Ops whose result holds the same values as their first operand.
+VIEWS = frozenset(
+    {
+        aten.alias.default,
+        aten.clone.default,
+        aten.contiguous.default,
+        aten.detach.default,
+        aten.dropout.default,
+        aten.expand.default,
+        aten.flatten.using_ints,
+        aten.permute.default,
+        aten.reshape.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.t.default,
+        aten.transpose.int,
+        aten.unsqueeze.default,
+        aten.view.default,
+    }
+)
+
+_SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
+
+Monotone = Callable[[Values], Values]
+
+
+class Observer:
+    """Collects statistics; hand `see` to an `Executor`, and call `begin` before each batch.
+
+    Args:
+        captured: the model.
+        seed: of the random positions.
+    """
+
+    def __init__(self, captured: CapturedModel, seed: int) -> None:
+        self._captured = captured
+        self._sampler = Sampler(seed)
+        nodes = list(floating_nodes(captured.graph_module))
+        known = {node.name for node in nodes}
+        self._aliases = dict(_aliases(nodes, known))
+        self._clamps = {
+            node.name: (node.args[0].name, clamp)
+            for node in nodes
+            if (clamp := _as_clamp(node)) and isinstance(node.args[0], fx.Node) and node.args[0].name in known
+        }
+        self._kept = {source for source, _ in self._clamps.values()}
+        self._recent: dict[str, Observation] = {}
+        self._builders = {name: StatisticsBuilder() for name in known if name not in self._aliases}
+        self._may_be_infinite = _may_be_infinite(captured.graph_module)
+        self._batch = ""
+
+    def begin(self, batch: str) -> None:
+        """Start a batch.
+
+        Args:
+            batch: its name in errors, such as `batch 3`.
+        """
+        self._batch = batch
+        self._recent.clear()
+        self._sampler.next_batch()
+
+    def see(self, name: str, value: Any) -> None:
+        """Take in the value of a node."""
+        builder = self._builders.get(name)
+        if builder is None:
+            return
+        observed = self._observation(name, value)
+        if math.isnan(observed.minimum) or (observed.infinite and name not in self._may_be_infinite):
+            raise self._not_finite(name, "NaN" if math.isnan(observed.minimum) else "infinity")
+        if name in self._kept:
+            self._recent[name] = observed
+        builder.add(observed.minimum, observed.maximum, observed.count, observed.sample, nonfinite=observed.infinite)
+
+    def statistics(self) -> dict[str, TensorStatistics]:
+        """By node name, in no order; the views share the object of what they view."""
+        built = {name: builder.build() for name, builder in self._builders.items()}
+        return built | {name: built[source] for name, source in self._aliases.items()}
+
+    def _observation(self, name: str, value: Tensor) -> Observation:
+        source, clamp = self._clamps.get(name, (None, None))
+        seen = self._recent.get(source) if source else None
+        if seen is None or clamp is None or seen.infinite or not seen.count:
+            return self._sampler.observe(value)
+        low, high = clamp(np.array([seen.minimum, seen.maximum])).tolist()
+        return replace(seen, minimum=low, maximum=high, sample=clamp(seen.sample))
+
+    def _not_finite(self, name: str, what: str) -> CalibrationError:
+        origin = self._captured.origins.get(name)
+        return CalibrationError(
+            f"calibration {self._batch}: {name!r} holds {what}: {origin or 'a model input'}",
+            hint="the inputs of this batch are finite: the model overflows on them; "
+            "look at their scale, or run the model on this batch alone",
+        )
+
+
+class Extremes:
+    """Exact extremes alone, for one batch: what is needed to compare two ways of computing."""
+
+    def __init__(self, captured: CapturedModel) -> None:
+        self._names = {node.name for node in floating_nodes(captured.graph_module)}
+        self.found: dict[str, tuple[float, float]] = {}
+
+    def see(self, name: str, value: Any) -> None:
+        """Take in the value of a node."""
+        if name in self._names:
+            self.found[name] = extremes(value)
+
+
+def agree(exact: Mapping[str, tuple[float, float]], other: Mapping[str, tuple[float, float]], tolerance: float) -> bool:
+    """Whether every range of `other` differs from the exact one by at most `tolerance` of its width (zero included)."""
+    for name, (low, high) in exact.items():
+        allowed = tolerance * (max(high, 0.0) - min(low, 0.0))
+        found = other[name]
+        # Written so that NaN never agrees.
+        if not (abs(found[0] - low) <= allowed and abs(found[1] - high) <= allowed):
+            return False
+    return True
+
+
+def _aliases(nodes: list[fx.Node], known: set[str]) -> Iterator[tuple[str, str]]:
+    """(view, the first node whose values it shows)."""
+    roots: dict[str, str] = {}
+    for node in nodes:
+        source = node.args[0] if node.target in VIEWS and node.args else None
+        if isinstance(source, fx.Node) and source.name in known:
+            roots[node.name] = roots.get(source.name, source.name)
+            yield node.name, roots[node.name]
+
+
+def _as_clamp(node: fx.Node) -> Monotone | None:
+    """The NumPy form of an op that only limits its operand; None for any other op."""
+    bounds: tuple[Any, ...]
+    args: tuple[Any, ...] = node.args
+    if node.target is aten.relu.default:
+        bounds = (0.0, None)
+    elif node.target is aten.hardtanh.default:
+        bounds = (-1.0, 1.0) if len(args) == 1 else (*args[1:3], 1.0)[:2]
+    elif node.target is aten.clamp.default:
+        bounds = (*args[1:3], None, None)[:2]
+    else:
+        return None
+    if node.kwargs or not all(bound is None or isinstance(bound, int | float) for bound in bounds):
+        return None
+    low, high = (None if bound is None else np.float32(bound) for bound in bounds)
+    return lambda values: np.clip(values, low, high)
+
+
+def _may_be_infinite(module: fx.GraphModule) -> set[str]:
+    """Names of the nodes that an infinity written in the model itself (a constant, an argument) reaches."""
+    reached: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            constant = fx.graph_module._get_attr(module, str(node.target))
+            if isinstance(constant, Tensor) and constant.is_floating_point() and bool(constant.isinf().any()):
+                reached.add(node)
+        elif node.op == "call_function" and node.target not in _SOFTMAX:
+            written = any(isinstance(x, float) and math.isinf(x) for x in (*node.args, *node.kwargs.values()))
+            if written or any(source in reached for source in node.all_input_nodes):
+                reached.add(node)
+    return {node.name for node in reached}
