@@ -86,3 +86,9 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(error.name or module, extra=extra, purpose=purpose) from error
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Installed versions by distribution name, for the record of what took part; missing ones are left out."""
+    found = {name: Requirement(name).version for name in distributions}
+    return {name: version for name, version in found.items() if version is not None}

@@ -1,4 +1,4 @@
-"""The targets: one package per toolchain, each behind an entry point of the group `deploykit.targets`.
+"""The toolchain plugins that ship with deploykit: one folder each, the same file names in each.
 
-Nothing is imported here. Packages with an underscore are shared; the others do not know each other.
+Folders that begin with an underscore are shared mechanisms, not targets. Nothing is imported here.
 """

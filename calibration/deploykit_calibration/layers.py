@@ -1,0 +1,66 @@
+"""The layers of a captured float model: what every report of achieved precision counts, quantized or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from deploykit.achieved import Achieved, LayerAchieved
+from deploykit_calibration.graph_view import GraphView
+from deploykit_calibration.op_kinds import mac_count, weight_count
+from deploykit_calibration.placement import LayerPlacement
+from deploykit_calibration.plan import is_layer
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+    from deploykit.precision import Precision
+
+
+def float_layers(captured: CapturedModel) -> tuple[LayerPlacement, ...]:
+    """Every layer of the float graph in execution order, with its multiply-accumulates and weights."""
+    view = GraphView(captured.graph_module.graph)
+    return tuple(
+        LayerPlacement(
+            name=op.name,
+            module_path=captured.origins[op.name].module_path if op.name in captured.origins else "",
+            kind=view.kinds[op],
+            macs=mac_count(op),
+            weights=weight_count(op),
+            precision="float",
+            reason="",
+        )
+        for op in view.ops()
+        if is_layer(view, op)
+    )
+
+
+def reconcile(
+    precision: Precision,
+    layers: Iterable[LayerPlacement],
+    executed: Mapping[str, str],
+    *,
+    source: str,
+    reasons: Mapping[str, str] | None = None,
+    notes: Iterable[str] = (),
+) -> Achieved:
+    """Join what was planned with what the produced file really computes in.
+
+    Args:
+        precision: requested.
+        layers: from a placement, or from `float_layers`.
+        executed: layer name to precision as counted in the file; a layer that is not there is taken as planned, because
+            runtimes fuse and rename what is not a multiply-accumulate.
+        source: where `executed` was read.
+        reasons: layer name to why it is not as requested, where the placement does not say it.
+    """
+    found = (_layer(layer, executed.get(layer.name), (reasons or {}).get(layer.name, "")) for layer in layers)
+    return Achieved.count(precision.value, found, source=source, notes=notes)
+
+
+def _layer(layer: LayerPlacement, executed: str | None, reason: str) -> LayerAchieved:
+    planned = "int8" if layer.precision == "int8" else "float32"
+    actual = executed or planned
+    why = layer.reason or reason
+    if planned == "int8" and actual != "int8":
+        why = f"placed as int8, and the runtime computes it in {actual}"
+    return LayerAchieved(layer.name, layer.module_path, layer.kind, actual, layer.macs, layer.weights, why)

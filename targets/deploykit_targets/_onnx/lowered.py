@@ -1,0 +1,58 @@
+"""A conversion job -> ONNX, for every target that takes ONNX: float as captured, or quantized by the target's scheme."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from deploykit.errors import CalibrationError
+from deploykit_calibration.layers import float_layers
+from deploykit_calibration.placement import LayerPlacement, place
+from deploykit_calibration.scheme import QuantScheme
+from deploykit_calibration.simulate import SimulatedModel
+from deploykit_targets._onnx.lower import to_onnx
+
+if TYPE_CHECKING:
+    import onnx
+
+    from deploykit.target import ConversionJob
+    from deploykit_calibration.table import CalibrationTable
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A job as ONNX.
+
+    Attributes:
+        model: with node names of the captured graph.
+        layers: every layer and what it was placed as.
+        simulation: the q/dq graph in PyTorch; None for float.
+        log: what exporters printed.
+    """
+
+    model: onnx.ModelProto
+    layers: tuple[LayerPlacement, ...]
+    simulation: SimulatedModel | None
+    log: str
+
+
+def lower_float(job: ConversionJob, *, opset: int = 20) -> Lowered:
+    """The float graph as ONNX."""
+    log: list[str] = []
+    model = to_onnx(job.captured, opset=opset, log=log)
+    return Lowered(model, float_layers(job.captured), None, "\n".join(log))
+
+
+def lower_quantized(job: ConversionJob, scheme: QuantScheme, *, opset: int = 20) -> Lowered:
+    """The graph with the q/dq nodes of `scheme` as ONNX.
+
+    Raises:
+        CalibrationError: the job has no table.
+    """
+    if job.table is None:
+        raise CalibrationError("a static int8 conversion needs a calibration table", hint="pass calibration=")
+    table = cast("CalibrationTable", job.table)
+    quantized = place(job.captured, table, scheme, method=job.method, include=job.include, exclude=job.exclude)
+    log: list[str] = []
+    model = to_onnx(job.captured, quantized.graph_module, opset=opset, log=log)
+    return Lowered(model, quantized.layers, SimulatedModel(job.captured, quantized), "\n".join(log))

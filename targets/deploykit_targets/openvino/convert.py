@@ -1,0 +1,68 @@
+"""Captured model -> OpenVINO IR, by way of the shared ONNX lowering; int8 counted in OpenVINO's execution graph."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit._optional import require, versions
+from deploykit.errors import ConversionError
+from deploykit.precision import Precision
+from deploykit.target import Conversion, ConversionJob
+from deploykit_calibration.layers import reconcile
+from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized
+from deploykit_targets.openvino.scheme import scheme_of
+from deploykit_targets.openvino.session import executed_precisions
+
+if TYPE_CHECKING:
+    import onnx
+
+_ENTRY = "model.xml"
+_NOTES = {
+    Precision.FP16: ("weights are stored in float16; the CPU computes in float32 where it has no float16 units",),
+    Precision.BF16: ("weights are stored in float32; multiply-accumulates run in bfloat16",),
+}
+
+
+def convert(job: ConversionJob) -> Conversion:
+    """Write `model.xml` and `model.bin`, and count what they compute in.
+
+    Raises:
+        ConversionError: an operator has no ONNX form, or OpenVINO refuses the graph.
+    """
+    lowered = lower_quantized(job, scheme_of(job.device)) if job.precision is Precision.INT8 else lower_float(job)
+    _write_ir(lowered.model, job.folder / _ENTRY, half=job.precision is Precision.FP16)
+    return Conversion(
+        entry=_ENTRY,
+        achieved=_achieved(job, lowered),
+        tool_versions=versions("torch", "onnx", "openvino"),
+        simulation=lowered.simulation,
+        log=lowered.log,
+    )
+
+
+def _achieved(job: ConversionJob, lowered: Lowered) -> Any:
+    executed = executed_precisions(job.folder / _ENTRY, job.precision, [layer.name for layer in lowered.layers])
+    source = "OpenVINO's execution graph"
+    return reconcile(job.precision, lowered.layers, executed, source=source, notes=_NOTES.get(job.precision, ()))
+
+
+def _write_ir(model: onnx.ModelProto, path: Path, *, half: bool) -> None:
+    openvino = require("openvino", extra="openvino", purpose="export to openvino")
+    try:
+        converted = openvino.Core().read_model(model.SerializeToString())
+    except RuntimeError as error:
+        raise ConversionError(
+            f"OpenVINO refuses the model: {error}", hint='target="x86-cpu" uses ONNX Runtime'
+        ) from error
+    _name_canonically(converted, {name for node in model.graph.node for name in (node.name, *node.output)})
+    openvino.save_model(converted, str(path), compress_to_fp16=half)
+
+
+def _name_canonically(model: Any, known: set[str]) -> None:
+    """Number helper nodes by their place in the graph: OpenVINO numbers them by a counter of the process."""
+    for index, node in enumerate(model.get_ordered_ops()):
+        name = node.get_friendly_name()
+        if name not in known and re.search(r"_\d+", name):
+            node.set_friendly_name(f"{node.get_type_name()}.{index}")

@@ -1,0 +1,112 @@
+"""An OpenVINO IR opened on the CPU plugin, and what its execution graph says of precisions and times."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit._optional import require
+from deploykit.errors import ArtifactError
+from deploykit.precision import Precision
+from deploykit.session import OpTime, Session
+from deploykit.tensors import Feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from deploykit.artifact import Artifact
+
+# OpenVINO computes in bf16 by default on CPUs with AMX; an artifact computes in what it was verified in.
+_HINTS = {Precision.BF16: "bf16", Precision.FP16: "f16"}
+
+
+def precision_hint(precision: Precision) -> str:
+    """What OpenVINO's CPU plugin computes float layers in for an artifact of `precision`."""
+    return _HINTS.get(precision, "f32")
+
+
+def compile_ir(path: str, config: dict[str, Any]) -> Any:
+    """Compile an IR for the CPU.
+
+    Raises:
+        MissingDependencyError: OpenVINO is not installed.
+        ArtifactError: it refuses the file.
+    """
+    openvino = require("openvino", extra="openvino-runtime", purpose="run artifacts of openvino")
+    try:
+        return openvino.Core().compile_model(path, "CPU", config)
+    except RuntimeError as error:
+        raise ArtifactError(f"OpenVINO refuses {path}: {error}", hint="export the model again") from error
+
+
+class OpenVinoSession(Session):
+    """Runs an artifact's IR on the CPU."""
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        super().__init__(artifact.inputs, artifact.outputs, threads=threads)
+        self._path = str(artifact.entry)
+        self._config = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision_hint(artifact.manifest.precision),
+        }
+        self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
+        self._compiled = compile_ir(self._path, self._config)
+        self._request = self._compiled.create_infer_request()
+        self._names = tuple(spec.name for spec in self.outputs)
+        self._ports = tuple(self._compiled.output(name) for name in self._names)
+
+    def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        results = self._request.infer(feeds)
+        return {name: results[port] for name, port in zip(self._names, self._ports, strict=True)}
+
+    def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
+        """See `Session.op_times`; a second compilation counts, so that ordinary runs do not pay for it."""
+        request = compile_ir(self._path, {**self._config, "PERF_COUNT": True}).create_infer_request()
+        totals: dict[str, tuple[str, float]] = {}
+        for _ in range(runs):
+            request.infer(feeds)
+            for info in request.profiling_info:
+                op, spent = totals.get(info.node_name, (info.node_type, 0.0))
+                totals[info.node_name] = (op, spent + info.real_time.total_seconds() * 1e6)
+        times = (
+            OpTime(name, op, self._module_paths.get(name, ""), spent / runs) for name, (op, spent) in totals.items()
+        )
+        return tuple(sorted((time for time in times if time.mean_us > 0.0), key=lambda time: -time.mean_us))
+
+    def _close(self) -> None:
+        del self._ports, self._request, self._compiled
+
+
+_PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def executed_precisions(path: Path, precision: Precision, layers: Iterable[str]) -> dict[str, str]:
+    """What each layer computes in, read from the execution graph of the CPU plugin.
+
+    Args:
+        path: the IR.
+        precision: of the artifact; decides what float layers compute in.
+        layers: names in the captured graph, which the lowering keeps.
+    Returns:
+        Layer name to `int8`, `float32`, ...; layers that were fused away are missing.
+    """
+    compiled = compile_ir(str(path), {"INFERENCE_PRECISION_HINT": precision_hint(precision)})
+    wanted = set(layers)
+    found: dict[str, str] = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        facts = node.get_rt_info()
+        if "layerType" not in facts or _text(facts["layerType"]) in ("Const", "Input", "Output", "Reorder"):
+            continue
+        runs_in = _PRECISIONS.get(_text(facts["runtimePrecision"]), _text(facts["runtimePrecision"]))
+        for name in _text(facts["originalLayersNames"]).split(","):
+            layer = name.split("/")[0]
+            if layer in wanted:
+                found.setdefault(layer, runs_in)
+    return found
+
+
+def _text(value: Any) -> str:
+    return str(getattr(value, "value", value))
