@@ -1,0 +1,117 @@
+"""`capture`: any PyTorch model -> `CapturedModel`, the one float graph that every target starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from deploykit.capture.check import require_parity
+from deploykit.capture.dynamic import Symbols
+from deploykit.capture.editor import Editor
+from deploykit.capture.failures import translated
+from deploykit.capture.fingerprint import fingerprint
+from deploykit.capture.functionalise import writes_through_views
+from deploykit.capture.inputs import tree_of
+from deploykit.capture.model import CapturedModel
+from deploykit.capture.normalise import passes
+from deploykit.capture.origins import origin_of
+from deploykit.capture.quiet import quiet
+from deploykit.capture.randomness import refuse_randomness
+from deploykit.capture.sources import resolve
+from deploykit.capture.trace import Traced, trace_module, trace_program
+from deploykit.capture.unlift import unlift
+from deploykit.errors import UsageError
+from deploykit.tensors import TensorSpec
+
+
+def capture(
+    model: Any, *, example_inputs: Any = None, dynamic_batch: bool = False, dynamic_shapes: Any = None
+) -> CapturedModel:
+    """Capture a model as one flat, normalised float graph, and prove that it computes the same.
+
+    Args:
+        model: nn.Module, LightningModule, torch.export.ExportedProgram or `"package.module:factory"`. Never changed.
+            Weights on the CPU in float32 are shared, not copied: do not train on while the capture is in use.
+        example_inputs: tuple (positional), dict (by name) or one tensor; None asks the model.
+        dynamic_batch: axis 0 of every input is one dynamic axis, `batch`.
+        dynamic_shapes: dynamic axes as torch.export takes them; excludes `dynamic_batch`.
+
+    Returns:
+        the model in eval mode on the CPU, within 100 dB SQNR of the model's own outputs on the example inputs.
+
+    Raises:
+        UsageError: an argument is missing or contradicts another; the message says which to pass.
+        CaptureError: PyTorch cannot trace the model, or a pass changed its outputs; names op, module and line.
+    """
+    if dynamic_batch and dynamic_shapes is not None:
+        raise UsageError("dynamic_batch and dynamic_shapes exclude each other", hint="pass one of them")
+    source = resolve(model, example_inputs)
+    if isinstance(source.model, ExportedProgram):
+        traced = trace_program(source, dynamic=dynamic_batch or dynamic_shapes is not None)
+    else:
+        traced = trace_module(source, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+    return from_traced(traced)
+
+
+def from_traced(traced: Traced, *, expand_attention: bool = True) -> CapturedModel:
+    """Normalise a traced program and check it against the model's outputs.
+
+    Args:
+        expand_attention: whether scaled_dot_product_attention becomes matmul, softmax, matmul.
+    """
+    with quiet(), torch.no_grad():
+        editor, kept = _flat(traced)
+        steps = passes(expand_attention=expand_attention)
+        for step in steps:
+            step(editor)
+        module = editor.module()
+        for inputs, reference in traced.references:
+            require_parity(reference, module(*inputs), lambda: _flat(traced)[0], steps, inputs)
+    names = [traced.output_names[index] for index in kept]
+    return _captured(module, traced, names)
+
+
+def _flat(traced: Traced) -> tuple[Editor, list[int]]:
+    """The program's graph with plain constants, functional where its in-place ops are not simple."""
+    program, names = traced.program, [leaf.name for leaf, _ in traced.flat]
+    editor, kept = unlift(program, names)
+    refuse_randomness(editor.graph)
+    if writes_through_views(editor.graph):
+        with translated(program.graph_module):
+            program = program.run_decompositions({})
+        editor, kept = unlift(program, names)
+    return editor, kept
+
+
+def _captured(module: fx.GraphModule, traced: Traced, names: Sequence[str]) -> CapturedModel:
+    nodes = list(module.graph.nodes)
+    placeholders = [n for n in nodes if n.op == "placeholder"]
+    symbols = Symbols(placeholders, traced.axes, traced.program.range_constraints)
+    inputs = tuple(_spec(str(n.target), n.meta["val"], symbols, _layout(n)) for n in placeholders)
+    outputs = tuple(_spec(name, n.meta["val"], symbols) for name, n in zip(names, nodes[-1].args[0], strict=True))
+    return CapturedModel(
+        graph_module=module,
+        inputs=inputs,
+        outputs=outputs,
+        example_inputs=traced.example_inputs,
+        dynamic_axes=symbols.axes(placeholders),
+        origins={n.name: origin_of(n) for n in nodes if n.op == "call_function"},
+        fingerprint=fingerprint(module, inputs),
+        input_tree=tree_of(traced.flat),
+        symbol_ranges=symbols.ranges,
+    )
+
+
+def _spec(name: str, val: Tensor, symbols: Symbols, layout: str | None = None) -> TensorSpec:
+    dtype = str(val.dtype).removeprefix("torch.")
+    return TensorSpec(name, tuple(symbols.size(size) for size in val.shape), dtype, layout)
+
+
+def _layout(placeholder: fx.Node) -> str | None:
+    """NCHW for an input that a 2-D convolution reads."""
+    convolved = any(user.target is torch.ops.aten.conv2d.default for user in placeholder.users)
+    return "NCHW" if convolved and placeholder.meta["val"].dim() == 4 else None

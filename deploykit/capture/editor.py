@@ -1,0 +1,128 @@
+"""`Editor`: a graph under rewriting, with its constants and the shape of every value.
+
+Passes work on an FX graph and a plain dict of constants, and build a GraphModule only when something must run. Every
+node that a pass inserts gets `meta["val"]` (a fake tensor, no data) by running its op on the fakes of its arguments,
+and the provenance (module stack, source lines) of the node it replaces. It does not decide what to rewrite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+Target = Callable[..., Any]
+PROVENANCE = ("nn_module_stack", "stack_trace")
+
+
+class Editor:
+    """An FX graph with its constants, and the operations that passes need.
+
+    Attributes:
+        graph: placeholders, get_attr (keys of `constants`), call_function and one output returning a tuple.
+        constants: float32 or integer CPU tensors by get_attr target; weights are shared with the user's model,
+            so that a pass adds new constants and never writes into old ones.
+    """
+
+    def __init__(self, graph: fx.Graph, constants: dict[str, Tensor]) -> None:
+        self.graph = graph
+        self.constants = constants
+        self._fake_mode = _fake_mode_of(graph)
+        self._last_placeholder = [n for n in graph.nodes if n.op == "placeholder"][-1]
+
+    def calls(self, *targets: Target) -> list[fx.Node]:
+        """The call_function nodes of these targets (all when none is given), in order, safe to edit while walking."""
+        return [n for n in self.graph.nodes if n.op == "call_function" and (not targets or n.target in targets)]
+
+    def value(self, node: Any) -> Tensor | None:
+        """The tensor behind a get_attr node, or None for anything else."""
+        if isinstance(node, fx.Node) and node.op == "get_attr":
+            return self.constants[str(node.target)]
+        return None
+
+    def constant(self, name: str, tensor: Tensor) -> fx.Node:
+        """Add a constant and a get_attr node for it behind the inputs; `name` gets a number when it is taken."""
+        unique, count = name, 0
+        while unique in self.constants:
+            count += 1
+            unique = f"{name}_{count}"
+        self.constants[unique] = tensor
+        with self.graph.inserting_after(self._last_placeholder):
+            node = self.graph.create_node("get_attr", unique)
+        node.meta["val"] = self._fake_mode.from_tensor(tensor, static_shapes=True)
+        return node
+
+    def call(self, target: Target, *args: Any, before: fx.Node, **kwargs: Any) -> fx.Node:
+        """Insert a call before a node and take over that node's provenance; the value is inferred.
+
+        Raises:
+            whatever the op raises on the fake arguments, such as a shape mismatch.
+        """
+        val = self.infer(target, args, kwargs)
+        with self.graph.inserting_before(before):
+            node = self.graph.create_node("call_function", target, args, kwargs)
+        node.meta.update({key: before.meta[key] for key in PROVENANCE if key in before.meta})
+        node.meta["val"] = val
+        return node
+
+    def infer(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        """Run an op on the fakes of its arguments: the shape and dtype it would give."""
+        fakes = fx.map_arg((args, kwargs or {}), lambda n: n.meta["val"])
+        with self._fake_mode, torch.no_grad():
+            return target(*fakes[0], **fakes[1])
+
+    def retarget(self, node: fx.Node, target: Target, *args: Any, **kwargs: Any) -> None:
+        """Turn a node into another call in place; its value must be the same."""
+        node.target, node.args, node.kwargs = target, args, kwargs
+
+    def swap(self, old: fx.Node, new: Any) -> None:
+        """Send every use of `old` to `new` and erase `old`."""
+        old.replace_all_uses_with(new)
+        self.graph.erase_node(old)
+
+    def sweep(self) -> None:
+        """Erase calls and constants that nothing uses."""
+        for node in reversed(self.graph.nodes):
+            if node.op in ("call_function", "get_attr") and not node.users:
+                self.graph.erase_node(node)
+        used = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
+        for name in [name for name in self.constants if name not in used]:
+            del self.constants[name]
+
+    def module(self) -> fx.GraphModule:
+        """A runnable GraphModule of the graph as it stands (constants shared, not copied)."""
+        self.graph.lint()
+        return fx.GraphModule(dict(self.constants), self.graph)
+
+    @contextmanager
+    def fakes(self) -> Iterator[FakeTensorMode]:
+        """The fake mode of the graph's values, entered, without gradients."""
+        with self._fake_mode, torch.no_grad():
+            yield self._fake_mode
+
+
+def shape_of(node: fx.Node) -> tuple[Any, ...]:
+    """Sizes of a node's tensor; ints, or SymInts on dynamic axes."""
+    return tuple(node.meta["val"].shape)
+
+
+def rank_of(node: fx.Node) -> int:
+    """Number of axes of a node's tensor."""
+    return len(node.meta["val"].shape)
+
+
+def is_static(sizes: Iterable[Any]) -> bool:
+    """Whether every size is a plain int."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def _fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
+    for node in graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if isinstance(mode, FakeTensorMode):
+            return mode
+    return FakeTensorMode()

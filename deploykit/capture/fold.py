@@ -1,0 +1,157 @@
+"""Fold what does not depend on the inputs: constant subgraphs into constants, batch norms into the layer before them.
+
+Batch norm is y = (x - mean) / sqrt(var + eps) * gamma + beta, so with scale = gamma / sqrt(var + eps) a layer
+y = W x + b becomes W' = scale * W (per output channel) and b' = (b - mean) * scale + beta. Computed in float64 and
+rounded once. A batch norm that follows no such layer becomes a multiplication and an addition.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from deploykit.capture.editor import Editor, rank_of
+
+aten = torch.ops.aten
+
+LARGEST_CONSTANT = 2**24
+"""Elements; a bigger result (a broadcast mask, say) stays computed, so that files stay small."""
+
+CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding)
+TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+_GROUPS_AT = {**dict.fromkeys(CONVOLUTIONS, 6), **dict.fromkeys(TRANSPOSED, 6)}
+_BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+
+
+def fold_constants(editor: Editor) -> None:
+    """Compute every subgraph without inputs once, and keep the results that the rest of the graph reads."""
+    known: dict[fx.Node, Any] = {n: editor.value(n) for n in editor.graph.nodes if n.op == "get_attr"}
+    with torch.no_grad():
+        for node in editor.calls():
+            if _is_foldable(node, known):
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known[n])
+                known[node] = node.target(*args, **kwargs)
+    for node in editor.calls():
+        value = known.get(node)
+        if isinstance(value, Tensor) and any(user not in known for user in node.users):
+            constant = editor.constant(f"constant_{node.name}", _owned(value))
+            editor.swap(node, constant)
+            known[constant] = value
+    editor.sweep()
+
+
+def fold_batch_norms(editor: Editor) -> None:
+    """Fold batch norms in eval mode into convolutions and linears; others become mul and add."""
+    folded: dict[tuple[Any, ...], tuple[fx.Node, fx.Node]] = {}
+    for node in editor.calls(*_BATCH_NORMS):
+        legacy = node.target is not aten.batch_norm.default
+        source, weight, bias, mean, var = node.args[:5]
+        if not legacy and node.args[5]:
+            continue  # normalises with the statistics of the batch, as instance norm does: not a constant
+        parameters = [editor.value(p) for p in (mean, var, weight, bias)]
+        if parameters[0] is None or parameters[1] is None:
+            continue
+        scale, shift = _scale_and_shift(*parameters, eps=float(node.args[6 if legacy else 7]))
+        result = _result_of(node)
+        key = (source.args[1:3], mean, var, weight, bias) if isinstance(source, fx.Node) else ()
+        if _takes_scale(editor, source):
+            if key not in folded:
+                folded[key] = _folded_weights(editor, source, scale, shift)
+            _set_weights(source, *folded[key])
+            editor.swap(result, source)
+        else:
+            editor.swap(result, _as_mul_add(editor, node, scale, shift))
+    editor.sweep()
+
+
+def _is_foldable(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
+    if any(n not in known for n in node.all_input_nodes):
+        return False
+    if node.target is operator.getitem:
+        return True
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in target.tags:
+        return False
+    vals = node.meta.get("val")
+    return all(_is_small(val) for val in (vals if isinstance(vals, tuple | list) else (vals,)))
+
+
+def _is_small(val: Any) -> bool:
+    if not isinstance(val, Tensor):
+        return isinstance(val, int | float | bool | None)
+    return all(isinstance(size, int) for size in val.shape) and val.numel() <= LARGEST_CONSTANT
+
+
+def _owned(value: Tensor) -> Tensor:
+    """A contiguous tensor that shares no memory with a bigger one."""
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _scale_and_shift(
+    mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Batch norm as y = scale * x + shift, float64, shape (channels,)."""
+    assert mean is not None and var is not None
+    scale = torch.rsqrt(var.double() + eps)
+    scale = scale if weight is None else scale * weight.double()
+    shift = -mean.double() * scale
+    return scale, shift if bias is None else shift + bias.double()
+
+
+def _result_of(node: fx.Node) -> fx.Node:
+    """The node that carries the normalised tensor: item 0 of the legacy op's tuple."""
+    if node.target is aten.batch_norm.default:
+        return node
+    return next(user for user in node.users if user.args[1] == 0)
+
+
+def _takes_scale(editor: Editor, source: Any) -> bool:
+    """Whether a batch norm's input is a layer with constant weights that nothing else reads."""
+    if not isinstance(source, fx.Node) or len(source.users) != 1:
+        return False
+    is_linear = source.target is aten.linear.default and rank_of(source) == 2
+    if not (is_linear or source.target in _GROUPS_AT):
+        return False
+    bias = source.args[2] if len(source.args) > 2 else None
+    return editor.value(source.args[1]) is not None and (bias is None or editor.value(bias) is not None)
+
+
+def _folded_weights(editor: Editor, layer: fx.Node, scale: Tensor, shift: Tensor) -> tuple[fx.Node, fx.Node]:
+    """New weight and bias constants of a layer followed by y = scale * x + shift."""
+    weight, old_bias = editor.value(layer.args[1]), editor.value(layer.args[2] if len(layer.args) > 2 else None)
+    assert weight is not None
+    groups = 1
+    if layer.target in TRANSPOSED:  # weight is (in, out / groups, ...), with the groups side by side along `in`
+        groups = int(layer.args[6]) if len(layer.args) > 6 else 1
+        grouped = weight.double().unflatten(0, (groups, -1))
+        new_weight = (grouped * scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
+    else:
+        new_weight = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
+    new_bias = shift if old_bias is None else old_bias.double() * scale + shift
+    name = str(layer.args[1].target).removesuffix(".weight")
+    return (
+        editor.constant(f"{name}.folded_weight", _parameter(new_weight)),
+        editor.constant(f"{name}.folded_bias", _parameter(new_bias)),
+    )
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.float().contiguous(), requires_grad=False)
+
+
+def _set_weights(layer: fx.Node, weight: fx.Node, bias: fx.Node) -> None:
+    layer.args = (layer.args[0], weight, bias, *layer.args[3:])
+
+
+def _as_mul_add(editor: Editor, node: fx.Node, scale: Tensor, shift: Tensor) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    shape = (1, -1, *[1] * (rank_of(source) - 2))
+    name = str(node.args[3].target).removesuffix(".running_mean") if isinstance(node.args[3], fx.Node) else node.name
+    factor = editor.constant(f"{name}.folded_scale", scale.float().view(shape).contiguous())
+    addend = editor.constant(f"{name}.folded_shift", shift.float().view(shape).contiguous())
+    scaled = editor.call(aten.mul.Tensor, source, factor, before=node)
+    return editor.call(aten.add.Tensor, scaled, addend, before=node)

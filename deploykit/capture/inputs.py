@@ -1,0 +1,231 @@
+"""The tree of a model's inputs: how arguments become flat named tensors, and how later batches are mapped to them.
+
+Example inputs may be positional (tuple) or by name (dict) and nest tuples, lists and dicts. Values that are no tensors
+(flags, numbers, None) are part of the captured program and appear in no feed. Labels that ride along in a batch are
+left out; nothing is cast when that could lose information.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from deploykit.errors import CalibrationError
+from deploykit.tensors import TensorSpec
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor input: its flat name, and the path to it from the arguments by name (`("inputs", 0)`)."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class InputTree:
+    """How the user's arguments map to flat names.
+
+    Attributes:
+        leaves: one per tensor, in the order of the graph's placeholders.
+        arguments: names of the arguments that hold a tensor, in the order of `forward`.
+    """
+
+    leaves: tuple[Leaf, ...]
+    arguments: tuple[str, ...]
+
+    def feeds(self, batch: Any, specs: Sequence[TensorSpec], *, any_batch: bool = False) -> dict[str, Tensor]:
+        """Map a batch to named flat tensors and check each against its spec.
+
+        Args:
+            batch: tensor, tuple or list (inputs first, labels after), or dict by argument or flat name.
+            specs: the captured inputs, in the order of `leaves`.
+            any_batch: whether axis 0 may differ from the captured size.
+
+        Raises:
+            CalibrationError: names the input that is missing or does not fit.
+        """
+        arguments = self._arguments_of(batch)
+        feeds = {}
+        for leaf, spec in zip(self.leaves, specs, strict=True):
+            feeds[leaf.name] = _fitting(_lookup(arguments, leaf), spec, any_batch=any_batch)
+        return feeds
+
+    def _arguments_of(self, batch: Any) -> Mapping[str, Any]:
+        """Give the parts of a batch the names of the arguments (or flat names) they are meant for."""
+        if isinstance(batch, Mapping):
+            return self._from_mapping(batch)
+        if _is_tensor(batch):
+            return self._from_tensor(batch)
+        if isinstance(batch, tuple | list):
+            return self._from_sequence(batch)
+        raise CalibrationError(
+            f"a batch is a {type(batch).__name__}, which holds no tensors for {self._wanted()}",
+            hint="yield tensors, tuples (inputs, labels), or dicts by input name",
+        )
+
+    def _from_mapping(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        known = {leaf.name for leaf in self.leaves} | set(self.arguments)
+        if not known.intersection(batch) and len(self.arguments) == 1 and self.leaves[0].path[1:]:
+            return {self.arguments[0]: batch}  # the model's one argument is itself a dict
+        return batch
+
+    def _from_tensor(self, batch: Any) -> Mapping[str, Any]:
+        if len(self.leaves) > 1:
+            raise CalibrationError(f"a batch is one tensor, and the model takes {len(self.leaves)}: {self._wanted()}")
+        return {self.leaves[0].name: batch}
+
+    def _from_sequence(self, batch: Sequence[Any]) -> Mapping[str, Any]:
+        if len(batch) >= len(self.arguments) and all(map(self._plausible, self.arguments, batch)):
+            return dict(zip(self.arguments, batch, strict=False))
+        if batch and not _is_tensor(batch[0]):
+            return self._arguments_of(batch[0])  # ((x1, x2), labels) or ({...}, labels)
+        if len(batch) >= len(self.leaves) and all(map(_is_tensor, batch[: len(self.leaves)])):
+            return {leaf.name: part for leaf, part in zip(self.leaves, batch, strict=False)}
+        raise CalibrationError(
+            f"a batch is a {type(batch).__name__} of {len(batch)}, and the model takes {self._wanted()}",
+            hint="yield one item per input in this order, or dicts by input name",
+        )
+
+    def _plausible(self, argument: str, part: Any) -> bool:
+        """Whether a part has the form of an argument: a tensor for a tensor, a container for a container."""
+        nested = any(leaf.path[0] == argument and len(leaf.path) > 1 for leaf in self.leaves)
+        return nested != _is_tensor(part)
+
+    def _wanted(self) -> str:
+        return ", ".join(leaf.name for leaf in self.leaves)
+
+
+def flatten_inputs(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Sequence[str]
+) -> list[tuple[Leaf, Any]]:
+    """Flatten example arguments in the order of torch.export, with a name for every leaf (tensor or not).
+
+    Args:
+        parameters: positional parameter names of `forward`; a last `*name` stands for any number.
+    """
+    leaves, _ = pytree.tree_flatten_with_path((args, dict(kwargs)))
+    result: list[tuple[Leaf, Any]] = []
+    taken: set[str] = set()
+    for key_path, value in leaves:
+        first, second, *rest = (key_of(key) for key in key_path)
+        path: Path = (*_argument_path(int(second), parameters), *rest) if first == 0 else (str(second), *rest)
+        name = unique_name("_".join(map(str, path)), taken)
+        result.append((Leaf(name, path), value))
+    return result
+
+
+def tree_of(flat: Sequence[tuple[Leaf, Any]]) -> InputTree:
+    """The tree of the leaves that are tensors."""
+    leaves = tuple(leaf for leaf, value in flat if isinstance(value, Tensor))
+    return InputTree(leaves, tuple(dict.fromkeys(str(leaf.path[0]) for leaf in leaves)))
+
+
+def unique_name(text: str, taken: set[str]) -> str:
+    """Turn text into a Python identifier not yet in `taken`, and add it there."""
+    name = re.sub(r"\W", "_", text)
+    name = f"input_{name}" if not name or name[0].isdigit() else name
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def key_of(key: Any) -> str | int:
+    """The plain key behind one step of a pytree path."""
+    for attribute in ("idx", "key", "name"):
+        if hasattr(key, attribute):
+            found = getattr(key, attribute)
+            return found if isinstance(found, int) else str(found)
+    return str(key)
+
+
+def split_feeds(feeds: dict[str, Tensor], specs: Sequence[TensorSpec]) -> Iterator[dict[str, Tensor]]:
+    """Cut feeds along axis 0 into pieces of the captured batch size; one piece where that axis is dynamic.
+
+    Raises:
+        CalibrationError: the inputs disagree on the batch size, or it is no multiple of the captured one.
+    """
+    fixed = {s.name: s.shape[0] for s in specs if s.shape and isinstance(s.shape[0], int)}
+    pieces = {name: feeds[name].shape[0] / size for name, size in fixed.items() if size}
+    if not pieces or set(pieces.values()) == {1.0}:
+        yield feeds
+        return
+    count = next(iter(pieces.values()))
+    if len(set(pieces.values())) > 1 or count != int(count) or len(fixed) < len([s for s in specs if s.shape]):
+        sizes = ", ".join(f"{name} {feeds[name].shape[0]} (captured with {size})" for name, size in fixed.items())
+        raise CalibrationError(
+            f"a batch cannot be cut into pieces of the captured batch size: {sizes}",
+            hint="use a batch size that is a multiple of it (drop_last=True), or capture with dynamic_batch=True",
+        )
+    for index in range(int(count)):
+        yield {
+            name: x[index * (size := int(fixed[name])) : (index + 1) * size] if name in fixed else x
+            for name, x in feeds.items()
+        }
+
+
+def _argument_path(index: int, parameters: Sequence[str]) -> Path:
+    if parameters and parameters[-1].startswith("*") and index >= len(parameters) - 1:
+        return (parameters[-1][1:], index - len(parameters) + 1)
+    return (parameters[index],) if index < len(parameters) else (f"input_{index}",)
+
+
+def _lookup(arguments: Mapping[str, Any], leaf: Leaf) -> Any:
+    if leaf.name in arguments and _is_tensor(arguments[leaf.name]):
+        return arguments[leaf.name]
+    found: Any = arguments
+    for step in leaf.path:
+        try:
+            found = found[step]
+        except (KeyError, IndexError, TypeError) as e:
+            got = ", ".join(map(str, arguments)) or "nothing"
+            raise CalibrationError(f"a batch has no input {leaf.name!r}; it has {got}") from e
+    return found
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray)
+
+
+def _fitting(value: Any, spec: TensorSpec, *, any_batch: bool) -> Tensor:
+    """Check one value against its spec; a detached CPU tensor of the spec's dtype."""
+    if not _is_tensor(value):
+        raise CalibrationError(f"input {spec.name!r} must be a tensor, not {type(value).__name__}")
+    tensor = (torch.from_numpy(value) if isinstance(value, np.ndarray) else value).detach().cpu()
+    wanted = getattr(torch, spec.dtype)
+    if tensor.dtype != wanted:
+        if not _safe_cast(tensor.dtype, wanted):
+            raise CalibrationError(
+                f"input {spec.name!r} has dtype {str(tensor.dtype).removeprefix('torch.')}; {spec.dtype} is expected",
+                hint="prepare the data as the model is fed in use (scaling and dtype included)",
+            )
+        tensor = tensor.to(wanted)
+    shape = tuple(tensor.shape)
+    if any_batch and shape and spec.shape:
+        shape = (spec.shape[0] if isinstance(spec.shape[0], int) else shape[0], *shape[1:])
+    if not spec.accepts(shape):
+        raise CalibrationError(
+            f"input {spec.name!r} has shape {tuple(tensor.shape)}; {spec} is expected",
+            hint="a batch of another size can be cut with CapturedModel.batches(), or capture with dynamic_batch=True",
+        )
+    return tensor
+
+
+def _safe_cast(have: torch.dtype, want: torch.dtype) -> bool:
+    """Floats may change width and integers may widen; an integer never becomes a float behind the user's back."""
+    if have.is_floating_point and want.is_floating_point:
+        return True
+    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return have in integers and want in integers and torch.promote_types(have, want) == want

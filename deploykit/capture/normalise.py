@@ -1,0 +1,46 @@
+"""Normalise a captured graph once, so that no target has to: the list of passes, in order.
+
+Every pass takes an `Editor` and leaves a valid graph that computes the same. What stays high level on purpose: conv,
+linear, layer_norm, group_norm, gelu, silu, hardswish, hardsigmoid, hardtanh, softmax, lstm and gru.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import fx
+
+from deploykit.capture import finish, fold, functionalise, rewrite_attention, rewrite_matmul, rewrite_ops, rewrite_views
+from deploykit.capture.editor import Editor
+
+Pass = Callable[[Editor], None]
+
+
+def passes(*, expand_attention: bool = True) -> tuple[Pass, ...]:
+    """The passes in order; `expand_attention=False` keeps scaled_dot_product_attention as one op."""
+    return (
+        rewrite_ops.positional_arguments,
+        functionalise.functionalise,
+        rewrite_views.erase_identities,
+        rewrite_views.positive_dims,
+        rewrite_views.plain_slices,
+        rewrite_ops.expand_composites,
+        *((rewrite_attention.expand_attention,) if expand_attention else ()),
+        rewrite_ops.plain_ops,
+        rewrite_views.erase_identities,
+        rewrite_views.positive_dims,
+        rewrite_views.plain_reshapes,
+        rewrite_views.plain_transposes,
+        fold.fold_constants,
+        rewrite_matmul.constant_matmul_to_linear,
+        fold.fold_batch_norms,
+        rewrite_ops.explicit_pools,
+        finish.finish,
+    )
+
+
+def normalise(editor: Editor, *, expand_attention: bool = True) -> fx.GraphModule:
+    """Run every pass; the finished graph module."""
+    for each in passes(expand_attention=expand_attention):
+        each(editor)
+    return editor.module()

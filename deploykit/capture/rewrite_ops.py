@@ -1,0 +1,234 @@
+"""Rewrites of single ops that some converter does not know into ops that all of them do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from deploykit.capture.editor import Editor, is_static, shape_of
+
+aten = torch.ops.aten
+
+_COMPOSITES = (
+    aten.einsum.default,
+    aten.bilinear.default,
+    aten.tensordot.default,
+    aten.inner.default,
+    aten.outer.default,
+    aten.addcmul.default,
+    aten.addcdiv.default,
+    aten.baddbmm.default,
+    aten.addbmm.default,
+    aten.kron.default,
+    aten.cdist.default,
+    aten.cross_entropy_loss.default,
+    aten.repeat_interleave.self_int,
+    aten.movedim.int,
+    aten.movedim.intlist,
+    aten.swapaxes.default,
+    aten.swapdims.default,
+    aten.hstack.default,
+    aten.vstack.default,
+    aten.dstack.default,
+    aten.column_stack.default,
+    aten.meshgrid.default,
+    aten.meshgrid.indexing,
+)
+"""Replaced by what PyTorch itself runs for them, so that matrix products are seen by the quantiser."""
+
+_LOGICAL = {
+    aten.__and__.Tensor: (aten.logical_and.default, aten.bitwise_and.Tensor),
+    aten.__or__.Tensor: (aten.logical_or.default, aten.bitwise_or.Tensor),
+    aten.__xor__.Tensor: (aten.logical_xor.default, aten.bitwise_xor.Tensor),
+    aten.bitwise_and.Tensor: (aten.logical_and.default, aten.bitwise_and.Tensor),
+    aten.bitwise_or.Tensor: (aten.logical_or.default, aten.bitwise_or.Tensor),
+    aten.bitwise_xor.Tensor: (aten.logical_xor.default, aten.bitwise_xor.Tensor),
+}
+"""Op -> its form for bool tensors, and for integers."""
+
+_FILLED: dict[Any, tuple[str, float | int | None]] = {
+    aten.zeros.default: ("size", 0),
+    aten.ones.default: ("size", 1),
+    aten.new_zeros.default: ("new", 0),
+    aten.new_ones.default: ("new", 1),
+    aten.new_full.default: ("new", None),
+    aten.zeros_like.default: ("like", 0),
+    aten.ones_like.default: ("like", 1),
+    aten.full_like.default: ("like", None),
+    aten.zero.default: ("like", 0),
+    aten.fill.Scalar: ("like", None),
+}
+"""Op -> where its size stands, and its value (None: an argument)."""
+
+
+def positional_arguments(editor: Editor) -> None:
+    """Give every argument that may be positional its position, so that the other passes find it there."""
+    for node in editor.calls():
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.kwargs:
+            continue
+        args, kwargs = list(node.args), dict(node.kwargs)
+        movable = [a for a in node.target._schema.arguments if not a.kwarg_only]
+        last = max((i for i, a in enumerate(movable) if a.name in kwargs), default=-1)
+        for argument in movable[len(args) : last + 1]:
+            args.append(kwargs.pop(argument.name, argument.default_value))
+        node.args, node.kwargs = tuple(args), kwargs
+
+
+def expand_composites(editor: Editor) -> None:
+    """Expand composite ops (einsum, addcmul, ...) into the plain ops PyTorch runs for them."""
+    for node in editor.calls(*_COMPOSITES):
+        expand(editor, node)
+
+
+def expand(editor: Editor, node: fx.Node, decompositions: dict[Any, Callable[..., Any]] | None = None) -> None:
+    """Replace one call by the graph that PyTorch traces for it (static shapes).
+
+    Args:
+        decompositions: op -> function, for ops that PyTorch would keep whole.
+    """
+    inputs = node.all_input_nodes
+    if not all(isinstance(n.meta["val"], Tensor) and is_static(shape_of(n)) for n in inputs):
+        return
+
+    def run(*tensors: Tensor) -> Any:
+        env = dict(zip(inputs, tensors, strict=True))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
+        return node.target(*args, **kwargs)
+
+    with editor.fakes():
+        traced = make_fx(run, decomposition_table=decompositions or {}, tracing_mode="real")(
+            *(n.meta["val"] for n in inputs)
+        )
+    _paste(editor, node, traced, inputs)
+
+
+def _paste(editor: Editor, node: fx.Node, traced: fx.GraphModule, inputs: list[fx.Node]) -> None:
+    """Copy a traced graph in front of a node and let it take the node's place (tuple results through getitem)."""
+    env: dict[fx.Node, Any] = dict(zip((n for n in traced.graph.nodes if n.op == "placeholder"), inputs, strict=True))
+    result: Any = None
+    for inner in traced.graph.nodes:
+        if inner.op == "call_function":
+            args, kwargs = fx.map_arg((inner.args, inner.kwargs), lambda n: env[n])
+            env[inner] = editor.call(inner.target, *args, before=node, **kwargs)
+        elif inner.op == "get_attr":
+            env[inner] = editor.constant(f"constant_{node.name}", getattr(traced, str(inner.target)).detach())
+        elif inner.op == "output":
+            result = fx.map_arg(inner.args[0], lambda n: env[n])
+    if isinstance(result, tuple | list):
+        for user in list(node.users):
+            editor.swap(user, result[user.args[1]])
+        editor.graph.erase_node(node)
+    else:
+        editor.swap(node, result)
+
+
+def plain_ops(editor: Editor) -> None:
+    """Diff, where with scalars, creation ops, logical operators, bmm: each to its plain form."""
+    for node in editor.calls():
+        rule = _RULES.get(node.target)
+        if rule is not None:
+            rule(editor, node)
+
+
+def explicit_pools(editor: Editor) -> None:
+    """Write the stride of a pool out where it defaults to the kernel size (some converters need it)."""
+    for node in editor.calls(*_POOLS):
+        if len(node.args) < 3 or not node.args[2]:
+            node.args = (*node.args[:2], list(_listed(node.args[1], _POOLS[node.target])), *node.args[3:])
+
+
+_POOLS = {
+    aten.max_pool1d.default: 1,
+    aten.max_pool2d.default: 2,
+    aten.max_pool3d.default: 3,
+    aten.avg_pool1d.default: 1,
+    aten.avg_pool2d.default: 2,
+    aten.avg_pool3d.default: 3,
+    aten.max_pool2d_with_indices.default: 2,
+}
+
+
+def _listed(value: Any, length: int) -> list[int]:
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    return items * length if len(items) == 1 else items
+
+
+def _diff(editor: Editor, node: fx.Node) -> None:
+    """Differences along one dim, of order one and without padding, as slice minus slice."""
+    source, order, dim, *padding = (*node.args, *(1, -1)[len(node.args) - 1 :])
+    val = source.meta["val"]
+    axis = dim % val.dim()
+    if order != 1 or any(p is not None for p in padding) or not isinstance(val.shape[axis], int):
+        return
+    size = val.shape[axis]
+    later = editor.call(aten.slice.Tensor, source, axis, 1, size, before=node)
+    earlier = editor.call(aten.slice.Tensor, source, axis, 0, size - 1, before=node)
+    op = aten.ne.Tensor if val.dtype == torch.bool else aten.sub.Tensor
+    editor.swap(node, editor.call(op, later, earlier, before=node))
+
+
+def _where(editor: Editor, node: fx.Node) -> None:
+    """Scalars of a where become full tensors of its dtype with one element."""
+    condition, *branches = node.args
+    dtype = node.meta["val"].dtype
+    filled = [
+        b if isinstance(b, fx.Node) else editor.call(aten.full.default, [], b, dtype=dtype, before=node)
+        for b in branches
+    ]
+    editor.swap(node, editor.call(aten.where.self, condition, *filled, before=node))
+
+
+def _full(editor: Editor, node: fx.Node) -> None:
+    """Creation ops of a known static size become full."""
+    kind, value = _FILLED[node.target]
+    sizes = node.args[{"size": 0, "new": 1}.get(kind, 0)] if kind != "like" else list(shape_of(node))
+    if value is None:
+        value = node.args[2] if kind == "new" else node.args[1]
+    if isinstance(value, fx.Node) or not all(isinstance(s, int | fx.Node) for s in sizes):
+        return
+    dtype = node.meta["val"].dtype
+    editor.swap(node, editor.call(aten.full.default, list(sizes), value, dtype=dtype, before=node))
+
+
+def _logical(editor: Editor, node: fx.Node) -> None:
+    for_bool, for_int = _LOGICAL[node.target]
+    node.target = for_bool if node.meta["val"].dtype == torch.bool else for_int
+
+
+def _logical_not(editor: Editor, node: fx.Node) -> None:
+    if node.meta["val"].dtype == torch.bool:
+        node.target = aten.logical_not.default
+
+
+def _rename(target: Any) -> Callable[[Editor, fx.Node], None]:
+    def rule(editor: Editor, node: fx.Node) -> None:
+        node.target = target
+
+    return rule
+
+
+_RULES: dict[Any, Callable[[Editor, fx.Node], None]] = {
+    aten.diff.default: _diff,
+    aten.where.Scalar: _where,
+    aten.where.ScalarSelf: _where,
+    aten.where.ScalarOther: _where,
+    aten.bitwise_not.default: _logical_not,
+    aten.bmm.default: _rename(aten.matmul.default),
+    aten.mm.default: _rename(aten.matmul.default),
+    aten.mv.default: _rename(aten.matmul.default),
+    aten.dot.default: _rename(aten.matmul.default),
+    aten.divide.Tensor: _rename(aten.div.Tensor),
+    aten.multiply.Tensor: _rename(aten.mul.Tensor),
+    aten.subtract.Tensor: _rename(aten.sub.Tensor),
+    aten.true_divide.Tensor: _rename(aten.div.Tensor),
+    aten.concat.default: _rename(aten.cat.default),
+    aten.concatenate.default: _rename(aten.cat.default),
+    aten.absolute.default: _rename(aten.abs.default),
+    aten.special_expit.default: _rename(aten.sigmoid.default),
+    **dict.fromkeys(_LOGICAL, _logical),
+    **dict.fromkeys(_FILLED, _full),
+}

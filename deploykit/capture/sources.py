@@ -1,0 +1,230 @@
+"""What users pass as a model, and the inputs and calibration data that the model itself can tell.
+
+A module, a LightningModule, a `torch.export.ExportedProgram`, or `"package.module:factory"`. Lightning and Hugging
+Face are recognised by what they offer (`example_input_array`, `dummy_inputs`), never imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from deploykit.errors import CalibrationError, UsageError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model with its example inputs.
+
+    Attributes:
+        model: a module, or a program that somebody exported.
+        args, kwargs: example inputs, positional and by name, as `forward` is called.
+        parameters: positional parameter names of `forward`; a last `*name` takes any number.
+    """
+
+    model: nn.Module | ExportedProgram
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    parameters: tuple[str, ...]
+
+
+def resolve(model: Any, example_inputs: Any = None) -> Source:
+    """Find the module (or program) behind what the user passed, and its example inputs.
+
+    Args:
+        model: nn.Module, ExportedProgram or `"package.module:factory"`.
+        example_inputs: tuple (positional), dict (by name) or one tensor; None asks the model.
+
+    Raises:
+        UsageError: not a model, a factory that cannot be found, or no example inputs anywhere.
+    """
+    found, offered = load_model(model)
+    example_inputs = offered if example_inputs is None else example_inputs
+    if isinstance(found, ExportedProgram):
+        return _from_program(found, example_inputs)
+    if example_inputs is None:
+        example_inputs = _own_inputs(found)
+    parameters = _parameters(found)
+    if example_inputs is None:
+        names = f" ({', '.join(parameters)})" if parameters else ""
+        raise UsageError(
+            f"{type(found).__name__} does not tell its inputs",
+            hint=f"pass example_inputs=: a tuple of tensors for forward's arguments{names}, or a dict by name",
+        )
+    args, kwargs = _as_call(example_inputs)
+    kwargs = _checked_names(found, kwargs)
+    return Source(found, args, kwargs, parameters)
+
+
+def load_model(model: Any) -> tuple[nn.Module | ExportedProgram, Any]:
+    """Resolve a factory string and check the type; returns the model and the factory's example inputs (or None).
+
+    Raises:
+        UsageError: the factory cannot be imported or called, or the result is no model.
+    """
+    example_inputs = None
+    if isinstance(model, str):
+        model = _from_factory(model)
+        if isinstance(model, tuple) and len(model) == 2:
+            model, example_inputs = model
+    if isinstance(model, nn.Module | ExportedProgram):
+        return model, example_inputs
+    raise UsageError(
+        f"the model is a {type(model).__name__}",
+        hint='pass an nn.Module, a LightningModule, a torch.export.ExportedProgram or "package.module:factory"',
+    )
+
+
+def calibration_source(model: Any) -> Any:
+    """The model's own calibration data: its `calibration_dataloader()`, else its `val_dataloader()`, else None.
+
+    Args:
+        model: anything `resolve` takes; a Lightning data module attached to its trainer is asked too.
+
+    Raises:
+        CalibrationError: the model has such a method and it failed.
+    """
+    found, _ = load_model(model)
+    trainer = getattr(found, "__dict__", {}).get("_trainer")
+    for owner in (found, getattr(trainer, "datamodule", None)):
+        for name in ("calibration_dataloader", "val_dataloader"):
+            method = getattr(owner, name, None)
+            if callable(method) and not _is_placeholder(method):
+                return _call_loader(method, f"{type(owner).__name__}.{name}()")
+    return None
+
+
+def _is_placeholder(method: Any) -> bool:
+    """Whether a method is the one of Lightning's base class, which only raises."""
+    return str(getattr(method, "__module__", "")).startswith(("lightning.", "pytorch_lightning."))
+
+
+def _call_loader(method: Any, name: str) -> Any:
+    try:
+        loader = method()
+    except Exception as e:
+        raise CalibrationError(
+            f"{name} failed: {type(e).__name__}: {e}", hint="pass calibration= yourself, or call setup() first"
+        ) from e
+    return loader[0] if isinstance(loader, list | tuple) and loader else loader
+
+
+def _from_factory(text: str) -> Any:
+    module_name, _, attribute = text.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"{text!r} is not of the form 'package.module:factory'")
+    module = _import(module_name, text)
+    found: Any = module
+    for step in attribute.split("."):
+        if not hasattr(found, step):
+            raise UsageError(f"{text!r}: {module_name} has no {attribute!r}")
+        found = getattr(found, step)
+    if isinstance(found, nn.Module | ExportedProgram):
+        return found
+    try:
+        return found()
+    except Exception as e:
+        raise UsageError(f"{text!r} failed when called: {type(e).__name__}: {e}") from e
+
+
+def _import(module_name: str, text: str) -> Any:
+    """Import a module, from the working directory too."""
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        importlib.invalidate_caches()
+        return importlib.import_module(module_name)
+    except Exception as e:
+        raise UsageError(
+            f"{text!r} cannot be imported: {type(e).__name__}: {e}",
+            hint="run from the folder that holds the module, or install its package",
+        ) from e
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+def _from_program(program: ExportedProgram, example_inputs: Any) -> Source:
+    if example_inputs is not None:
+        args, kwargs = _as_call(example_inputs)
+    elif program.example_inputs is not None:
+        args, kwargs = tuple(program.example_inputs[0]), dict(program.example_inputs[1])
+    else:
+        raise UsageError("the ExportedProgram keeps no example inputs", hint="pass example_inputs=")
+    names = [str(spec.arg.name) for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+    flat_positional = all(isinstance(x, Tensor) or not pytree.tree_is_leaf(x) for x in args)
+    parameters = names[: len(args)] if flat_positional and len(names) == len(args) + len(kwargs) else []
+    return Source(program, args, kwargs, tuple(parameters))
+
+
+def _own_inputs(module: nn.Module) -> Any:
+    """Inputs that Lightning (`example_input_array`) or Hugging Face (`dummy_inputs`) models carry."""
+    own = getattr(module, "example_input_array", None)
+    if own is not None:
+        return own
+    dummy = getattr(module, "dummy_inputs", None)
+    names = set(_parameters(module))
+    if isinstance(dummy, Mapping) and getattr(module, "main_input_name", next(iter(dummy), None)) in dummy:
+        return {name: value for name, value in dummy.items() if not names or name in names}
+    return None
+
+
+def _parameters(module: nn.Module) -> tuple[str, ...]:
+    """Names of forward's positional parameters; `*args` as a last `*args`. Empty where it has no signature."""
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):
+        return ()
+    names = []
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+        elif parameter.kind == parameter.VAR_POSITIONAL:
+            names.append(f"*{parameter.name}")
+    return tuple(names)
+
+
+def _as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as (args, kwargs), NumPy arrays as tensors."""
+    example_inputs = pytree.tree_map_only(np.ndarray, torch.from_numpy, example_inputs)
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    raise UsageError(
+        f"example_inputs is a {type(example_inputs).__name__}", hint="pass a tuple (positional) or a dict (by name)"
+    )
+
+
+def _checked_names(module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs by name in forward's order; names that forward lacks are an error."""
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):
+        return kwargs
+    if any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        known = {name: kwargs[name] for name in parameters if name in kwargs}
+        return {**known, **kwargs}
+    unknown = [name for name in kwargs if name not in parameters]
+    if unknown:
+        raise UsageError(
+            f"forward of {type(module).__name__} has no argument {', '.join(map(repr, unknown))}; "
+            f"it takes {', '.join(parameters)}",
+            hint="give example_inputs by these names; for a forward that takes one dict, pass a tuple ({...},)",
+        )
+    return {name: kwargs[name] for name in parameters if name in kwargs}
