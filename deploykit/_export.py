@@ -237,11 +237,12 @@ def _samples(
     least, most = _PARITY_SAMPLES
     macs = max(1, sum(conversion.achieved.macs.values()))
     limit = int(np.clip(_PARITY_MACS // macs, least, most))
-    if run is not None and run.samples:
-        chosen, described = list(run.samples[:limit]), f"{run.table.source} samples of the calibration"
-    elif run is None and data is not None:
-        chosen, described = calibration_service().first_samples(captured, data, limit=limit), "calibration data"
+    described = "calibration data" if run is None or run.table.source == "data" else "synthetic calibration data"
+    if run is not None:
+        chosen = list(run.samples[:limit])
     else:
+        chosen = calibration_service().first_samples(captured, data, limit=limit) if data is not None else []
+    if not chosen:
         specs = zip(captured.inputs, captured.example_inputs, strict=True)
         chosen, described = [{spec.name: tensor for spec, tensor in specs}], "example inputs"
     return [{name: tensor.numpy() for name, tensor in feeds.items()} for feeds in chosen], described

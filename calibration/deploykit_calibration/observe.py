@@ -105,6 +105,22 @@ def run_calibration(
     return run if extend is None else CalibrationRun(extend.merge(run.table), run.samples)
 
 
+def first_samples(captured: CapturedModel, data: Any, *, limit: int) -> list[dict[str, Tensor]]:
+    """The first samples of calibration data, in a form that the captured model runs, without observing anything.
+
+    Args:
+        limit: at most so many; `KEPT_SAMPLES` and `KEPT_BYTES` hold too.
+    Returns:
+        Feeds by input name; empty where `data` is a finished table.
+    """
+    if _finished_table(captured, data) is not None:
+        return []
+    keeper = _SampleKeeper(captured)
+    for batch in open_data(captured, data, limit=limit).stream(captured, DataDigest()):
+        keeper.see(batch)
+    return keeper.samples
+
+
 def _finished_table(captured: CapturedModel, data: Any) -> CalibrationTable | None:
     """Data that is a table already, or the file of one, checked against the model."""
     if isinstance(data, str | Path):
