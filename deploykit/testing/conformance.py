@@ -15,7 +15,7 @@ import pytest
 
 import deploykit
 from deploykit.artifact import Artifact
-from deploykit.manifest import NEEDS_DEVICE_BUILD, PROFILE_NAME, VERIFIED
+from deploykit.manifest import LOG_NAME, NEEDS_DEVICE_BUILD, PROFILE_NAME, VERIFIED
 from deploykit.precision import Evidence, Precision
 from deploykit.registry import Resolved, resolve
 from deploykit.testing import models
@@ -29,51 +29,57 @@ class TargetConformance:
     Attributes:
         target: what a user types; subclasses must set it.
         model: factory of the model for most tests, returning `(module, example_inputs)`.
+        two_inputs: factory of a model with two inputs by name and a dict of two outputs.
         model_of: another factory for some precisions, by name (an int4 weight-only kernel may need a `Linear`, say).
         options: passed to every export.
     """
 
     target: ClassVar[str]
     model: ClassVar[Callable[[], Example]] = staticmethod(models.residual_cnn)
+    two_inputs: ClassVar[Callable[[], Example]] = staticmethod(models.two_inputs_dict_output)
     model_of: ClassVar[dict[str, Callable[[], Example]]] = {}
     options: ClassVar[dict[str, Any] | None] = None
 
     # -- fixtures and helpers -------------------------------------------------------------------------------
 
     @pytest.fixture(scope="class")
-    def resolved(self) -> Resolved:
+    @classmethod
+    def resolved(cls) -> Resolved:
         """The target as the registry finds it; skips where its packages are missing, and says which."""
-        found = resolve(self.target)
+        found = resolve(cls.target)
         for requirement in found.target.capabilities().export_requires:
             if not requirement.installed:
                 pytest.skip(f"{requirement.project} is not installed")
         return found
 
     @pytest.fixture(scope="class")
-    def precisions(self, resolved: Resolved) -> list[Precision]:
+    @classmethod
+    def precisions(cls, resolved: Resolved) -> list[Precision]:
         """All precisions that target and silicon share."""
         own = resolved.target.capabilities().precisions
         return [precision for precision in own if precision in resolved.device.precisions]
 
     @pytest.fixture(scope="class")
-    def artifact(self, resolved: Resolved, precisions: list[Precision], tmp_path_factory: Any) -> Artifact:
+    @classmethod
+    def artifact(cls, resolved: Resolved, precisions: list[Precision], tmp_path_factory: Any) -> Artifact:
         """One artifact, int8 where there is int8, shared by the tests that only read."""
         precision = Precision.INT8 if Precision.INT8 in precisions else precisions[0]
-        return self.export(tmp_path_factory.mktemp("shared") / "artifact", precision)
+        return cls.export(tmp_path_factory.mktemp("shared") / "artifact", precision)
 
-    def export(self, output: Path, precision: Precision, **changes: Any) -> Artifact:
+    @classmethod
+    def export(cls, output: Path, precision: Precision, **changes: Any) -> Artifact:
         """Export the class's model; random calibration batches where the precision is static."""
-        model, example_inputs = self.model_of.get(precision.value, type(self).model)()
+        model, example_inputs = cls.model_of.get(precision.value, cls.model)()
         arguments = {
             "example_inputs": example_inputs,
-            "options": self.options,
+            "options": cls.options,
             "output": output,
             "profile": False,
             "progress": False,
             **({"calibration": batches(example_inputs)} if precision.is_static else {}),
             **changes,
         }
-        return deploykit.export(model, target=self.target, precision=precision.value, **arguments)
+        return deploykit.export(model, target=cls.target, precision=precision.value, **arguments)
 
     # -- registry -------------------------------------------------------------------------------------------
 
@@ -153,7 +159,7 @@ class TargetConformance:
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
     def test_several_inputs_and_named_outputs(self, precisions: list[Precision], tmp_path: Path) -> None:
-        model, example_inputs = models.two_inputs_dict_output()
+        model, example_inputs = type(self).two_inputs()
         expected = model(**example_inputs)
         artifact = deploykit.export(
             model,
@@ -249,8 +255,8 @@ def batches(example_inputs: Any, count: int = 4) -> list[Any]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of every file of an artifact by relative path, without the measured profile."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != PROFILE_NAME)
+    """Bytes of every file of an artifact by relative path, without the records that differ from run to run."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (PROFILE_NAME, LOG_NAME))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
