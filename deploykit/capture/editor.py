@@ -64,7 +64,7 @@ class Editor:
         """
         val = self.infer(target, args, kwargs)
         with self.graph.inserting_before(before):
-            node = self.graph.create_node("call_function", target, args, kwargs)
+            node = self.graph.create_node("call_function", target, args, kwargs, name=call_name(target))
         node.meta.update({key: before.meta[key] for key in PROVENANCE if key in before.meta})
         node.meta["val"] = val
         return node
@@ -103,6 +103,11 @@ class Editor:
         """The fake mode of the graph's values, entered, without gradients."""
         with self._fake_mode, torch.no_grad():
             yield self._fake_mode
+
+
+def call_name(target: Target) -> str | None:
+    """Name of a call: its op without namespace and overload (`conv2d`); None leaves the choice to FX."""
+    return target._schema.name.split("::")[1].strip("_") if isinstance(target, torch._ops.OpOverload) else None
 
 
 def shape_of(node: fx.Node) -> tuple[Any, ...]:

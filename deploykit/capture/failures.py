@@ -17,22 +17,19 @@ from deploykit.errors import CaptureError, DeploykitError
 
 _WAYS_OUT = (
     (
-        ("data-dependent", "DataDependent", "Could not guard", "u0", ".item()"),
-        (
-            "the model branches on, or sizes a tensor by, the value of an input; use torch.where or masks instead, or move "
-            "that decision out of forward"
-        ),
+        ("data-dependent", "DataDependent", "Could not guard", "Could not extract", ".item()"),
+        "the model branches on the value of an input, or sizes a tensor by it; use torch.where or masks instead, "
+        "or move that decision out of forward",
     ),
     (
         ("Constraints violated", "specialized it to be a constant", "ConstraintViolation"),
-        (
-            "the model fixes the size of an axis asked to be dynamic; capture without dynamic_batch or dynamic_shapes, or "
-            "take sizes from x.shape in forward"
-        ),
+        "the model fixes the size of an axis asked to be dynamic; capture without dynamic_batch or dynamic_shapes, "
+        "or take sizes from x.shape in forward",
     ),
     (("dynamic_shapes",), "check dynamic_shapes against the structure of example_inputs"),
     (("PackedSequence", "_pack_padded"), "feed padded tensors to the recurrent layer instead of packed sequences"),
 )
+"""Words in what PyTorch says -> what the user can do."""
 _DEFAULT_WAY_OUT = (
     "move what is not tensor code out of forward, or pass a torch.export.ExportedProgram that you made yourself"
 )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, fx
 
-from deploykit.capture.editor import Editor
+from deploykit.capture.editor import Editor, call_name
 
 
 def finish(editor: Editor) -> None:
@@ -41,9 +40,7 @@ def _name(node: fx.Node) -> str | None:
     """The input's name, the op's name without its overload, or FX's own choice."""
     if node.op == "placeholder":
         return str(node.target)
-    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.split("::")[1].strip("_")
-    return None
+    return call_name(node.target) if node.op == "call_function" else None
 
 
 def _with_plain_names(editor: Editor) -> dict[str, Tensor]:

@@ -26,6 +26,19 @@ _GROUPS_AT = {**dict.fromkeys(CONVOLUTIONS, 6), **dict.fromkeys(TRANSPOSED, 6)}
 _BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 
+def merge_equal(editor: Editor) -> None:
+    """Keep one of calls that compute the same from the same values (masks and sizes that every layer builds anew)."""
+    first: dict[str, fx.Node] = {}
+    for node in editor.calls():
+        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+            continue
+        key = f"{node.target} {node.args!r} {sorted(node.kwargs.items())!r}"
+        if key in first:
+            editor.swap(node, first[key])
+        else:
+            first[key] = node
+
+
 def fold_constants(editor: Editor) -> None:
     """Compute every subgraph without inputs once, and keep the results that the rest of the graph reads."""
     known: dict[fx.Node, Any] = {n: editor.value(n) for n in editor.graph.nodes if n.op == "get_attr"}

@@ -42,13 +42,13 @@ def writes_through_views(graph: fx.Graph) -> bool:
 
 def functionalise(editor: Editor) -> None:
     """Replace in-place ops and send later uses of the written tensor to the result."""
+    order = {node: index for index, node in enumerate(editor.graph.nodes)}
     for node in editor.calls():
         written = written_argument(node)
-        if written is None:
-            continue
-        node.target = _functional(node.target)
-        order = {n: index for index, n in enumerate(editor.graph.nodes)}
-        written.replace_all_uses_with(node, delete_user_cb=lambda user, at=order[node]: order[user] > at)
+        if written is not None:
+            node.target = _functional(node.target)
+            for user in [user for user in written.users if order[user] > order[node]]:
+                user.replace_input_with(written, node)
 
 
 def written_argument(node: fx.Node) -> fx.Node | None:

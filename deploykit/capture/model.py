@@ -1,4 +1,4 @@
-"""What capture hands to everything else: `CapturedModel`, one flat graph with the names, shapes and origins around it."""
+"""What capture hands to everything else: `CapturedModel`, one flat graph and all that is known of it."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ def passes(*, expand_attention: bool = True) -> tuple[Pass, ...]:
         rewrite_views.positive_dims,
         rewrite_views.plain_reshapes,
         rewrite_views.plain_transposes,
+        fold.merge_equal,
         fold.fold_constants,
         rewrite_matmul.constant_matmul_to_linear,
         fold.fold_batch_norms,

@@ -50,7 +50,7 @@ def _transposed(editor: Editor, weight: fx.Node, done: dict[str, fx.Node]) -> fx
 
 def _absorb_bias(editor: Editor, linear: fx.Node) -> None:
     """linear without a bias, then + a constant vector: the vector becomes the bias."""
-    if len(linear.args) > 2 and linear.args[2] is not None or len(linear.users) != 1:
+    if (len(linear.args) > 2 and linear.args[2] is not None) or len(linear.users) != 1:
         return
     user = next(iter(linear.users))
     if user.target is not aten.add.Tensor or user.kwargs.get("alpha", 1) != 1:

@@ -29,6 +29,9 @@ _IDENTITY = (
 )
 """Erased when shape and dtype stay the same (they copy or alias, or are random in training only)."""
 
+_MAYBE_WHOLE = (aten.expand.default, aten.expand_as.default, aten.slice.Tensor)
+"""Erased when they keep the shape. (A slice that keeps every element keeps their order: steps are positive.)"""
+
 _CASTS = (
     aten.to.dtype,
     aten.to.dtype_layout,
@@ -82,7 +85,7 @@ def erase_identities(editor: Editor) -> None:
                 editor.swap(node, source)
             else:
                 editor.retarget(node, aten._to_copy.default, source, dtype=node.meta["val"].dtype)
-        elif node.target in (aten.expand.default, aten.expand_as.default) and _same_shape(node, source):
+        elif node.target in _MAYBE_WHOLE and _same_shape(node, source):
             editor.swap(node, source)
 
 
