@@ -1,0 +1,165 @@
+"""Train a small CNN on scikit-learn's digits, export it to `x86-cpu`, and compare the artifacts in one table.
+
+    python examples/digits_x86.py [--output FOLDER] [--epochs N]
+
+Training, calibration and test images are disjoint: accuracy is measured on images that neither training nor
+calibration has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import deploykit
+
+EXPORTS = (("x86-cpu", "fp32"), ("x86-cpu", "int8"), ("x86-cpu:openvino", "int8"))
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images float32 (n, 1, 8, 8) from 0 to 1 with labels int64 (n,), in three disjoint parts."""
+
+    train: tuple[Tensor, Tensor]
+    calibration: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+
+def load() -> Digits:
+    """The 1,797 scans that scikit-learn ships, shuffled with a fixed seed: 1,200 / 100 / 497."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    x = torch.tensor(images[order] / 16.0, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    y = torch.tensor(labels[order], dtype=torch.int64)
+    return Digits((x[:1200], y[:1200]), (x[1200:1300], y[1200:1300]), (x[1300:], y[1300:]))
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with batch norm around an identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, channels, h, w) to the same shape."""
+        return torch.relu(x + self.body(x))
+
+
+def make_model() -> nn.Sequential:
+    """A residual CNN: images (n, 1, 8, 8) to class scores (n, 10)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        Residual(32),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        Residual(64),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.1),
+        nn.Linear(64, 10),
+    )
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int) -> None:
+    """Adam on cross-entropy, in place; leaves the model in eval mode."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    model.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    model.eval()
+
+
+def batches(images: Tensor, labels: Tensor, size: int = 20) -> Iterator[tuple[Tensor, Tensor]]:
+    """`(images, labels)` pairs, as a DataLoader gives them; calibration looks at the images only."""
+    yield from zip(images.split(size), labels.split(size), strict=True)
+
+
+def accuracy(session: deploykit.Session, images: Tensor, labels: Tensor) -> float:
+    """Share of images whose class is right, from 0 to 1."""
+    name, output = session.inputs[0].name, session.outputs[0].name
+    scores = session.run({name: images.numpy()})[output]
+    return float((scores.argmax(axis=1) == labels.numpy()).mean())
+
+
+def export_all(model: nn.Module, digits: Digits, output: Path) -> list[deploykit.Artifact]:
+    """Export to every target of `EXPORTS` whose packages are installed; each artifact has passed its gates."""
+    installed = {info.name for info in deploykit.targets() if info.can_export}
+    return [
+        deploykit.export(
+            model,
+            target=target,
+            precision=precision,
+            example_inputs=(digits.test[0][:1],),
+            dynamic_batch=True,
+            calibration=list(batches(*digits.calibration)),
+            evaluate=lambda session: accuracy(session, *digits.test),
+            max_drop=0.01,
+            output=output / f"digits-{target.replace(':', '-')}-{precision}",
+        )
+        for target, precision in EXPORTS
+        if target in installed
+    ]
+
+
+def comparison(artifacts: list[deploykit.Artifact]) -> Table:
+    """One row per artifact."""
+    table = Table("target", "precision", "int8 MACs", "size kB", "p50 ms", "p99 ms", "SQNR dB", "accuracy", "drop")
+    for artifact in artifacts:
+        parity, profile = artifact.parity, artifact.profile
+        if parity is None or parity.metric is None or profile is None:
+            raise RuntimeError(f"{artifact} was exported without parity or profile")
+        figures = (
+            f"{artifact.achieved.macs_fraction('int8'):.0%}",
+            f"{profile.size_bytes / 1e3:.0f}",
+            f"{profile.latency_ms.p50:.3f}",
+            f"{profile.latency_ms.p99:.3f}",
+            f"{parity.sqnr_db:.1f}",
+            f"{parity.metric.artifact:.2%}",
+            f"{parity.metric.drop:+.2%}",
+        )
+        table.add_row(artifact.target, artifact.precision, *figures)
+    return table
+
+
+def main() -> None:
+    """Train, export, compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, default=Path("out"))
+    parser.add_argument("--epochs", type=int, default=8)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    digits, model = load(), make_model()
+    train(model, *digits.train, epochs=arguments.epochs)
+    artifacts = export_all(model, digits, arguments.output)
+    console = Console()
+    console.print(comparison(artifacts))
+    console.print(f"accuracy on {len(digits.test[1])} unseen images; drop is against the float PyTorch model")
+    for artifact in artifacts:
+        console.print(f"[dim]deploykit inspect {artifact.path}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""From the captured graph to one safetensors file: the weights, and the program as JSON in its metadata.
+
+Refuses every operator that is not in `OPS`, naming it with its module and source line.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from torch.fx import Node
+
+from deploykit.achieved import Achieved, LayerAchieved
+from deploykit.errors import ConversionError
+from deploykit.precision import Precision
+from deploykit.target import Conversion, ConversionJob
+from deploykit_calibration.op_kinds import mac_count, weight_count
+from deploykit_numpy.session import ENTRY
+
+aten = torch.ops.aten
+OPS = {aten.linear.default: "linear", aten.relu.default: "relu", aten.gelu.default: "gelu", aten.tanh.default: "tanh"}
+
+
+@dataclass
+class _Program:
+    """What is written: steps in execution order, and the tensors they name."""
+
+    precision: Precision
+    steps: list[dict[str, object]] = field(default_factory=list)
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    layers: list[LayerAchieved] = field(default_factory=list)
+
+
+def convert(job: ConversionJob) -> Conversion:
+    """Write the payload of `job`.
+
+    Raises:
+        ConversionError: an operator is not in `OPS`.
+    """
+    program = _Program(job.precision)
+    graph = job.captured.graph_module.graph
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            program.tensors[node.name] = _constant(job, node)
+        elif node.op == "call_function":
+            _add_step(job, program, node)
+    inputs = {node.target: node.name for node in graph.nodes if node.op == "placeholder"}
+    results = cast("tuple[Node, ...]", graph.output_node().args[0])
+    outputs = {spec.name: node.name for spec, node in zip(job.captured.outputs, results, strict=True)}
+    text = json.dumps({"inputs": inputs, "outputs": outputs, "steps": program.steps}, sort_keys=True)
+    (job.folder / ENTRY).write_bytes(save(program.tensors, metadata={"program": text}))
+    return Conversion(
+        entry=ENTRY,
+        achieved=Achieved.count(job.precision.value, program.layers, source="the program's steps"),
+        tool_versions={"numpy": np.__version__, "torch": str(torch.__version__)},
+    )
+
+
+def _constant(job: ConversionJob, node: Node) -> np.ndarray:
+    owner, _, name = str(node.target).rpartition(".")
+    return np.ascontiguousarray(getattr(job.captured.graph_module.get_submodule(owner), name).detach().numpy())
+
+
+def _add_step(job: ConversionJob, program: _Program, node: Node) -> None:
+    op = OPS.get(node.target)  # type: ignore[call-overload]  # a node's target is any callable; the table has overloads
+    if op is None or node.kwargs:
+        origin = job.captured.origins[node.name]
+        raise ConversionError(
+            f"the numpy toolchain has no {origin}",
+            hint=f"it has {', '.join(sorted(OPS.values()))}; export to another target",
+        )
+    arguments = [argument.name for argument in node.args if isinstance(argument, Node)]
+    program.steps.append({"op": op, "arguments": arguments, "result": node.name})
+    if op == "linear":
+        program.layers.append(_layer(job, program, node))
+
+
+def _layer(job: ConversionJob, program: _Program, node: Node) -> LayerAchieved:
+    """Count a linear layer; its weight becomes int8 where that was asked for and it is a constant."""
+    weight = node.args[1]
+    name = weight.name if isinstance(weight, Node) else ""
+    precision, reason = "float32", ""
+    if program.precision is Precision.INT8_WEIGHT_ONLY:
+        if name in program.tensors:
+            program.tensors[name], program.tensors[f"{name}.scale"] = quantize_rows(program.tensors[name])
+            precision = "int8"
+        else:
+            reason = "its weight is not a constant"
+    module_path = job.captured.origins[node.name].module_path
+    macs, weights = mac_count(node), weight_count(node)
+    return LayerAchieved(node.name, module_path, "linear", precision, macs, weights, reason)
+
+
+def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric int8 with one scale per row.
+
+    Args:
+        weight: float32 (out, in).
+
+    Returns:
+        int8 (out, in) from -127 to 127, and scales float32 (out,) > 0 with `weight ~ q * scale`.
+    """
+    scale = np.maximum(np.abs(weight).max(axis=1) / 127.0, np.finfo(np.float32).tiny).astype(np.float32)
+    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale

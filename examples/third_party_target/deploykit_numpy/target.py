@@ -1,0 +1,41 @@
+"""`NumpyTarget`: what the toolchain can do, and where its two steps are. Imports nothing heavy: listing loads it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from deploykit import Artifact, Precision, Session, Target
+from deploykit._optional import Requirement
+from deploykit.devices import load_devices
+from deploykit.target import Capabilities, Conversion, ConversionJob
+
+
+class NumpyTarget(Target):
+    """Linear networks in NumPy: fp32, or int8 weights with one scale per output channel."""
+
+    name = "numpy"
+
+    @functools.cache  # noqa: B019 - one instance per process, held by the registry
+    def capabilities(self) -> Capabilities:
+        """Exporting needs PyTorch; running needs nothing that deploykit does not bring."""
+        return Capabilities(
+            summary="linear networks in plain NumPy",
+            precisions=(Precision.FP32, Precision.INT8_WEIGHT_ONLY),
+            devices=load_devices(Path(__file__).with_name("devices.toml"), toolchain=self.name),
+            export_extra="export",
+            runtime_extra="",
+            export_requires=(Requirement("torch"),),
+            runtime_requires=(),
+            distribution="deploykit-numpy",
+        )
+
+    def _convert(self, job: ConversionJob) -> Conversion:
+        from deploykit_numpy.convert import convert
+
+        return convert(job)
+
+    def _open(self, artifact: Artifact, threads: int) -> Session:
+        from deploykit_numpy.session import NumpySession
+
+        return NumpySession(artifact)
