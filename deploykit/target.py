@@ -51,7 +51,7 @@ class Capabilities:
         evidence: the best evidence level that running here gives.
         dynamic_batch: whether a dynamic batch axis survives conversion.
         distribution: that has the extras.
-        system_tools: programs that pip does not install (a cross compiler, an emulator); `deploykit doctor` checks them.
+        system_tools: programs that pip does not install (a cross compiler, an emulator); `doctor` checks them.
     """
 
     summary: str

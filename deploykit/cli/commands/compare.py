@@ -1,0 +1,168 @@
+"""`deploykit compare`: several artifacts in one table, with the evidence of every figure.
+
+Figures that do not compare (other evidence, machine, threads, batch size or model) are shown, labelled, and noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deploykit.cli import figures
+from deploykit.cli.output import Answer
+from deploykit.cli.parameters import Debug, Json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from deploykit.artifact import Artifact
+    from deploykit.parity import ParityReport
+    from deploykit.profiling import Profile
+
+
+@dataclass(frozen=True)
+class Column:
+    """One artifact of the table."""
+
+    name: str
+    artifact: Artifact
+    parity: ParityReport | None
+    profile: Profile | None
+
+
+def compare(
+    artifacts: Annotated[list[str], typer.Argument(metavar="ARTIFACT...", help="Folders of exported artifacts.")],
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Show artifacts side by side in one table."""
+    from deploykit.artifact import load
+
+    columns = [column(name, load(name)) for name in artifacts]
+    notes = caveats(columns)
+    return Answer(
+        {"artifacts": [record(one) for one in columns], "notes": notes},
+        [comparison_table(columns), *(f"note: {text}" for text in notes)],
+    )
+
+
+def column(name: str, artifact: Artifact) -> Column:
+    """Read what the table shows of one artifact."""
+    return Column(name, artifact, artifact.parity, artifact.profile)
+
+
+def record(one: Column) -> dict[str, Any]:
+    """One artifact as JSON values."""
+    parity, profile = one.parity, one.profile
+    manifest = one.artifact.manifest
+    return {
+        "path": one.name,
+        "target": manifest.target,
+        "toolchain": manifest.toolchain,
+        "device": manifest.device,
+        "precision": manifest.precision,
+        "status": manifest.status,
+        "size_bytes": one.artifact.size_bytes,
+        "achieved_macs": {name: manifest.achieved.macs_fraction(name) for name in manifest.achieved.macs},
+        "parity_evidence": parity and parity.evidence,
+        "sqnr_db": parity and parity.sqnr_db,
+        "cosine": parity and parity.cosine,
+        "max_abs": parity and parity.max_abs,
+        "top1_agreement": parity and parity.top1_agreement,
+        "metric": asdict(parity.metric) if parity and parity.metric else None,
+        "profile_evidence": profile and profile.evidence,
+        "latency_ms": profile and asdict(profile.latency_ms),
+        "throughput_per_s": profile and profile.throughput_per_s,
+        "batch_size": profile and profile.batch_size,
+        "threads": profile and profile.threads,
+        "peak_memory_bytes": profile and profile.peak_memory_bytes,
+        "worth_it": profile and profile.worth_it,
+        "baseline": profile.baseline or None if profile else None,
+        "fingerprint": one.artifact.fingerprint,
+    }
+
+
+def comparison_table(columns: Sequence[Column]) -> Table:
+    """Figures downwards, artifacts to the right: a few artifacts with many figures fit an ordinary terminal."""
+    from deploykit.cli.tables import grid
+
+    rows = [[name, *(show(one) for one in columns)] for name, show in _ROWS.items()]
+    shown = [row for row in rows if row[0] not in _OPTIONAL or any(str(cell) != figures.UNKNOWN for cell in row[1:])]
+    return grid("", ["", *(one.name for one in columns)], shown)
+
+
+def _status(one: Column) -> Text:
+    from deploykit.cli.tables import status_text
+
+    return status_text(one.artifact.status)
+
+
+def _parity(pick: Callable[[ParityReport], str]) -> Callable[[Column], str]:
+    return lambda one: figures.UNKNOWN if one.parity is None else _labelled(pick(one.parity), one.parity.evidence)
+
+
+def _profile(pick: Callable[[Profile], str]) -> Callable[[Column], str]:
+    return lambda one: figures.UNKNOWN if one.profile is None else _labelled(pick(one.profile), one.profile.evidence)
+
+
+def _labelled(figure: str, evidence: str) -> str:
+    """Figures that were not taken on the real device say so in their own cell."""
+    from deploykit.precision import Evidence
+
+    return figure if figure == figures.UNKNOWN or evidence == Evidence.DEVICE else f"{figure} ({evidence})"
+
+
+def _evidence(one: Column) -> str:
+    parts = (("parity", one.parity and one.parity.evidence), ("profile", one.profile and one.profile.evidence))
+    found = {what: str(evidence) for what, evidence in parts if evidence}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return ", ".join(f"{what} {evidence}" for what, evidence in found.items()) or figures.UNKNOWN
+
+
+def _metric(report: ParityReport) -> str:
+    if report.metric is None:
+        return figures.UNKNOWN
+    return f"{figures.plain(report.metric.artifact)} (float {figures.plain(report.metric.reference)})"
+
+
+def _worth_it(profile: Profile) -> str:
+    return figures.UNKNOWN if profile.worth_it is None else f"{figures.times(profile.worth_it)} the {profile.baseline}"
+
+
+_ROWS: dict[str, Callable[[Column], str | Text]] = {
+    "target": lambda one: one.artifact.target,
+    "precision": lambda one: one.artifact.precision,
+    "status": _status,
+    "evidence": _evidence,
+    "size": lambda one: figures.size(one.artifact.size_bytes),
+    "achieved (MACs)": lambda one: figures.achieved(one.artifact.achieved),
+    "SQNR": _parity(lambda report: figures.decibel(report.sqnr_db)),
+    "cosine": _parity(lambda report: figures.plain(report.cosine)),
+    "top-1 agreement": _parity(lambda report: figures.share(report.top1_agreement)),
+    "task metric": _parity(_metric),
+    "latency p50 / p99": _profile(lambda profile: figures.latencies(profile.latency_ms)),
+    "throughput": _profile(lambda profile: figures.rate(profile.throughput_per_s)),
+    "peak memory": _profile(lambda profile: figures.size(profile.peak_memory_bytes)),
+    "worth it": _profile(_worth_it),
+}
+_OPTIONAL = frozenset({"top-1 agreement", "task metric", "peak memory"})
+
+
+def caveats(columns: Sequence[Column]) -> list[str]:
+    """Why some of the figures must not be compared."""
+    parities = [one.parity for one in columns if one.parity]
+    profiles = [one.profile for one in columns if one.profile]
+    facts = (
+        ("the artifacts are of different models", {one.artifact.manifest.fingerprints.get("model") for one in columns}),
+        ("the parity figures have different evidence", {str(report.evidence) for report in parities}),
+        ("the speed figures have different evidence", {str(profile.evidence) for profile in profiles}),
+        ("the speed figures are of different machines", {str(profile.host) for profile in profiles}),
+        ("the speed figures are of different thread counts", {str(profile.threads) for profile in profiles}),
+        ("the speed figures are of different batch sizes", {str(profile.batch_size) for profile in profiles}),
+    )
+    return [f"{text}, and do not compare" for text, values in facts if len(values) > 1]

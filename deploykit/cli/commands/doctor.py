@@ -1,0 +1,166 @@
+"""`deploykit doctor`: what is installed, what is missing and how to get it, and what is broken.
+
+Missing packages and programs are facts, not faults: the exit code is 0 unless something that is registered is broken.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deploykit._version import __version__
+from deploykit.cli.output import Answer
+from deploykit.cli.parameters import Debug, Json
+from deploykit.errors import DeploykitError, install_command
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from deploykit._optional import Requirement
+    from deploykit.target import Target
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package of an extra; `version` is None where it is not installed."""
+
+    name: str
+    version: str | None
+
+
+@dataclass(frozen=True)
+class Extra:
+    """The packages of one extra, and the command that installs them."""
+
+    toolchain: str
+    purpose: str
+    packages: tuple[Package, ...]
+    complete: bool
+    command: str
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program of the system that a toolchain starts."""
+
+    toolchain: str
+    command: str
+    installed: bool
+    purpose: str
+    install: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something registered that does not work."""
+
+    what: str
+    message: str
+    hint: str | None
+
+
+def doctor(json: Json = False, debug: Debug = False) -> Answer:
+    """Check this installation.
+
+    Python, host, packages of every toolchain, programs, and what is broken.
+    """
+    from deploykit.host import this_host
+
+    working, problems = _plugins()
+    problems += _service_problems()
+    extras = [extra for target in working.values() for extra in _extras(target)]
+    tools = [tool for target in working.values() for tool in _tools(target)]
+    host = this_host()
+    facts = {
+        "deploykit": __version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+    }
+    document = {**facts, "host": host, "extras": extras, "tools": tools, "problems": problems, "ok": not problems}
+    page = list(_page({**facts, "host": str(host)}, extras, tools, problems))
+    return Answer(document, page, exit_code=1 if problems else 0)
+
+
+def _plugins() -> tuple[Mapping[str, Target], list[Problem]]:
+    from deploykit import registry
+
+    try:
+        working, broken = registry.toolchains(), registry.broken_toolchains()
+    except DeploykitError as error:  # two distributions register one name
+        return {}, [Problem("toolchains", error.message, error.hint)]
+    return working, [Problem(f"toolchain {name}", error.message, error.hint) for name, error in broken.items()]
+
+
+def _service_problems() -> list[Problem]:
+    """The calibration service must be registered once and importable; it is not imported, because it loads PyTorch."""
+    from deploykit._calibration import GROUP
+
+    hint = install_command("").replace("install", "install --force-reinstall --no-deps")
+    entries = tuple(importlib.metadata.entry_points(group=GROUP, name="calibration"))
+    if len(entries) != 1:
+        return [Problem("calibration service", f"{len(entries)} are registered; exactly one is needed", hint)]
+    try:
+        found = importlib.util.find_spec(entries[0].module) is not None
+    except ImportError:
+        found = False
+    return [] if found else [Problem("calibration service", f"{entries[0].module} cannot be imported", hint)]
+
+
+def _extras(target: Target) -> Iterable[Extra]:
+    own = target.capabilities()
+    for purpose, requires, extra in (
+        ("export", own.export_requires, own.export_extra),
+        ("run", own.runtime_requires, own.runtime_extra),
+    ):
+        packages = tuple(Package(requirement.project, _version(requirement)) for requirement in requires)
+        complete = all(requirement.installed for requirement in requires)
+        yield Extra(target.name, purpose, packages, complete, install_command(extra, own.distribution))
+
+
+def _version(requirement: Requirement) -> str | None:
+    return (requirement.version or "unknown version") if requirement.installed else None
+
+
+def _tools(target: Target) -> Iterable[Tool]:
+    for tool in target.capabilities().system_tools:
+        yield Tool(target.name, tool.command, tool.installed, tool.purpose, tool.install_command)
+
+
+def _page(
+    facts: Mapping[str, str], extras: list[Extra], tools: list[Tool], problems: list[Problem]
+) -> Iterable[RenderableType]:
+    from deploykit.cli.tables import grid, pairs
+
+    yield pairs("", facts.items())
+    if extras:
+        rows = [
+            [one.toolchain, one.purpose, _package_list(one.packages), "" if one.complete else one.command]
+            for one in extras
+        ]
+        yield grid("Toolchains", ["toolchain", "to", "packages", "missing: install with"], rows)
+    if tools:
+        programs = [
+            [
+                one.toolchain,
+                one.command,
+                "yes" if one.installed else "no",
+                one.purpose,
+                "" if one.installed else one.install,
+            ]
+            for one in tools
+        ]
+        yield grid("Programs", ["toolchain", "program", "installed", "needed to", "missing: install with"], programs)
+    for problem in problems:
+        yield f"broken: {problem.what}: {problem.message}" + (f"\n  -> {problem.hint}" if problem.hint else "")
+    if not problems:
+        yield "nothing that is registered is broken"
+
+
+def _package_list(packages: Iterable[Any]) -> str:
+    return ", ".join(f"{one.name} {one.version or 'MISSING'}" for one in packages) or "none needed"

@@ -1,0 +1,173 @@
+"""`deploykit export`: the pipeline from the command line."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deploykit.cli.output import Answer, note
+from deploykit.cli.parameters import Debug, Json
+from deploykit.errors import CalibrationError, UsageError
+
+if TYPE_CHECKING:
+    from deploykit.parity import Tolerance
+
+_SYNTHETIC = "synthetic"
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="PACKAGE.MODULE:FACTORY",
+            help="Function that returns the model, or model and example inputs; the current folder is searched, too.",
+        ),
+    ],
+    target: Annotated[
+        str, typer.Option(help="Device, toolchain, or device:toolchain; see `deploykit targets`.")
+    ] = "x86-cpu",
+    precision: Annotated[str, typer.Option(help="Such as fp32, fp16, int8, int8-dynamic.")] = "int8",
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Data for static precisions: .npz or .safetensors with an array per input, or `synthetic`.",
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="Folder of the artifact.  [default: out/MODEL-TARGET-PRECISION]"),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="How ranges are chosen: default, minmax, percentile, entropy or mse.")
+    ] = "default",
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Quantise only these layers; repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Keep these layers in float; repeatable.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the toolchain; repeatable.")
+    ] = None,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Keep axis 0 of every input dynamic.")] = False,
+    no_profile: Annotated[bool, typer.Option("--no-profile", help="Measure no speed.")] = False,
+    no_strict: Annotated[
+        bool, typer.Option("--no-strict", help="Keep an artifact that misses a gate, marked failed, and exit with 0.")
+    ] = False,
+    min_placement: Annotated[
+        float | None, typer.Option(help="Share of multiply-accumulates, 0 to 1, that must run in the precision.")
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="How many times faster than the float build it must be.")
+    ] = None,
+    min_sqnr_db: Annotated[
+        float | None, typer.Option(help="Parity gate in dB, instead of the precision's default.")
+    ] = None,
+    min_cosine: Annotated[float | None, typer.Option(help="Parity gate, -1 to 1.")] = None,
+    min_top1_agreement: Annotated[float | None, typer.Option(help="Parity gate, 0 to 1.")] = None,
+    cache_dir: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Keep calibration statistics here, and reuse them.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Export a model and prove that the export is right.
+
+    The artifact appears only when it is complete; an older one in its place is replaced.
+    """
+    options = _options(option or ())
+    _check_calibration(calibration)
+    tolerance = _tolerance(precision, min_sqnr_db, min_cosine, min_top1_agreement)
+    _search_current_folder()
+
+    from deploykit._export import export as run_export
+    from deploykit.cli.commands.compare import caveats, column, comparison_table
+
+    artifact = run_export(
+        model,
+        target,
+        precision,
+        calibration=calibration,
+        calibration_method=method,
+        dynamic_batch=dynamic_batch,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        options=options or None,
+        tolerance=tolerance,
+        min_placement=min_placement,
+        min_speedup=min_speedup,
+        profile=not no_profile,
+        strict=not no_strict,
+        output=output,
+        cache_dir=cache_dir,
+    )
+    shown = column(_short(artifact.path), artifact)
+    if artifact.parity is not None:
+        for failure in artifact.parity.failures:
+            note(f"the artifact is marked {artifact.status}: {failure}")
+    return Answer(artifact.summary(), [comparison_table([shown]), *caveats([shown])])
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` strings as a mapping. The toolchain gives the strings their types; lists and tables are JSON."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not separator or not key:
+            raise UsageError(f"--option {pair!r} is not of the form key=value", hint="--option opset=18")
+        if key in found:
+            raise UsageError(f"--option {key} is given twice")
+        found[key] = _value(key, value.strip())
+    return found
+
+
+def _value(key: str, text: str) -> Any:
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return jsonlib.loads(text)
+    except jsonlib.JSONDecodeError as error:
+        raise UsageError(f"--option {key}: {text!r} is not valid JSON: {error}") from error
+
+
+def _check_calibration(calibration: str | None) -> None:
+    """Before the model is built, because that takes longest."""
+    if calibration is not None and calibration != _SYNTHETIC and not Path(calibration).is_file():
+        raise CalibrationError(
+            f"there is no calibration file {calibration!r}",
+            hint=f"pass an .npz or .safetensors file with one array per input, or `--calibration {_SYNTHETIC}`",
+        )
+
+
+def _tolerance(
+    precision: str, min_sqnr_db: float | None, min_cosine: float | None, min_top1: float | None
+) -> Tolerance | None:
+    """The default gate of the precision with the given figures in it; None where none was given."""
+    given = {"min_sqnr_db": min_sqnr_db, "min_cosine": min_cosine, "min_top1_agreement": min_top1}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        return None
+    from deploykit.parity import DEFAULT_TOLERANCES, Tolerance
+
+    defaults = {str(known): gate for known, gate in DEFAULT_TOLERANCES.items()}
+    return replace(defaults.get(precision, Tolerance()), **changes)
+
+
+def _search_current_folder() -> None:
+    """An installed program does not search the folder it is called in, where the user's modules are."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def _short(path: Path) -> str:
+    """Relative to the current folder where it lies in it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,166 @@
+"""`deploykit inspect`: what an artifact says about itself, as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from deploykit.cli.output import Answer
+from deploykit.cli.parameters import ArtifactPath, Debug, Json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from deploykit.artifact import Artifact
+    from deploykit.manifest import Manifest
+    from deploykit.parity import ParityReport
+
+_LAYERS_SHOWN = 20
+_WORST_SHOWN = 5
+
+
+def inspect(artifact: ArtifactPath, json: Json = False, debug: Debug = False) -> Answer:
+    """Show what an artifact says about itself.
+
+    Its status, achieved precision, parity, speed, origin and files; hashes are checked.
+    """
+    from deploykit.artifact import load
+
+    found = load(artifact)
+    return Answer({**found.summary(), "path": artifact, "fingerprint": found.fingerprint}, list(_page(artifact, found)))
+
+
+def _page(name: str, found: Artifact) -> Iterator[RenderableType]:
+    from deploykit.cli.commands.profile import profile_page
+
+    manifest = found.manifest
+    yield _head(name, found)
+    if manifest.build is not None:
+        yield f"to build on the device: {manifest.build.command}\n  because {manifest.build.reason}"
+    yield from _achieved(manifest)
+    if manifest.parity is not None:
+        yield from _parity(manifest.parity)
+    measured = found.profile
+    if measured is not None:
+        yield from profile_page(measured)
+    yield _origin(manifest)
+    yield _files(manifest)
+
+
+def _head(name: str, found: Artifact) -> Table:
+    from deploykit.cli import figures
+    from deploykit.cli.tables import pairs, status_text
+
+    manifest = found.manifest
+    behind = f"{manifest.device} with {manifest.toolchain}"
+    rows: list[tuple[str, Any]] = [
+        ("artifact", name),
+        ("status", status_text(manifest.status)),
+        ("target", manifest.target if manifest.target == behind else f"{manifest.target} ({behind})"),
+        ("precision", f"{manifest.precision} asked for; multiply-accumulates: {figures.achieved(manifest.achieved)}"),
+        *(("input", str(spec)) for spec in manifest.inputs),
+        *(("output", str(spec)) for spec in manifest.outputs),
+        ("size", f"{figures.size(found.size_bytes)}, opened at {manifest.entry}"),
+    ]
+    return pairs("", rows)
+
+
+def _achieved(manifest: Manifest) -> Iterator[RenderableType]:
+    from deploykit.cli import figures
+    from deploykit.cli.tables import grid
+
+    achieved = manifest.achieved
+    counts = [
+        [name, f"{achieved.ops[name]:,}", f"{achieved.macs.get(name, 0):,}", f"{achieved.weights.get(name, 0):,}"]
+        for name in achieved.ops
+    ]
+    heads = ["precision", "operators", "multiply-accumulates", "weights"]
+    yield grid(f"Achieved, counted in {achieved.source}", heads, counts, right=heads[1:])
+    yield from (f"note: {text}" for text in achieved.notes)
+    rest = achieved.not_as_requested
+    if rest:
+        rows = [
+            [layer.module_path or layer.name, layer.op, layer.precision, f"{layer.macs:,}", layer.reason]
+            for layer in rest[:_LAYERS_SHOWN]
+        ]
+        title = f"Not in {manifest.precision}, and why"
+        yield grid(title, ["layer", "operator", "precision", "MACs", "reason"], rows, right=["MACs"])
+    if len(rest) > _LAYERS_SHOWN:
+        yield f"and {figures.plain(len(rest) - _LAYERS_SHOWN)} more; --json lists them all"
+
+
+def _parity(report: ParityReport) -> Iterator[RenderableType]:
+    from deploykit.cli import figures
+    from deploykit.cli.tables import grid, pairs
+
+    verdict = "passed" if report.passed else "; ".join(report.failures)
+    rows = [
+        ("verdict", verdict),
+        ("evidence", f"{report.evidence}, {report.samples} samples ({report.data})"),
+        ("gate", _gate(report)),
+        ("host", str(report.host)),
+    ]
+    if report.metric is not None:
+        metric = report.metric
+        fall = f"{figures.plain(metric.reference)} -> {figures.plain(metric.artifact)}"
+        rows.append(("task metric", f"{fall} (may fall by {figures.plain(metric.max_drop)})"))
+    yield pairs("Parity", [*rows, *(("note", text) for text in report.notes)])
+    chain = [
+        [
+            f"{link.reference} -> {link.candidate}",
+            str(link.evidence),
+            figures.decibel(link.worst.sqnr_db),
+            figures.plain(link.worst.cosine),
+            figures.plain(link.worst.max_abs),
+            figures.share(link.worst.top1_agreement),
+        ]
+        for link in report.chain
+    ]
+    heads = ["compared", "evidence", "SQNR", "cosine", "max abs", "top-1"]
+    yield grid("Parity chain", heads, chain, right=heads[2:])
+    if report.layers:
+        worst = [
+            [layer.module_path or layer.name, layer.op, figures.decibel(layer.sqnr_db)]
+            for layer in report.worst_layers(_WORST_SHOWN)
+        ]
+        yield grid("Worst layers", ["layer", "operator", "SQNR"], worst, right=["SQNR"])
+
+
+def _gate(report: ParityReport) -> str:
+    from deploykit.cli import figures
+
+    gate = report.tolerance
+    parts = (
+        ("SQNR", gate.min_sqnr_db, figures.decibel),
+        ("cosine", gate.min_cosine, figures.plain),
+        ("top-1", gate.min_top1_agreement, figures.share),
+    )
+    return ", ".join(f"{name} >= {show(least)}" for name, least, show in parts if least is not None) or "none"
+
+
+def _origin(manifest: Manifest) -> Table:
+    from deploykit.cli.tables import pairs
+
+    rows = [("deploykit", manifest.deploykit_version)]
+    rows += [("tool", f"{name} {version}") for name, version in sorted(manifest.tool_versions.items())]
+    if manifest.calibration is not None:
+        made = manifest.calibration
+        origin = "made-up data, as asked for" if made.source == "synthetic" else made.source
+        rows.append(("calibration", f"{origin}, {made.samples} samples, method {made.method}"))
+    rows += [(f"{name} fingerprint", value) for name, value in sorted(manifest.fingerprints.items())]
+    if manifest.parent:
+        rows.append(("built from", manifest.parent))
+    rows += [("option", f"{name} = {value}") for name, value in sorted(manifest.options.items())]
+    rows += [("recorded", f"{name} = {value}") for name, value in sorted(manifest.metadata.items())]
+    return pairs("Origin", rows)
+
+
+def _files(manifest: Manifest) -> Table:
+    from deploykit.cli import figures
+    from deploykit.cli.tables import grid
+
+    rows: Sequence[Sequence[str]] = [
+        [entry.path, figures.size(entry.size), entry.sha256[:16]] for entry in manifest.files
+    ]
+    return grid("Files (hashes checked)", ["file", "size", "sha256"], rows, right=["size"])

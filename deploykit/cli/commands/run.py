@@ -1,0 +1,153 @@
+"""`deploykit run`: arrays from a file through an artifact into a file."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploykit.cli.output import Answer, note
+from deploykit.cli.parameters import ArtifactPath, Debug, Json, Threads
+from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from deploykit.session import Session
+    from deploykit.tensors import TensorSpec
+
+    Arrays = dict[str, np.ndarray]
+
+_SUFFIXES = (".npz", ".safetensors")
+
+
+def run(
+    artifact: ArtifactPath,
+    source: Annotated[
+        str, typer.Option("--input", "-i", metavar="FILE", help=".npz or .safetensors with one array per input.")
+    ],
+    destination: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help=".npz or .safetensors for the outputs.")
+    ],
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Run an artifact on arrays from a file.
+
+    More rows than a fixed batch size takes are run batch by batch.
+    """
+    from deploykit.artifact import load
+    from deploykit.storage import write_file
+
+    _check_suffix(destination)
+    arrays = _read(source)
+    with load(artifact).open(threads=threads) as session:
+        batches = _batches(session.inputs, _pick(session.inputs, arrays, source))
+        outputs = _join([session.run(feeds) for feeds in batches], session)
+    write_file(Path(destination), _encode(outputs, destination))
+    shapes = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
+    lines = [f"{name}: {array.dtype}{list(array.shape)}" for name, array in outputs.items()]
+    return Answer(
+        {"path": artifact, "input": source, "output": destination, "runs": len(batches), "outputs": shapes},
+        [*lines, f"written to {destination}"],
+    )
+
+
+def _check_suffix(path: str) -> None:
+    if not path.endswith(_SUFFIXES) or Path(path).is_dir():
+        raise UsageError(f"{path} must be a file that ends in {' or '.join(_SUFFIXES)}")
+
+
+def _read(path: str) -> Arrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    _check_suffix(path)
+    if not Path(path).is_file():
+        raise UsageError(f"there is no file {path}")
+    try:
+        return load_file(path) if path.endswith(".safetensors") else _read_npz(path)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        SafetensorError,
+    ) as error:
+        raise UsageError(
+            f"{path} cannot be read: {error}", hint="write it with numpy.savez(path, name=array)"
+        ) from error
+
+
+def _read_npz(path: str) -> Arrays:
+    import numpy as np
+
+    with zipfile.ZipFile(path):  # a single array that was renamed is no archive
+        pass
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def _pick(inputs: Sequence[TensorSpec], arrays: Arrays, source: str) -> Arrays:
+    """The arrays that the model takes; the only array of the only input may have any name."""
+    names = [spec.name for spec in inputs]
+    if len(names) == 1 and len(arrays) == 1:
+        return {names[0]: next(iter(arrays.values()))}
+    missing = [str(spec) for spec in inputs if spec.name not in arrays]
+    if missing:
+        raise UsageError(f"{source} has no array for {', '.join(missing)}; it has {', '.join(arrays) or 'none'}")
+    unused = sorted(arrays.keys() - set(names))
+    if unused:
+        note(f"{source} also has {', '.join(unused)}, which the model does not take")
+    return {name: arrays[name] for name in names}
+
+
+def _batches(inputs: Sequence[TensorSpec], arrays: Arrays) -> list[Arrays]:
+    """The arrays as they are, or cut along axis 0 where the model has a fixed batch size that divides their rows."""
+    whole = [arrays]
+    if all(spec.accepts(arrays[spec.name].shape) for spec in inputs):
+        return whole
+    if any(not spec.shape or not arrays[spec.name].ndim for spec in inputs):
+        return whole
+    sizes, rows = {spec.shape[0] for spec in inputs}, {len(arrays[spec.name]) for spec in inputs}
+    size, count = sizes.pop(), rows.pop()
+    if sizes or rows or not isinstance(size, int) or not count or count % size:
+        return whole  # the session says what is wrong
+    return [{name: array[at : at + size] for name, array in arrays.items()} for at in range(0, count, size)]
+
+
+def _join(results: Sequence[Mapping[str, np.ndarray]], session: Session) -> Arrays:
+    import numpy as np
+
+    if len(results) == 1:
+        return dict(results[0])
+    rows = session.inputs[0].shape[0]
+    for spec in session.outputs:
+        if not spec.shape or spec.shape[0] != rows:
+            raise UsageError(f"output {spec} has no batch axis to join runs along", hint=f"pass {rows} rows")
+    return {spec.name: np.concatenate([result[spec.name] for result in results]) for spec in session.outputs}
+
+
+def _encode(outputs: Arrays, destination: str) -> bytes:
+    import numpy as np
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in outputs.items()}
+    if destination.endswith(".safetensors"):
+        return save(arrays)
+    # numpy.savez takes names as keyword arguments, so that an output called "file" would break it.
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+    return buffer.getvalue()

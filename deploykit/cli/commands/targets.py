@@ -1,0 +1,65 @@
+"""`deploykit targets`: every target that can be named, what is installed, and the command for what is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deploykit.cli.output import Answer
+from deploykit.cli.parameters import Debug, Json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from deploykit.errors import DeploykitError
+    from deploykit.registry import TargetInfo
+
+
+def targets(json: Json = False, debug: Debug = False) -> Answer:
+    """List the targets and what is installed.
+
+    For what is not installed, the pip command is shown.
+    """
+    from deploykit import registry
+
+    infos, broken = registry.targets(), registry.broken_toolchains()
+    document = {
+        "targets": list(infos),
+        "broken": [{"toolchain": name, "message": error.message, "hint": error.hint} for name, error in broken.items()],
+    }
+    page: list[Any] = [_table(infos)] if infos else ["no targets are registered"]
+    page += [line for error in broken.values() for line in _broken_lines(error)]
+    return Answer(document, page)
+
+
+def _table(infos: tuple[TargetInfo, ...]) -> Table:
+    from deploykit.cli.tables import grid
+
+    headers = ["target", "toolchain", "precisions", "installed"]
+    complete = all(info.can_export for info in infos)
+    rows = [
+        [
+            info.name,
+            info.toolchain,
+            " ".join(map(str, info.precisions)),
+            installed(info),
+            *([] if complete else [install(info)]),
+        ]
+        for info in infos
+    ]
+    return grid("", headers if complete else [*headers, "to install"], rows)
+
+
+def installed(info: TargetInfo) -> str:
+    """What can be done here in words."""
+    if info.can_export:
+        return "export, run" if info.can_run else "export"
+    return "run" if info.can_run else "no"
+
+
+def install(info: TargetInfo) -> str:
+    """The command that installs what is missing; the export extra brings the runtime, too."""
+    return "" if info.can_export else info.export_command
+
+
+def _broken_lines(error: DeploykitError) -> list[str]:
+    return [f"broken: {error.message}", *([f"  -> {error.hint}"] if error.hint else [])]
