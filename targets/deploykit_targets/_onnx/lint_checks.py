@@ -1,0 +1,264 @@
+"""One function per lint rule, yielding `(node, op_type, message)`; which rules hold where is data in `lint_rules/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from onnx import NodeProto, TensorProto, ValueInfoProto
+
+from deploykit_targets._onnx.lint import LintRules
+from deploykit_targets._onnx.lint_view import MOVES, GraphView, attribute, node_name
+
+Report = tuple[str, str, str]
+Check = Callable[[GraphView, LintRules], Iterator[Report]]
+
+_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Ops with int8 kernels, or that pass integers on: a q/dq pair in front of one of them serves something.
+_QUANTIZABLE = _WEIGHTED | MOVES | {"Add", "AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean", "Concat"}
+_QUANTIZABLE |= {"Resize", "Slice", "Split", "Einsum", "Mul", "LSTM", "GRU", "RNN"}
+# Fused into the convolution in front of them before an addition is looked for.
+_FUSED = frozenset({"Relu", "Clip", "LeakyRelu", "HardSwish", "Sigmoid", "BatchNormalization"})
+
+
+def _at(node: NodeProto, message: str) -> Report:
+    return node_name(node), node.op_type, message
+
+
+def _pairs(view: GraphView) -> Iterator[NodeProto]:
+    return (node for node in view.nodes if node.op_type in (_Q, _DQ))
+
+
+def check_opset(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """The standard operator set is one that the parser reads."""
+    if not rules.min_opset <= view.opset <= rules.max_opset:
+        wanted = f"{rules.min_opset} to {rules.max_opset}"
+        yield "", "", f"the model uses opset {view.opset}; {rules.name} reads {wanted}"
+
+
+def check_operator(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """Every operator is in the parser's published table; functions that the model brings along are expanded."""
+    functions = {(function.domain, function.name) for function in view.model.functions}
+    for node in view.all_nodes():
+        if (node.domain, node.op_type) in functions:
+            continue
+        if node.domain not in ("", "ai.onnx"):
+            yield _at(node, f"operator of domain {node.domain!r}; {rules.name} reads standard operators")
+        elif node.op_type in rules.unsupported:
+            yield _at(node, f"{rules.name} lists it as not supported ({rules.source})")
+        elif node.op_type not in rules.supported:
+            yield _at(node, f"{rules.name} does not list it ({rules.source})")
+
+
+def check_element_type(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """No input, output or constant has a type that the parser refuses."""
+    graph = view.model.graph
+    typed: list[tuple[str, int]] = [(proto.name, proto.data_type) for proto in graph.initializer]
+    typed += [(info.name, _element_type(info)) for info in (*graph.input, *graph.output)]
+    for name, code in typed:
+        if TensorProto.DataType.Name(code) in rules.element_types_refused:
+            yield name, "tensor", f"has type {TensorProto.DataType.Name(code)}, which {rules.name} refuses"
+
+
+def _element_type(info: ValueInfoProto) -> int:
+    return info.type.tensor_type.elem_type
+
+
+def check_quantized_type(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """q/dq use a type that the runtime has kernels for: int8, and fp8 where the silicon has it."""
+    wanted = ", ".join(sorted(name.lower() for name in rules.quantized_types))
+    for node in _pairs(view):
+        code = view.quantized_type(node)
+        if code is None or _feeds_bias(view, node):
+            continue
+        name = TensorProto.DataType.Name(code)
+        if name not in rules.quantized_types:
+            yield _at(node, f"quantizes to {name.lower()}; {rules.name} wants {wanted}")
+
+
+def check_zero_point(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """Zero points are given, constant and zero: quantization is symmetric, and MIGraphX matches on the third input."""
+    for node in _pairs(view):
+        operand = view.input(node, 2)
+        if operand is None:
+            yield _at(node, "has no zero point; give a constant one of zeros")
+            continue
+        values = view.constant(operand.value)
+        if values is None:
+            yield _at(node, f"its zero point {operand.value!r} is not a constant")
+        elif np.any(values.astype(np.float32) != 0):
+            yield _at(node, f"has zero point {values.ravel()[0]}; quantization must be symmetric")
+
+
+def check_scale(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """Scales are constant, finite and above zero."""
+    for node in _pairs(view):
+        values = view.constant(node.input[1])
+        if values is None:
+            yield _at(node, f"its scale {node.input[1]!r} is not a constant")
+            continue
+        values = values.astype(np.float32)
+        if not np.all(np.isfinite(values)) or np.any(values <= 0):
+            yield _at(node, f"has a scale that is not finite and above zero (smallest: {values.min()})")
+
+
+def check_weight_axis(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """Per-channel scales of weights lie on the axis of the output channels."""
+    for node in view.nodes:
+        weight = view.input(node, 1) if node.op_type in _WEIGHTED else None
+        source = weight.node if weight else None
+        if weight is None or source is None or source.op_type != _DQ or not view.is_constant(weight.value):
+            continue
+        scale = view.constant(source.input[1])
+        rank = _rank(view, source.input[0])
+        if scale is None or scale.size == 1 or rank is None:
+            continue
+        axis = attribute(source, "axis", 1) % rank
+        if axis != (wanted := _channel_axis(node, rank)):
+            yield _at(source, f"scales of {node.op_type} weights lie on axis {axis}; output channels are axis {wanted}")
+
+
+def _channel_axis(node: NodeProto, rank: int) -> int:
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return rank - 1
+
+
+def _rank(view: GraphView, value: str) -> int | None:
+    proto = view.constant_proto(value)
+    if proto is not None:
+        return len(proto.dims)
+    node = view.producers.get(value)
+    return _rank(view, node.input[0]) if node is not None and node.op_type == _Q else None
+
+
+def check_activation_granularity(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """Activations have one scale per tensor."""
+    for node in _pairs(view):
+        scale = view.constant(node.input[1])
+        if scale is not None and scale.size > 1 and not view.is_constant(node.input[0]):
+            yield _at(node, f"has {scale.size} scales on an activation; activations take one per tensor")
+
+
+def check_float_bias(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """Biases stay float: neither runtime takes the int32 form of ONNX Runtime."""
+    for node in _pairs(view):
+        if node.op_type == _DQ and _feeds_bias(view, node):
+            yield _at(node, "dequantizes an int32 bias; give the bias in float")
+
+
+def _feeds_bias(view: GraphView, node: NodeProto) -> bool:
+    return view.quantized_type(node) == TensorProto.INT32 and view.is_constant(node.input[0])
+
+
+def check_half_quantized(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """A weighted op has both inputs dequantized or none; with one of them it runs in float beside a dequantize."""
+    for node in view.nodes:
+        if node.op_type not in _WEIGHTED or len(node.input) < 2:
+            continue
+        dequantized = [view.is_dequantized(value) for value in node.input[:2]]
+        if dequantized == [True, False]:
+            yield _at(node, f"its second input {node.input[1]!r} is float beside a dequantized first: it runs in float")
+        elif dequantized == [False, True] and not _is_weight_only(view, node):
+            yield _at(node, f"its first input {node.input[0]!r} is float beside a dequantized second: it runs in float")
+
+
+def _is_weight_only(view: GraphView, node: NodeProto) -> bool:
+    """Weight-only compression: meant to run in float, and so in every weighted op of the model."""
+    return view.is_constant(node.input[1]) and not any(
+        consumer.op_type in _WEIGHTED
+        for dq in view.nodes
+        if dq.op_type == _DQ and not view.is_constant(dq.input[0])
+        for consumer in view.consumers[dq.output[0]]
+    )
+
+
+def check_residual_input(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """The skip connection of an addition behind an int8 convolution is dequantized too, so that they fuse."""
+    for node in view.nodes:
+        if node.op_type != "Add" or any(view.is_constant(value) for value in node.input):
+            continue
+        fused = [_is_quantized_convolution(view, value) for value in node.input]
+        dequantized = [view.is_dequantized(value) for value in node.input]
+        if any(fused) and not any(dequantized):
+            side = node.input[1 if fused[0] else 0]
+            yield _at(node, f"adds {side!r} in float to an int8 convolution: quantize that input, so that they fuse")
+
+
+def _is_quantized_convolution(view: GraphView, value: str) -> bool:
+    node = view.producers.get(value)
+    while node is not None and node.op_type in _FUSED:
+        node = view.producers.get(node.input[0])
+    return node is not None and node.op_type == "Conv" and view.is_dequantized(node.input[0])
+
+
+def check_concat_scales(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """All inputs of Concat are float, or all are dequantized with one scale."""
+    for node in view.nodes:
+        if node.op_type != "Concat":
+            continue
+        makers = [view.producers.get(value) for value in node.input if not view.is_constant(value)]
+        dequantizers = [maker for maker in makers if maker is not None and maker.op_type == _DQ]
+        if not dequantizers:
+            continue
+        if len(dequantizers) < len(makers):
+            yield _at(node, "has dequantized and float inputs; quantize all of them with one scale, or none")
+        scales = {_scalar_scale(view, maker) for maker in dequantizers}
+        if len(scales) > 1:
+            listed = ", ".join(f"{scale:.6g}" for scale in sorted(s for s in scales if s is not None))
+            yield _at(node, f"its inputs have different scales ({listed}); give them one")
+
+
+def _scalar_scale(view: GraphView, node: NodeProto) -> float | None:
+    scale = view.constant(node.input[1])
+    return float(scale.ravel()[0]) if scale is not None and scale.size == 1 else None
+
+
+def check_surplus_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """No value is quantized twice with the same scale: by two q nodes side by side, or by one behind a dq."""
+    seen: set[tuple[str, float]] = set()
+    for node in view.nodes:
+        scale = _scalar_scale(view, node) if node.op_type == _Q else None
+        if scale is None or view.is_constant(node.input[0]):
+            continue
+        if (node.input[0], scale) in seen:
+            yield _at(node, f"quantizes {node.input[0]!r} with a scale that another q node already applies to it")
+        seen.add((node.input[0], scale))
+        before = view.producers.get(node.input[0])
+        if before is not None and before.op_type == _DQ and _scalar_scale(view, before) == scale:
+            yield _at(node, f"quantizes again what {node_name(before)} dequantized with the same scale")
+
+
+def check_idle_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """Every q/dq pair on an activation feeds an op that has an int8 kernel; others only cost accuracy and time."""
+    for node in view.nodes:
+        if node.op_type != _DQ or view.is_constant(node.input[0]):
+            continue
+        readers = view.consumers[node.output[0]]
+        if not any(reader.op_type in _QUANTIZABLE | {_Q} for reader in readers):
+            fed = ", ".join(sorted({reader.op_type for reader in readers})) or "nothing but an output"
+            yield _at(node, f"feeds {fed}, which has no int8 kernel; leave that value in float")
+
+
+CHECKS: Mapping[str, Check] = {
+    "opset": check_opset,
+    "operator": check_operator,
+    "element-type": check_element_type,
+    "quantized-type": check_quantized_type,
+    "zero-point": check_zero_point,
+    "scale": check_scale,
+    "weight-axis": check_weight_axis,
+    "activation-granularity": check_activation_granularity,
+    "float-bias": check_float_bias,
+    "half-quantized": check_half_quantized,
+    "residual-input": check_residual_input,
+    "concat-scales": check_concat_scales,
+    "surplus-pair": check_surplus_pair,
+    "idle-pair": check_idle_pair,
+}
+"""Every rule by name."""
