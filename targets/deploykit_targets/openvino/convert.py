@@ -63,6 +63,7 @@ def _write_ir(model: onnx.ModelProto, path: Path, *, half: bool) -> None:
 def _name_canonically(model: Any, known: set[str]) -> None:
     """Number helper nodes by their place in the graph: OpenVINO numbers them by a counter of the process."""
     for index, node in enumerate(model.get_ordered_ops()):
-        name = node.get_friendly_name()
-        if name not in known and re.search(r"_\d+", name):
-            node.set_friendly_name(f"{node.get_type_name()}.{index}")
+        layer, _, helper = node.get_friendly_name().partition("/")
+        if layer not in known or re.search(r"_\d+", helper):
+            kept = f"{layer}/" if layer in known else ""
+            node.set_friendly_name(f"{kept}{node.get_type_name()}.{index}")
