@@ -16,7 +16,6 @@ from typing import Any
 import onnx
 import onnx.inliner
 import torch
-from onnx import TensorProto
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
@@ -115,10 +114,7 @@ def splice(writer: GraphWriter, model: onnx.ModelProto, inputs: list[Any], *, mu
     names.update(zip((value.name for value in model.graph.input), inputs, strict=True))
     scope, _ = writer.scope
     for tensor in model.graph.initializer:
-        copy = TensorProto()
-        copy.CopyFrom(tensor)
-        copy.name = names[tensor.name] = writer.reserve(f"{scope}.{tensor.name}")
-        writer.initialisers[copy.name] = copy
+        names[tensor.name] = writer.copied_initialiser(tensor, f"{scope}.{tensor.name}")
     for node in model.graph.node:
         outputs = [names.setdefault(out, writer.reserve(f"{scope}.{out}")) if out else "" for out in node.output]
         writer.copy(node, [names[name] for name in node.input], outputs)

@@ -79,8 +79,8 @@ class _Walk:
     log: list[str]
     values: dict[Node, Value] = field(default_factory=dict)
     constants: dict[Node, torch.Tensor] = field(default_factory=dict)
-    turned: dict[str, str] = field(default_factory=dict)
-    stored: dict[str, str] = field(default_factory=dict)
+    turned: dict[tuple[object, ...], str] = field(default_factory=dict)
+    stored: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     def run(self, module: GraphModule) -> None:
         """Write every node; constants are written when something reads them."""
@@ -101,7 +101,7 @@ class _Walk:
         if node not in self.values:
             scope = self.writer.scope
             if node in self.constants:
-                self.values[node] = self._store(node)
+                self.values[node] = self._once(self.stored, node, self.constants[node])
             else:  # a dequantised weight: written when first read
                 self._write(node)
             self.writer.enter(*scope, restart=False)
@@ -113,18 +113,16 @@ class _Walk:
 
     def transposed(self, node: Node) -> str:
         """A constant matrix stored the other way round, once."""
-        key = str(node.target)
-        if key not in self.turned:
-            self.turned[key] = self.writer.initialiser(self.constants[node].t(), key)
-        return self.turned[key]
+        return self._once(self.turned, node, self.constants[node].t())
 
     # Steps.
 
-    def _store(self, node: Node) -> str:
-        key = str(node.target)
-        if key not in self.stored:
-            self.stored[key] = self.writer.initialiser(self.constants[node], key)
-        return self.stored[key]
+    def _once(self, stored: dict[tuple[object, ...], str], node: Node, tensor: torch.Tensor) -> str:
+        """Store a weight under its first name; tied weights share their memory and are stored once."""
+        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if key not in stored:
+            stored[key] = self.writer.initialiser(tensor, str(node.target))
+        return stored[key]
 
     def _is_constant(self, node: Node) -> bool:
         """Weights: a quantised constant is folded, a dequantised one waits until it is read."""
@@ -199,15 +197,9 @@ class _Walk:
     def model(self, module: GraphModule, name: str) -> onnx.ModelProto:
         """The finished model."""
         self._name_outputs(module)
-        graph = helper.make_graph(
-            self.writer.nodes,
-            name,
-            [_value_info(spec) for spec in self.captured.inputs],
-            [_value_info(spec) for spec in self.captured.outputs],
-            list(self.writer.initialisers.values()),
-        )
-        imports = [helper.make_opsetid("", self.writer.opset)]
-        return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="deploykit")
+        inputs = [_value_info(spec) for spec in self.captured.inputs]
+        outputs = [_value_info(spec) for spec in self.captured.outputs]
+        return self.writer.finish(name, inputs, outputs, IR_VERSION)
 
     def _name_outputs(self, module: GraphModule) -> None:
         """Give the results their public names; one that is an input, a constant or already named gets an Identity."""

@@ -6,8 +6,12 @@ Everything is exact: no clean-up changes a number.
 
 from __future__ import annotations
 
+import math
+
 import onnx
 from onnx import TensorProto
+
+_SMALL = 4096  # elements
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -72,24 +76,19 @@ def remove_identities(graph: onnx.GraphProto) -> None:
 
 
 def merge_equal_initialisers(graph: onnx.GraphProto) -> None:
-    """One copy of equal tensors; the first name stays."""
+    """One copy of equal small tensors, the first name stays; `remove_unused` drops the others.
+
+    Large weights are shared when they are written: comparing their bytes here would cost more than it saves.
+    """
     first: dict[tuple[object, ...], str] = {}
     renamed: dict[str, str] = {}
-    kept = []
     for tensor in graph.initializer:
-        key = _content(tensor)
-        if key in first:
-            renamed[tensor.name] = first[key]
-        else:
-            first[key] = tensor.name
-            kept.append(tensor)
-    if not renamed:
-        return
+        if math.prod(tensor.dims) <= _SMALL:
+            renamed[tensor.name] = first.setdefault(_content(tensor), tensor.name)
     for node in graph.node:
         for index, name in enumerate(node.input):
-            node.input[index] = renamed.get(name, name)
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+            if renamed.get(name, name) != name:
+                node.input[index] = renamed[name]
 
 
 def _content(tensor: TensorProto) -> tuple[object, ...]:
@@ -106,10 +105,9 @@ def remove_unused(graph: onnx.GraphProto) -> None:
             needed.update(node.input)
             kept.append(node)
     _replace_nodes(graph, kept[::-1])
-    tensors = [tensor for tensor in graph.initializer if tensor.name in needed]
-    if len(tensors) < len(graph.initializer):
-        del graph.initializer[:]
-        graph.initializer.extend(tensors)
+    unused = [index for index, tensor in enumerate(graph.initializer) if tensor.name not in needed]
+    for index in reversed(unused):  # one by one: rebuilding the list would copy every weight
+        del graph.initializer[index]
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

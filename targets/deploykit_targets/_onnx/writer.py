@@ -44,28 +44,30 @@ def element_type(dtype: torch.dtype) -> int:
     return ELEMENT_TYPES[dtype]
 
 
-def tensor_proto(tensor: torch.Tensor, name: str) -> TensorProto:
-    """A torch tensor as an initialiser with raw little-endian bytes, shape and element type kept."""
-    proto = TensorProto(name=name, data_type=element_type(tensor.dtype), dims=list(tensor.shape))
+def raw_bytes(tensor: torch.Tensor) -> bytes:
+    """The elements of a tensor in row order, little-endian, as ONNX stores them."""
     flat = tensor.detach().cpu().contiguous()
     if flat.dtype == torch.bfloat16:  # NumPy has no bfloat16: the same bytes under another name
         flat = flat.view(torch.int16)
-    proto.raw_data = flat.numpy().tobytes()
-    return proto
+    data: bytes = flat.numpy().tobytes()
+    return data
 
 
 @dataclass
 class GraphWriter:
     """An ONNX graph under construction.
 
+    Weights are written straight into `model`: copying them between protobuf messages costs more than all the rest.
+
     Attributes:
         opset: the version of the standard operator set the nodes are written for.
-        nodes, initialisers: what was written so far, in order.
+        nodes: what was written so far, in order.
+        model: holds the initialisers; `finish` puts the nodes in.
     """
 
     opset: int
     nodes: list[onnx.NodeProto] = field(default_factory=list)
-    initialisers: dict[str, TensorProto] = field(default_factory=dict)
+    model: onnx.ModelProto = field(default_factory=onnx.ModelProto)
     _scope: str = ""
     _module_path: str = ""
     _in_scope: int = 0
@@ -124,23 +126,47 @@ class GraphWriter:
     def initialiser(self, tensor: torch.Tensor, name: str) -> str:
         """Store a weight under (a free form of) its own name."""
         free = self.reserve(name)
-        self.initialisers[free] = tensor_proto(tensor, free)
+        self._store(free, element_type(tensor.dtype), tuple(tensor.shape), raw_bytes(tensor))
         return free
+
+    def copied_initialiser(self, tensor: TensorProto, name: str) -> str:
+        """Store an initialiser made elsewhere under another name."""
+        added = self.model.graph.initializer.add()
+        added.CopyFrom(tensor)
+        added.name = free = self.reserve(name)
+        return free
+
+    def _store(self, name: str, data_type: int, shape: tuple[int, ...], data: bytes) -> None:
+        added = self.model.graph.initializer.add()
+        added.name, added.data_type, added.raw_data = name, data_type, data
+        added.dims.extend(shape)
 
     def constant(self, value: Any, dtype: torch.dtype, *, label: str = "const") -> str:
         """A small constant (scalar or nested list), stored once however often it is asked for."""
         tensor = value.to(dtype) if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=dtype)
-        proto = tensor_proto(tensor, "")
-        key = (proto.data_type, tuple(proto.dims), proto.raw_data)
+        key = (element_type(tensor.dtype), tuple(tensor.shape), raw_bytes(tensor))
         if key not in self._constants:
-            proto.name = self.reserve(f"{label}_{len(self._constants)}")
-            self._constants[key] = proto.name
-            self.initialisers[proto.name] = proto
+            name = self.reserve(label if "." in label else f"{label}_{len(self._constants)}")
+            self._store(name, *key)
+            self._constants[key] = name
         return self._constants[key]
 
     def ints(self, values: Sequence[int]) -> str:
         """A 1-D int64 constant, the form in which ONNX takes shapes, axes and pads."""
         return self.constant(list(values), torch.int64, label="ints")
+
+    def finish(
+        self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto], ir_version: int
+    ) -> onnx.ModelProto:
+        """Put nodes, inputs and outputs into the model and return it."""
+        self.model.ir_version, self.model.producer_name = ir_version, "deploykit"
+        self.model.opset_import.add(domain="", version=self.opset)
+        graph = self.model.graph
+        graph.name = name
+        graph.node.extend(self.nodes)
+        graph.input.extend(inputs)
+        graph.output.extend(outputs)
+        return self.model
 
     def rename(self, old: str, new: str, *, since: int = 0) -> None:
         """Rename a value, and the node that makes it, in all nodes from position `since` on."""
