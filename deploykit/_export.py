@@ -77,10 +77,12 @@ def export(
     """Export a PyTorch model to a target, prove that the export is right, and publish it as an artifact.
 
     Args:
-        model: `nn.Module`, `LightningModule`, `torch.export.ExportedProgram`, or `"package.module:factory"`. Never changed.
+        model: `nn.Module`, `LightningModule`, `torch.export.ExportedProgram`, or `"package.module:factory"`
+            (which returns the model, or model and example inputs). Never changed.
         target: device, toolchain, or `"device:toolchain"`; `deploykit.targets()` lists them.
         precision: such as `fp32`, `fp16`, `int8`, `int8-dynamic`; a target says which it has.
-        example_inputs: tuple (positional) or dict (by name) of tensors; not needed where the model tells its inputs.
+        example_inputs: tuple (positional) or dict (by name) of tensors; not needed where the model, the factory or a
+            calibration file tells the inputs.
         calibration: for static precisions: iterable of tensors, `(inputs, labels)` tuples or dicts, a DataLoader, a
             `.npz` or `.safetensors` path, a `CalibrationTable`, or `"synthetic"` (made-up data, marked as such).
         calibration_method: `minmax`, `percentile`, `entropy`, `mse`, or `default` (the best measured per scheme).
@@ -95,7 +97,8 @@ def export(
         min_speedup: how many times faster than the float build it must be; needs `profile`.
         profile: measure latency, throughput and memory, beside the float build.
         strict: raise when a gate is missed; False returns the artifact marked `failed`.
-        output: folder of the artifact; an artifact that is there is replaced. Default `out/<model>-<target>-<precision>`.
+        output: folder of the artifact; an artifact that is there is replaced.
+            Default `out/<model>-<target>-<precision>`.
         cache_dir: keep calibration statistics here and reuse them for the same model and data.
         progress: show the running step on a terminal.
     Returns:
@@ -196,10 +199,14 @@ def _is_empty_folder(path: Path) -> bool:
 def _capture(
     model: Any, example_inputs: Any, dynamic_batch: bool, dynamic_shapes: Any, calibration: Any
 ) -> tuple[CapturedModel, Any]:
-    from deploykit.capture import calibration_source, capture
+    from deploykit.capture import calibration_source, capture, inputs_from_file, load_model
 
-    captured = capture(model, example_inputs=example_inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
-    return captured, calibration if calibration is not None else calibration_source(model)
+    found, offered = load_model(model)  # once: a factory may be slow, or random
+    data = calibration if calibration is not None else calibration_source(found)
+    inputs = offered if example_inputs is None else example_inputs
+    if inputs is None and isinstance(data, str | Path) and data != "synthetic":
+        inputs = inputs_from_file(found, Path(data))
+    return capture(found, example_inputs=inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes), data
 
 
 def _calibrate(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from deploykit.capture.example_file import first_rows
 from deploykit.errors import CalibrationError, UsageError
 
 
@@ -60,7 +61,8 @@ def resolve(model: Any, example_inputs: Any = None) -> Source:
         names = f" ({', '.join(parameters)})" if parameters else ""
         raise UsageError(
             f"{type(found).__name__} does not tell its inputs",
-            hint=f"pass example_inputs=: a tuple of tensors for forward's arguments{names}, or a dict by name",
+            hint=f"pass example_inputs=: a tuple of tensors for forward's arguments{names}, or a dict by name;"
+            " a factory may return (model, example_inputs)",
         )
     args, kwargs = _as_call(example_inputs)
     kwargs = _checked_names(found, kwargs)
@@ -84,6 +86,26 @@ def load_model(model: Any) -> tuple[nn.Module | ExportedProgram, Any]:
         f"the model is a {type(model).__name__}",
         hint='pass an nn.Module, a LightningModule, a torch.export.ExportedProgram or "package.module:factory"',
     )
+
+
+def inputs_from_file(model: nn.Module | ExportedProgram, path: Path) -> dict[str, Tensor] | tuple[Tensor, ...] | None:
+    """The first sample of a data file as example inputs, for a model that tells none itself.
+
+    Args:
+        model: as `load_model` gives it.
+        path: `.npz` or `.safetensors` with arrays named like forward's arguments; the only array may have any name.
+
+    Returns:
+        Example inputs with a batch of one; None where the model tells its own, or the file's names do not fit.
+
+    Raises:
+        CalibrationError: the file is missing or damaged.
+    """
+    if isinstance(model, ExportedProgram) or _own_inputs(model) is not None:
+        return None
+    rows = first_rows(path)
+    named = {name: rows[name] for name in _parameters(model) if name in rows}
+    return named or (tuple(rows.values()) if len(rows) == 1 else None)
 
 
 def calibration_source(model: Any) -> Any:
