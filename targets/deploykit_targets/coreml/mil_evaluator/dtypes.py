@@ -67,8 +67,8 @@ def to_carrier(array: np.ndarray[Any, Any], mil: str) -> Tensor:
     array = np.asarray(array)
     if mil == "fp16":
         with np.errstate(over="ignore"):
-            return torch.from_numpy(np.ascontiguousarray(array.astype(np.float16).astype(np.float32)))
-    plain = np.ascontiguousarray(array.astype(numpy_dtype(mil), copy=False))
+            return torch.from_numpy(np.array(array.astype(np.float16), dtype=np.float32, order="C"))
+    plain = np.asarray(array, dtype=numpy_dtype(mil), order="C")
     if plain.dtype in (np.uint16, np.uint32, np.uint64):
         plain = plain.astype(np.int32 if plain.dtype == np.uint16 else np.int64)
     if not plain.flags.writeable or plain.dtype.metadata is not None:

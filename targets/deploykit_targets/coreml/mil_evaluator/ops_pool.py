@@ -1,8 +1,8 @@
 """MIL pools: `avg_pool`, `max_pool`, `l2_pool`.
 
 With `ceil_mode`, windows may reach past the padded input; what lies there counts for nothing, in an average too.
-Output sizes are those of the op set's formula, which drops a last window that would start past the input only where
-there is padding.
+Output sizes are those of the op set's formula. It drops a last window that would start past the input only where
+there is padding; without padding such a window would hold nothing, and is refused.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class _Windows:
 
 
 def _windows(x: Tensor, kernel_sizes: Tensor, strides: Tensor, pad_type: str, pad: Tensor, ceil_mode: bool) -> _Windows:
+    """Geometry of a pool over `x`.
+
+    Raises:
+        ValueError: a window of ceil mode would hold no element.
+    """
     kernel, stride = ints(kernel_sizes), ints(strides)
     pads = window_pads(pad_type, x.shape[2:], kernel, stride, [1] * len(kernel), ints(pad))
     reach = []
@@ -44,6 +49,8 @@ def _windows(x: Tensor, kernel_sizes: Tensor, strides: Tensor, pad_type: str, pa
             count = -(-(padded - k) // step) + 1
             if (count - 1) * step >= size + before and before + after > 0:
                 count -= 1
+        if (count - 1) * step >= padded:
+            raise ValueError(f"ceil_mode puts a window past the input of size {size}, where it has no value")
         reach.append((before, after + max(0, (count - 1) * step + k - padded)))
     return _Windows(kernel, stride, pads, reach)
 
