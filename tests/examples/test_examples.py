@@ -1,0 +1,59 @@
+"""Every example runs as its page says, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deploykit
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+pytest.importorskip("torch", reason="the examples export models, which needs PyTorch")
+
+
+def _run(*command: str, **changes: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env={**os.environ, **changes}, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_example_is_covered_here() -> None:
+    assert {path.name for path in EXAMPLES.iterdir()} == {"digits_x86.py", "own_calibration.py", "third_party_target"}
+
+
+def test_digits(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the images come with scikit-learn")
+    printed = _run(str(EXAMPLES / "digits_x86.py"), "--output", str(tmp_path), "--epochs", "4", COLUMNS="160")
+    artifact = deploykit.load(tmp_path / "digits-x86-cpu-int8")
+    assert artifact.parity is not None
+    assert artifact.parity.metric is not None
+    assert artifact.parity.metric.artifact > 0.9
+    assert artifact.parity.metric.drop <= 0.01
+    assert f"{artifact.parity.metric.artifact:.2%}" in printed
+
+
+def test_own_calibration(tmp_path: Path) -> None:
+    printed = _run(str(EXAMPLES / "own_calibration.py"), "--output", str(tmp_path))
+    assert [line.split()[0] for line in printed.splitlines()] == ["minmax", "percentile", "mse"]
+    assert all(deploykit.load(tmp_path / f"calibrated-{method}") for method in ("minmax", "percentile", "mse"))
+
+
+def test_third_party_target_installs_and_conforms(tmp_path: Path) -> None:
+    source = EXAMPLES / "third_party_target"
+    site = tmp_path / "site"
+    _run("-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(site), str(source))
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    listed = _run("-m", "deploykit", "targets", PYTHONPATH=path, COLUMNS="160")
+    assert "numpy-cpu" in listed
+    suite = ("-m", "pytest", "-c", str(source / "pyproject.toml"), str(source / "tests"), "-p", "no:cacheprovider")
+    printed = _run(*suite, PYTHONPATH=path)
+    assert " passed" in printed
+    assert " failed" not in printed
