@@ -7,7 +7,7 @@ of every layer that stays float why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,11 +61,15 @@ class QuantizedGraph:
         graph_module: the copy; original nodes keep their names.
         layers: every layer in execution order.
         scheme: the scheme that was placed.
+        integer_outputs: tensor -> op that writes it as integers, by node name. The tensor is the op itself, or the
+            activation that is fused to it; all its consumers read the rounded value. Tensors with a q/dq pair that
+            are not here are rounded only for the ops that ask for it.
     """
 
     graph_module: GraphModule
     layers: tuple[LayerPlacement, ...]
     scheme: QuantScheme
+    integer_outputs: Mapping[str, str]
 
 
 def place(
@@ -98,7 +102,8 @@ def place(
     plan = planner.run()
     params = _params(view, plan, planner, _Ranges(view, table, scheme, method))
     graph_module = Rewriter(captured.graph_module, view, scheme).run(plan, params)
-    return QuantizedGraph(graph_module, _layers(captured, view, plan), scheme)
+    written = {tensor.name: op.name for op in plan.reads for tensor in planner.results(op) if tensor in plan.hard}
+    return QuantizedGraph(graph_module, _layers(captured, view, plan), scheme, written)
 
 
 class _Ranges:
@@ -144,7 +149,7 @@ def _params(view: GraphView, plan: Plan, planner: Planner, ranges: _Ranges) -> d
     found = {}
     for group in groups:
         params = _group_params(group, ranges, scheme)
-        found.update({tensor: params for tensor in group})
+        found.update(dict.fromkeys(group, params))
     return found
 
 
