@@ -185,6 +185,8 @@ def _output(output: str | Path | None, model: Any, target: str, precision: Preci
         name = model.rsplit(":", 1)[-1] if isinstance(model, str) else type(model).__name__
         output = Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name.lower()}-{target}-{precision}")
     path = Path(output)
+    if path.is_symlink():
+        raise ArtifactError(f"{path} is a symbolic link; it is left alone", hint="choose another output=, or remove it")
     if path.exists() and not (path / MANIFEST_NAME).is_file() and not _is_empty_folder(path):
         raise ArtifactError(
             f"{path} exists and is not an artifact; it is left alone", hint="choose another output=, or remove it"

@@ -1,6 +1,6 @@
 """The gates between a finished artifact and its publication: parity, placement, performance.
 
-Gates fail closed: a static int8 artifact in which nothing runs in int8 misses the placement gate even if none was asked for.
+Gates fail closed: an int8 artifact in which nothing runs in int8 misses the placement gate even if none was asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from deploykit.errors import GateError, ParityError, PerformanceError, Placement
 from deploykit.parity import ParityReport, Tolerance
 from deploykit.precision import Precision
 from deploykit.profiling import Profile
+
+# What a float precision is called where it was counted; every other precision is anything but a plain float.
+_OWN_NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
+_PLAIN_FLOATS = frozenset({"float64", *_OWN_NAMES.values()})
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,8 @@ class Gates:
         return Miss(message, lambda artifact: ParityError(message, report=report, candidate=artifact, hint=hint))
 
     def _placement(self, achieved: Achieved) -> Miss | None:
-        quantised = [name for name in achieved.macs if not name.startswith(("float", "bfloat"))]
-        share = sum(achieved.macs_fraction(name) for name in quantised)
-        wants_integers = self.precision not in (Precision.FP32, Precision.FP16, Precision.BF16)
+        share = sum(achieved.macs_fraction(name) for name in achieved.macs if self._is_as_asked(name))
+        wants_integers = self.precision not in _OWN_NAMES
         if not sum(achieved.macs.values()):
             return None
         if self.min_placement is None:
@@ -81,6 +84,10 @@ class Gates:
         message += f" ({reasons})" if reasons else ""
         hint = "see artifact.achieved.layers for every reason; strict=False returns the candidate"
         return Miss(message, lambda artifact: PlacementError(message, candidate=artifact, hint=hint))
+
+    def _is_as_asked(self, name: str) -> bool:
+        own = _OWN_NAMES.get(self.precision)
+        return name == own if own else name not in _PLAIN_FLOATS
 
     def _performance(self, profile: Profile | None) -> Miss | None:
         if self.min_speedup is None or profile is None:

@@ -192,19 +192,22 @@ def load(path: str | Path) -> Artifact:
             a newer deploykit; the message says which and what to do.
     """
     folder = Path(path)
-    manifest_path = folder / layout.MANIFEST_NAME
-    if folder.is_symlink() or manifest_path.is_symlink():
+    try:
+        manifest = Manifest.from_json(_manifest_bytes(folder))
+        check_files(folder, manifest)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {folder}: {error.strerror or error}", hint="check permissions") from error
+    return Artifact(folder.resolve(), manifest)
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    path = folder / layout.MANIFEST_NAME
+    if folder.is_symlink() or path.is_symlink():
         raise ArtifactError(f"{folder} or its manifest is a symbolic link; artifacts hold no links")
-    if not manifest_path.is_file():
+    if not path.is_file():
         lacks = f"it has no {layout.MANIFEST_NAME}" if folder.exists() else "there is no such folder"
         raise ArtifactError(f"{folder} is not an artifact: {lacks}", hint="pass the exported folder")
-    try:
-        data = manifest_path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"cannot read {manifest_path}: {error.strerror or error}") from error
-    manifest = Manifest.from_json(data)
-    check_files(folder, manifest)
-    return Artifact(folder.resolve(), manifest)
+    return path.read_bytes()
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -244,7 +247,7 @@ def golden_bytes(golden: Golden) -> bytes:
     from safetensors.numpy import save
 
     tensors = {
-        f"{kind}.{index}.{name}": np.ascontiguousarray(array)
+        f"{kind}.{index}.{name}": np.asarray(array, order="C")
         for kind, samples in (("input", golden.inputs), ("output", golden.outputs))
         for index, sample in enumerate(samples)
         for name, array in sample.items()
@@ -260,7 +263,9 @@ def _read_golden(artifact: Artifact) -> Golden:
         tensors = load_file(artifact.path / layout.GOLDEN_NAME)
     except (OSError, SafetensorError, ValueError) as error:
         raise ArtifactError(f"{layout.GOLDEN_NAME} cannot be read: {error}", hint="export the model again") from error
-    count = len({name.split(".", 2)[1] for name in tensors})
+    count = len({name.split(".", 2)[1] for name in tensors if name.count(".") >= 2})
+    if not count:  # comparing nothing would pass
+        raise ArtifactError(f"{layout.GOLDEN_NAME} holds no samples", hint="export the model again")
     try:
         inputs = tuple(_sample(tensors, "input", i, artifact.inputs) for i in range(count))
         outputs = tuple(_sample(tensors, "output", i, artifact.outputs) for i in range(count))
@@ -272,7 +277,12 @@ def _read_golden(artifact: Artifact) -> Golden:
 def _sample(
     tensors: Mapping[str, np.ndarray], kind: str, index: int, specs: tuple[TensorSpec, ...]
 ) -> dict[str, np.ndarray]:
-    return {spec.name: tensors[f"{kind}.{index}.{spec.name}"] for spec in specs}
+    sample = {spec.name: tensors[f"{kind}.{index}.{spec.name}"] for spec in specs}
+    for spec in specs:
+        shape = sample[spec.name].shape
+        if not spec.accepts(shape):
+            raise ArtifactError(f"{layout.GOLDEN_NAME}: {kind} {index} of shape {list(shape)} does not fit {spec}")
+    return sample
 
 
 @dataclass(frozen=True)

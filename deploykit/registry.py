@@ -131,8 +131,8 @@ def resolve(typed: str) -> Resolved:
     Raises:
         UnknownTargetError: no such name; the message offers near ones.
     """
-    name, _, chosen = typed.partition(":")
-    if chosen:
+    name, colon, chosen = typed.partition(":")
+    if colon:
         plugin = toolchain(chosen)
         devices = plugin.capabilities().devices
         if name not in devices:

@@ -6,16 +6,22 @@ Used for artifacts (folders) and for single files; nothing here knows what is in
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from deploykit.errors import ArtifactError
 
-_CHUNK_BYTES = 1 << 20
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
+_ATTEMPTS = 20
 
 
 def sha256_of(path: Path) -> str:
@@ -50,7 +56,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def staging_folder(destination: Path) -> Iterator[Path]:
-    """A temporary sibling of `destination`, removed on leaving unless it was renamed by `publish_folder`.
+    """A temporary sibling of `destination`, removed on leaving with what is then in it; see `publish_folder`.
 
     Left-overs of killed processes for the same destination are removed first.
 
@@ -72,7 +78,7 @@ def staging_folder(destination: Path) -> Iterator[Path]:
 
 
 def publish_folder(staging: Path, destination: Path) -> None:
-    """Make `staging` appear as `destination` in one rename, replacing an older artifact.
+    """Make `staging` appear as `destination`, replacing an older artifact; of several writers the last one wins.
 
     Raises:
         ArtifactError: the disk refuses; the older artifact is left as it was.
@@ -81,24 +87,69 @@ def publish_folder(staging: Path, destination: Path) -> None:
         for path in sorted(staging.rglob("*")):
             _fsync(path)
         _fsync(staging)
-        if not destination.exists():
-            staging.rename(destination)
-        else:
-            _exchange(staging, destination)
+        _replace(staging, destination)
         _fsync(destination.parent)
     except OSError as error:
         raise ArtifactError(f"cannot publish {destination}: {error.strerror or error}") from error
 
 
-def _exchange(staging: Path, destination: Path) -> None:
-    retired = staging.with_name(staging.name.replace(".staging-", ".retired-"))
-    destination.rename(retired)
+def _replace(staging: Path, destination: Path) -> None:
+    """Rename where nothing is there, else exchange; start over when another writer changed that meanwhile."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            staging.rename(destination)
+            return
+        except OSError as error:
+            if error.errno not in _OCCUPIED or attempt == _ATTEMPTS - 1:
+                raise
+        if _exchange(staging, destination):
+            return
+
+
+def _exchange(staging: Path, destination: Path) -> bool:
+    """Swap the two folders (the older one goes with the staging folder); False where `destination` is gone."""
+    try:
+        _exchange_at_once(staging, destination)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
+            raise
+        return _exchange_in_turn(staging, destination)
+    return True
+
+
+def _exchange_at_once(staging: Path, destination: Path) -> None:
+    """Linux swaps two names in one step, so that a reader always finds an artifact.
+
+    Raises:
+        OSError: ENOSYS on other systems, EINVAL on file systems that cannot.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if renameat2(_AT_FDCWD, os.fsencode(staging), _AT_FDCWD, os.fsencode(destination), _RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(destination))
+
+
+def _exchange_in_turn(staging: Path, destination: Path) -> bool:
+    """Two renames; for a moment nothing is there, and `_remove_left_overs` mends it should we be killed just then."""
+    retired = destination.with_name(f".{destination.name}.retired-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        destination.rename(retired)
+    except FileNotFoundError:
+        return False
     try:
         staging.rename(destination)
-    except OSError:
-        retired.rename(destination)
-        raise
+    except OSError as error:
+        if error.errno not in _OCCUPIED:
+            retired.rename(destination)
+            raise
+        shutil.rmtree(retired, ignore_errors=True)  # another writer was quicker: theirs replaced it
+        return False
     shutil.rmtree(retired, ignore_errors=True)
+    return True
 
 
 def _fsync(path: Path) -> None:

@@ -141,7 +141,7 @@ def _encode(outputs: Arrays, destination: str) -> bytes:
     import numpy as np
     from safetensors.numpy import save
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in outputs.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in outputs.items()}
     if destination.endswith(".safetensors"):
         return save(arrays)
     # numpy.savez takes names as keyword arguments, so that an output called "file" would break it.
