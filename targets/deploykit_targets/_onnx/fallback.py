@@ -5,12 +5,7 @@ Slow (a second or so each) but as wide as `torch.onnx`; only its public interfac
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import operator
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -20,36 +15,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from deploykit_targets._onnx.ops.table import tensor_meta
+from deploykit_targets._onnx.quiet import kept_quiet
 from deploykit_targets._onnx.writer import GraphWriter
-
-
-class _Sink(logging.Handler):
-    def __init__(self, log: list[str]) -> None:
-        super().__init__()
-        self.log = log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.log.append(record.getMessage())
-
-
-@contextlib.contextmanager
-def kept_quiet(log: list[str]) -> Iterator[None]:
-    """Collect what a converter prints, warns and logs, instead of showing it."""
-    out, sink, root = io.StringIO(), _Sink(log), logging.getLogger()
-    before = root.handlers[:]
-    root.handlers = [sink]
-    try:
-        with (
-            warnings.catch_warnings(record=True) as caught,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(out),
-        ):
-            warnings.simplefilter("always")
-            yield
-    finally:
-        root.handlers = before
-        log.extend(str(warning.message) for warning in caught)
-        log.extend(line for line in out.getvalue().splitlines() if line.strip())
 
 
 def export_alone(node: Node, opset: int, log: list[str]) -> tuple[onnx.ModelProto, list[Node]]:

@@ -213,12 +213,12 @@ class _Walk:
             if spec.name in inputs:
                 raise ConversionError(f"input and output are both called {spec.name!r}", hint="rename one of them")
             if value in produced and value not in named:
-                self.writer.rename(str(value), spec.name)
+                self.writer.rename(str(value), spec.name, with_node=False)
                 named = {**named, str(value): spec.name}
             else:
                 self.writer.enter(f"{spec.name}.copy", "")
                 copy = self.writer.op("Identity", named.get(str(value), str(value)))
-                self.writer.rename(copy, spec.name)
+                self.writer.rename(copy, spec.name, with_node=False)
 
 
 def _is_group(node: Node) -> bool:

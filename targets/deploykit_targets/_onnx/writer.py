@@ -168,12 +168,12 @@ class GraphWriter:
         graph.output.extend(outputs)
         return self.model
 
-    def rename(self, old: str, new: str, *, since: int = 0) -> None:
-        """Rename a value, and the node that makes it, in all nodes from position `since` on."""
+    def rename(self, old: str, new: str, *, since: int = 0, with_node: bool = True) -> None:
+        """Rename a value, and (by default) the node that makes it, in all nodes from position `since` on."""
         for node in self.nodes[since:]:
             for names in (node.input, node.output):
                 for index, name in enumerate(names):
                     if name == old:
                         names[index] = new
-            if node.name == old:
+            if with_node and node.name == old:
                 node.name = new

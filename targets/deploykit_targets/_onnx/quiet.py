@@ -1,0 +1,38 @@
+"""`kept_quiet`: what converters print, warn and log goes into the artifact's log, never to the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+
+class _Sink(logging.Handler):
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self.log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.log.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def kept_quiet(log: list[str]) -> Iterator[None]:
+    """Collect what a converter prints, warns and logs, instead of showing it."""
+    out, sink, root = io.StringIO(), _Sink(log), logging.getLogger()
+    before = root.handlers[:]
+    root.handlers = [sink]
+    try:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(out),
+        ):
+            warnings.simplefilter("always")
+            yield
+    finally:
+        root.handlers = before
+        log.extend(str(warning.message) for warning in caught)
+        log.extend(line for line in out.getvalue().splitlines() if line.strip())

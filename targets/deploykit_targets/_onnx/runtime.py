@@ -1,0 +1,132 @@
+"""ONNX Runtime on the CPU: sessions with stated threads, the graph it really runs, time per operator.
+
+Needs neither PyTorch nor the onnx package: this is what a board imports. A provider that was asked for and is not
+used is an error, never a silent fall-back.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit._optional import require
+from deploykit.errors import ConversionError, DeviceError
+from deploykit.session import OpTime
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from deploykit.tensors import Feeds
+
+CPU = "CPUExecutionProvider"
+_FATAL = 4  # ONNX Runtime's log level: what matters arrives as exceptions
+_KERNEL = "_kernel_time"
+
+
+def inference_session(
+    model: bytes | Path | str,
+    *,
+    threads: int,
+    providers: Sequence[str] = (CPU,),
+    optimised: Path | None = None,
+    profile: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """Open a model with all graph optimisations.
+
+    Args:
+        model: serialised model, or the path of a file (needed where weights are in external files).
+        threads: for one operator; operators run one after another. Idle threads do not spin, so that several sessions
+            can share a machine.
+        providers: in order of preference; every one must really be in use.
+        optimised: where to write the graph after optimisation.
+        profile: prefix of the profile that `end_profiling` writes.
+
+    Raises:
+        ConversionError: ONNX Runtime refuses the model; its message names the node.
+        DeviceError: a provider is not in use, for lack of its libraries or of the device.
+    """
+    ort = require("onnxruntime", extra="onnxruntime-runtime", purpose="run ONNX files")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = _FATAL
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        session = ort.InferenceSession(source, options, providers=list(providers))
+    except Exception as error:
+        raise ConversionError(f"ONNX Runtime refuses the model: {error}") from error
+    absent = [name for name in providers if name not in session.get_providers()]
+    if absent:
+        raise DeviceError(
+            f"ONNX Runtime does not use {', '.join(absent)}; it runs on {', '.join(session.get_providers())}",
+            hint="install the provider's libraries and driver, or choose another target",
+        )
+    return session
+
+
+def optimised_model(model: bytes | Path | str, *, threads: int = 1) -> bytes:
+    """The graph that ONNX Runtime runs on this machine, serialised: what fused, and what stayed float, shows there."""
+    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
+        path = Path(folder) / "optimised.onnx"
+        inference_session(model, threads=threads, optimised=path)
+        return path.read_bytes()
+
+
+def op_times(
+    model: bytes | Path | str,
+    feeds: Feeds,
+    *,
+    threads: int,
+    runs: int,
+    module_paths: Mapping[str, str],
+) -> tuple[OpTime, ...]:
+    """Mean time per operator over `runs` runs after one warm-up, slowest first.
+
+    Args:
+        module_paths: captured node name to module path; names that ONNX Runtime changed in fusing are traced back.
+    """
+    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
+        session = inference_session(model, threads=threads, profile=Path(folder) / "profile")
+        for _ in range(runs + 1):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    spent: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for name, op_type, microseconds in _kernels(events):
+        spent[name, op_type].append(microseconds)
+    times = []
+    for (name, op_type), each in spent.items():
+        per_run = len(each) // (runs + 1) or 1
+        captured = captured_name(name, module_paths)
+        mean = sum(each[per_run:]) / runs
+        times.append(
+            OpTime(name=captured or name, op=op_type, module_path=module_paths.get(captured, ""), mean_us=mean)
+        )
+    return tuple(sorted(times, key=lambda time: -time.mean_us))
+
+
+def _kernels(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, float]]:
+    """(node, operator, microseconds) of every kernel call in a profile."""
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            yield event["name"].removesuffix(_KERNEL), event["args"]["op_name"], float(event["dur"])
+
+
+def captured_name(name: str, known: Collection[str]) -> str:
+    """The captured node behind a node of ONNX Runtime's optimised graph; "" where there is none.
+
+    Fusions append to names (`conv2d_3_token_15`, `linear_1.matmul_0/MatMulAddFusion`, `linear.matmul_0_quant`).
+    """
+    stem = name.split("/", maxsplit=1)[0]
+    if stem in known:
+        return stem
+    stem = stem.split(".")[0]
+    while stem and stem not in known:
+        stem = stem.rpartition("_")[0]
+    return stem

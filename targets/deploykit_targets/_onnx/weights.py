@@ -1,0 +1,260 @@
+"""Precisions that change weights only: float16, int8 or int4 weight-only, and ONNX Runtime's dynamic int8.
+
+Each takes a lowered float model, changes it in place, and says of every layer what it became or why it stayed.
+Forms: products become MatMulNBits (one scale per block of the inner axis; activations stay float32 between
+operators); convolutions and embeddings hold int8 tables that standard operators expand, convolutions once, when the
+model is loaded, embeddings row by row. Recurrent layers keep their weights: their kernels take float ones.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from deploykit.errors import ConversionError
+from deploykit_targets._onnx.edit import Editor
+from deploykit_targets._onnx.quiet import kept_quiet
+
+FLOAT16_MAX = 65504.0
+_MASK = -1e30  # what masks are filled with; as -65504 it still masks
+_CONTRIB = "com.microsoft"
+_RECURRENT = "recurrent kernels take float weights"
+_FLOAT_ONLY = {
+    "LSTM": _RECURRENT,
+    "GRU": _RECURRENT,
+    "RNN": _RECURRENT,
+    "ConvTranspose": "no compressed form is written for it",
+}
+
+
+@dataclass(eq=False)
+class Compressed:
+    """A model whose weights were compressed.
+
+    Attributes:
+        model: the model, changed in place.
+        executed: captured node name -> what the file makes it compute in (`float16`, `int8`) or hold its weights as
+            (`int8-weights`, `int4-weights`). What a runtime makes of that, `count.count` tells.
+        reasons: captured node name -> why its weights were left alone.
+        log: what converters printed.
+    """
+
+    model: onnx.ModelProto
+    executed: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+
+def _captured(name: str) -> str:
+    """The captured node behind a node name: an operator written as several nodes names them `captured.part`."""
+    return name.split(".")[0]
+
+
+# Weight-only.
+
+
+def weight_only(
+    model: onnx.ModelProto, *, bits: int, block_size: int = 32, accuracy_level: int | None = None
+) -> Compressed:
+    """Weights in `bits` bits, activations in float.
+
+    Args:
+        model: lowered float model; changed in place.
+        bits: 4 or 8, for products; convolutions and embeddings take 8 in both cases.
+        block_size: weights of the inner axis that share one scale; a power of two from 16.
+        accuracy_level: of MatMulNBits: 1 computes in float32, 4 rounds the activations of a block to int8 inside the
+            kernel (faster). By default 4 for 4 bits, whose own noise is far larger, and 1 for 8 bits.
+    """
+    result = Compressed(model)
+    level = (4 if bits == 4 else 1) if accuracy_level is None else accuracy_level
+    products_with_bias_apart(model)
+    editor = Editor(model)
+    forms: dict[str, Callable[[NodeProto, np.ndarray], list[NodeProto]]] = {
+        "MatMul": lambda node, weight: _blockwise(editor, node, weight, bits, block_size, level),
+        "Conv": lambda node, weight: _expanded_when_loaded(editor, node, weight),
+        "Gather": lambda node, table: _rows(editor, node, table),
+    }
+    for node in list(model.graph.node):
+        where = 0 if node.op_type == "Gather" else 1
+        weight = editor.weight(node, where) if node.op_type in forms else None
+        if weight is not None and weight.ndim >= 2 and not (node.op_type == "MatMul" and weight.ndim != 2):
+            editor.replace(node, forms[node.op_type](node, weight))
+            result.executed[_captured(node.name)] = f"int{bits if node.op_type == 'MatMul' else 8}-weights"
+        elif node.op_type in _FLOAT_ONLY:
+            result.reasons[_captured(node.name)] = _FLOAT_ONLY[node.op_type]
+        elif node.op_type == "MatMul":
+            result.reasons[_captured(node.name)] = "a product of two activations has no weights"
+    editor.finish()
+    return result
+
+
+def blockwise_symmetric(weight: np.ndarray, bits: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quantise a matrix in blocks along its inner axis, in the layout of MatMulNBits.
+
+    The element of largest magnitude gets the code furthest from zero, which the unsigned code 0 is: its value is
+    exact, and the grid is as fine as `bits` allow.
+
+    Args:
+        weight: float32, shape (inner, outer).
+    Returns:
+        codes uint8 (outer, blocks, block_size * bits / 8), two per byte for 4 bits, low half first;
+        scales float32 (outer, blocks), of either sign.
+    """
+    inner, outer = weight.shape
+    blocks = -(-inner // block_size)
+    padded = np.zeros((outer, blocks * block_size), np.float32)
+    padded[:, :inner] = weight.T
+    grouped = padded.reshape(outer, blocks, block_size)
+    half = 1 << (bits - 1)
+    furthest = np.take_along_axis(grouped, np.abs(grouped).argmax(-1, keepdims=True), -1)
+    scales = (furthest / -half).astype(np.float32)
+    safe = np.where(scales == 0, 1, scales)
+    codes = np.clip(np.rint(grouped / safe) + half, 0, 2 * half - 1).astype(np.uint8)
+    if bits == 4:
+        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return codes, scales[..., 0]
+
+
+def _blockwise(
+    editor: Editor, node: NodeProto, weight: np.ndarray, bits: int, block_size: int, level: int
+) -> list[NodeProto]:
+    codes, scales = blockwise_symmetric(weight, bits, block_size)
+    base = node.input[1]
+    inputs = [node.input[0], editor.add(codes, f"{base}.q{bits}"), editor.add(scales, f"{base}.scales")]
+    attributes = {"K": weight.shape[0], "N": weight.shape[1], "bits": bits, "block_size": block_size}
+    return [
+        helper.make_node(
+            "MatMulNBits", inputs, node.output, name=node.name, domain=_CONTRIB, accuracy_level=level, **attributes
+        )
+    ]
+
+
+def _per_channel(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes with one scale per entry of axis 0 (max |w| / 127), the scales shaped to multiply."""
+    flat = np.abs(weight.reshape(weight.shape[0], -1)).max(1)
+    scales = np.where(flat == 0, 1, flat / 127).astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1))
+    return np.rint(weight / scales).astype(np.int8), scales
+
+
+def _expanded_when_loaded(editor: Editor, node: NodeProto, weight: np.ndarray) -> list[NodeProto]:
+    """Cast and Mul of constants, which runtimes fold when they load; they would keep a DequantizeLinear in each run."""
+    codes, scales = _per_channel(weight)
+    base = node.input[1]
+    cast, scaled = f"{base}.cast", f"{base}.float"
+    expanded = [
+        helper.make_node("Cast", [editor.add(codes, f"{base}.q8")], [cast], name=cast, to=TensorProto.FLOAT),
+        helper.make_node("Mul", [cast, editor.add(scales, f"{base}.scales")], [scaled], name=scaled),
+    ]
+    convolution = NodeProto()
+    convolution.CopyFrom(node)
+    convolution.input[1] = scaled
+    return [*expanded, convolution]
+
+
+def _rows(editor: Editor, node: NodeProto, table: np.ndarray) -> list[NodeProto]:
+    """Rows of an int8 table and of its scales, gathered by the same indices and multiplied."""
+    codes, scales = _per_channel(table)
+    base, name = node.input[0], node.name
+    picked = [f"{name}.codes", f"{name}.scale", f"{name}.cast"]
+    tables = (editor.add(codes, f"{base}.q8"), editor.add(scales, f"{base}.scales"))
+    gathers = [
+        helper.make_node("Gather", [stored, node.input[1]], [out], name=out, axis=0)
+        for stored, out in zip(tables, picked, strict=False)
+    ]
+    cast = helper.make_node("Cast", [picked[0]], [picked[2]], name=picked[2], to=TensorProto.FLOAT)
+    return [*gathers, cast, helper.make_node("Mul", [picked[2], picked[1]], node.output, name=name)]
+
+
+def products_with_bias_apart(model: onnx.ModelProto) -> None:
+    """Gemm with a constant matrix -> MatMul and Add, the form that weight compression knows; in place."""
+    editor = Editor(model)
+    for node in list(model.graph.node):
+        weight = editor.weight(node, 1) if node.op_type == "Gemm" else None
+        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        if weight is None or attributes.get("transA") or {attributes.get(key, 1.0) for key in ("alpha", "beta")} != {1}:
+            continue
+        matrix = weight.T if attributes.get("transB") else weight
+        stored = editor.add(np.ascontiguousarray(matrix), node.input[1])
+        biased = len(node.input) > 2
+        product = f"{node.name}.product" if biased else node.output[0]
+        nodes = [helper.make_node("MatMul", [node.input[0], stored], [product], name=node.name)]
+        if biased:
+            nodes.append(helper.make_node("Add", [product, node.input[2]], node.output, name=f"{node.name}.bias"))
+        editor.replace(node, nodes)
+    editor.finish()
+
+
+# Dynamic int8.
+
+
+def dynamic_int8(model: onnx.ModelProto, *, reduce_range: bool = False) -> Compressed:
+    """int8 weights per channel; activations quantised in each run (ONNX Runtime's own quantizer).
+
+    Products, LSTMs and embeddings; convolutions stay float, whose dynamic kernels are slower than float ones.
+
+    Args:
+        reduce_range: 7-bit weights, for processors without VNNI, whose 16-bit sums would saturate.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    products_with_bias_apart(model)
+    result = Compressed(model)
+    weighted = Editor(model)
+    operators = [(node.op_type, node.name, weighted.weight(node, 1) is not None) for node in model.graph.node]
+    with kept_quiet(result.log), tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
+        path = Path(folder) / "dynamic.onnx"
+        quantize_dynamic(
+            model, path, op_types_to_quantize=["MatMul", "LSTM", "Gather"], per_channel=True,
+            reduce_range=reduce_range, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+        result.model = onnx.load(str(path))
+    del result.model.graph.value_info[:]
+    for op_type, name, has_weight in operators:
+        if (op_type == "MatMul" and has_weight) or op_type == "LSTM":
+            result.executed[_captured(name)] = "int8"
+        elif op_type == "MatMul":
+            result.reasons[_captured(name)] = "a product of two activations has no weights"
+        elif op_type in ("Conv", "ConvTranspose", "GRU", "RNN"):
+            result.reasons[_captured(name)] = f"dynamic {op_type} is not faster than float, or does not exist"
+    return result
+
+
+# Float16.
+
+
+def float16(model: onnx.ModelProto) -> Compressed:
+    """Weights and activations in float16, inputs and outputs as they were (ONNX Runtime's converter).
+
+    Raises:
+        ConversionError: a weight exceeds the range of float16; the message names it.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            _check_range(tensor.name, numpy_helper.to_array(tensor))
+    result = Compressed(model)
+    with kept_quiet(result.log):
+        result.model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
+    result.executed = {
+        _captured(node.name): "float16"
+        for node in result.model.graph.node
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+    }
+    return result
+
+
+def _check_range(name: str, values: np.ndarray) -> None:
+    beyond = values[~(np.abs(values) <= FLOAT16_MAX)]
+    beyond = beyond[~(beyond < _MASK)]  # the fill of a mask: the nearest float16 still masks
+    if beyond.size:
+        raise ConversionError(
+            f"{beyond.size} value(s) of {name!r} exceed the range of float16 (|x| <= 65504): {beyond.flat[0]:.6g}",
+            hint='rescale the weight, or use precision="bf16" or "fp32"',
+        )
