@@ -67,7 +67,7 @@ def record(version: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         site = download(version, folder)
-        stubs = compile_stubs(version.split(".")[0], folder)
+        stubs = compile_stubs(version.split(".", maxsplit=1)[0], folder)
         environment = {**os.environ, "LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": str(site)}
         command = [sys.executable, __file__, "--child"]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)

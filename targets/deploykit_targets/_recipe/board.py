@@ -1,0 +1,202 @@
+"""What every recipe needs on the device: golden data, comparison, timing statistics, and serving an engine over pipes.
+
+This file is copied into artifacts. It runs where deploykit may not be installed: Python 3.8 and NumPy are enough, so
+it imports nothing else and repeats in small what deploykit has in `parity.py` and `artifact.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_SAFETENSORS_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+class RecipeError(Exception):
+    """A step that cannot be done.
+
+    Args:
+        code: exit code: 2 usage, 3 package missing, 4 build refused, 9 damaged file, 10 no device.
+        hint: what to do next.
+    """
+
+    def __init__(self, code: int, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Read `recipe.json`: what the artifact is, for which device, and the options of its build."""
+    try:
+        recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"recipe.json beside this program cannot be read: {error}"
+        raise RecipeError(9, message, "copy the artifact again") from error
+    return recipe
+
+
+def read_golden(folder: Path, recipe: dict[str, Any]) -> tuple[Any, ...]:
+    """Read the golden samples.
+
+    Returns:
+        Two lists of dicts of arrays, inputs and expected outputs by name; both empty where there is no file yet.
+    """
+    path = folder / "golden.safetensors"
+    if not path.is_file():
+        return [], []
+    tensors = read_safetensors(path)
+    count = len({name.split(".", 2)[1] for name in tensors})
+
+    def sample(kind: str, index: int) -> dict[str, Any]:
+        specs = recipe[kind + "s"]
+        return {spec["name"]: tensors[f"{kind}.{index}.{spec['name']}"] for spec in specs}
+
+    return [sample("input", i) for i in range(count)], [sample("output", i) for i in range(count)]
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Read a safetensors file into arrays by name; see the format's own description (8-byte size, JSON, raw data)."""
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, end = entry["data_offsets"]
+        values = np.frombuffer(data[8 + size + start : 8 + size + end], _SAFETENSORS_DTYPES[entry["dtype"]])
+        tensors[name] = values.reshape(entry["shape"])
+    return tensors
+
+
+def compare(expected: list[Any], got: list[Any]) -> dict[str, Any]:
+    """SQNR in dB and largest absolute difference per output, over all samples."""
+    found = {}
+    for name in expected[0]:
+        pairs = [(np.float64(a[name]), np.float64(b[name])) for a, b in zip(expected, got)]  # noqa: B905  (Python 3.8 has no strict=)
+        signal = sum(float(np.sum(a * a)) for a, _ in pairs)
+        noise = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
+        largest = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs)
+        found[name] = {"sqnr_db": _decibel(signal, noise), "max_abs": largest}
+    return found
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if not np.isfinite(noise):
+        return -200.0
+    if noise <= 0.0:
+        return 200.0
+    return float(np.clip(10 * np.log10(signal / noise), -200, 200)) if signal > 0 else -200.0
+
+
+def percentiles(milliseconds: list[Any]) -> dict[str, Any]:
+    """p50, p90, p99, mean and minimum of at least one run."""
+    p50, p90, p99 = (float(p) for p in np.percentile(milliseconds, (50, 90, 99)))
+    return {"p50": p50, "p90": p90, "p99": p99, "mean": float(np.mean(milliseconds)), "minimum": min(milliseconds)}
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+# -- serving ------------------------------------------------------------------------------------------------
+
+
+def write_frame(stream: BinaryIO, header: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Send a JSON header and arrays: length of the header, header, then the bytes of every array in turn."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    described = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
+    text = json.dumps({**header, "arrays": described}).encode()
+    stream.write(struct.pack("<I", len(text)) + text)
+    for array in arrays.values():
+        stream.write(array.tobytes())
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO) -> tuple[Any, ...]:
+    """Receive what `write_frame` sent; `(None, {})` where the other side has gone."""
+    size = stream.read(4)
+    if len(size) < 4:
+        return None, {}
+    header = json.loads(stream.read(struct.unpack("<I", size)[0]))
+    arrays = {}
+    for name, dtype, shape in header.pop("arrays"):
+        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        arrays[name] = np.frombuffer(stream.read(count), dtype).reshape(shape)
+    return header, arrays
+
+
+def serve(engine: Any) -> None:
+    """Answer frames on stdin until it closes: `run` gives outputs, `profile` gives a JSON report."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a vendor library prints must not land between two frames
+    write_frame(replies, {"ready": True}, {})
+    while True:
+        header, arrays = read_frame(sys.stdin.buffer)
+        if header is None:
+            return
+        try:
+            if header["command"] == "profile":
+                write_frame(replies, {"report": engine.profile(arrays, header["runs"])}, {})
+            else:
+                write_frame(replies, {}, engine.run(arrays))
+        except RecipeError as failure:
+            write_frame(replies, {"error": str(failure), "hint": failure.hint, "code": failure.code}, {})
+
+
+# -- the program --------------------------------------------------------------------------------------------
+
+
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """The options that every recipe has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--artifact", type=Path, default=Path(sys.argv[0]).resolve().parent, help="its folder")
+    parser.add_argument("--out", type=Path, help="folder for what is built; by default the artifact's own")
+    parser.add_argument("--probe", action="store_true", help="only say what is installed here")
+    parser.add_argument("--serve", action="store_true", help="open what was built and answer frames on stdin")
+    parser.add_argument("--runs", type=int, default=100, help="measured runs; 0 measures nothing")
+    return parser
+
+
+def run_program(main: Any, arguments: Any) -> int:
+    """Run `main(arguments) -> report`; print the report, or the failure, as one line of JSON; return the exit code."""
+    try:
+        report = main(arguments)
+    except RecipeError as failure:
+        print(json.dumps({"error": str(failure), "hint": failure.hint, "code": failure.code}))
+        sys.stderr.write("error: {}\n{}".format(failure, f"  -> {failure.hint}\n" if failure.hint else ""))
+        return failure.code
+    if report is not None:
+        print(json.dumps(report))
+    return 0
+
+
+def check_golden(engine: Any, inputs: list[Any], outputs: list[Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """Run the golden inputs and compare with the golden outputs."""
+    if not inputs:
+        return {}
+    return {"outputs": compare(outputs, [engine.run(feeds) for feeds in inputs]), "samples": len(inputs)}

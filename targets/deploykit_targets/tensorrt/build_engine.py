@@ -1,0 +1,595 @@
+"""Build, check and profile the TensorRT engine of the artifact that this program lies in. Runs on the device.
+
+    python3 build_engine.py                  build, run the golden data, measure
+    python3 build_engine.py --probe          say what is here
+    python3 build_engine.py --dla 0 --workspace-mib 4096 --shape x=1x3x224x224:4x3x224x224:8x3x224x224
+
+Needs TensorRT's Python bindings and NumPy, nothing else (Python 3.8 is enough); CUDA is called through the driver's
+own library. One program for TensorRT 10.3 to 11.x: networks are strongly typed, so precision lives in the ONNX file
+and never in builder flags. Where there is no strong typing (TensorRT 8.5 of JetPack 5, and the DLA in 10.x) the flags
+of the artifact's precision are set instead.
+
+Writes `model.engine`, `layers.json` (engine inspector), `timing.cache` and `build.json` (the report).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+if TYPE_CHECKING or __package__:
+    from deploykit_targets._recipe import board
+else:
+    import board  # copied into the artifact beside this file
+
+RecipeError = board.RecipeError
+
+ENGINE, LAYERS, TIMING_CACHE, REPORT = "model.engine", "layers.json", "timing.cache", "build.json"
+WARM_UP = 10
+# Builder flags by precision, where networks are not strongly typed. TensorRT 11 has none of them.
+LEGACY_FLAGS = {"int8": ("INT8",), "fp16": ("FP16",), "mixed": ("INT8", "FP16"), "bf16": ("BF16",), "fp8": ("FP8",)}
+
+
+# -- CUDA, through the driver's library ---------------------------------------------------------------------
+
+
+class Cuda:
+    """The few calls of the CUDA driver that are needed: context, memory, stream, events.
+
+    Raises:
+        RecipeError: there is no driver or no device; nothing of TensorRT has been touched then.
+    """
+
+    def __init__(self) -> None:
+        self._library = _load_driver()
+        self._call("cuInit", 0)
+        device = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        name = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", name, 256, device)
+        self.device_name = name.value.decode()
+        self.capability = (self._attribute(75, device), self._attribute(76, device))
+        version = ctypes.c_int()
+        self._call("cuDriverGetVersion", ctypes.byref(version))
+        self.driver_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
+        context = ctypes.c_void_p()
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self._call("cuCtxSetCurrent", context)
+        self.stream = self._created("cuStreamCreate")
+
+    def _attribute(self, code: int, device: ctypes.c_int) -> int:
+        value = ctypes.c_int()
+        self._call("cuDeviceGetAttribute", ctypes.byref(value), code, device)
+        return value.value
+
+    def _created(self, function: str) -> int:
+        handle = ctypes.c_void_p()
+        self._call(function, ctypes.byref(handle), 0)
+        return handle.value or 0
+
+    def allocate(self, size: int) -> int:
+        """Device memory; returns its address."""
+        address = ctypes.c_uint64()
+        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(1, size)))
+        return address.value
+
+    def free(self, address: int) -> None:
+        """Give back what `allocate` gave."""
+        self._call("cuMemFree_v2", ctypes.c_uint64(address))
+
+    def to_device(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        """Copy an array in the order of the stream; it must live until `synchronize`."""
+        source = ctypes.c_void_p(array.ctypes.data)
+        size = ctypes.c_size_t(array.nbytes)
+        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), source, size, ctypes.c_void_p(self.stream))
+
+    def to_host(self, array: np.ndarray[Any, Any], address: int) -> None:
+        """Copy into an array in the order of the stream."""
+        target = ctypes.c_void_p(array.ctypes.data)
+        size = ctypes.c_size_t(array.nbytes)
+        self._call("cuMemcpyDtoHAsync_v2", target, ctypes.c_uint64(address), size, ctypes.c_void_p(self.stream))
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self._call("cuStreamSynchronize", ctypes.c_void_p(self.stream))
+
+    def event(self) -> int:
+        """A new event."""
+        return self._created("cuEventCreate")
+
+    def record(self, event: int) -> None:
+        """Record an event in the stream."""
+        self._call("cuEventRecord", ctypes.c_void_p(event), ctypes.c_void_p(self.stream))
+
+    def milliseconds(self, start: int, end: int) -> float:
+        """Time between two recorded events that the stream has passed."""
+        value = ctypes.c_float()
+        self._call("cuEventElapsedTime", ctypes.byref(value), ctypes.c_void_p(start), ctypes.c_void_p(end))
+        return float(value.value)
+
+    def free_bytes(self) -> int:
+        """Device memory that is free now."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
+    def _call(self, function: str, *arguments: object) -> None:
+        code = getattr(self._library, function)(*arguments)
+        if code != 0:
+            hint = "check `nvidia-smi` (on a Jetson: `tegrastats`)" if function == "cuInit" else ""
+            raise RecipeError(10, f"the CUDA driver refused {function} (error {code})", hint)
+
+
+def _load_driver() -> ctypes.CDLL:
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise RecipeError(
+        10, "there is no NVIDIA driver on this machine", "run this on the device that the artifact is for"
+    )
+
+
+def import_tensorrt() -> Any:
+    """Import TensorRT's bindings. Call it after `Cuda()`: without a driver they crash instead of failing."""
+    try:
+        import tensorrt
+    except ImportError as error:
+        hint = "on a Jetson: sudo apt install python3-libnvinfer; elsewhere: pip install tensorrt"
+        raise RecipeError(
+            3, f"TensorRT's Python bindings cannot be imported by {sys.executable}: {error}", hint
+        ) from error
+    return tensorrt
+
+
+def logger_of(trt: Any, collected: list[Any]) -> Any:
+    """A logger that keeps warnings and errors, to be shown when something fails."""
+
+    class Collector(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: Any) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+                collected.append(message)
+
+    return Collector()
+
+
+def profiler_of(trt: Any, add: Callable[[str, float], None]) -> Any:
+    """An IProfiler that hands every layer's milliseconds to `add`."""
+
+    class Collector(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            add(layer_name, ms)
+
+    return Collector()
+
+
+# -- build --------------------------------------------------------------------------------------------------
+
+
+def version_of(trt: Any) -> tuple[Any, ...]:
+    """(major, minor) of the bindings."""
+    return tuple(int(part) for part in trt.__version__.split(".")[:2])
+
+
+def is_strongly_typed(trt: Any, options: Any) -> bool:
+    """Whether precision lives in the graph alone: always in 11; in 10 unless the DLA is used; never before."""
+    major = version_of(trt)[0]
+    return major >= 11 or (major == 10 and options.dla is None)
+
+
+def build(trt: Any, recipe: dict[str, Any], options: Any, golden_inputs: list[Any]) -> tuple[Any, ...]:
+    """Build the engine.
+
+    Args:
+        trt: the bindings.
+        recipe: content of `recipe.json`.
+        options: parsed command line.
+        golden_inputs: their shapes are the optimum of every profile.
+    Returns:
+        The serialised engine as bytes, and the timing cache as bytes.
+    Raises:
+        RecipeError: the parser or the builder refused; carries what TensorRT logged.
+    """
+    messages: list[Any] = []
+    logger = logger_of(trt, messages)
+    builder = trt.Builder(logger)
+    network = builder.create_network(_network_flags(trt, options))
+    _parse(trt, network, logger, options.artifact / recipe["model"], messages, dla=options.dla is not None)
+    config = builder.create_builder_config()
+    _configure(trt, config, recipe, options)
+    if any(isinstance(axis, str) for spec in recipe["inputs"] for axis in spec["shape"]):
+        config.add_optimization_profile(_profile(builder, recipe, options, golden_inputs))
+    cache = _timing_cache(config, options.artifact / TIMING_CACHE)
+    serialised = builder.build_serialized_network(network, config)
+    if serialised is None:
+        raise RecipeError(4, f"TensorRT could not build the engine: {_last(messages)}", _build_hint(options))
+    return bytes(serialised), bytes(cache.serialize())
+
+
+def _network_flags(trt: Any, options: Any) -> int:
+    flags = trt.NetworkDefinitionCreationFlag
+    if is_strongly_typed(trt, options):
+        return 1 << int(flags.STRONGLY_TYPED)
+    return 1 << int(flags.EXPLICIT_BATCH) if hasattr(flags, "EXPLICIT_BATCH") else 0
+
+
+def _parse(trt: Any, network: Any, logger: Any, model: Path, messages: list[Any], *, dla: bool) -> None:
+    parser = trt.OnnxParser(network, logger)
+    if dla and hasattr(trt.OnnxParserFlag, "ADJUST_FOR_DLA"):
+        parser.set_flag(trt.OnnxParserFlag.ADJUST_FOR_DLA)
+    if not parser.parse_from_file(str(model)):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        listed = "; ".join(f"{error.desc()} (node {error.node()})" for error in errors[:5])
+        raise RecipeError(4, f"TensorRT's parser refuses {model.name}: {listed or _last(messages)}")
+
+
+def _configure(trt: Any, config: Any, recipe: dict[str, Any], options: Any) -> None:
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.workspace_mib:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware != "none":
+        config.hardware_compatibility_level = _hardware(trt, options.hardware)
+    if options.dla is not None:
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = options.dla
+        if not options.no_gpu_fallback:
+            config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    if not is_strongly_typed(trt, options):
+        for name in LEGACY_FLAGS.get(recipe["precision"], ()):
+            config.set_flag(getattr(trt.BuilderFlag, name))
+
+
+def _hardware(trt: Any, wanted: str) -> Any:
+    name = {"ampere+": "AMPERE_PLUS", "same-sm": "SAME_COMPUTE_CAPABILITY"}[wanted]
+    level = getattr(trt.HardwareCompatibilityLevel, name, None)
+    if level is None:
+        raise RecipeError(2, f"TensorRT {trt.__version__} has no hardware compatibility {wanted!r}", "use ampere+")
+    return level
+
+
+def _profile(builder: Any, recipe: dict[str, Any], options: Any, golden_inputs: list[Any]) -> Any:
+    """One optimization profile: the golden shapes as optimum, `--shape` where given, else 1 to `max_batch`."""
+    given = dict(_parse_shape(text) for text in options.shape)
+    profile = builder.create_optimization_profile()
+    for spec in recipe["inputs"]:
+        shapes = given.get(spec["name"]) or _default_shapes(spec, golden_inputs, recipe["options"]["max_batch"])
+        profile.set_shape(spec["name"], *shapes)
+    return profile
+
+
+def _default_shapes(spec: dict[str, Any], golden_inputs: list[Any], max_batch: int) -> tuple[Any, ...]:
+    if not golden_inputs:
+        raise RecipeError(
+            2, "dynamic input {!r} needs a range".format(spec["name"]), "--shape {}=MIN:OPT:MAX".format(spec["name"])
+        )
+    best = tuple(golden_inputs[0][spec["name"]].shape)
+    low, high = list(best), list(best)
+    for axis, size in enumerate(spec["shape"]):
+        if isinstance(size, str):
+            low[axis] = 1
+            high[axis] = max(best[axis], max_batch) if axis == 0 else best[axis]
+    return tuple(low), best, tuple(high)
+
+
+def _parse_shape(text: str) -> tuple[Any, ...]:
+    """`x=1x3x8x8:4x3x8x8:8x3x8x8` -> ("x", ((1, 3, 8, 8), (4, 3, 8, 8), (8, 3, 8, 8)))."""
+    name, _, ranges = text.partition("=")
+    shapes = tuple(tuple(int(size) for size in part.split("x")) for part in ranges.split(":") if part)
+    if not name or len(shapes) != 3:
+        raise RecipeError(
+            2, f"--shape {text} is not NAME=MIN:OPT:MAX", "as in --shape x=1x3x224x224:4x3x224x224:8x3x224x224"
+        )
+    return name, shapes
+
+
+def _timing_cache(config: Any, path: Path) -> Any:
+    """The cache of earlier builds: the second build of a model takes seconds instead of minutes."""
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if not config.set_timing_cache(cache, False):  # of another device or version: TensorRT will not use it
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def _build_hint(options: Any) -> str:
+    if options.dla is not None and options.no_gpu_fallback:
+        return "some layers do not run on the DLA: drop --no-gpu-fallback"
+    return "raise --workspace-mib, or close programs that hold GPU memory"
+
+
+def _last(messages: list[Any]) -> str:
+    return " | ".join(messages[-5:]) or "it logged nothing"
+
+
+# -- run ----------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """A deserialised engine with its buffers.
+
+    Args:
+        trt, cuda: the bindings and the driver.
+        data: the serialised engine.
+        recipe: content of `recipe.json`.
+    """
+
+    def __init__(self, trt: Any, cuda: Any, data: bytes, recipe: dict[str, Any]) -> None:
+        self._trt, self._cuda, self._recipe = trt, cuda, recipe
+        self._messages: list[Any] = []
+        self._runtime = trt.Runtime(logger_of(trt, self._messages))
+        if hasattr(self._runtime, "engine_host_code_allowed"):  # version-compatible engines carry host code
+            self._runtime.engine_host_code_allowed = True
+        before = cuda.free_bytes()
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            hint = "build it again here: engines belong to one GPU model and one TensorRT version"
+            raise RecipeError(10, f"TensorRT {trt.__version__} refuses the engine: {_last(self._messages)}", hint)
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise RecipeError(10, f"no memory for an execution context: {_last(self._messages)}")
+        self.device_memory_bytes = max(0, before - cuda.free_bytes())
+        self._buffers: dict[str, Any] = {}
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Run once, from host arrays to host arrays."""
+        staged = self._bind(feeds)
+        self._copy_in(staged)
+        self._execute()
+        results = self._copy_out()
+        self._cuda.synchronize()
+        return {name: self._public(name, array) for name, array in results.items()}
+
+    def profile(self, feeds: dict[str, Any], runs: int) -> dict[str, Any]:
+        """Time runs with CUDA events (with and without the copies), then layers through IProfiler."""
+        for _ in range(WARM_UP):
+            self.run(feeds)
+        staged = self._bind(feeds)
+        events = [self._cuda.event() for _ in range(4)]
+        whole, compute = [], []
+        for _ in range(runs):
+            self._cuda.record(events[0])
+            self._copy_in(staged)
+            self._cuda.record(events[1])
+            self._execute()
+            self._cuda.record(events[2])
+            self._copy_out()
+            self._cuda.record(events[3])
+            self._cuda.synchronize()
+            whole.append(self._cuda.milliseconds(events[0], events[3]))
+            compute.append(self._cuda.milliseconds(events[1], events[2]))
+        return {
+            "latency_ms": board.percentiles(whole),
+            "compute_ms": board.percentiles(compute),
+            "warm_up": WARM_UP,
+            "runs": runs,
+            "throughput_per_s": self._throughput(staged, runs),
+            "device_memory_bytes": self.device_memory_bytes,
+            "layers": self._layer_times(feeds, min(runs, 20)),
+        }
+
+    def layers(self) -> list[Any]:
+        """What the engine inspector says of every layer: ONNX nodes, precision, and DLA or GPU."""
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context
+        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        listed = json.loads(text).get("Layers", [])
+        return [describe_layer(layer) for layer in listed if isinstance(layer, dict)]
+
+    def _names(self, mode: Any) -> list[Any]:
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        return [name for name in names if self._engine.get_tensor_mode(name) == mode]
+
+    def _bind(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Give the context shapes and addresses; returns the inputs in the engine's own types."""
+        staged = {}
+        for name in self._names(self._trt.TensorIOMode.INPUT):
+            array = np.ascontiguousarray(feeds[name], dtype=self._dtype(name))
+            if not self._context.set_input_shape(name, array.shape):
+                raise RecipeError(2, f"shape {array.shape} of input {name!r} is outside the engine's profile")
+            self._context.set_tensor_address(name, self._buffer(name, array.nbytes))
+            staged[name] = array
+        self._results = {}
+        for name in self._names(self._trt.TensorIOMode.OUTPUT):
+            shape = tuple(self._context.get_tensor_shape(name))
+            if any(size < 0 for size in shape):
+                raise RecipeError(4, f"the shape of output {name!r} depends on data, which is not supported")
+            result = np.empty(shape, self._dtype(name))
+            self._context.set_tensor_address(name, self._buffer(name, result.nbytes))
+            self._results[name] = result
+        return staged
+
+    def _copy_in(self, staged: dict[str, Any]) -> None:
+        for name, array in staged.items():
+            self._cuda.to_device(self._buffers[name][0], array)
+
+    def _copy_out(self) -> dict[str, Any]:
+        for name, array in self._results.items():
+            self._cuda.to_host(array, self._buffers[name][0])
+        return self._results
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise RecipeError(10, f"the engine failed to run: {_last(self._messages)}")
+
+    def _throughput(self, staged: dict[str, Any], runs: int) -> float:
+        self._copy_in(staged)
+        start, end = self._cuda.event(), self._cuda.event()
+        self._cuda.record(start)
+        for _ in range(runs):
+            self._execute()
+        self._cuda.record(end)
+        self._cuda.synchronize()
+        rows = next(iter(staged.values())).shape[:1]
+        return runs * int(rows[0] if rows else 1) / float(self._cuda.milliseconds(start, end) / 1e3)
+
+    def _layer_times(self, feeds: dict[str, Any], runs: int) -> dict[str, Any]:
+        times: dict[str, float] = {}
+
+        def add(layer: str, milliseconds: float) -> None:
+            times[layer] = times.get(layer, 0.0) + milliseconds * 1e3 / runs
+
+        self._context.profiler = profiler_of(self._trt, add)
+        for _ in range(runs):
+            self.run(feeds)
+        return times
+
+    def _buffer(self, name: str, size: int) -> int:
+        address: int
+        address, capacity = self._buffers.get(name, (0, -1))
+        if capacity < size:
+            if capacity >= 0:
+                self._cuda.free(address)
+            address = self._cuda.allocate(size)
+            self._buffers[name] = (address, size)
+        return address
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        types = {"FLOAT": "f4", "HALF": "f2", "INT8": "i1", "INT32": "i4", "BOOL": "?", "INT64": "i8", "UINT8": "u1"}
+        return np.dtype(types[self._engine.get_tensor_dtype(name).name])
+
+    def _public(self, name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        wanted = {spec["name"]: spec["dtype"] for spec in self._recipe["outputs"]}[name]
+        return array.astype(wanted)
+
+
+def describe_layer(layer: dict[str, Any]) -> dict[str, Any]:
+    """Shorten one layer of the inspector's JSON.
+
+    Returns:
+        name, type, the ONNX nodes it was made of, the narrowest type among its inputs, and `dla` or `gpu`.
+    """
+    formats = [str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", [])]
+    kind = str(layer.get("LayerType", ""))
+    name = str(layer.get("Name", ""))
+    return {
+        "name": name,
+        "type": kind,
+        "nodes": re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(layer.get("Metadata", ""))),
+        "precision": _narrowest(formats),
+        "device": "dla" if "DLA" in kind.upper() or name.startswith("{ForeignNode") else "gpu",
+    }
+
+
+def _narrowest(formats: list[Any]) -> str:
+    known = (("int8", "int8"), ("fp8", "fp8"), ("half", "float16"), ("fp16", "float16"), ("bf16", "bfloat16"))
+    for word, precision in known:
+        if any(word in text.lower() for text in formats):
+            return precision
+    return "float32"
+
+
+# -- the program --------------------------------------------------------------------------------------------
+
+
+def probe() -> dict[str, Any]:
+    """What is here: driver, device, TensorRT. Never crashes: the driver is asked first."""
+    cuda = Cuda()
+    trt = import_tensorrt()
+    return {**facts(trt, cuda), "python": sys.executable}
+
+
+def arch_of(cuda: Any) -> str:
+    """The GPU architecture as CUDA spells it, such as `sm_87`."""
+    major, minor = cuda.capability
+    return f"sm_{major}{minor}"
+
+
+def facts(trt: Any, cuda: Any) -> dict[str, Any]:
+    """The machine and the versions that a figure was taken with."""
+    return {
+        "device": cuda.device_name,
+        "arch": arch_of(cuda),
+        "cuda_driver": cuda.driver_version,
+        "tensorrt": trt.__version__,
+    }
+
+
+def main(options: Any) -> Any:
+    """Do what the command line asks; returns the report."""
+    if options.probe:
+        return probe()
+    recipe = board.read_recipe(options.artifact)
+    out = options.out or options.artifact
+    cuda = Cuda()
+    trt = import_tensorrt()
+    if options.serve:
+        board.serve(Engine(trt, cuda, (options.artifact / ENGINE).read_bytes(), recipe))
+        return None
+    check_device(recipe, cuda, options)
+    inputs, outputs = board.read_golden(options.artifact, recipe)
+    start = time.time()
+    engine_bytes, cache = build(trt, recipe, options, inputs)
+    report = {"build_seconds": round(time.time() - start, 1), **facts(trt, cuda)}
+    board.write_whole(out / ENGINE, engine_bytes)
+    board.write_whole(options.artifact / TIMING_CACHE, cache)
+    engine = Engine(trt, cuda, engine_bytes, recipe)
+    layers = engine.layers()
+    board.write_whole(out / LAYERS, json.dumps(layers, indent=1).encode())
+    report["engine_sha256"] = hashlib.sha256(engine_bytes).hexdigest()
+    report["layers"] = layers
+    report["golden"] = board.check_golden(engine, inputs, outputs, recipe)
+    if options.runs and inputs:
+        report["profile"] = engine.profile(inputs[0], options.runs)
+    board.write_whole(out / REPORT, json.dumps(report, indent=1).encode())
+    return report
+
+
+def check_device(recipe: dict[str, Any], cuda: Any, options: Any) -> None:
+    """Refuse to build for another device than the artifact's, unless told to."""
+    here = arch_of(cuda)
+    if here != recipe["arch"] and not options.any_device:
+        message = f"the artifact is for {recipe['device']} ({recipe['arch']}); this is {cuda.device_name} ({here})"
+        raise RecipeError(10, message, "build it on that device, or pass --any-device")
+
+
+def parse(arguments: list[Any], recipe_options: dict[str, Any]) -> argparse.Namespace:
+    """Parse the command line; defaults are the options that the artifact was exported with."""
+    command = board.parser_of(__doc__.splitlines()[0])
+    command.add_argument("--workspace-mib", type=int, default=recipe_options.get("workspace_mib"))
+    command.add_argument("--optimization-level", type=int, default=recipe_options.get("optimization_level"))
+    command.add_argument("--dla", type=int, metavar="CORE", default=recipe_options.get("dla"))
+    command.add_argument("--no-gpu-fallback", action="store_true", default=recipe_options.get("no_gpu_fallback", False))
+    versions = recipe_options.get("version_compatible", False)
+    command.add_argument("--version-compatible", action="store_true", default=versions)
+    hardware = recipe_options.get("hardware", "none")
+    command.add_argument("--hardware", choices=("none", "ampere+", "same-sm"), default=hardware)
+    command.add_argument("--shape", action="append", default=[], metavar="NAME=MIN:OPT:MAX")
+    command.add_argument("--any-device", action="store_true", help="build although the GPU is another one")
+    return command.parse_args(arguments)
+
+
+def cli(arguments: list[Any]) -> int:
+    """Entry point."""
+    folder = board.parser_of("").parse_known_args(arguments)[0].artifact
+    try:
+        known = board.read_recipe(folder)["options"]
+    except RecipeError:
+        known = {}
+    return board.run_program(main, parse(arguments, known))
+
+
+if __name__ == "__main__":
+    sys.exit(cli(sys.argv[1:]))

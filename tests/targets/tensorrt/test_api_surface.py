@@ -1,0 +1,103 @@
+"""Every TensorRT name that the recipe uses exists in 10.3, 10.16 and 11.4, read from recordings of the bindings."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from fake_tensorrt import SURFACES, surface
+
+import deploykit_targets.tensorrt.build_engine as recipe
+from deploykit_targets._recipe import board
+
+VERSIONS = ("10.3.0", "10.16.1.11", "11.4.0.106")
+# What the recipe calls an object of which class.
+CLASSES = {
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "config": "IBuilderConfig",
+    "parser": "OnnxParser",
+    "error": "ParserError",
+    "profile": "IOptimizationProfile",
+    "cache": "ITimingCache",
+    "_runtime": "Runtime",
+    "_engine": "ICudaEngine",
+    "_context": "IExecutionContext",
+    "inspector": "EngineInspector",
+}
+# Used only behind `hasattr` or where `is_strongly_typed` says so; absent from some versions.
+GUARDED = {"OnnxParserFlag.ADJUST_FOR_DLA", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}
+# Names of parameters (`error` in `except ... as error`) and of Python itself that look like the ones above.
+NOT_TENSORRT = {"ParserError.code", "ParserError.hint"}
+
+
+def names_used(source: str) -> set[str]:
+    """Dotted names that a program takes from `trt` or from an object in `CLASSES`."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Attribute):
+            continue
+        chain = dotted(node)
+        root, *rest = chain
+        if root == "self" and rest:
+            root, *rest = rest
+        if root in ("trt", "_trt") and rest:
+            found.add(".".join(rest[:2]))
+        elif root in CLASSES and rest:
+            found.add(f"{CLASSES[root]}.{rest[0]}")
+    return found - NOT_TENSORRT
+
+
+def dotted(node: ast.expr) -> list[str]:
+    if isinstance(node, ast.Attribute):
+        return [*dotted(node.value), node.attr]
+    return [node.id] if isinstance(node, ast.Name) else ["?"]
+
+
+def exists(name: str, version: str) -> bool:
+    first, _, second = name.partition(".")
+    names = surface(version)
+    return first == "__version__" or (first in names and (not second or second in names[first]))
+
+
+USED = sorted(names_used(Path(recipe.__file__).read_text()))
+
+
+def test_the_scan_finds_what_the_recipe_uses() -> None:
+    assert len(USED) > 40
+    assert {
+        "Builder.build_serialized_network",
+        "OnnxParser.parse_from_file",
+        "IExecutionContext.execute_async_v3",
+    } <= set(USED)
+    assert "ProfilingVerbosity.DETAILED" in USED and "IProfiler" in USED
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_name_exists(version: str) -> None:
+    missing = [name for name in USED if not exists(name, version) and name not in GUARDED]
+    assert missing == [], f"TensorRT {version} lacks them"
+
+
+def test_what_11_removed_is_not_used() -> None:
+    removed = ("BuilderFlag.FP16", "BuilderFlag.INT8", "Builder.platform_has_fast_int8", "OnnxParser.supports_model")
+    assert all(exists(name, "10.3.0") and not exists(name, "11.4.0.106") for name in removed), "recordings differ"
+    assert not set(removed) & set(USED)
+
+
+def test_legacy_flags_exist_where_they_are_set() -> None:
+    names = {f"BuilderFlag.{flag}" for flags in recipe.LEGACY_FLAGS.values() for flag in flags}
+    assert all(exists(name, "10.3.0") for name in names)
+
+
+def test_recordings_say_where_they_are_from() -> None:
+    for path in SURFACES.glob("*.json"):
+        assert f"tensorrt-cu12-bindings=={path.stem}" in path.read_text()[:200]
+
+
+@pytest.mark.parametrize("module", [recipe, board])
+def test_recipes_are_python_3_8(module: object) -> None:
+    source = Path(str(module.__file__)).read_text()  # type: ignore[attr-defined]
+    ast.parse(source, feature_version=(3, 8))
+    assert "from __future__ import annotations" in source

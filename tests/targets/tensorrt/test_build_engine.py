@@ -1,0 +1,265 @@
+"""The TensorRT recipe against a recording fake (`fake_tensorrt.py`): the order of its calls, not what TensorRT does.
+
+On a machine with an NVIDIA driver and TensorRT, the last test builds and runs a real engine; elsewhere it is skipped
+with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_tensorrt import FakeCuda, FakeObject, FakeTensorRT
+from safetensors.numpy import save_file
+
+import deploykit_targets.tensorrt.build_engine as recipe_program
+from deploykit_targets._recipe import board
+from deploykit_targets._recipe.board import RecipeError
+
+VERSIONS = ("10.3.0", "10.16.1.11", "11.4.0.106")
+RECIPE: dict[str, Any] = {
+    "model": "model.onnx",
+    "device": "jetson-orin",
+    "arch": "sm_87",
+    "precision": "int8",
+    "inputs": [{"name": "x", "shape": [1, 4], "dtype": "float32"}],
+    "outputs": [{"name": "y", "shape": [1, 4], "dtype": "float32"}],
+    "options": {"max_batch": 8},
+}
+DYNAMIC = {**RECIPE, "inputs": [{"name": "x", "shape": ["batch", 4], "dtype": "float32"}]}
+FEEDS = [{"x": np.ones((1, 4), np.float32)}]
+
+
+def options(folder: Path, *arguments: str, **known: Any) -> Any:
+    return recipe_program.parse(["--artifact", str(folder), *arguments], known)
+
+
+def built(trt: FakeTensorRT, folder: Path, *arguments: str, recipe: dict[str, Any] = RECIPE) -> tuple[bytes, bytes]:
+    return recipe_program.build(trt, recipe, options(folder, *arguments), FEEDS)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_builds_a_strongly_typed_network_without_precision_flags(version: str, tmp_path: Path) -> None:
+    trt = FakeTensorRT(version)
+    assert built(trt, tmp_path) == (b"engine", b"cache")
+    (flags,) = trt.calls("Builder.create_network")
+    assert flags == (1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED),)
+    assert trt.calls("IBuilderConfig.set_flag") == []
+    assert trt.calls("OnnxParser.parse_from_file") == [(str(tmp_path / "model.onnx"),)]
+    order = [name for name, _ in trt.log]
+    steps = ["Builder.create_network", "OnnxParser.parse_from_file", "IBuilderConfig.set_timing_cache"]
+    steps += ["Builder.build_serialized_network", "ITimingCache.serialize"]
+    assert [name for name in order if name in steps] == steps
+    assert trt.calls("IBuilderConfig.profiling_verbosity=")[0][0].name == "DETAILED"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_options_reach_the_builder(version: str, tmp_path: Path) -> None:
+    trt = FakeTensorRT(version)
+    built(trt, tmp_path, "--workspace-mib", "64", "--version-compatible", "--hardware", "ampere+")
+    ((pool, size),) = trt.calls("IBuilderConfig.set_memory_pool_limit")
+    assert (pool.name, size) == ("WORKSPACE", 64 << 20)
+    assert [flag.name for (flag,) in trt.calls("IBuilderConfig.set_flag")] == ["VERSION_COMPATIBLE"]
+    assert trt.calls("IBuilderConfig.hardware_compatibility_level=")[0][0].name == "AMPERE_PLUS"
+
+
+def test_a_hardware_level_that_a_version_lacks_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"10\.3\.0 has no hardware compatibility 'same-sm'"):
+        built(FakeTensorRT("10.3.0"), tmp_path, "--hardware", "same-sm")
+    built(FakeTensorRT("11.4.0.106"), tmp_path, "--hardware", "same-sm")
+
+
+def test_dla_on_10_sets_flags_of_the_precision_and_falls_back_to_the_gpu(tmp_path: Path) -> None:
+    trt = FakeTensorRT("10.3.0")
+    built(trt, tmp_path, "--dla", "1")
+    assert trt.calls("Builder.create_network") == [(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH),)]
+    assert [flag.name for (flag,) in trt.calls("IBuilderConfig.set_flag")] == ["GPU_FALLBACK", "INT8"]
+    assert trt.calls("IBuilderConfig.DLA_core=") == [(1,)]
+    assert trt.calls("IBuilderConfig.default_device_type=")[0][0].name == "DLA"
+
+
+def test_dla_on_11_stays_strongly_typed(tmp_path: Path) -> None:
+    trt = FakeTensorRT("11.4.0.106")
+    built(trt, tmp_path, "--dla", "0", "--no-gpu-fallback")
+    assert trt.calls("IBuilderConfig.set_flag") == []
+    assert [flag.name for (flag,) in trt.calls("OnnxParser.set_flag")] == ["ADJUST_FOR_DLA"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_dynamic_axes_get_a_profile_around_the_golden_shape(version: str, tmp_path: Path) -> None:
+    trt = FakeTensorRT(version)
+    built(trt, tmp_path, recipe=DYNAMIC)
+    assert trt.calls("IOptimizationProfile.set_shape") == [("x", (1, 4), (1, 4), (8, 4))]
+    assert len(trt.calls("IBuilderConfig.add_optimization_profile")) == 1
+
+
+def test_a_given_range_wins_and_a_malformed_one_is_said(tmp_path: Path) -> None:
+    trt = FakeTensorRT("10.3.0")
+    built(trt, tmp_path, "--shape", "x=2x4:4x4:16x4", recipe=DYNAMIC)
+    assert trt.calls("IOptimizationProfile.set_shape") == [("x", (2, 4), (4, 4), (16, 4))]
+    with pytest.raises(RecipeError, match="NAME=MIN:OPT:MAX"):
+        built(trt, tmp_path, "--shape", "x=2x4", recipe=DYNAMIC)
+
+
+def test_static_shapes_need_no_profile(tmp_path: Path) -> None:
+    trt = FakeTensorRT("10.3.0")
+    built(trt, tmp_path)
+    assert trt.calls("Builder.create_optimization_profile") == []
+
+
+def test_the_timing_cache_of_an_earlier_build_is_used_and_a_foreign_one_replaced(tmp_path: Path) -> None:
+    (tmp_path / "timing.cache").write_bytes(b"earlier")
+    trt = FakeTensorRT("10.3.0")
+    built(trt, tmp_path)
+    assert trt.calls("IBuilderConfig.create_timing_cache") == [(b"earlier",)]
+    trt = FakeTensorRT("10.3.0", **{"IBuilderConfig.set_timing_cache": False})
+    built(trt, tmp_path)
+    assert trt.calls("IBuilderConfig.create_timing_cache") == [(b"earlier",), (b"",)]
+
+
+def test_a_refused_model_names_the_parsers_errors(tmp_path: Path) -> None:
+    trt = FakeTensorRT("10.3.0")
+    trt.answers.update(
+        {
+            "OnnxParser.parse_from_file": False,
+            "OnnxParser.num_errors": 1,
+            "OnnxParser.get_error": lambda index: FakeObject(trt, "ParserError"),
+            "ParserError.desc": "unsupported operator Col2Im",
+            "ParserError.node": 3,
+        }
+    )
+    with pytest.raises(RecipeError, match=r"refuses model\.onnx: unsupported operator Col2Im \(node 3\)") as caught:
+        built(trt, tmp_path)
+    assert caught.value.code == 4
+
+
+def test_a_failed_build_is_an_error_with_what_to_do(tmp_path: Path) -> None:
+    trt = FakeTensorRT("10.3.0", **{"Builder.build_serialized_network": None})
+    with pytest.raises(RecipeError, match="could not build the engine") as caught:
+        built(trt, tmp_path, "--dla", "0", "--no-gpu-fallback")
+    assert "--no-gpu-fallback" in caught.value.hint
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_run_copies_in_executes_and_copies_out(version: str) -> None:
+    trt, cuda = FakeTensorRT(version), FakeCuda()
+    engine = recipe_program.Engine(trt, cuda, b"engine", RECIPE)
+    outputs = engine.run(FEEDS[0])
+    assert outputs["y"].shape == (1, 4) and outputs["y"].dtype == np.float32
+    assert cuda.copies == ["in", "out", "wait"]
+    assert trt.calls("IExecutionContext.execute_async_v3") == [(cuda.stream,)]
+    assert {name for name, _ in trt.calls("IExecutionContext.set_tensor_address")} == {"x", "y"}
+    engine.run(FEEDS[0])
+    assert len(cuda.allocated) == 2, "buffers are kept from run to run"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_profile_reports_percentiles_and_sets_a_profiler(version: str) -> None:
+    trt = FakeTensorRT(version)
+    report = recipe_program.Engine(trt, FakeCuda(), b"engine", RECIPE).profile(FEEDS[0], 5)
+    assert report["runs"] == 5 and {"p50", "p90", "p99"} <= report["latency_ms"].keys()
+    assert len(trt.calls("IExecutionContext.profiler=")) == 1
+
+
+def test_an_engine_of_another_machine_is_refused() -> None:
+    trt = FakeTensorRT("10.3.0", **{"Runtime.deserialize_cuda_engine": None})
+    with pytest.raises(RecipeError, match="refuses the engine") as caught:
+        recipe_program.Engine(trt, FakeCuda(), b"engine", RECIPE)
+    assert caught.value.code == 10 and "build it again" in caught.value.hint
+
+
+def test_a_shape_outside_the_profile_is_refused() -> None:
+    trt = FakeTensorRT("10.3.0", **{"IExecutionContext.set_input_shape": False})
+    with pytest.raises(RecipeError, match="outside the engine's profile"):
+        recipe_program.Engine(trt, FakeCuda(), b"engine", RECIPE).run(FEEDS[0])
+
+
+def test_layers_tell_onnx_nodes_precision_and_device() -> None:
+    layers = recipe_program.Engine(FakeTensorRT("10.3.0"), FakeCuda(), b"engine", RECIPE).layers()
+    assert [(layer["nodes"], layer["precision"], layer["device"]) for layer in layers] == [
+        (["conv1", "relu"], "int8", "gpu"),
+        ([], "float32", "gpu"),
+        ([], "int8", "dla"),
+    ]
+
+
+def test_another_gpu_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    cuda = FakeCuda()
+    cuda.capability = (9, 0)
+    with pytest.raises(RecipeError, match=r"is for jetson-orin \(sm_87\); this is a fake Orin \(sm_90\)"):
+        recipe_program.check_device(RECIPE, cuda, options(tmp_path))
+    recipe_program.check_device(RECIPE, cuda, options(tmp_path, "--any-device"))
+
+
+def test_without_a_driver_the_program_says_so_and_does_not_crash(tmp_path: Path) -> None:
+    if has_driver():
+        pytest.skip("this machine has an NVIDIA driver")
+    folder = artifact_folder(tmp_path)
+    done = subprocess.run([sys.executable, folder / "build_engine.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 10
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["error"] == "there is no NVIDIA driver on this machine" and answer["hint"]
+    assert "Traceback" not in done.stderr
+
+
+def artifact_folder(folder: Path) -> Path:
+    """The recipe as an artifact carries it: two programs beside each other, and `recipe.json`."""
+    for module in (recipe_program, board):
+        source = Path(str(module.__file__))
+        (folder / source.name).write_text(source.read_text())
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    return folder
+
+
+def test_golden_data_is_read_without_safetensors(tmp_path: Path) -> None:
+    tensors = {
+        "input.0.x": np.arange(4, dtype=np.float32).reshape(1, 4),
+        "output.0.y": np.array([[1, 2, 3, 4]], np.float32),
+    }
+    save_file(tensors, tmp_path / "golden.safetensors")
+    inputs, outputs = board.read_golden(tmp_path, RECIPE)
+    np.testing.assert_array_equal(inputs[0]["x"], tensors["input.0.x"])
+    np.testing.assert_array_equal(outputs[0]["y"], tensors["output.0.y"])
+
+
+def test_comparison_is_the_sqnr_of_deploykit() -> None:
+    from deploykit.parity import OutputComparison
+
+    rng = np.random.default_rng(0)
+    expected, got = rng.normal(size=(2, 3, 8)).astype(np.float32), rng.normal(size=(2, 3, 8)).astype(np.float32)
+    ours = OutputComparison("y")
+    for a, b in zip(expected, got, strict=True):
+        ours.add(a, b)
+    found = board.compare([{"y": a} for a in expected], [{"y": b} for b in got])["y"]
+    assert found["sqnr_db"] == pytest.approx(ours.metrics.sqnr_db)
+    assert found["max_abs"] == pytest.approx(ours.metrics.max_abs)
+
+
+def has_driver() -> bool:
+    try:
+        recipe_program.Cuda()
+    except RecipeError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_driver(), reason="no NVIDIA driver: a real engine needs the GPU and TensorRT")
+def test_a_real_engine_is_built_and_runs(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed beside the GPU")
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    specs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], name="relu")], "g", specs[:1], specs[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "model.onnx")
+    folder = artifact_folder(tmp_path)
+    values = np.array([[-1.0, 2.0, -3.0, 4.0]], np.float32)
+    save_file({"input.0.x": values, "output.0.y": np.maximum(values, 0)}, folder / "golden.safetensors")
+    command = [sys.executable, str(folder / "build_engine.py"), "--any-device", "--runs", "20"]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert report["golden"]["outputs"]["y"]["max_abs"] == 0.0
+    assert report["profile"]["latency_ms"]["p50"] > 0.0
