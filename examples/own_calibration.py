@@ -30,7 +30,7 @@ def main() -> None:
     first = deploykit.calibrate(model, data[:8], example_inputs=example_inputs)
     second = deploykit.calibrate(model, data[8:], example_inputs=example_inputs)
     table = first.merge(second)
-    table.save(output / "calibration.safetensors")
+    table.save(output / "two-shards.calibration")
 
     for method in ("minmax", "percentile", "mse"):
         artifact = deploykit.export(

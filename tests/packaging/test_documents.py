@@ -1,0 +1,78 @@
+"""What the documents say is what the code has: links, commands, exit codes, targets."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import deploykit
+from deploykit import errors
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FOLDERS = ("", "benchmarks/", "calibration/**/", "deploykit/**/", "examples/**/", "targets/**/")
+DOCUMENTS = sorted({path for folder in FOLDERS for path in ROOT.glob(f"{folder}*.md")})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    assert not missing
+
+
+def test_ci_runs_the_second_command() -> None:
+    commands = README.split("```")[1].strip().splitlines()
+    assert len(commands) == 2
+    assert commands[0].endswith("tox -e demo")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").strip().splitlines()
+    assert script[-1].removeprefix("exec ").removesuffix(' "$@"') == commands[1]
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    told = {
+        name: int(row.split("|")[1])
+        for row in README.splitlines()
+        if re.match(r"\| \d+ \|", row)
+        for name in re.findall(r"`(\w+Error)`", row)
+    }
+    assert told == {name: getattr(errors, name).exit_code for name in told}
+    public = {name for name in deploykit.__all__ if name.endswith("Error")}
+    assert public - set(told) == {"GateError"}, "the base of those that carry a candidate"
+
+
+def test_targets_and_precisions_are_those_there_are() -> None:
+    table = README.split("## Targets and precisions")[1].split("## ")[0]
+    own = [info for info in deploykit.targets() if info.export_command.startswith('pip install "deploykit[')]
+    for info in own:
+        assert f"`{info.name}`" in table
+        assert info.toolchain in table
+        assert all(str(precision) in table for precision in info.precisions), info.name
+
+
+def test_public_names_of_the_call_table_exist() -> None:
+    for name in re.findall(r"^\| `deploykit\.(\w+)\(", README, re.MULTILINE):
+        assert name in deploykit.__all__
+
+
+def test_every_environment_has_its_extra_and_its_folder() -> None:
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    listed = {name.strip() for name in tox["tox"]["env_list"].split(",")}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    targets = listed - {"core", "lint", "demo"}
+    assert targets <= extras.keys()
+    assert all((ROOT / "tests" / "targets" / name).is_dir() for name in targets)
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-tvm.txt"])
+def test_constraints_are_names_and_exact_versions(name: str) -> None:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert pins
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._]+", pin) for pin in pins)
+    assert "torch==2.13.0" in pins
