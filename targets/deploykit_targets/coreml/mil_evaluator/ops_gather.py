@@ -76,6 +76,8 @@ def _gather_nd(
     depth = indices.shape[-1]
     sizes = torch.tensor(x.shape[batch_dims : batch_dims + depth], dtype=torch.int64)
     index = checked_index(indices, sizes, context, validate=validate_indices)
+    if batch_dims == 0:
+        return x[index.unbind(-1)]
     batches = torch.meshgrid(*(torch.arange(size) for size in x.shape[:batch_dims]), indexing="ij")
     middle = (1,) * (index.ndim - 1 - batch_dims)
     prefix = tuple(batch.reshape(batch.shape + middle) for batch in batches)

@@ -51,11 +51,17 @@ def _pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: float = 0
 
 
 def _border_index(size: int, before: int, after: int, mode: str) -> Tensor:
-    """Source index of each padded position."""
+    """Source index of each padded position.
+
+    Raises:
+        ValueError: a reflection would reach past the other edge.
+    """
     position = torch.arange(-before, size + after)
     if mode == "replicate":
         return position.clamp(0, size - 1)
     last = size - 1
+    if max(before, after) > last:
+        raise ValueError(f"cannot reflect {max(before, after)} elements of an axis of size {size}")
     return last - (last - position.abs()).abs()
 
 

@@ -1,14 +1,12 @@
-"""Builds one-op MIL programs in memory, evaluates them, and checks shape and dtype against the op set's own inference."""
-
-import pytest
-
-pytest.importorskip("coremltools", reason="the ML Program evaluator reads packages with coremltools")
+"""Builds one-op MIL programs in memory, evaluates them, and checks shapes and dtypes against the op set's inference."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
 from deploykit_targets.coreml.mil_evaluator import Program, from_mil, load
 from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools, quiet
 
@@ -17,6 +15,7 @@ class Mil:
     """The MIL builder and what the tests do with it."""
 
     def __init__(self) -> None:
+        pytest.importorskip("coremltools", reason="the ML Program evaluator reads packages with coremltools")
         self.ct = import_coremltools()
         with quiet():
             from coremltools.converters.mil import Builder

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from deploykit_targets.coreml.mil_evaluator import EvaluationError
 from torch.nn import functional as F
+
+from deploykit_targets.coreml.mil_evaluator import EvaluationError
 
 
 def same_pads(sizes, kernel, strides, dilations, lower):
@@ -232,7 +233,7 @@ def test_pool(mil, rng, rank, kind, pad_type):
 
 @pytest.mark.parametrize("kind", POOLS)
 @pytest.mark.parametrize("pad", [0, 1])
-@pytest.mark.parametrize(("size", "kernel", "stride"), [(8, 3, 2), (7, 3, 2), (9, 2, 3), (10, 4, 4)])
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(8, 3, 2), (7, 3, 2), (9, 3, 4), (10, 4, 4)])
 def test_pool_in_ceil_mode(mil, rng, kind, pad, size, kernel, stride):
     x = rng.normal(size=(1, 2, size, size)).astype(np.float32)
     for exclude in [False, True] if kind == "avg" else [False]:

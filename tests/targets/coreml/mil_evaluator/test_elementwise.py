@@ -104,7 +104,7 @@ WITH_PARAMETERS = {
     "linear_activation": ({"alpha": 1.7, "beta": -0.3}, lambda x, alpha, beta: alpha * x + beta),
     "scaled_tanh": ({"alpha": 1.7, "beta": 0.6}, lambda x, alpha, beta: alpha * np.tanh(beta * x)),
     "sigmoid_hard": ({"alpha": 0.2, "beta": 0.5}, lambda x, alpha, beta: np.clip(alpha * x + beta, 0, 1)),
-    "threshold": ({"alpha": 0.5}, lambda x, alpha: np.maximum(x, alpha)),
+    "threshold": ({"alpha": 0.5}, lambda x, alpha: np.where(x < alpha, alpha, x)),
     "thresholded_relu": ({"alpha": 1.0}, lambda x, alpha: np.where(x >= alpha, x, 0)),
 }
 
