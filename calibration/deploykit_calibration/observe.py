@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 KEPT_SAMPLES = 32
 KEPT_BYTES = 64 << 20
-# Of a tensor's range. bfloat16 has shown 0.2 % in the median and 0.8 % at most; float32 is taken beyond this.
-RANGE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -109,16 +107,20 @@ def first_samples(captured: CapturedModel, data: Any, *, limit: int) -> list[dic
     """The first samples of calibration data, in a form that the captured model runs, without observing anything.
 
     Args:
-        limit: at most so many; `KEPT_SAMPLES` and `KEPT_BYTES` hold too.
+        limit: at most so many; `KEPT_SAMPLES` and `KEPT_BYTES` hold too. Data that has fewer is no error.
     Returns:
         Feeds by input name; empty where `data` is a finished table.
+    Raises:
+        CalibrationError, UsageError: as `calibrate`.
     """
     if _finished_table(captured, data) is not None:
         return []
     keeper = _SampleKeeper(captured)
-    for batch in open_data(captured, data, limit=limit).stream(captured, DataDigest()):
+    for batch in open_data(captured, data).stream(captured):
         keeper.see(batch)
-    return keeper.samples
+        if keeper.rows >= limit:
+            break
+    return keeper.samples[:limit]
 
 
 def _finished_table(captured: CapturedModel, data: Any) -> CalibrationTable | None:
@@ -158,7 +160,7 @@ def _observed(captured: CapturedModel, data: CalibrationData, *, seed: int, prog
     with _progress(data.length, shown=progress) as advance:
         for batch in data.stream(captured, digest):
             keeper.see(batch)
-            observer.begin(str(batch))
+            observer.begin(str(batch), batch.rows)
             engine.run(batch)
             samples += batch.rows
             advance(batch)
@@ -199,7 +201,7 @@ class _Engine:
             executor.run(first, found.see)
         except (RuntimeError, NotImplementedError):  # an op without a bfloat16 kernel
             return
-        if agree(exact, found.found, RANGE_TOLERANCE):
+        if agree(exact, found.found):
             self._executor = executor
 
 
@@ -218,11 +220,11 @@ def _suits_bfloat16(captured: CapturedModel) -> bool:
 
 
 class _SampleKeeper:
-    """Copies of the first samples, in a form that the captured model runs."""
+    """Copies of the first samples, in a form that the captured model runs; `rows` counts them."""
 
     def __init__(self, captured: CapturedModel) -> None:
         self._single = all(spec.shape and isinstance(spec.shape[0], str) for spec in captured.inputs)
-        self._rows = self._bytes = 0
+        self.rows = self._bytes = 0
         self.samples: list[dict[str, Tensor]] = []
 
     def see(self, batch: Batch) -> None:
@@ -232,11 +234,11 @@ class _SampleKeeper:
             kept = {name: x if row is None else x[row : row + 1] for name, x in batch.feeds.items()}
             size = sum(x.numel() * x.element_size() for x in kept.values())
             rows = 1 if self._single else batch.rows
-            if self.samples and (self._rows + rows > KEPT_SAMPLES or self._bytes + size > KEPT_BYTES):
-                self._rows = KEPT_SAMPLES  # full: later samples are not kept either
+            if self.samples and (self.rows + rows > KEPT_SAMPLES or self._bytes + size > KEPT_BYTES):
+                self.rows = KEPT_SAMPLES  # full: later samples are not kept either
                 return
             self.samples.append({name: x.clone() for name, x in kept.items()})
-            self._rows += rows
+            self.rows += rows
             self._bytes += size
 
 

@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-SAMPLE_SIZE = 65_536
+SAMPLE_SIZE = 65_536  # per tensor and batch, at most
+SAMPLES_PER_ROW = 8_192  # per tensor and sample of a batch: a batch of one must not cost as much as one of eight
+SMALLEST_SAMPLE = 16_384
 
 Values = NDArray[np.float32]
 
@@ -29,7 +31,7 @@ class Observation:
         minimum, maximum: exact, of the finite elements; NaN where the activation holds NaN.
         count: finite elements.
         infinite: infinite elements.
-        sample: finite values, float32, all of them or SAMPLE_SIZE at random positions.
+        sample: finite values, float32, all of them or a part at random positions.
     """
 
     minimum: float
@@ -44,14 +46,15 @@ class Sampler:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._positions: dict[int, Tensor] = {}
+        self._positions: dict[tuple[int, int], Tensor] = {}
         self._shifted: dict[int, Tensor] = {}
         self._noise = np.random.default_rng(seed).integers(-0x8000, 0x8000, SAMPLE_SIZE, dtype=np.int32)
-        self._batch = 0
+        self._batch, self._size = 0, SAMPLE_SIZE
 
-    def next_batch(self) -> None:
-        """Move to the positions of the next batch."""
+    def next_batch(self, rows: int) -> None:
+        """Move to the positions of the next batch, which has so many samples."""
         self._batch += 1
+        self._size = min(max(rows * SAMPLES_PER_ROW, SMALLEST_SAMPLE), SAMPLE_SIZE)
         self._shifted.clear()
 
     def observe(self, value: Tensor) -> Observation:
@@ -62,7 +65,7 @@ class Sampler:
         minimum, maximum = extremes(flat)
         if np.isinf(minimum) or np.isinf(maximum):
             return self._finite_part(flat)
-        sample = flat if flat.numel() <= SAMPLE_SIZE else flat.index_select(0, self._positions_in(flat.numel()))
+        sample = flat if flat.numel() <= self._size else flat.index_select(0, self._positions_in(flat.numel()))
         return Observation(minimum, maximum, flat.numel(), 0, self._values(sample, minimum, maximum))
 
     def _finite_part(self, flat: Tensor) -> Observation:
@@ -73,13 +76,14 @@ class Sampler:
         return Observation(part.minimum, part.maximum, part.count, flat.numel() - finite.numel(), part.sample)
 
     def _positions_in(self, size: int) -> Tensor:
-        """SAMPLE_SIZE positions, nearly sorted for the memory's sake, rotated by a random step every batch."""
+        """Random positions, nearly sorted for the memory's sake, rotated by a random step every batch."""
         if size not in self._shifted:
-            if size not in self._positions:
-                drawn = np.random.default_rng((self._seed, size)).integers(size, size=SAMPLE_SIZE)
-                self._positions[size] = torch.from_numpy(np.sort(drawn))
+            key = (size, self._size)
+            if key not in self._positions:
+                drawn = np.random.default_rng((self._seed, *key)).integers(size, size=self._size)
+                self._positions[key] = torch.from_numpy(np.sort(drawn))
             step = int(np.random.default_rng((self._seed, self._batch, size)).integers(size))
-            self._shifted[size] = (self._positions[size] + step).remainder_(size)
+            self._shifted[size] = (self._positions[key] + step).remainder_(size)
         return self._shifted[size]
 
     def _values(self, sample: Tensor, minimum: float, maximum: float) -> Values:

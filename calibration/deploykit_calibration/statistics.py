@@ -22,6 +22,7 @@ HALF_BINS = 2048
 BINS = 2 * HALF_BINS
 _HALF_BITS = HALF_BINS.bit_length() - 1
 MIN_EXPONENT = -160  # narrower than a quantum of the smallest float32, where all of float32 is resolved
+_EXACT_EXPONENTS = 100
 
 Counts = NDArray[np.int64]
 
@@ -44,9 +45,12 @@ def bin_counts(values: NDArray[np.floating[Any]], exponent: int) -> Counts:
     Returns:
         int64, shape (BINS,).
     """
-    indices = np.floor(np.multiply(values, math.ldexp(1.0, -exponent), dtype=np.float64)).astype(np.int64)
-    indices += HALF_BINS
-    return np.bincount(indices, minlength=BINS)
+    # A power of two only moves float32's exponent: exact where that cannot underflow or overflow, and faster there.
+    exact = np.float32 if -_EXACT_EXPONENTS <= exponent <= 0 and values.dtype == np.float32 else np.float64
+    scaled = np.multiply(values, exact(math.ldexp(1.0, -exponent)), dtype=exact)
+    np.floor(scaled, out=scaled)
+    scaled += HALF_BINS
+    return np.bincount(scaled.astype(np.intp), minlength=BINS)
 
 
 def coarsen(counts: Counts, steps: int) -> Counts:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 from deploykit_calibration.statistics import (
     BINS,
     HALF_BINS,
@@ -14,9 +18,6 @@ from deploykit_calibration.statistics import (
     bin_exponent,
     coarsen,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 arrays = hnp.arrays(np.float32, st.integers(0, 40), elements=floats)
