@@ -8,6 +8,16 @@ from deploykit.capture.capture import capture
 from deploykit.capture.inputs import InputTree
 from deploykit.capture.model import CapturedModel
 from deploykit.capture.origins import Origin
+from deploykit.capture.recurrent import unroll_recurrent
 from deploykit.capture.sources import calibration_source, inputs_from_file, load_model
 
-__all__ = ["CapturedModel", "InputTree", "Origin", "calibration_source", "capture", "inputs_from_file", "load_model"]
+__all__ = [
+    "CapturedModel",
+    "InputTree",
+    "Origin",
+    "calibration_source",
+    "capture",
+    "inputs_from_file",
+    "load_model",
+    "unroll_recurrent",
+]

@@ -47,22 +47,25 @@ def require_parity(
     if problem is None:
         return
     editor = fresh()
-    for name, step in (("torch.export", lambda _: None), *((p.__name__, p) for p in passes)):
+    _require(reference, editor, inputs, "torch.export", _NOT_A_FUNCTION)
+    for step in passes:
         step(editor)
-        with torch.no_grad():
-            found = difference(reference, editor.module()(*inputs))
-        if found is not None:
-            raise CaptureError(
-                f"the captured graph differs from the model after {name!r}: {found}",
-                hint=_HINTS[name == "torch.export"],
-            )
-    raise CaptureError(f"the captured graph differs from the model: {problem}", hint=_HINTS[False])
+        _require(reference, editor, inputs, step.__name__, _DEFECT)
+    raise CaptureError(f"the captured graph differs from the model: {problem}", hint=_NOT_A_FUNCTION)
 
 
-_HINTS = {
-    True: "the model may be random in eval mode, keep state between calls, or branch on the values of its inputs",
-    False: "this is a defect of deploykit's normalisation; please report it with the model",
-}
+def _require(reference: Sequence[Tensor], editor: Editor, inputs: Sequence[Tensor], name: str, hint: str) -> None:
+    module: Callable[..., tuple[Tensor, ...]] = editor.module()
+    with torch.no_grad():
+        problem = difference(reference, module(*inputs))
+    if problem is not None:
+        raise CaptureError(f"the captured graph differs from the model after {name!r}: {problem}", hint=hint)
+
+
+_NOT_A_FUNCTION = (
+    "the model may be random in eval mode, keep state between calls, or branch on the values of its inputs"
+)
+_DEFECT = "this is a defect of deploykit's normalisation; please report it with the model"
 
 
 def _differs(want: Tensor, have: Tensor) -> str | None:

@@ -16,6 +16,9 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 Target = Callable[..., Any]
+Call = Any
+"""An `fx.Node` that is a call. FX types its arguments as a union of everything; passes know them by the op's schema."""
+
 PROVENANCE = ("nn_module_stack", "stack_trace")
 
 
@@ -34,7 +37,7 @@ class Editor:
         self._fake_mode = _fake_mode_of(graph)
         self._last_placeholder = [n for n in graph.nodes if n.op == "placeholder"][-1]
 
-    def calls(self, *targets: Target) -> list[fx.Node]:
+    def calls(self, *targets: Target) -> list[Call]:
         """The call_function nodes of these targets (all when none is given), in order, safe to edit while walking."""
         return [n for n in self.graph.nodes if n.op == "call_function" and (not targets or n.target in targets)]
 
@@ -44,7 +47,7 @@ class Editor:
             return self.constants[str(node.target)]
         return None
 
-    def constant(self, name: str, tensor: Tensor) -> fx.Node:
+    def constant(self, name: str, tensor: Tensor) -> Call:
         """Add a constant and a get_attr node for it behind the inputs; `name` gets a number when it is taken."""
         unique, count = name, 0
         while unique in self.constants:
@@ -56,7 +59,7 @@ class Editor:
         node.meta["val"] = self._fake_mode.from_tensor(tensor, static_shapes=True)
         return node
 
-    def call(self, target: Target, *args: Any, before: fx.Node, **kwargs: Any) -> fx.Node:
+    def call(self, target: Target, *args: Any, before: Call, **kwargs: Any) -> Call:
         """Insert a call before a node and take over that node's provenance; the value is inferred.
 
         Raises:
@@ -75,11 +78,11 @@ class Editor:
         with self._fake_mode, torch.no_grad():
             return target(*fakes[0], **fakes[1])
 
-    def retarget(self, node: fx.Node, target: Target, *args: Any, **kwargs: Any) -> None:
+    def retarget(self, node: Call, target: Target, *args: Any, **kwargs: Any) -> None:
         """Turn a node into another call in place; its value must be the same."""
         node.target, node.args, node.kwargs = target, args, kwargs
 
-    def swap(self, old: fx.Node, new: Any) -> None:
+    def swap(self, old: Call, new: Any) -> None:
         """Send every use of `old` to `new` and erase `old`."""
         old.replace_all_uses_with(new)
         self.graph.erase_node(old)
@@ -110,12 +113,17 @@ def call_name(target: Target) -> str | None:
     return target._schema.name.split("::")[1].strip("_") if isinstance(target, torch._ops.OpOverload) else None
 
 
-def shape_of(node: fx.Node) -> tuple[Any, ...]:
+def with_defaults(node: Call, required: int, *defaults: Any) -> tuple[Any, ...]:
+    """The positional arguments of a call: `required` ones, then those given or else these defaults."""
+    return (*node.args, *defaults[len(node.args) - required :])
+
+
+def shape_of(node: Call) -> tuple[Any, ...]:
     """Sizes of a node's tensor; ints, or SymInts on dynamic axes."""
     return tuple(node.meta["val"].shape)
 
 
-def rank_of(node: fx.Node) -> int:
+def rank_of(node: Call) -> int:
     """Number of axes of a node's tensor."""
     return len(node.meta["val"].shape)
 

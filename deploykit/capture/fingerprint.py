@@ -41,7 +41,7 @@ def _update(digest: Any, tensor: Tensor) -> None:
     plain = tensor.detach().contiguous()
     digest.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
     if plain.numel():
-        digest.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _text(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from deploykit.capture.editor import Editor, call_name
+from deploykit.capture.editor import Call, Editor, call_name
 
 
 def finish(editor: Editor) -> None:
@@ -36,7 +36,7 @@ def _ordered(graph: fx.Graph) -> list[fx.Node]:
     return [*(n for n in graph.nodes if n.op == "placeholder"), *constants, *rest]
 
 
-def _name(node: fx.Node) -> str | None:
+def _name(node: Call) -> str | None:
     """The input's name, the op's name without its overload, or FX's own choice."""
     if node.op == "placeholder":
         return str(node.target)

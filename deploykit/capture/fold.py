@@ -1,8 +1,8 @@
 """Fold what does not depend on the inputs: constant subgraphs into constants, batch norms into the layer before them.
 
 Batch norm is y = (x - mean) / sqrt(var + eps) * gamma + beta, so with scale = gamma / sqrt(var + eps) a layer
-y = W x + b becomes W' = scale * W (per output channel) and b' = (b - mean) * scale + beta. Computed in float64 and
-rounded once. A batch norm that follows no such layer becomes a multiplication and an addition.
+y = W x + b becomes W' = scale * W (per output channel) and b' = (b - mean) * scale + beta; scale and bias are computed
+in float64 and rounded once. A batch norm that follows no such layer becomes a multiplication and an addition.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from deploykit.capture.editor import Editor, rank_of
+from deploykit.capture.editor import Call, Editor, rank_of
+from deploykit.capture.rewrite_views import same_shape
 
 aten = torch.ops.aten
 
@@ -28,7 +29,7 @@ _BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_traini
 
 def merge_equal(editor: Editor) -> None:
     """Keep one of calls that compute the same from the same values (masks and sizes that every layer builds anew)."""
-    first: dict[str, fx.Node] = {}
+    first: dict[str, Call] = {}
     for node in editor.calls():
         if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
             continue
@@ -41,7 +42,7 @@ def merge_equal(editor: Editor) -> None:
 
 def fold_constants(editor: Editor) -> None:
     """Compute every subgraph without inputs once, and keep the results that the rest of the graph reads."""
-    known: dict[fx.Node, Any] = {n: editor.value(n) for n in editor.graph.nodes if n.op == "get_attr"}
+    known: dict[Call, Any] = {n: editor.value(n) for n in editor.graph.nodes if n.op == "get_attr"}
     with torch.no_grad():
         for node in editor.calls():
             if _is_foldable(node, known):
@@ -56,9 +57,42 @@ def fold_constants(editor: Editor) -> None:
     editor.sweep()
 
 
+def drop_neutral(editor: Editor) -> None:
+    """Erase x + 0, x * 1 and x / 1, with scalars or constants, where shape and dtype stay."""
+    for node in editor.calls(*_NEUTRAL):
+        source, other = node.args[:2]
+        if not isinstance(source, fx.Node) or editor.value(source) is not None:
+            source, other = other, source
+        if not isinstance(source, fx.Node) or (source is not node.args[0] and node.target in _ONE_SIDED):
+            continue
+        same = same_shape(node, source) and node.meta["val"].dtype == source.meta["val"].dtype
+        if same and _is_all(editor, other, _NEUTRAL[node.target]):
+            editor.swap(node, source)
+    editor.sweep()
+
+
+_NEUTRAL = {
+    aten.add.Tensor: 0,
+    aten.sub.Tensor: 0,
+    aten.mul.Tensor: 1,
+    aten.div.Tensor: 1,
+    aten.add.Scalar: 0,
+    aten.mul.Scalar: 1,
+    aten.div.Scalar: 1,
+}
+_ONE_SIDED = (aten.sub.Tensor, aten.div.Tensor)
+
+
+def _is_all(editor: Editor, other: Any, number: int) -> bool:
+    value = editor.value(other)
+    if value is not None:
+        return bool((value == number).all())
+    return isinstance(other, int | float) and other == number
+
+
 def fold_batch_norms(editor: Editor) -> None:
     """Fold batch norms in eval mode into convolutions and linears; others become mul and add."""
-    folded: dict[tuple[Any, ...], tuple[fx.Node, fx.Node]] = {}
+    folded: dict[tuple[Any, ...], tuple[Call, Call]] = {}
     for node in editor.calls(*_BATCH_NORMS):
         legacy = node.target is not aten.batch_norm.default
         source, weight, bias, mean, var = node.args[:5]
@@ -80,7 +114,7 @@ def fold_batch_norms(editor: Editor) -> None:
     editor.sweep()
 
 
-def _is_foldable(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
+def _is_foldable(node: Call, known: dict[Call, Any]) -> bool:
     if any(n not in known for n in node.all_input_nodes):
         return False
     if node.target is operator.getitem:
@@ -114,7 +148,7 @@ def _scale_and_shift(
     return scale, shift if bias is None else shift + bias.double()
 
 
-def _result_of(node: fx.Node) -> fx.Node:
+def _result_of(node: Call) -> Call:
     """The node that carries the normalised tensor: item 0 of the legacy op's tuple."""
     if node.target is aten.batch_norm.default:
         return node
@@ -132,17 +166,17 @@ def _takes_scale(editor: Editor, source: Any) -> bool:
     return editor.value(source.args[1]) is not None and (bias is None or editor.value(bias) is not None)
 
 
-def _folded_weights(editor: Editor, layer: fx.Node, scale: Tensor, shift: Tensor) -> tuple[fx.Node, fx.Node]:
+def _folded_weights(editor: Editor, layer: Call, scale: Tensor, shift: Tensor) -> tuple[Call, Call]:
     """New weight and bias constants of a layer followed by y = scale * x + shift."""
     weight, old_bias = editor.value(layer.args[1]), editor.value(layer.args[2] if len(layer.args) > 2 else None)
     assert weight is not None
     groups = 1
     if layer.target in TRANSPOSED:  # weight is (in, out / groups, ...), with the groups side by side along `in`
         groups = int(layer.args[6]) if len(layer.args) > 6 else 1
-        grouped = weight.double().unflatten(0, (groups, -1))
-        new_weight = (grouped * scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
+        grouped = weight.unflatten(0, (groups, -1))
+        new_weight = (grouped * scale.float().view(groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
     else:
-        new_weight = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
+        new_weight = weight * scale.float().view(-1, *[1] * (weight.dim() - 1))
     new_bias = shift if old_bias is None else old_bias.double() * scale + shift
     name = str(layer.args[1].target).removesuffix(".weight")
     return (
@@ -155,11 +189,11 @@ def _parameter(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.float().contiguous(), requires_grad=False)
 
 
-def _set_weights(layer: fx.Node, weight: fx.Node, bias: fx.Node) -> None:
+def _set_weights(layer: Call, weight: Call, bias: fx.Node) -> None:
     layer.args = (layer.args[0], weight, bias, *layer.args[3:])
 
 
-def _as_mul_add(editor: Editor, node: fx.Node, scale: Tensor, shift: Tensor) -> fx.Node:
+def _as_mul_add(editor: Editor, node: Call, scale: Tensor, shift: Tensor) -> Call:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     shape = (1, -1, *[1] * (rank_of(source) - 2))

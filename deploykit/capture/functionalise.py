@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from deploykit.capture.editor import Editor
+from deploykit.capture.editor import Call, Editor
 
 _SAME_TENSOR_IN_EVAL = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "dropout_"}
 
 
 def writes_through_views(graph: fx.Graph) -> bool:
     """Whether some in-place op writes a tensor of which an alias is read later, or has no functional form."""
-    alias: dict[fx.Node, set[fx.Node]] = {}
+    alias: dict[Call, set[Call]] = {}
     order = {node: index for index, node in enumerate(graph.nodes)}
     last_use = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
     for node in graph.nodes:
@@ -51,7 +51,7 @@ def functionalise(editor: Editor) -> None:
                 user.replace_input_with(written, node)
 
 
-def written_argument(node: fx.Node) -> fx.Node | None:
+def written_argument(node: Call) -> Call | None:
     """The tensor that an in-place call writes; None for a functional call."""
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return None
@@ -71,7 +71,7 @@ def _functional(target: Any) -> Any:
     return functional if functional is not None and not functional._schema.is_mutable else None
 
 
-def _is_view(node: fx.Node) -> bool:
+def _is_view(node: Call) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return True  # getitem of a list of views
     schema = node.target._schema

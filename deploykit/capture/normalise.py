@@ -10,7 +10,16 @@ from collections.abc import Callable
 
 from torch import fx
 
-from deploykit.capture import finish, fold, functionalise, rewrite_attention, rewrite_matmul, rewrite_ops, rewrite_views
+from deploykit.capture import (
+    finish,
+    fold,
+    fold_dynamic,
+    functionalise,
+    rewrite_attention,
+    rewrite_matmul,
+    rewrite_ops,
+    rewrite_views,
+)
 from deploykit.capture.editor import Editor
 
 Pass = Callable[[Editor], None]
@@ -33,6 +42,9 @@ def passes(*, expand_attention: bool = True) -> tuple[Pass, ...]:
         rewrite_views.plain_transposes,
         fold.merge_equal,
         fold.fold_constants,
+        fold_dynamic.fold_batch_constants,
+        fold.drop_neutral,
+        rewrite_views.index_by_arange,
         rewrite_matmul.constant_matmul_to_linear,
         fold.fold_batch_norms,
         rewrite_ops.explicit_pools,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from deploykit.capture.editor import Call
 from deploykit.capture.origins import origin_of
 from deploykit.errors import CaptureError
 
@@ -46,7 +47,7 @@ def refuse_randomness(graph: fx.Graph) -> None:
             )
 
 
-def _is_random(node: fx.Node) -> bool:
+def _is_random(node: Call) -> bool:
     target = node.target
     if target in _TRAIN_FLAG_AT:
         return bool(_argument(node, _TRAIN_FLAG_AT[target], "train"))
@@ -56,5 +57,5 @@ def _is_random(node: fx.Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
 
 
-def _argument(node: fx.Node, index: int, name: str) -> object:
+def _argument(node: Call, index: int, name: str) -> object:
     return node.args[index] if len(node.args) > index else node.kwargs.get(name, False)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from deploykit.capture.editor import Editor, is_static, rank_of, shape_of
+from deploykit.capture.editor import Call, Editor, is_static, rank_of, shape_of, with_defaults
 
 aten = torch.ops.aten
 
@@ -23,7 +23,7 @@ MASKED = -30000.0
 def expand_attention(editor: Editor) -> None:
     """Expand every attention op; a causal one over a dynamic length stays whole."""
     for node in editor.calls(aten.scaled_dot_product_attention.default):
-        query, key, value, mask, _, causal = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
+        query, key, value, mask, _, causal = with_defaults(node, 3, None, 0.0, False)
         lengths = (shape_of(query)[-2], shape_of(key)[-2])
         if causal and not is_static(lengths):
             continue
@@ -36,7 +36,7 @@ def expand_attention(editor: Editor) -> None:
         editor.swap(node, editor.call(aten.matmul.default, weights, value, before=node))
 
 
-def _scores(editor: Editor, node: fx.Node, query: fx.Node, key: fx.Node) -> fx.Node:
+def _scores(editor: Editor, node: Call, query: Call, key: Call) -> Call:
     scale = node.kwargs.get("scale")
     scale = 1.0 / math.sqrt(shape_of(query)[-1]) if scale is None else scale
     order = list(range(rank_of(key)))
@@ -46,7 +46,7 @@ def _scores(editor: Editor, node: fx.Node, query: fx.Node, key: fx.Node) -> fx.N
     return editor.call(aten.matmul.default, scaled, turned, before=node)
 
 
-def _biases(editor: Editor, node: fx.Node, mask: Any, causal: tuple[int, int] | None) -> list[fx.Node]:
+def _biases(editor: Editor, node: Call, mask: Any, causal: tuple[int, int] | None) -> list[Call]:
     """The additive masks of a call: the user's, and the triangle of a causal one."""
     biases = []
     if isinstance(mask, fx.Node) and mask.meta["val"].dtype == torch.bool:
@@ -60,7 +60,7 @@ def _biases(editor: Editor, node: fx.Node, mask: Any, causal: tuple[int, int] | 
     return biases
 
 
-def _repeated_heads(editor: Editor, node: fx.Node, query: fx.Node, x: fx.Node) -> fx.Node:
+def _repeated_heads(editor: Editor, node: Call, query: Call, x: Call) -> Call:
     """Grouped queries: every key and value head serves query heads / heads neighbouring queries."""
     *batch, heads, length, width = shape_of(x)
     copies = shape_of(query)[-3] // heads

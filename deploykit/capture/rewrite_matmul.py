@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from deploykit.capture.editor import Editor, is_static, rank_of, shape_of
+from deploykit.capture.editor import Call, Editor, is_static, rank_of, shape_of
 from deploykit.capture.rewrite_views import same_size
 
 aten = torch.ops.aten
@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 def constant_matmul_to_linear(editor: Editor) -> None:
     """addmm and matmul with a constant 2-D weight -> linear; a constant added behind it -> its bias."""
-    transposed: dict[str, fx.Node] = {}
+    transposed: dict[str, Call] = {}
     for node in editor.calls(aten.addmm.default):
         _split_addmm(editor, node)
     for node in editor.calls(aten.matmul.default):
@@ -29,7 +29,7 @@ def constant_matmul_to_linear(editor: Editor) -> None:
     editor.sweep()
 
 
-def _split_addmm(editor: Editor, node: fx.Node) -> None:
+def _split_addmm(editor: Editor, node: Call) -> None:
     """addmm(b, x, w) -> x @ w + b, with beta and alpha as factors where they are not one."""
     bias, source, weight = node.args
     product = editor.call(aten.matmul.default, source, weight, before=node)
@@ -40,7 +40,7 @@ def _split_addmm(editor: Editor, node: fx.Node) -> None:
     editor.swap(node, editor.call(aten.add.Tensor, product, bias, before=node))
 
 
-def _transposed(editor: Editor, weight: fx.Node, done: dict[str, fx.Node]) -> fx.Node:
+def _transposed(editor: Editor, weight: Call, done: dict[str, Call]) -> Call:
     name = str(weight.target)
     if name not in done:
         value = editor.constants[name].t().contiguous()
@@ -48,7 +48,7 @@ def _transposed(editor: Editor, weight: fx.Node, done: dict[str, fx.Node]) -> fx
     return done[name]
 
 
-def _absorb_bias(editor: Editor, linear: fx.Node) -> None:
+def _absorb_bias(editor: Editor, linear: Call) -> None:
     """linear without a bias, then + a constant vector: the vector becomes the bias."""
     if (len(linear.args) > 2 and linear.args[2] is not None) or len(linear.users) != 1:
         return
@@ -67,7 +67,7 @@ def _absorb_bias(editor: Editor, linear: fx.Node) -> None:
     editor.swap(user, linear)
 
 
-def _drop_flattening(editor: Editor, linear: fx.Node) -> None:
+def _drop_flattening(editor: Editor, linear: Call) -> None:
     """reshape to 2-D, linear, reshape back -> linear on the last axis alone."""
     before = linear.args[0]
     if not (isinstance(before, fx.Node) and before.target is aten.reshape.default and len(linear.users) == 1):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from deploykit.capture.editor import Editor, is_static, shape_of
+from deploykit.capture.editor import Call, Editor, is_static, rank_of, shape_of, with_defaults
 
 aten = torch.ops.aten
 
@@ -84,11 +84,11 @@ def expand_composites(editor: Editor) -> None:
         expand(editor, node)
 
 
-def expand(editor: Editor, node: fx.Node, decompositions: dict[Any, Callable[..., Any]] | None = None) -> None:
-    """Replace one call by the graph that PyTorch traces for it (static shapes).
+def expand(editor: Editor, node: Call, function: Callable[..., Any] | None = None) -> None:
+    """Replace one call by the graph that PyTorch traces for it (static shapes only; others are left).
 
     Args:
-        decompositions: op -> function, for ops that PyTorch would keep whole.
+        function: computes the same from the same arguments; None takes what PyTorch runs for the op itself.
     """
     inputs = node.all_input_nodes
     if not all(isinstance(n.meta["val"], Tensor) and is_static(shape_of(n)) for n in inputs):
@@ -97,18 +97,16 @@ def expand(editor: Editor, node: fx.Node, decompositions: dict[Any, Callable[...
     def run(*tensors: Tensor) -> Any:
         env = dict(zip(inputs, tensors, strict=True))
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
-        return node.target(*args, **kwargs)
+        return (function or node.target)(*args, **kwargs)
 
     with editor.fakes():
-        traced = make_fx(run, decomposition_table=decompositions or {}, tracing_mode="real")(
-            *(n.meta["val"] for n in inputs)
-        )
+        traced = make_fx(run, pre_dispatch=function is not None)(*(n.meta["val"] for n in inputs))
     _paste(editor, node, traced, inputs)
 
 
-def _paste(editor: Editor, node: fx.Node, traced: fx.GraphModule, inputs: list[fx.Node]) -> None:
+def _paste(editor: Editor, node: Call, traced: fx.GraphModule, inputs: list[Call]) -> None:
     """Copy a traced graph in front of a node and let it take the node's place (tuple results through getitem)."""
-    env: dict[fx.Node, Any] = dict(zip((n for n in traced.graph.nodes if n.op == "placeholder"), inputs, strict=True))
+    env: dict[Call, Any] = dict(zip((n for n in traced.graph.nodes if n.op == "placeholder"), inputs, strict=True))
     result: Any = None
     for inner in traced.graph.nodes:
         if inner.op == "call_function":
@@ -157,21 +155,23 @@ def _listed(value: Any, length: int) -> list[int]:
     return items * length if len(items) == 1 else items
 
 
-def _diff(editor: Editor, node: fx.Node) -> None:
-    """Differences along one dim, of order one and without padding, as slice minus slice."""
-    source, order, dim, *padding = (*node.args, *(1, -1)[len(node.args) - 1 :])
-    val = source.meta["val"]
-    axis = dim % val.dim()
-    if order != 1 or any(p is not None for p in padding) or not isinstance(val.shape[axis], int):
+def _diff(editor: Editor, node: Call) -> None:
+    """Differences of order one along a static dim, as slice minus slice (of what prepend and append make)."""
+    source, order, dim, prepend, append = with_defaults(node, 1, 1, -1, None, None)
+    axis = dim % rank_of(source)
+    parts = [part for part in (prepend, source, append) if part is not None]
+    if order != 1 or not is_static(shape_of(part)[axis] for part in parts):
         return
-    size = val.shape[axis]
+    if len(parts) > 1:
+        source = editor.call(aten.cat.default, parts, axis, before=node)
+    size = shape_of(source)[axis]
     later = editor.call(aten.slice.Tensor, source, axis, 1, size, before=node)
     earlier = editor.call(aten.slice.Tensor, source, axis, 0, size - 1, before=node)
-    op = aten.ne.Tensor if val.dtype == torch.bool else aten.sub.Tensor
+    op = aten.ne.Tensor if node.meta["val"].dtype == torch.bool else aten.sub.Tensor
     editor.swap(node, editor.call(op, later, earlier, before=node))
 
 
-def _where(editor: Editor, node: fx.Node) -> None:
+def _where(editor: Editor, node: Call) -> None:
     """Scalars of a where become full tensors of its dtype with one element."""
     condition, *branches = node.args
     dtype = node.meta["val"].dtype
@@ -182,7 +182,7 @@ def _where(editor: Editor, node: fx.Node) -> None:
     editor.swap(node, editor.call(aten.where.self, condition, *filled, before=node))
 
 
-def _full(editor: Editor, node: fx.Node) -> None:
+def _full(editor: Editor, node: Call) -> None:
     """Creation ops of a known static size become full."""
     kind, value = _FILLED[node.target]
     sizes = node.args[{"size": 0, "new": 1}.get(kind, 0)] if kind != "like" else list(shape_of(node))
@@ -194,24 +194,24 @@ def _full(editor: Editor, node: fx.Node) -> None:
     editor.swap(node, editor.call(aten.full.default, list(sizes), value, dtype=dtype, before=node))
 
 
-def _logical(editor: Editor, node: fx.Node) -> None:
+def _logical(editor: Editor, node: Call) -> None:
     for_bool, for_int = _LOGICAL[node.target]
     node.target = for_bool if node.meta["val"].dtype == torch.bool else for_int
 
 
-def _logical_not(editor: Editor, node: fx.Node) -> None:
+def _logical_not(editor: Editor, node: Call) -> None:
     if node.meta["val"].dtype == torch.bool:
         node.target = aten.logical_not.default
 
 
-def _rename(target: Any) -> Callable[[Editor, fx.Node], None]:
-    def rule(editor: Editor, node: fx.Node) -> None:
+def _rename(target: Any) -> Callable[[Editor, Call], None]:
+    def rule(editor: Editor, node: Call) -> None:
         node.target = target
 
     return rule
 
 
-_RULES: dict[Any, Callable[[Editor, fx.Node], None]] = {
+_RULES: dict[Any, Callable[[Editor, Call], None]] = {
     aten.diff.default: _diff,
     aten.where.Scalar: _where,
     aten.where.ScalarSelf: _where,

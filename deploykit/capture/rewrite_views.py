@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from deploykit.capture.editor import Editor, is_static, rank_of, shape_of
+from deploykit.capture.editor import Call, Editor, is_static, rank_of, shape_of, with_defaults
 
 aten = torch.ops.aten
 
@@ -29,7 +29,7 @@ _IDENTITY = (
 )
 """Erased when shape and dtype stay the same (they copy or alias, or are random in training only)."""
 
-_MAYBE_WHOLE = (aten.expand.default, aten.expand_as.default, aten.slice.Tensor)
+_MAYBE_WHOLE = (aten.expand.default, aten.expand_as.default, aten.slice.Tensor, aten.pad.default)
 """Erased when they keep the shape. (A slice that keeps every element keeps their order: steps are positive.)"""
 
 _CASTS = (
@@ -78,15 +78,20 @@ def erase_identities(editor: Editor) -> None:
         if not isinstance(source, fx.Node) or not isinstance(node.meta.get("val"), Tensor):
             continue
         same_dtype = node.meta["val"].dtype == getattr(source.meta["val"], "dtype", None)
-        if node.target in _IDENTITY and same_dtype and _same_shape(node, source):
+        if node.target in _IDENTITY and same_dtype and same_shape(node, source):
             editor.swap(node, source)
         elif node.target in _CASTS:
             if same_dtype:
                 editor.swap(node, source)
             else:
                 editor.retarget(node, aten._to_copy.default, source, dtype=node.meta["val"].dtype)
-        elif node.target in _MAYBE_WHOLE and _same_shape(node, source):
+        elif node.target in _MAYBE_WHOLE and same_shape(node, source) and not _moves(node):
             editor.swap(node, source)
+
+
+def _moves(node: Call) -> bool:
+    """Whether a pad of equal shape shifts (one side grows, the other shrinks)."""
+    return node.target is aten.pad.default and any(node.args[1])
 
 
 def positive_dims(editor: Editor) -> None:
@@ -124,7 +129,7 @@ def plain_reshapes(editor: Editor) -> None:
     """View, flatten, unflatten, squeeze -> reshape with sizes written out (-1 for the one dynamic size)."""
     for node in editor.calls(*_RESHAPES):
         source = node.args[0]
-        if _same_shape(node, source):
+        if same_shape(node, source):
             editor.swap(node, source)
             continue
         sizes = shape_of(node)
@@ -136,14 +141,44 @@ def plain_reshapes(editor: Editor) -> None:
             editor.retarget(node, aten.reshape.default, source, node.args[1])
 
 
+def index_by_arange(editor: Editor) -> None:
+    """x[rows[:, None], columns[None, :]] with every row and column in order is a reshape (masks are built so)."""
+    for node in editor.calls(aten.index.Tensor):
+        source, indices = node.args
+        if len(indices) != rank_of(source) or not all(isinstance(i, fx.Node) for i in indices):
+            continue
+        axes = [_arange_axis(editor, i, size, rank_of(node)) for i, size in zip(indices, shape_of(source), strict=True)]
+        placed = [axis for axis in axes if axis is not None and axis >= 0]
+        sizes = [size if isinstance(size, int) else -1 for size in shape_of(node)]
+        if None not in axes and placed == sorted(set(placed)) and sizes.count(-1) <= 1:
+            editor.swap(node, editor.call(aten.reshape.default, source, sizes, before=node))
+    editor.sweep()
+
+
+def _arange_axis(editor: Editor, index: Call, size: Any, rank: int) -> int | None:
+    """The axis along which an index counts 0, 1, ..., size - 1; -1 where size is 1; None if it does not."""
+    value = editor.value(index)
+    if value is not None:
+        counts = isinstance(size, int) and torch.equal(value.flatten(), torch.arange(size, dtype=value.dtype))
+    else:
+        plain = index
+        while plain.target in (aten.unsqueeze.default, aten.reshape.default):
+            plain = plain.args[0]
+        counts = plain.target is aten.arange.default and same_size(shape_of(plain)[0], size)
+    long = [axis for axis, have in enumerate(shape_of(index)) if not isinstance(have, int) or have != 1]
+    if not counts or len(long) > 1:
+        return None
+    return long[0] + rank - rank_of(index) if long else -1
+
+
 def plain_transposes(editor: Editor) -> None:
     """T, mT, t, transpose and permute -> permute; a permutation that moves nothing goes away, two become one."""
     for node in editor.calls(*_TRANSPOSES):
-        source = node.args[0]
+        source: Call = node.args[0]
         order = _order_of(node, rank_of(source))
-        if isinstance(source, fx.Node) and source.target is aten.permute.default and len(source.users) == 1:
-            order = [source.args[1][axis] for axis in order]
-            source = source.args[0]
+        if source.target is aten.permute.default and len(source.users) == 1:
+            source, first = source.args
+            order = [first[axis] for axis in order]
         if order == sorted(order):
             editor.swap(node, source)
         else:
@@ -151,7 +186,8 @@ def plain_transposes(editor: Editor) -> None:
     editor.sweep()
 
 
-def _same_shape(node: fx.Node, source: fx.Node) -> bool:
+def same_shape(node: Call, source: Call) -> bool:
+    """Whether two nodes hold tensors of equal shape, by what is known of it."""
     have, want = shape_of(node), shape_of(source)
     return len(have) == len(want) and all(map(same_size, have, want))
 
@@ -163,7 +199,7 @@ def same_size(a: Any, b: Any) -> bool:
     return isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt) and bool(a.node.expr == b.node.expr)
 
 
-def _first_tensor(node: fx.Node) -> fx.Node | None:
+def _first_tensor(node: Call) -> Call | None:
     for value in node.args[:1]:
         first = value[0] if isinstance(value, list | tuple) and value else value
         if isinstance(first, fx.Node) and isinstance(first.meta.get("val"), Tensor):
@@ -171,7 +207,7 @@ def _first_tensor(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _rewrite(node: fx.Node, index: int, name: str, rule: Any) -> None:
+def _rewrite(node: Call, index: int, name: str, rule: Any) -> None:
     """Apply a rule to one argument (an int or a list of ints), wherever it stands."""
     if index < len(node.args):
         node.update_arg(index, _each(node.args[index], rule))
@@ -190,9 +226,9 @@ def _positive(index: Any, size: Any) -> Any:
     return index + size if plain and index < 0 else index
 
 
-def _close_slice(node: fx.Node, tensor: fx.Node) -> None:
+def _close_slice(node: Call, tensor: Call) -> None:
     """Write start and end of a slice as counts from the front, clipped to the size."""
-    dim, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
+    _, dim, start, end, step = with_defaults(node, 1, 0, None, None, 1)
     size = shape_of(tensor)[dim]
     start = 0 if start is None else start
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int | None):
@@ -203,7 +239,7 @@ def _close_slice(node: fx.Node, tensor: fx.Node) -> None:
     node.args, node.kwargs = (node.args[0], dim, start, end, *((step,) if step != 1 else ())), {}
 
 
-def _slice_results(editor: Editor, node: fx.Node) -> None:
+def _slice_results(editor: Editor, node: Call) -> None:
     """Replace every getitem of a list op by a slice or select of the source."""
     source, dim = node.args[0], _list_dim(node)
     results = node.meta["val"]
@@ -215,13 +251,13 @@ def _slice_results(editor: Editor, node: fx.Node) -> None:
         if sizes[index] is None:
             new = editor.call(aten.select.int, source, dim, index, before=user)
         else:
-            start = sum(sizes[:index])
+            start = sum(size for size in sizes[:index] if size is not None)
             new = editor.call(aten.slice.Tensor, source, dim, start, start + sizes[index], before=user)
         editor.swap(user, new)
     editor.graph.erase_node(node)
 
 
-def _list_dim(node: fx.Node) -> int:
+def _list_dim(node: Call) -> int:
     for index, argument in enumerate(node.target._schema.arguments):
         if argument.name == "dim":
             dim = node.args[index] if index < len(node.args) else node.kwargs.get("dim", argument.default_value)
@@ -229,7 +265,7 @@ def _list_dim(node: fx.Node) -> int:
     return 0
 
 
-def _order_of(node: fx.Node, rank: int) -> list[int]:
+def _order_of(node: Call, rank: int) -> list[int]:
     """The permutation that a transposing call applies."""
     order = list(range(rank))
     if node.target is aten.permute.default:

@@ -67,7 +67,8 @@ def trace_module(source: Source, *, dynamic_batch: bool, dynamic_shapes: Any) ->
     structure = pytree.tree_structure((args, kwargs))
     tracing = [doubled(x, axes.get(leaf.name, {})) if isinstance(x, Tensor) else x for leaf, x in flat]
     with quiet(), borrowed(module):
-        references, names = [], ()
+        references: list[Reference] = []
+        names: tuple[str, ...] = ()
         for leaves in ([x for _, x in flat], tracing) if any(axes.values()) else ([x for _, x in flat],):
             outputs, names = _run(module, leaves, structure)
             references.append((tuple(x for x in leaves if isinstance(x, Tensor)), outputs))

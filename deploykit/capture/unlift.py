@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from deploykit.capture.editor import PROVENANCE, Editor
+from deploykit.capture.editor import PROVENANCE, Call, Editor
 from deploykit.capture.origins import origin_of
 from deploykit.errors import CaptureError
 
@@ -45,7 +45,7 @@ def unlift(program: torch.export.ExportedProgram, names: Sequence[str]) -> tuple
     """
     _refuse_written_buffers(program)
     graph, constants = fx.Graph(), _constants_of(program)
-    env: dict[fx.Node, Any] = {}
+    env: dict[Call, Any] = {}
     user_inputs = iter(names)
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     weights = {}
@@ -65,7 +65,7 @@ def unlift(program: torch.export.ExportedProgram, names: Sequence[str]) -> tuple
     return Editor(graph, constants), kept
 
 
-def _placeholder(graph: fx.Graph, node: fx.Node, name: str) -> Any:
+def _placeholder(graph: fx.Graph, node: Call, name: str) -> Any:
     """A placeholder for a tensor; the value itself for anything else (it is baked into the program)."""
     val = node.meta.get("val")
     if not isinstance(val, Tensor):
@@ -86,7 +86,7 @@ def _constants_of(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
     return constants
 
 
-def _inline(source: fx.GraphModule, graph: fx.Graph, env: dict[fx.Node, Any], constants: dict[str, Tensor]) -> Any:
+def _inline(source: fx.GraphModule, graph: fx.Graph, env: dict[Call, Any], constants: dict[str, Tensor]) -> Any:
     """Copy the calls of a graph (its placeholders are in `env`); returns what its output node returns."""
     for node in source.graph.nodes:
         if node.op == "call_function":
@@ -104,7 +104,7 @@ def _inline(source: fx.GraphModule, graph: fx.Graph, env: dict[fx.Node, Any], co
     return ()
 
 
-def _copy(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+def _copy(graph: fx.Graph, node: Call, env: dict[Call, Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
     if node.target is operator.getitem and isinstance(args[0], tuple | list):
         return args[0][args[1]]  # one result of a region that was inlined
@@ -114,7 +114,7 @@ def _copy(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
 
 
 def _inline_region(
-    source: fx.GraphModule, node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any], constants: dict[str, Tensor]
+    source: fx.GraphModule, node: Call, graph: fx.Graph, env: dict[Call, Any], constants: dict[str, Tensor]
 ) -> Any:
     """Copy the body of a region in place of the call; refuse branches and loops."""
     first = _INLINED.get(str(node.target))
@@ -130,7 +130,7 @@ def _inline_region(
     return _inline(body, graph, inner, constants)
 
 
-def _attribute_node(graph: fx.Graph, node: fx.Node, value: Tensor, constants: dict[str, Tensor]) -> fx.Node:
+def _attribute_node(graph: fx.Graph, node: Call, value: Tensor, constants: dict[str, Tensor]) -> Call:
     name, count = str(node.target), 0
     while name in constants and constants[name] is not value:
         count += 1
