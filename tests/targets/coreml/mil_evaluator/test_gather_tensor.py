@@ -88,7 +88,7 @@ def test_negative_indices_count_from_the_end_before_ios17(mil, opset):
     np.testing.assert_array_equal(got, x[[-1, 1]])
     got = mil.evaluate(
         "scatter",
-        lambda x, i: mil.mb.scatter(data=x, indices=i, updates=x[:2] if False else mil.mb.gather(x=x, indices=i)),
+        lambda x, i: mil.mb.scatter(data=x, indices=i, updates=mil.mb.gather(x=x, indices=i)),
         x,
         indices,
         opset=opset,
