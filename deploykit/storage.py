@@ -51,7 +51,8 @@ def write_file(path: Path, data: bytes) -> None:
             f"cannot write {path}: {error.strerror or error}", hint="check space and permissions"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
