@@ -39,8 +39,7 @@ def inference_session(
 
     Args:
         model: serialised model, or the path of a file (needed where weights are in external files).
-        threads: for one operator; operators run one after another. Idle threads do not spin, so that several sessions
-            can share a machine.
+        threads: for one operator; operators run one after another.
         providers: in order of preference; every one must really be in use.
         optimised: where to write the graph after optimisation.
         profile: prefix of the profile that `end_profiling` writes.
@@ -121,12 +120,13 @@ def _kernels(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, fl
 def captured_name(name: str, known: Collection[str]) -> str:
     """The captured node behind a node of ONNX Runtime's optimised graph; "" where there is none.
 
-    Fusions append to names (`conv2d_3_token_15`, `linear_1.matmul_0/MatMulAddFusion`, `linear.matmul_0_quant`).
+    Fusions add to names: `conv2d_3_token_15`, `linear_1.matmul_0/MatMulAddFusion`, `linear.matmul_0_quant`,
+    `fused linear`.
     """
-    stem = name.split("/", maxsplit=1)[0]
+    stem = name.removeprefix("fused ").partition("/")[0]
     if stem in known:
         return stem
-    stem = stem.split(".")[0]
+    stem = stem.partition(".")[0]
     while stem and stem not in known:
         stem = stem.rpartition("_")[0]
     return stem

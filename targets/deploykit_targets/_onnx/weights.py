@@ -53,7 +53,7 @@ class Compressed:
 
 def _captured(name: str) -> str:
     """The captured node behind a node name: an operator written as several nodes names them `captured.part`."""
-    return name.split(".")[0]
+    return name.partition(".")[0]
 
 
 # Weight-only.

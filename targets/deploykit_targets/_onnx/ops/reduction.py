@@ -9,7 +9,7 @@ import torch
 
 from deploykit_targets._onnx.ops.table import Call, Translation, translates
 
-_REDUCE = {"sum": "ReduceSum", "mean": "ReduceMean", "amax": "ReduceMax", "amin": "ReduceMin", "prod": "ReduceProd"}
+_REDUCE = {"sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin", "prod": "ReduceProd"}
 
 
 def axes_of(dim: Any, rank: int) -> list[int] | None:
@@ -36,10 +36,22 @@ def _reduction(op_type: str) -> Translation:
 for _stem, _op in _REDUCE.items():
     _suffixes = {
         "sum": (".default", ".dim_IntList"),
-        "mean": (".default", ".dim"),
         "prod": (".default", ".dim_int"),
     }.get(_stem, (".default",))
     translates(*(f"aten.{_stem}{suffix}" for suffix in _suffixes))(_reduction(_op))
+
+
+@translates("aten.mean.dim", "aten.mean.default")
+def mean(c: Call) -> str:
+    """Mean; over the whole of an image it is global pooling, for which there are int8 and channels-last kernels."""
+    meta = c.meta("self")
+    value = c.as_dtype(c["self"], c.out.dtype)
+    if meta.dim() == 4 and axes_of(c.get("dim"), 4) == [2, 3]:
+        pooled = c.op("GlobalAveragePool", value)
+        return pooled if c["keepdim"] else c.op("Squeeze", pooled, c.ints([2, 3]))
+    return reduce(c, "ReduceMean", value, c.get("dim"), c.get("keepdim", False))
+
+
 translates("aten.max.default")(_reduction("ReduceMax"))
 translates("aten.min.default")(_reduction("ReduceMin"))
 
