@@ -48,8 +48,8 @@ def reconcile(
     Args:
         precision: requested.
         layers: from a placement, or from `float_layers`.
-        executed: layer name to precision as counted in the file; a layer that is not there is taken as planned, because
-            runtimes fuse and rename what is not a multiply-accumulate.
+        executed: layer name to precision as counted in the file. A layer with multiply-accumulates that is not there is
+            `unknown`; others are taken as planned, because runtimes fuse and rename them.
         source: where `executed` was read.
         reasons: layer name to why it is not as requested, where the placement does not say it.
     """
@@ -59,8 +59,10 @@ def reconcile(
 
 def _layer(layer: LayerPlacement, executed: str | None, reason: str) -> LayerAchieved:
     planned = "int8" if layer.precision == "int8" else "float32"
-    actual = executed or planned
+    actual = executed or ("unknown" if layer.macs else planned)
     why = layer.reason or reason
-    if planned == "int8" and actual != "int8":
+    if actual == "unknown":
+        why = "not found in the runtime's graph"
+    elif planned == "int8" and actual != "int8":
         why = f"placed as int8, and the runtime computes it in {actual}"
     return LayerAchieved(layer.name, layer.module_path, layer.kind, actual, layer.macs, layer.weights, why)

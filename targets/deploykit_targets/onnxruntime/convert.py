@@ -1,0 +1,108 @@
+"""Captured model -> one ONNX file in the requested precision, and what ONNX Runtime really computes it in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit._optional import versions
+from deploykit.precision import Precision
+from deploykit.target import Conversion, ConversionJob
+from deploykit_calibration.layers import reconcile
+from deploykit_targets._onnx.count import count
+from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized
+from deploykit_targets._onnx.weights import Compressed, dynamic_int8, float16, weight_only
+from deploykit_targets.onnxruntime.scheme import scheme_of
+
+if TYPE_CHECKING:
+    import onnx
+
+    from deploykit.achieved import Achieved
+
+_ENTRY = "model.onnx"
+_WEIGHTS_NAME = "model.onnx.data"
+_PROTOBUF_LIMIT_BYTES = 2_000_000_000
+_HELD_AS = "the precision is that of the stored weights; products run in float32 or, for int4, in int8 blocks"
+_NOTES = {
+    Precision.FP16: ("where the CPU has no float16 kernel, ONNX Runtime casts around float32 ones",),
+    Precision.INT8_WEIGHT_ONLY: (_HELD_AS,),
+    Precision.INT4_WEIGHT_ONLY: (_HELD_AS,),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """The finished graph, with what is known of it before it is counted."""
+
+    model: onnx.ModelProto
+    lowered: Lowered
+    held: Mapping[str, str] | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    log: str = ""
+
+
+def convert(job: ConversionJob) -> Conversion:
+    """Write `model.onnx`, and count what it computes in.
+
+    Raises:
+        ConversionError: an operator has no ONNX form, or ONNX Runtime refuses the graph.
+    """
+    made = _make(job)
+    path = job.folder / _ENTRY
+    _write(made.model, path)
+    return Conversion(
+        entry=_ENTRY,
+        achieved=_achieved(job, made, path),
+        tool_versions=versions("torch", "onnx", "onnxruntime"),
+        simulation=made.lowered.simulation,
+        log=made.log,
+    )
+
+
+def _make(job: ConversionJob) -> _Made:
+    opset, block_size = job.options.opset, job.options.block_size
+    if job.precision is Precision.INT8:
+        lowered = lower_quantized(job, scheme_of(job.device), opset=opset)
+        return _Made(lowered.model, lowered, log=lowered.log)
+    lowered = lower_float(job, opset=opset)
+    match job.precision:
+        case Precision.FP16:
+            return _compressed(lowered, float16(lowered.model))
+        case Precision.INT8_DYNAMIC:
+            return _compressed(lowered, dynamic_int8(lowered.model, reduce_range=scheme_of(job.device).reduce_range))
+        case Precision.INT8_WEIGHT_ONLY:
+            return _compressed(lowered, weight_only(lowered.model, bits=8, block_size=block_size), held=True)
+        case Precision.INT4_WEIGHT_ONLY:
+            return _compressed(lowered, weight_only(lowered.model, bits=4, block_size=block_size), held=True)
+    return _Made(lowered.model, lowered, log=lowered.log)
+
+
+def _compressed(lowered: Lowered, result: Compressed, *, held: bool = False) -> _Made:
+    """`held`: the precision is that of the stored weights, not that of the arithmetic."""
+    log = "\n".join(filter(None, (lowered.log, *result.log)))
+    return _Made(result.model, lowered, result.executed if held else None, result.reasons, log)
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    """One file, or two where the weights are beyond what protobuf holds."""
+    import onnx
+
+    if model.ByteSize() < _PROTOBUF_LIMIT_BYTES:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    else:
+        onnx.save(model, str(path), save_as_external_data=True, location=_WEIGHTS_NAME)
+
+
+def _achieved(job: ConversionJob, made: _Made, path: Path) -> Achieved:
+    counted = count(path, {layer.name for layer in made.lowered.layers})
+    executed = {**counted.executed, **(made.held or {})}
+    return reconcile(
+        job.precision,
+        made.lowered.layers,
+        executed,
+        source="ONNX Runtime's optimised graph",
+        reasons=made.reasons,
+        notes=_NOTES.get(job.precision, ()),
+    )
