@@ -130,6 +130,14 @@ def type_of(variable: Any) -> tuple[str, tuple[int | None, ...] | None]:
     return dtype_name(kind), ()
 
 
+def list_items(value: Any) -> list[str] | list[int] | None:
+    """Strings or integers of a constant MIL list (coremltools' `mil_list`, or the plain list in it); else None."""
+    items = getattr(value, "ls", value)
+    if not isinstance(items, list):
+        return None
+    return [item if isinstance(item, str) else int(item) for item in items]
+
+
 def is_state(variable: Any) -> bool:
     """Whether a PyMIL variable is a state."""
     return bool(_types().is_state(variable.sym_type))

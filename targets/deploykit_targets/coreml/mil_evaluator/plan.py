@@ -217,9 +217,9 @@ def _input_dtypes(operation: Any) -> Iterator[tuple[str, str]]:
 def _constant(variable: Any) -> Any:
     """Value of a constant: a tensor, a string, or a list of strings or integers."""
     value = variable.val
-    items = getattr(value, "ls", None)
-    if items is not None:  # coremltools' mil_list
-        return [item if isinstance(item, str) else int(item) for item in items]
+    items = _milproto.list_items(value)
+    if items is not None:
+        return items
     if isinstance(value, str):
         return value
     array = np.asarray(value)

@@ -47,7 +47,8 @@ class State:
         Raises:
             UsageError: there is no such state.
         """
-        return to_numpy(self.values[name], self._spec(name).dtype)
+        spec = self._spec(name)
+        return to_numpy(self.values[name], spec.dtype)
 
     def write(self, name: str, value: Array) -> None:
         """Replace state `name`.

@@ -140,7 +140,7 @@ def _outputs(function: Any, description: Any | None) -> list[ValueSpec]:
 
 
 def _classifier_output(variable: Any, operation: Any) -> ValueSpec:
-    labels = tuple(item if isinstance(item, str) else int(item) for item in operation.classes.val.ls)
+    labels = tuple(_milproto.list_items(operation.classes.val) or ())
     if variable is operation.outputs[0]:
         return ValueSpec(variable.name, "str" if isinstance(labels[0], str) else "int64", ())
     return ValueSpec(variable.name, "fp32", (len(labels),), classes=labels)
