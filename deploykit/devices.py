@@ -58,12 +58,12 @@ def load_devices(path: Path, *, toolchain: str) -> dict[str, Device]:
         path: a TOML file with one table per device; keys that `Device` does not know go to `extra`.
         toolchain: name of the plugin that owns the file.
     Raises:
-        DeploykitError: the file is malformed; the message names file and device. A defect of the plugin, not of the user.
+        DeploykitError: the file is malformed; the message names it. A defect of the plugin, not of the user.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         return {name: _device(name, toolchain, table) for name, table in tables.items()}
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, tomllib.TOMLDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DeploykitError(f"device table {path.name} of toolchain {toolchain!r} is malformed: {error}") from error
 
 

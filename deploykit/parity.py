@@ -30,7 +30,7 @@ class Tolerance:
     Attributes:
         min_sqnr_db: signal to quantisation noise ratio of the worst output, in dB.
         min_cosine: cosine similarity of the worst output, -1 to 1.
-        min_top1_agreement: share of samples whose largest class is the same, 0 to 1; gated only where an output has classes.
+        min_top1_agreement: share of samples whose largest class is the same, 0 to 1; not gated without classes.
     """
 
     min_sqnr_db: float | None = None
@@ -250,9 +250,14 @@ class OutputComparison:
         agreement = self._agree / self._rows if self._rows else None
         if not self._finite:
             return Metrics(-SQNR_CAP_DB, 0.0, float(np.finfo(np.float64).max), agreement)
+        return Metrics(sqnr_db(self._signal, self._noise), self._cosine, self._max_abs, agreement)
+
+    @property
+    def _cosine(self) -> float:
+        if self._noise == 0.0:  # exactly 1 where nothing differs, whatever the roots round to
+            return 1.0
         norms = float(np.sqrt(self._signal) * np.sqrt(self._power))
-        cosine = self._dot / norms if norms else float(self._noise == 0.0)
-        return Metrics(sqnr_db(self._signal, self._noise), min(cosine, 1.0), self._max_abs, agreement)
+        return float(np.clip(self._dot / norms, -1.0, 1.0)) if norms else 0.0
 
 
 def sqnr_db(signal: float, noise: float) -> float:

@@ -1,0 +1,107 @@
+"""The gates between an artifact and its publication."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from deploykit._gates import Gates
+from deploykit.achieved import Achieved, LayerAchieved
+from deploykit.errors import ParityError, PerformanceError, PlacementError
+from deploykit.precision import Precision
+
+CANDIDATE = SimpleNamespace(path="out/x.failed")
+
+
+def achieved(**macs: int) -> Achieved:
+    layers = [
+        LayerAchieved(f"node_{name}", f"layer.{name}", "linear", name, count, reason=f"{name} for a reason")
+        for name, count in macs.items()
+    ]
+    return Achieved.count("int8", layers, source="a test")
+
+
+def only(gates, *arguments):
+    misses = gates.misses(*arguments)
+    assert len(misses) == 1
+    error = misses[0].error(CANDIDATE)
+    assert error.candidate is CANDIDATE and error.message == misses[0].message
+    return error
+
+
+@pytest.fixture
+def parity(toy):
+    return toy.make_parity()
+
+
+def test_nothing_is_missed(toy, parity):
+    gates = Gates(Precision.INT8, min_placement=0.9, min_speedup=2.0)
+    assert gates.misses(achieved(int8=9, float32=1), parity, toy.make_profile()) == []
+
+
+def test_parity_names_the_worst_layers_and_what_to_exclude(toy):
+    report = toy.make_parity(passed=False, failures=("SQNR 3 dB is below 18 dB",))
+    error = only(Gates(Precision.INT8), achieved(int8=1), report, None)
+    assert isinstance(error, ParityError) and error.report is report and error.exit_code == 6
+    assert (
+        "SQNR 3 dB is below 18 dB" in error.message
+        and "fc 31.2 dB" in error.message
+        and "relu 40.0 dB" in error.message
+    )
+    assert "exclude=['fc']" in error.hint
+
+
+def test_parity_without_layers(toy):
+    report = toy.make_parity(passed=False, failures=("cosine",), layers=())
+    error = only(Gates(Precision.FP32), achieved(float32=1), report, None)
+    assert "worst layers" not in error.message and "exclude=" not in error.hint
+
+
+def test_an_int8_artifact_without_int8_misses_even_if_nothing_was_asked(parity):
+    error = only(Gates(Precision.INT8), achieved(float32=5), parity, None)
+    assert isinstance(error, PlacementError) and error.exit_code == 8
+    assert "nothing runs in int8" in error.message and "layer.float32: float32 for a reason" in error.message
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])
+def test_float_artifacts_need_no_integers(parity, precision):
+    assert Gates(precision).misses(achieved(float32=5), parity, None) == []
+
+
+def test_a_model_without_multiplications_has_nothing_to_place(parity):
+    assert Gates(Precision.INT8, min_placement=1.0).misses(achieved(), parity, None) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "macs", "missed"),
+    [
+        (Precision.INT8, {"int8": 9, "float32": 1}, False),
+        (Precision.INT8, {"int8": 8, "float32": 2}, True),
+        (Precision.INT8, {"int8": 5, "int4": 4, "float16": 1}, False),
+        (Precision.FP16, {"float16": 9, "float32": 1}, False),
+        (Precision.FP16, {"float16": 1, "float32": 9}, True),
+        (Precision.BF16, {"bfloat16": 9, "float32": 1}, False),
+        (Precision.FP8, {"float8_e4m3fn": 9, "float16": 1}, False),
+        (Precision.FP8, {"float16": 1}, True),
+    ],
+)
+def test_min_placement_counts_the_asked_precision(parity, precision, macs, missed):
+    assert bool(Gates(precision, min_placement=0.9).misses(achieved(**macs), parity, None)) is missed
+
+
+def test_min_speedup(toy, parity):
+    gates = Gates(Precision.INT8, min_speedup=2.5)
+    error = only(gates, achieved(int8=1), parity, toy.make_profile())
+    assert isinstance(error, PerformanceError) and error.exit_code == 7
+    assert "2.00 x" in error.message and "2.50 x was asked for" in error.message
+
+
+def test_a_speedup_that_cannot_be_measured_misses(toy, parity):
+    profile = toy.make_profile(baseline="", baseline_latency_ms=None)
+    assert "not measurable" in only(Gates(min_speedup=1.0), achieved(float32=1), parity, profile).message
+
+
+def test_several_misses_parity_first(toy):
+    report = toy.make_parity(passed=False, failures=("SQNR",))
+    gates = Gates(Precision.INT8, min_placement=1.0, min_speedup=9.0)
+    errors = [miss.error(CANDIDATE) for miss in gates.misses(achieved(int8=1, float32=1), report, toy.make_profile())]
+    assert [type(error) for error in errors] == [ParityError, PlacementError, PerformanceError]
