@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CPU = "CPUExecutionProvider"
 _FATAL = 4  # ONNX Runtime's log level: what matters arrives as exceptions
 _KERNEL = "_kernel_time"
+# It quantises the weights of float layers that lie between int8 ones: what was kept in float must stay float.
+_DISABLED = ("WeightBiasQuantization",)
 
 
 def inference_session(
@@ -58,7 +60,7 @@ def inference_session(
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     source = model if isinstance(model, bytes) else str(model)
     try:
-        session = ort.InferenceSession(source, options, providers=list(providers))
+        session = ort.InferenceSession(source, options, providers=list(providers), disabled_optimizers=list(_DISABLED))
     except Exception as error:
         raise ConversionError(f"ONNX Runtime refuses the model: {error}") from error
     absent = [name for name in providers if name not in session.get_providers()]

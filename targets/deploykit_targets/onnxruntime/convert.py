@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from deploykit._optional import versions
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
-from deploykit_calibration.layers import reconcile
+from deploykit_calibration.layers import activation_tails, reconcile
 from deploykit_targets._onnx.count import count
 from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized
+from deploykit_targets._onnx.ort_forms import for_onnxruntime
 from deploykit_targets._onnx.weights import Compressed, dynamic_int8, float16, weight_only
 from deploykit_targets.onnxruntime.scheme import scheme_of
 
@@ -51,7 +52,7 @@ def convert(job: ConversionJob) -> Conversion:
     """
     made = _make(job)
     path = job.folder / _ENTRY
-    _write(made.model, path)
+    _write(for_onnxruntime(made.model), path)
     return Conversion(
         entry=_ENTRY,
         achieved=_achieved(job, made, path),
@@ -96,8 +97,9 @@ def _write(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _achieved(job: ConversionJob, made: _Made, path: Path) -> Achieved:
-    counted = count(path, {layer.name for layer in made.lowered.layers})
-    executed = {**counted.executed, **(made.held or {})}
+    tails = activation_tails(job.captured)
+    counted = count(path, {*tails, *(layer.name for layer in made.lowered.layers)})
+    executed = {**{tails.get(name, name): found for name, found in counted.executed.items()}, **(made.held or {})}
     return reconcile(
         job.precision,
         made.lowered.layers,
