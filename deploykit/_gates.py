@@ -17,10 +17,7 @@ from deploykit.profiling import Profile
 
 # What a float precision is called where it was counted; every other precision is anything but a plain float.
 _OWN_NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
-_PLAIN_FLOATS = frozenset({"float64", *_OWN_NAMES.values()})
-
-
-_FLOATS = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
+_NOT_QUANTISED = frozenset({"unknown", "float64", *_OWN_NAMES.values()})
 
 
 @dataclass(frozen=True)
@@ -90,13 +87,7 @@ class Gates:
 
     def _is_as_asked(self, name: str) -> bool:
         own = _OWN_NAMES.get(self.precision)
-        return name == own if own else name not in _PLAIN_FLOATS
-
-    def _is_wanted(self, name: str) -> bool:
-        """Whether an achieved precision, such as `int8` or `int4-weights`, is what was requested."""
-        if self.precision in _FLOATS:
-            return name == _FLOATS[self.precision]
-        return name != "unknown" and not name.startswith(("float", "bfloat"))
+        return name == own if own else name not in _NOT_QUANTISED
 
     def _performance(self, profile: Profile | None) -> Miss | None:
         if self.min_speedup is None or profile is None:

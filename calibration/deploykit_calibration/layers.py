@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from torch.fx import Node
+
 from deploykit.achieved import Achieved, LayerAchieved
 from deploykit_calibration.graph_view import GraphView
-from deploykit_calibration.op_kinds import mac_count, weight_count
+from deploykit_calibration.op_kinds import ACTIVATIONS, mac_count, weight_count
 from deploykit_calibration.placement import LayerPlacement
 from deploykit_calibration.plan import is_layer
 
@@ -32,6 +34,20 @@ def float_layers(captured: CapturedModel) -> tuple[LayerPlacement, ...]:
         for op in view.ops()
         if is_layer(view, op)
     )
+
+
+def activation_tails(captured: CapturedModel) -> dict[str, str]:
+    """Name of each activation that directly follows a layer -> name of that layer.
+
+    Runtimes fuse the two and may keep either name.
+    """
+    view = GraphView(captured.graph_module.graph)
+    found: dict[str, str] = {}
+    for op in view.ops():
+        source = op.args[0] if op.args else None
+        if view.kinds[op] in ACTIVATIONS and isinstance(source, Node):
+            found[op.name] = found.get(source.name, source.name)
+    return found
 
 
 def reconcile(
@@ -62,7 +78,7 @@ def _layer(layer: LayerPlacement, executed: str | None, reason: str) -> LayerAch
     actual = executed or ("unknown" if layer.macs else planned)
     why = layer.reason or reason
     if actual == "unknown":
-        why = "not found in the runtime's graph"
+        why = why or "not found in the runtime's graph"
     elif planned == "int8" and actual != "int8":
         why = f"placed as int8, and the runtime computes it in {actual}"
     return LayerAchieved(layer.name, layer.module_path, layer.kind, actual, layer.macs, layer.weights, why)
