@@ -130,7 +130,7 @@ def type_of(variable: Any) -> tuple[str, tuple[int | None, ...] | None]:
     return dtype_name(kind), ()
 
 
-def list_items(value: Any) -> list[str] | list[int] | None:
+def list_items(value: Any) -> list[str | int] | None:
     """Strings or integers of a constant MIL list (coremltools' `mil_list`, or the plain list in it); else None."""
     items = getattr(value, "ls", value)
     if not isinstance(items, list):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-S, B, I, H = 5, 2, 3, 4
+S, B, FEATURES, H = 5, 2, 3, 4
 ACTS = {
     "tanh": np.tanh,
     "scaled_tanh": np.tanh,
@@ -21,10 +21,10 @@ def f32(array):
 
 
 def sequence(rng, dtype=np.float32):
-    return rng.normal(size=(S, B, I)).astype(dtype), rng.normal(size=(B, H)).astype(dtype)
+    return rng.normal(size=(S, B, FEATURES)).astype(dtype), rng.normal(size=(B, H)).astype(dtype)
 
 
-def weights(rng, gates, inputs=I):
+def weights(rng, gates, inputs=FEATURES):
     return [f32(rng.uniform(-1, 1, shape)) for shape in ((gates * H, inputs), (gates * H, H), (gates * H,))]
 
 
@@ -92,7 +92,7 @@ def test_gru_of_ios18_with_reset_after_is_pytorch(mil, rng):
         )  # fmt: skip
 
     got, last = mil.evaluate("gru", build, x, h, opset="iOS18")
-    module = torch.nn.GRU(I, H)
+    module = torch.nn.GRU(FEATURES, H)
     order = lambda m: torch.from_numpy(np.concatenate([np.split(m, 3)[i] for i in (0, 2, 1)]))  # noqa: E731 - r, z, n
     with torch.no_grad():
         for name, value in (("weight_ih_l0", wi), ("weight_hh_l0", wh), ("bias_ih_l0", other), ("bias_hh_l0", b)):
@@ -118,7 +118,7 @@ def lstm_weights(module, suffix=""):
 @pytest.mark.parametrize("whole", [True, False])
 def test_lstm_is_pytorch(mil, rng, direction, whole):
     torch.manual_seed(3)
-    module, (x, h), c = torch.nn.LSTM(I, H), sequence(rng), f32(rng.normal(size=(B, H)))
+    module, (x, h), c = torch.nn.LSTM(FEATURES, H), sequence(rng), f32(rng.normal(size=(B, H)))
     wi, wh, b = lstm_weights(module)
 
     def build(x, h, c):
@@ -139,7 +139,7 @@ def test_lstm_is_pytorch(mil, rng, direction, whole):
 @pytest.mark.parametrize("whole", [True, False])
 def test_bidirectional_lstm_is_pytorch(mil, rng, whole):
     torch.manual_seed(4)
-    module, x = torch.nn.LSTM(I, H, bidirectional=True), sequence(rng)[0]
+    module, x = torch.nn.LSTM(FEATURES, H, bidirectional=True), sequence(rng)[0]
     h, c = f32(rng.normal(size=(B, 2 * H))), f32(rng.normal(size=(B, 2 * H)))
     wi, wh, b = lstm_weights(module)
     wi_back, wh_back, b_back = lstm_weights(module, "_reverse")
