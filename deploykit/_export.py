@@ -280,9 +280,14 @@ def _validate(
     report = plan.resolved.target.validate(artifact, judged)
     if evaluate is None:
         return report
+    expected = float(evaluate(reference))
+    if not np.isfinite(expected):
+        raise UsageError(f"evaluate= returned {expected} for the float model, where a finite figure was expected")
     with plan.resolved.target.open_for_parity(artifact) as session:
-        metric = TaskMetric(float(evaluate(reference)), float(evaluate(session)), max_drop)
-    return report.with_metric(metric)
+        got = float(evaluate(session))
+    # Not finite is the worst there can be; a manifest is JSON and holds finite figures only.
+    got = got if np.isfinite(got) else float(np.finfo(np.float64).min)
+    return report.with_metric(TaskMetric(expected, got, max_drop))
 
 
 def _profile(plan: Plan, artifact: Artifact, job: ConversionJob) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ def size(count: float | None) -> str:
     if count is None:
         return UNKNOWN
     for unit, name in _SIZES:
-        if count >= unit:
-            return f"{count / unit:.3g} {name}" if count < 999.5 * unit else f"{count / unit:.0f} {name}"
+        if count >= 0.9995 * unit:  # what rounds to 1000 kB is 1 MB
+            return f"{count / unit:.3g} {name}" if count < 1e3 * unit else f"{count / unit:.0f} {name}"
     return f"{count:.0f} B"
 
 
@@ -51,6 +52,13 @@ def share(value: float | None) -> str:
 def plain(value: float | None) -> str:
     """A figure without unit, such as a cosine."""
     return UNKNOWN if value is None else f"{value:.5g}"
+
+
+def cosine(value: float | None) -> str:
+    """Up to six decimals, cut and not rounded: 1 means that nothing differs."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN if value is None else str(value)
+    return f"{math.trunc(value * 1e6) / 1e6:.6g}"
 
 
 def rate(value: float | None) -> str:

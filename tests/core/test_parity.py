@@ -142,6 +142,11 @@ def test_infinities_and_nans_in_the_same_places_are_no_difference():
     assert metrics_of([np.nan], [1.0]).sqnr_db == -SQNR_CAP_DB
 
 
+def test_figures_that_overflow_are_the_worst():
+    found = metrics_of(np.float64([1e200, 1.0]), np.float64([-1e200, 1.0]))
+    assert found.sqnr_db == -SQNR_CAP_DB and found.cosine == 0.0
+
+
 def test_one_bad_batch_is_not_forgotten():
     comparison = OutputComparison("output")
     comparison.add(np.float32([1.0]), np.float32([np.nan]))

@@ -142,7 +142,7 @@ _ROWS: dict[str, Callable[[Column], str | Text]] = {
     "size": lambda one: figures.size(one.artifact.size_bytes),
     "achieved (MACs)": lambda one: figures.achieved(one.artifact.achieved),
     "SQNR": _parity(lambda report: figures.decibel(report.sqnr_db)),
-    "cosine": _parity(lambda report: figures.plain(report.cosine)),
+    "cosine": _parity(lambda report: figures.cosine(report.cosine)),
     "top-1 agreement": _parity(lambda report: figures.share(report.top1_agreement)),
     "task metric": _parity(_metric),
     "latency p50 / p99": _profile(lambda profile: figures.latencies(profile.latency_ms)),

@@ -111,7 +111,7 @@ def _parity(report: ParityReport) -> Iterator[RenderableType]:
             f"{link.reference} -> {link.candidate}",
             str(link.evidence),
             figures.decibel(link.worst.sqnr_db),
-            figures.plain(link.worst.cosine),
+            figures.cosine(link.worst.cosine),
             figures.plain(link.worst.max_abs),
             figures.share(link.worst.top1_agreement),
         ]

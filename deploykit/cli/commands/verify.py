@@ -37,7 +37,7 @@ def verify(artifact: ArtifactPath, json: Json = False, debug: Debug = False) -> 
         ("hashes", f"{files} files are as the manifest says"),
         ("golden data", f"{samples} samples give the same outputs here as where the artifact was made"),
         ("SQNR", f"{figures.decibel(metrics.sqnr_db)} (at least {figures.decibel(tolerance.min_sqnr_db)} is asked)"),
-        ("cosine", figures.plain(metrics.cosine)),
+        ("cosine", figures.cosine(metrics.cosine)),
         ("max abs", figures.plain(metrics.max_abs)),
         ("top-1 agreement", figures.share(metrics.top1_agreement)),
     ]

@@ -1,0 +1,102 @@
+"""`deploykit targets` and `deploykit doctor`: what there is, what is missing and how to get it, what is broken."""
+
+import importlib.metadata
+
+import pytest
+
+import deploykit
+from deploykit._calibration import GROUP
+
+
+def test_targets_table(cli, toy):
+    result = cli("targets")
+    assert result.code == 0
+    lines = {line.split()[0]: line for line in result.out.splitlines() if line.strip()}
+    assert "int8 fp32" in lines["toy-board"] and "export, run" in lines["toy-board"]
+    assert " no " in lines["absent-board"] and 'pip install "toy-plugin[absent]"' in lines["absent-board"]
+
+
+def test_targets_document(cli, toy):
+    document = cli("targets", "--json").document
+    found = {target["name"]: target for target in document["targets"]}
+    assert found["toy-board"]["can_export"] and found["toy-board"]["precisions"] == ["int8", "fp32"]
+    assert found["absent-board"]["can_run"] is False
+    assert found["absent-board"]["run_command"] == 'pip install "toy-plugin[absent-runtime]"'
+    assert len(found) == len(deploykit.targets())
+
+
+def test_broken_plugins_are_listed_with_their_reason(cli, toy, install):
+    install("bad-plugin", {"unready": "toy_toolchain:UnreadyTarget"})
+    result = cli("targets")
+    assert result.code == 0 and "toy-board" in result.out
+    assert "broken: " in result.out and "its [bracketed] licence has expired" in result.out
+    broken = cli("targets", "--json").document["broken"]
+    assert [one["toolchain"] for one in broken] == ["unready"] and broken[0]["hint"]
+
+
+def test_a_name_that_two_distributions_claim(cli, toy, install):
+    install("rival-plugin", {"toy": "toy_toolchain:AbsentTarget"})
+    assert cli("targets").code == 1
+    result = cli("doctor")
+    assert result.code == 1 and "registered twice" in result.out
+
+
+@pytest.fixture
+def service(toy, install):
+    """The calibration service is registered exactly once, also where this checkout is not installed."""
+    if not importlib.metadata.entry_points(group=GROUP, name="calibration"):
+        install("toy-service", {"calibration": "toy_toolchain:SERVICE"}, GROUP)
+
+
+def test_doctor_is_well(cli, toy, service):
+    result = cli("doctor")
+    assert result.code == 0 and "nothing that is registered is broken" in result.out
+    assert "no-such-module MISSING" in result.out and 'pip install "toy-plugin[absent]"' in result.out
+    assert "sudo apt-get install toy-package" in result.out
+
+
+def test_doctor_document(cli, toy, service):
+    document = cli("doctor", "--json").document
+    assert document["ok"] and document["problems"] == []
+    assert document["deploykit"] == deploykit.__version__ and document["python"] and document["host"]["arch"]
+    extras = {(one["toolchain"], one["purpose"]): one for one in document["extras"]}
+    assert extras["absent", "export"] == {
+        "toolchain": "absent",
+        "purpose": "export",
+        "packages": [{"name": "no-such-module", "version": None}],
+        "complete": False,
+        "command": 'pip install "toy-plugin[absent]"',
+    }
+    assert extras["toy", "run"]["complete"]
+    tools = {one["command"]: one for one in document["tools"]}
+    assert tools["sh"]["installed"] and not tools["no-such-program-of-toy"]["installed"]
+
+
+def test_doctor_finds_what_is_broken(cli, toy, service, install):
+    install("bad-plugin", {"unready": "toy_toolchain:UnreadyTarget"})
+    result = cli("doctor")
+    assert result.code == 1 and "broken: toolchain unready" in result.out and "licence has expired" in result.out
+    document = cli("doctor", "--json").document
+    assert not document["ok"] and document["problems"][0]["what"] == "toolchain unready"
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_doctor_wants_one_calibration_service(cli, toy, monkeypatch, count):
+    original = importlib.metadata.entry_points
+    entry = importlib.metadata.EntryPoint("calibration", "toy_toolchain:SERVICE", GROUP)
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda **kw: [entry] * count if kw.get("group") == GROUP else original(**kw)
+    )
+    problems = cli("doctor", "--json").document["problems"]
+    assert [problem["what"] for problem in problems] == ["calibration service"]
+    assert f"{count} are registered" in problems[0]["message"] and "pip install" in problems[0]["hint"]
+
+
+@pytest.mark.parametrize("module", ["no_such_module_of_toy", "no_such_package_of_toy.service"])
+def test_doctor_notices_a_service_that_is_gone(cli, toy, monkeypatch, module):
+    original = importlib.metadata.entry_points
+    entry = importlib.metadata.EntryPoint("calibration", f"{module}:SERVICE", GROUP)
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda **kw: [entry] if kw.get("group") == GROUP else original(**kw)
+    )
+    assert module in cli("doctor", "--json").document["problems"][0]["message"]
