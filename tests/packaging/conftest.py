@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,17 +28,11 @@ class CleanEnvironment:
     python: Path
     folder: Path
 
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, check: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:
         """Run its Python outside the checkout, with nothing of the test process's import path."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        done = subprocess.run(
-            [str(self.python), *arguments],
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            env=environment,
-            check=False,
-        )
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        command, environment = [str(self.python), *arguments], {**kept, **changes}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env=environment, check=False)
         assert done.returncode == 0 or not check, done.stdout + done.stderr
         return done
 
@@ -60,14 +58,39 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def clean_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], CleanEnvironment]:
-    """Makes an environment from nothing: `clean_environment("")` or `clean_environment("onnxruntime-runtime")`."""
+def clean_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CleanEnvironment]:
+    """Makes an environment from nothing: `clean_environment("onnxruntime-runtime", lowest=True)`."""
 
-    def make(extra: str) -> CleanEnvironment:
+    def make(extra: str, *, lowest: bool = False) -> CleanEnvironment:
         folder = tmp_path_factory.mktemp(f"venv-{extra or 'core'}")
         venv.create(folder / "venv", with_pip=True)
         made = CleanEnvironment(folder / "venv" / "bin" / "python", folder)
-        made.run("-m", "pip", "install", "-q", f"deploykit[{extra}] @ {wheel.as_uri()}" if extra else str(wheel))
+        asked = f"deploykit[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
+        changes = {"PIP_CONSTRAINT": str(_lower_bounds(wheel, extra, folder))} if lowest else {}
+        made.run("-m", "pip", "install", "-q", asked, **changes)
         return made
 
     return make
+
+
+def _lower_bounds(wheel: Path, extra: str, folder: Path) -> Path:
+    """The oldest versions that the metadata admits, as a constraints file."""
+    parsed = [Requirement(text) for text in wheel_metadata(wheel).get_all("Requires-Dist", [])]
+    wanted = [one for one in parsed if one.marker is None or one.marker.evaluate({"extra": extra})]
+    pins = [f"{one.name}=={part.version}" for one in wanted for part in one.specifier if part.operator == ">="]
+    path = folder / "lower-bounds.txt"
+    path.write_text("\n".join(pins))
+    return path
+
+
+def wheel_metadata(wheel: Path) -> Message:
+    """The METADATA file of a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(path for path in archive.namelist() if path.endswith(".dist-info/METADATA"))
+        return message_from_bytes(archive.read(name))
+
+
+@pytest.fixture(scope="session")
+def metadata(wheel: Path) -> Message:
+    """What the wheel says about itself."""
+    return wheel_metadata(wheel)

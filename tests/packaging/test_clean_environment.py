@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -14,13 +15,15 @@ VENDORS = {"torch", "onnx", "onnxscript", "onnxruntime", "openvino", "coremltool
 
 
 @pytest.fixture(scope="module")
-def core(clean_environment: Callable[[str], object]) -> object:
+def core(clean_environment: Callable[..., object]) -> object:
     return clean_environment("")
 
 
 @pytest.fixture(scope="module")
-def runtime(clean_environment: Callable[[str], object]) -> object:
-    return clean_environment("onnxruntime-runtime")
+def runtime(clean_environment: Callable[..., object]) -> object:
+    """With the oldest versions that the metadata admits; the newest are those of this process."""
+    lowest = sys.version_info < (3, 13)  # newer Pythons have no wheels of such old packages
+    return clean_environment("onnxruntime-runtime", lowest=lowest)
 
 
 @pytest.fixture(scope="module")

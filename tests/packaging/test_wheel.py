@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import zipfile
-from email import message_from_bytes
 from email.message import Message
 from pathlib import Path, PurePosixPath
 
@@ -21,16 +20,6 @@ TORCH_FREE = ["test", "lint", *(f"{name}-runtime" for name in ("onnxruntime", "o
 def names(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
-
-
-@pytest.fixture(scope="module")
-def metadata(wheel: Path) -> Message:
-    return message_from_bytes(_dist_info(wheel, "METADATA"))
-
-
-def _dist_info(wheel: Path, name: str) -> bytes:
-    with zipfile.ZipFile(wheel) as archive:
-        return archive.read(next(path for path in archive.namelist() if path.endswith(f".dist-info/{name}")))
 
 
 def _requirements(metadata: Message, extra: str = "") -> set[str]:
@@ -66,14 +55,16 @@ def test_types_are_shipped(names: set[str], package: str) -> None:
 
 def test_every_registered_target_ships_its_files(wheel: Path, names: set[str]) -> None:
     points = configparser.ConfigParser()
-    points.read_string(_dist_info(wheel, "entry_points.txt").decode())
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(path for path in names if path.endswith(".dist-info/entry_points.txt"))
+        points.read_string(archive.read(name).decode())
     registered = dict(points["deploykit.targets"])
     assert {"onnxruntime", "openvino"} <= registered.keys()
-    for name, value in registered.items():
+    for toolchain, value in registered.items():
         folder = value.split(":")[0].replace(".", "/")
-        assert folder == f"deploykit_targets/{name}", "the folder is called like the toolchain"
+        assert folder == f"deploykit_targets/{toolchain}", "the folder is called like the toolchain"
         for file in ("__init__.py", "target.py", "scheme.py", "convert.py", "session.py", "devices.toml", "README.md"):
-            assert f"{folder}/{file}" in names, f"{name} lacks {file}"
+            assert f"{folder}/{file}" in names, f"{toolchain} lacks {file}"
 
 
 def test_the_core_asks_for_little(metadata: Message) -> None:
