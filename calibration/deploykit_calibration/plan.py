@@ -151,8 +151,10 @@ class Planner:
 
     def _is_integer(self, op: Node, rule: OpRule) -> bool:
         operands = [tensor for tensor in self._view.operands(op) if tensor in self._view.activations]
-        if rule.inputs in (Inputs.INT8, Inputs.RESIDUAL):
+        if rule.inputs is Inputs.INT8:
             return True
+        if rule.inputs is Inputs.RESIDUAL:
+            return self._fused_layer(op) is not None
         if rule.inputs is Inputs.FOLLOW:
             return all(tensor in self._plan.hard for tensor in operands)
         wanted = rule.pull and any(result in self._plan.demanded for result in self.results(op))
@@ -160,7 +162,8 @@ class Planner:
 
     def _accept(self, op: Node, rule: OpRule) -> None:
         operands = tuple(tensor for tensor in self._view.operands(op) if tensor in self._view.activations)
-        reads = self._skip_connections(op, operands) if rule.inputs is Inputs.RESIDUAL else operands
+        fused = self._fused_layer(op) if rule.inputs is Inputs.RESIDUAL else None
+        reads = [tensor for tensor in operands if tensor is not fused]
         self._plan.reads[op] = tuple(dict.fromkeys(reads))
         self._plan.demanded.update(reads)
         if rule.output is Output.ON_DEMAND:
@@ -169,17 +172,14 @@ class Planner:
             if tensor not in self._stream and tensor not in self._returned and self.has_statistics(tensor):
                 self._plan.hard.add(tensor)
 
-    def _skip_connections(self, op: Node, operands: tuple[Node, ...]) -> tuple[Node, ...]:
-        """All operands but the layer that the addition is fused to: the last one that nothing else reads."""
+    def _fused_layer(self, op: Node) -> Node | None:
+        """The integer layer that an addition is fused to: the last operand that is one and that nothing else reads."""
         layers = [
             tensor
-            for tensor in operands
-            if self._view.kinds[tensor] in MACS and len(tensor.users) == 1 and tensor not in self._plan.reasons
+            for tensor in self._view.operands(op)
+            if self._view.kinds[tensor] in MACS and len(tensor.users) == 1 and tensor in self._plan.reads
         ]
-        if not layers:
-            return operands
-        fused = max(layers, key=self._view.order.__getitem__)
-        return tuple(tensor for tensor in operands if tensor is not fused)
+        return max(layers, key=self._view.order.__getitem__, default=None)
 
 
 def is_layer(view: GraphView, op: Node) -> bool:
