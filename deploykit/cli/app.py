@@ -13,6 +13,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from deploykit._version import __version__
+from deploykit.cli.commands.build import build
 from deploykit.cli.commands.compare import compare
 from deploykit.cli.commands.doctor import doctor
 from deploykit.cli.commands.export import export
@@ -116,7 +117,7 @@ def _command(function: Callable[P, Answer]) -> None:
     app.command(function.__module__.rpartition(".")[2])(guarded)
 
 
-for _function in (export, targets, inspect, verify, profile, compare, run_artifact, doctor):
+for _function in (export, build, targets, inspect, verify, profile, compare, run_artifact, doctor):
     _command(_function)
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deploykit.cli import figures
-from deploykit.cli.output import Answer
+from deploykit.cli.output import Answer, note
 from deploykit.cli.parameters import Debug, Json
 
 if TYPE_CHECKING:
@@ -53,6 +54,19 @@ def compare(
 def column(name: str, artifact: Artifact) -> Column:
     """Read what the table shows of one artifact."""
     return Column(name, artifact, artifact.parity, artifact.profile)
+
+
+def published(artifact: Artifact) -> Answer:
+    """The answer of a command that made `artifact`."""
+    from deploykit.manifest import FAILED
+
+    here = Path.cwd()
+    name = artifact.path.relative_to(here) if artifact.path.is_relative_to(here) else artifact.path
+    if artifact.status == FAILED:
+        failures = artifact.parity.failures if artifact.parity else ()
+        for failure in failures or ("it missed a placement or performance gate",):
+            note(f"the artifact is marked failed: {failure}")
+    return Answer(artifact.summary(), [comparison_table([column(str(name), artifact)])])
 
 
 def record(one: Column) -> dict[str, Any]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploykit.cli.output import Answer, note
-from deploykit.cli.parameters import Debug, Json
-from deploykit.errors import CalibrationError, UsageError
+from deploykit.cli.output import Answer
+from deploykit.cli.parameters import Debug, Json, NoProfile, NoStrict, Options, parse_options
+from deploykit.errors import CalibrationError
 
 if TYPE_CHECKING:
     from deploykit.parity import Tolerance
@@ -54,14 +52,10 @@ def export(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Keep these layers in float; repeatable.")
     ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the toolchain; repeatable.")
-    ] = None,
+    option: Options = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Keep axis 0 of every input dynamic.")] = False,
-    no_profile: Annotated[bool, typer.Option("--no-profile", help="Measure no speed.")] = False,
-    no_strict: Annotated[
-        bool, typer.Option("--no-strict", help="Keep an artifact that misses a gate, marked failed, and exit with 0.")
-    ] = False,
+    no_profile: NoProfile = False,
+    no_strict: NoStrict = False,
     min_placement: Annotated[
         float | None, typer.Option(help="Share of multiply-accumulates, 0 to 1, that must run in the precision.")
     ] = None,
@@ -83,13 +77,13 @@ def export(
 
     The artifact appears only when it is complete; an older one in its place is replaced.
     """
-    options = _options(option or ())
+    options = parse_options(option or ())
     _check_calibration(calibration)
     tolerance = _tolerance(precision, min_sqnr_db, min_cosine, min_top1_agreement)
     _search_current_folder()
 
     from deploykit._export import export as run_export
-    from deploykit.cli.commands.compare import caveats, column, comparison_table
+    from deploykit.cli.commands.compare import published
 
     artifact = run_export(
         model,
@@ -109,34 +103,7 @@ def export(
         output=output,
         cache_dir=cache_dir,
     )
-    shown = column(_short(artifact.path), artifact)
-    if artifact.parity is not None:
-        for failure in artifact.parity.failures:
-            note(f"the artifact is marked {artifact.status}: {failure}")
-    return Answer(artifact.summary(), [comparison_table([shown]), *caveats([shown])])
-
-
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` strings as a mapping. The toolchain gives the strings their types; lists and tables are JSON."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        key = key.strip().replace("-", "_")
-        if not separator or not key:
-            raise UsageError(f"--option {pair!r} is not of the form key=value", hint="--option opset=18")
-        if key in found:
-            raise UsageError(f"--option {key} is given twice")
-        found[key] = _value(key, value.strip())
-    return found
-
-
-def _value(key: str, text: str) -> Any:
-    if not text.startswith(("[", "{")):
-        return text
-    try:
-        return jsonlib.loads(text)
-    except jsonlib.JSONDecodeError as error:
-        raise UsageError(f"--option {key}: {text!r} is not valid JSON: {error}") from error
+    return published(artifact)
 
 
 def _check_calibration(calibration: str | None) -> None:
@@ -166,8 +133,3 @@ def _search_current_folder() -> None:
     """An installed program does not search the folder it is called in, where the user's modules are."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-
-
-def _short(path: Path) -> str:
-    """Relative to the current folder where it lies in it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

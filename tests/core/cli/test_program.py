@@ -14,7 +14,7 @@ from deploykit.cli.output import Answer, write_answer
 from deploykit.errors import DeploykitError, GateError
 from deploykit.precision import Precision
 
-COMMANDS = ["export", "targets", "inspect", "verify", "profile", "compare", "run", "doctor"]
+COMMANDS = ["export", "build", "targets", "inspect", "verify", "profile", "compare", "run", "doctor"]
 
 
 def deploykit_process(arguments, toy_path, **options):

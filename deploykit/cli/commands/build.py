@@ -1,0 +1,35 @@
+"""`deploykit build`: finish on the device what could only be prepared elsewhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from deploykit.cli.output import Answer
+from deploykit.cli.parameters import ArtifactPath, Debug, Json, NoProfile, NoStrict, Options, parse_options
+
+
+def build(
+    artifact: ArtifactPath,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder of the built artifact.  [default: ARTIFACT-built]")
+    ] = None,
+    option: Options = None,
+    no_profile: NoProfile = False,
+    no_strict: NoStrict = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Finish an artifact on its device, and prove it there.
+
+    For artifacts with the status `needs device build`, such as an engine that only the device can make.
+    """
+    options = parse_options(option or ())
+
+    from deploykit._build import build as run_build
+    from deploykit.cli.commands.compare import published
+
+    return published(
+        run_build(artifact, output=output, options=options or None, profile=not no_profile, strict=not no_strict)
+    )
