@@ -136,16 +136,19 @@ class Gatherer:
         self._count = 0
 
     def add(self, index: int, feeds: Feeds) -> Iterator[Batch]:
-        """Add the user's batch `index`; yields the full batches that are now possible."""
+        """Add the user's batch `index`; yields the full batches that are now possible.
+
+        Copies: loaders may fill the same buffer again while a batch still waits or is computed.
+        """
         if not self.by_rows:
-            yield Batch(feeds, _rows_of(feeds), index, index)
+            yield Batch({name: x.clone() for name, x in feeds.items()}, _rows_of(feeds), index, index)
             return
         if self._waiting and _trailing(self._waiting[0][1]) != _trailing(feeds):
             yield from self.rest()
         at, rows = 0, _rows_of(feeds)
         while at < rows:
             take = min(rows - at, self._rows - self._count)
-            self._waiting.append((index, {name: x[at : at + take] for name, x in feeds.items()}))
+            self._waiting.append((index, {name: x[at : at + take].clone() for name, x in feeds.items()}))
             self._count += take
             at += take
             if self._count == self._rows:

@@ -9,16 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from deploykit_calibration.cache import TableCache
 from deploykit_calibration.data import Batch, CalibrationData, DataDigest, open_data
-from deploykit_calibration.execution import CONVOLUTIONS, Executor
-from deploykit_calibration.observer import Extremes, Observer, agree
+from deploykit_calibration.engine import Engine
 from deploykit_calibration.sampling import SAMPLE_SIZE
 from deploykit_calibration.statistics import BINS
 from deploykit_calibration.table import SUFFIX, CalibrationTable, is_table_file
@@ -154,69 +151,17 @@ def _from_cache(captured: CapturedModel, data: CalibrationData, cache: TableCach
 
 def _observed(captured: CapturedModel, data: CalibrationData, *, seed: int, progress: bool) -> CalibrationRun:
     """The pass itself."""
-    digest, keeper, observer = DataDigest(), _SampleKeeper(captured), Observer(captured, seed)
-    engine = _Engine(captured, observer)
+    digest, keeper = DataDigest(), _SampleKeeper(captured)
     samples = 0
-    with _progress(data.length, shown=progress) as advance:
+    with Engine(captured, seed) as engine, _progress(data.length, shown=progress) as advance:
         for batch in data.stream(captured, digest):
             keeper.see(batch)
-            observer.begin(str(batch), batch.rows)
             engine.run(batch)
             samples += batch.rows
             advance(batch)
-    table = CalibrationTable(
-        model_fingerprint=captured.fingerprint,
-        data_fingerprint=digest.hexdigest(),
-        samples=samples,
-        source=data.source,
-        statistics=observer.statistics(),
-    )
+        observed = engine.finish()
+    table = replace(observed, data_fingerprint=digest.hexdigest(), samples=samples, source=data.source)
     return CalibrationRun(table, keeper.samples)
-
-
-class _Engine:
-    """Chooses how to compute: float32 for the first batch; for the others bfloat16, if that gave the same ranges."""
-
-    def __init__(self, captured: CapturedModel, observer: Observer) -> None:
-        self._captured, self._observer = captured, observer
-        self._executor = Executor(captured)
-        self._undecided = native_bfloat16() and _suits_bfloat16(captured)
-        self._first: dict[str, Tensor] | None = None
-
-    def run(self, batch: Batch) -> None:
-        """Run a batch, showing it to the observer."""
-        if self._undecided:
-            if self._first is not None:
-                self._decide(self._first)
-            else:
-                self._first = batch.feeds
-        self._executor.run(batch.feeds, self._observer.see)
-
-    def _decide(self, first: dict[str, Tensor]) -> None:
-        """Repeat the first batch in bfloat16 and compare; only done when there is a second batch to gain from it."""
-        self._undecided, self._first = False, None
-        exact = {name: (s.minimum, s.maximum) for name, s in self._observer.statistics().items()}
-        try:
-            executor, found = Executor(self._captured, torch.bfloat16), Extremes(self._captured)
-            executor.run(first, found.see)
-        except (RuntimeError, NotImplementedError):  # an op without a bfloat16 kernel
-            return
-        if agree(exact, found.found):
-            self._executor = executor
-
-
-def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32."""
-    supports = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(supported() for supported in supports if supported is not None)
-
-
-def _suits_bfloat16(captured: CapturedModel) -> bool:
-    """Convolutional networks with floating inputs. Others gain little, or carry integers and states through."""
-    nodes = list(captured.graph_module.graph.nodes)
-    floating = all(x.is_floating_point() for x in captured.example_inputs)
-    recurrent = any(word in str(node.target) for node in nodes for word in ("lstm", "gru", "rnn", "embedding"))
-    return floating and not recurrent and any(node.target in CONVOLUTIONS for node in nodes)
 
 
 class _SampleKeeper:

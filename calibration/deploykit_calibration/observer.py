@@ -80,16 +80,17 @@ class Observer:
         self._may_be_infinite = _may_be_infinite(captured.graph_module)
         self._batch = ""
 
-    def begin(self, batch: str, rows: int) -> None:
+    def begin(self, batch: str, number: int, rows: int) -> None:
         """Start a batch.
 
         Args:
             batch: its name in errors, such as `batch 3`.
+            number: counts the batches of the pass; the random positions depend on it, whoever observes it.
             rows: samples in it.
         """
         self._batch = batch
         self._recent.clear()
-        self._sampler.next_batch(rows)
+        self._sampler.begin(number, rows)
 
     def see(self, name: str, value: Any) -> None:
         """Take in the value of a node."""

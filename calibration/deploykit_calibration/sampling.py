@@ -51,9 +51,9 @@ class Sampler:
         self._noise = np.random.default_rng(seed).integers(-0x8000, 0x8000, SAMPLE_SIZE, dtype=np.int32)
         self._batch, self._size = 0, SAMPLE_SIZE
 
-    def next_batch(self, rows: int) -> None:
-        """Move to the positions of the next batch, which has so many samples."""
-        self._batch += 1
+    def begin(self, batch: int, rows: int) -> None:
+        """Move to the positions of a batch, given its number and how many samples it has."""
+        self._batch = batch
         self._size = min(max(rows * SAMPLES_PER_ROW, SMALLEST_SAMPLE), SAMPLE_SIZE)
         self._shifted.clear()
 

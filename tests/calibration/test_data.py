@@ -144,6 +144,15 @@ def test_a_dynamic_batch_is_regrouped_for_speed(dynamic: CapturedModel) -> None:
     assert [str(batch) for batch in stream(dynamic, [ROWS])] == ["batch 0", "batch 0"]
 
 
+def test_a_loader_may_fill_the_same_buffer_again(one: CapturedModel) -> None:
+    def reusing() -> Iterator[Tensor]:
+        buffer = torch.empty(1, 3)
+        for row in ROWS:
+            yield buffer.copy_(row)
+
+    torch.testing.assert_close(rows_of(stream(one, reusing())), ROWS, rtol=0, atol=0)
+
+
 def test_limit_counts_samples(one: CapturedModel, dynamic: CapturedModel) -> None:
     torch.testing.assert_close(rows_of(stream(one, ROWS, limit=6)), ROWS[:6], rtol=0, atol=0)
     assert sum(b.rows for b in stream(dynamic, [ROWS, ROWS], limit=13)) == 13

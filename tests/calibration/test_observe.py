@@ -17,8 +17,9 @@ from torch import Tensor, fx, nn
 from deploykit.capture import CapturedModel, capture
 from deploykit.errors import CalibrationError
 from deploykit.testing import models
-from deploykit_calibration import observe
+from deploykit_calibration import engine, observe
 from deploykit_calibration.data import Batch, open_data
+from deploykit_calibration.engine import Engine, suits_bfloat16
 from deploykit_calibration.execution import Executor, floating_nodes
 from deploykit_calibration.observe import CalibrationRun, calibrate, first_samples, run_calibration
 from deploykit_calibration.table import CalibrationTable
@@ -36,12 +37,12 @@ ZOO = [
 
 @pytest.fixture
 def float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observe, "native_bfloat16", lambda: False)
+    monkeypatch.setattr(engine, "native_bfloat16", lambda: False)
 
 
 @pytest.fixture
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observe, "native_bfloat16", lambda: True)
+    monkeypatch.setattr(engine, "native_bfloat16", lambda: True)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_float32_is_kept_where_bfloat16_changes_ranges(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("make", [models.transformer_encoder, models.lstm_classifier, models.mlp])
 def test_what_does_not_gain_from_bfloat16_stays_float32(make: Any) -> None:
     module, example = make()
-    assert not observe._suits_bfloat16(capture(module, example_inputs=example))
+    assert not suits_bfloat16(capture(module, example_inputs=example))
 
 
 def test_the_pass_is_deterministic_and_seeded(cnn: CapturedModel) -> None:
@@ -173,6 +174,28 @@ def test_the_pass_is_deterministic_and_seeded(cnn: CapturedModel) -> None:
     assert first.statistics[name].sampled < first.statistics[name].count
     assert (first.statistics[name].histogram != other.statistics[name].histogram).any()
     assert first.statistics[name].maximum == other.statistics[name].maximum
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_result_does_not_depend_on_which_thread_took_which_batch(dynamic_cnn: CapturedModel, threads: int) -> None:
+    data, before = images(40), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        table = calibrate(dynamic_cnn, data, progress=False)
+        assert torch.get_num_threads() == threads
+        assert table == calibrate(dynamic_cnn, data, progress=False)
+    finally:
+        torch.set_num_threads(before)
+    assert all(s.batches == 5 for s in table.statistics.values())
+
+
+def test_of_several_faulty_batches_the_first_is_told() -> None:
+    module = Overflows()
+    nn.init.ones_(module.inner.weight)
+    captured = capture(module, example_inputs=(torch.zeros(1, 3),))
+    data = [torch.zeros(1, 3)] * 3 + [torch.full((1, 3), 1e4)] * 6
+    with pytest.raises(CalibrationError, match="calibration batch 3: 'exp'"):
+        calibrate(captured, data, progress=False)
 
 
 def test_views_share_statistics_and_relu_is_derived_exactly(cnn: CapturedModel) -> None:
@@ -279,13 +302,13 @@ def test_a_finished_table_is_taken_as_it_is(cnn: CapturedModel, dynamic_cnn: Cap
 
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     passes: list[int] = []
-    run = observe._Engine.run
+    run = Engine.run
 
-    def counted(self: observe._Engine, batch: Batch) -> None:
+    def counted(self: Engine, batch: Batch) -> None:
         passes.append(batch.first)
         run(self, batch)
 
-    monkeypatch.setattr(observe._Engine, "run", counted)
+    monkeypatch.setattr(Engine, "run", counted)
     return passes
 
 

@@ -20,7 +20,7 @@ LAYOUTS = {
 
 def sampler(rows: int = 8) -> Sampler:
     made = Sampler(seed=0)
-    made.next_batch(rows)
+    made.begin(0, rows)
     return made
 
 
@@ -53,7 +53,7 @@ def test_each_batch_is_sampled_at_other_positions() -> None:
     made = sampler()
     first = made.observe(x).sample
     np.testing.assert_array_equal(first, made.observe(x).sample)
-    made.next_batch(8)
+    made.begin(1, 8)
     second = made.observe(x).sample
     assert len(np.intersect1d(first, second)) < 0.2 * SAMPLE_SIZE
 
