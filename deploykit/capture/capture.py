@@ -20,7 +20,7 @@ from deploykit.capture.model import CapturedModel
 from deploykit.capture.normalise import passes
 from deploykit.capture.origins import origin_of
 from deploykit.capture.quiet import quiet
-from deploykit.capture.randomness import refuse_randomness
+from deploykit.capture.refuse import refuse_randomness, refuse_state, refuse_value_dependent_sizes
 from deploykit.capture.sources import resolve
 from deploykit.capture.trace import Traced, trace_module, trace_program
 from deploykit.capture.unlift import unlift
@@ -78,8 +78,10 @@ def from_traced(traced: Traced, *, expand_attention: bool = True) -> CapturedMod
 def _flat(traced: Traced) -> tuple[Editor, list[int]]:
     """The program's graph with plain constants, functional where its in-place ops are not simple."""
     program, names = traced.program, [leaf.name for leaf, _ in traced.flat]
+    refuse_state(program)
     editor, kept = unlift(program, names)
     refuse_randomness(editor.graph)
+    refuse_value_dependent_sizes(editor.graph)
     if writes_through_views(editor.graph):
         with translated(program.graph_module):
             program = program.run_decompositions({})

@@ -14,7 +14,7 @@ from torch.export.dynamic_shapes import Dim, _DimHint
 
 from deploykit.capture.failures import translated
 from deploykit.capture.inputs import Leaf
-from deploykit.capture.quiet import quiet
+from deploykit.capture.quiet import quiet, silent
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -148,5 +148,5 @@ def reexport(graph_module: fx.GraphModule, captured: CapturedModel) -> torch.exp
     )
     pairs = zip(captured.inputs, captured.example_inputs, strict=True)
     examples = tuple(doubled(x, captured.dynamic_axes.get(spec.name, {})) for spec, x in pairs)
-    with quiet(), torch.no_grad(), translated(graph_module):
+    with quiet(), torch.no_grad(), translated(graph_module), silent():
         return torch.export.export(graph_module, examples, dynamic_shapes=shapes if any(shapes) else None)

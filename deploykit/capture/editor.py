@@ -98,8 +98,9 @@ class Editor:
 
     def module(self) -> fx.GraphModule:
         """A runnable GraphModule of the graph as it stands (constants shared, not copied)."""
-        self.graph.lint()
-        return fx.GraphModule(dict(self.constants), self.graph)
+        module = fx.GraphModule(dict(self.constants), self.graph)
+        module.graph.lint()
+        return module
 
     @contextmanager
     def fakes(self) -> Iterator[FakeTensorMode]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ class Place:
                 source = text
             elif "/torch/" not in code.co_filename and "deploykit/capture" not in code.co_filename:
                 library = text
-        return cls(op, module_path, source or library)
+        return cls(op or _last_traced_op(error), module_path, source or library)
 
     def __str__(self) -> str:
         parts = [f"at {self.op}" if self.op else "", ""]
@@ -95,6 +96,12 @@ def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
         current = current.__cause__ or current.__context__
     for each in chain:
         yield from traceback.walk_tb(each.__traceback__)
+
+
+def _last_traced_op(error: BaseException) -> str | None:
+    """The last op of the source text traced so far, where PyTorch hands it over with the exception."""
+    ops = re.findall(r"torch\.ops\.(\w+\.\w+\.\w+)\(", str(getattr(error, "partial_fx_graph", "")))
+    return ops[-1] if ops else None
 
 
 def _is_op(value: Any) -> bool:

@@ -31,7 +31,7 @@ def writes_through_views(graph: fx.Graph) -> bool:
                 return True
             if not isinstance(node.meta.get("val"), Tensor) or node.meta["val"].dtype != written.meta["val"].dtype:
                 return True
-        elif _is_view(node):
+        elif is_view(node):
             group = alias.setdefault(node, {node})
             for source in node.all_input_nodes:
                 group |= alias.get(source, {source})
@@ -71,7 +71,8 @@ def _functional(target: Any) -> Any:
     return functional if functional is not None and not functional._schema.is_mutable else None
 
 
-def _is_view(node: Call) -> bool:
+def is_view(node: Call) -> bool:
+    """Whether a call's result may share memory with its first input."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return True  # getitem of a list of views
     schema = node.target._schema

@@ -1,11 +1,12 @@
-"""`quiet()`: nothing that PyTorch or a model's library warns or logs while being traced reaches the terminal."""
+"""Nothing that PyTorch or a model's library warns, logs or prints while being traced reaches the terminal."""
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 
 @contextmanager
@@ -19,3 +20,10 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Drop what is printed inside the block: tracing runs `forward` again, and prints half a graph when it fails."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield

@@ -14,10 +14,8 @@ aten = torch.ops.aten
 
 
 def constant_matmul_to_linear(editor: Editor) -> None:
-    """addmm and matmul with a constant 2-D weight -> linear; a constant added behind it -> its bias."""
+    """matmul with a constant 2-D weight -> linear; a constant added behind it -> its bias."""
     transposed: dict[str, Call] = {}
-    for node in editor.calls(aten.addmm.default):
-        _split_addmm(editor, node)
     for node in editor.calls(aten.matmul.default):
         source, weight = node.args
         if editor.value(weight) is not None and rank_of(weight) == 2 and rank_of(source) >= 1:
@@ -27,17 +25,6 @@ def constant_matmul_to_linear(editor: Editor) -> None:
         _absorb_bias(editor, node)
         _drop_flattening(editor, node)
     editor.sweep()
-
-
-def _split_addmm(editor: Editor, node: Call) -> None:
-    """addmm(b, x, w) -> x @ w + b, with beta and alpha as factors where they are not one."""
-    bias, source, weight = node.args
-    product = editor.call(aten.matmul.default, source, weight, before=node)
-    if node.kwargs.get("alpha", 1) != 1:
-        product = editor.call(aten.mul.Tensor, product, node.kwargs["alpha"], before=node)
-    if node.kwargs.get("beta", 1) != 1:
-        bias = editor.call(aten.mul.Tensor, bias, node.kwargs["beta"], before=node)
-    editor.swap(node, editor.call(aten.add.Tensor, product, bias, before=node))
 
 
 def _transposed(editor: Editor, weight: Call, done: dict[str, Call]) -> Call:

@@ -204,6 +204,17 @@ def _logical_not(editor: Editor, node: Call) -> None:
         node.target = aten.logical_not.default
 
 
+def _addmm(editor: Editor, node: Call) -> None:
+    """addmm(b, x, w) -> x @ w + b, with beta and alpha as factors where they are not one."""
+    bias, source, weight = node.args
+    product = editor.call(aten.matmul.default, source, weight, before=node)
+    if node.kwargs.get("alpha", 1) != 1:
+        product = editor.call(aten.mul.Tensor, product, node.kwargs["alpha"], before=node)
+    if node.kwargs.get("beta", 1) != 1:
+        bias = editor.call(aten.mul.Tensor, bias, node.kwargs["beta"], before=node)
+    editor.swap(node, editor.call(aten.add.Tensor, product, bias, before=node))
+
+
 def _rename(target: Any) -> Callable[[Editor, Call], None]:
     def rule(editor: Editor, node: Call) -> None:
         node.target = target
@@ -212,6 +223,7 @@ def _rename(target: Any) -> Callable[[Editor, Call], None]:
 
 
 _RULES: dict[Any, Callable[[Editor, Call], None]] = {
+    aten.addmm.default: _addmm,
     aten.diff.default: _diff,
     aten.where.Scalar: _where,
     aten.where.ScalarSelf: _where,

@@ -151,7 +151,8 @@ def index_by_arange(editor: Editor) -> None:
         placed = [axis for axis in axes if axis is not None and axis >= 0]
         sizes = [size if isinstance(size, int) else -1 for size in shape_of(node)]
         if None not in axes and placed == sorted(set(placed)) and sizes.count(-1) <= 1:
-            editor.swap(node, editor.call(aten.reshape.default, source, sizes, before=node))
+            whole = same_shape(node, source)
+            editor.swap(node, source if whole else editor.call(aten.reshape.default, source, sizes, before=node))
     editor.sweep()
 
 

@@ -139,7 +139,8 @@ def _call_loader(method: Any, name: str) -> Any:
         raise CalibrationError(
             f"{name} failed: {type(e).__name__}: {e}", hint="pass calibration= yourself, or call setup() first"
         ) from e
-    return loader[0] if isinstance(loader, list | tuple) and loader else loader
+    several = isinstance(loader, list | tuple) and loader and hasattr(loader[0], "dataset")
+    return loader[0] if several else loader
 
 
 def _from_factory(text: str) -> Any:

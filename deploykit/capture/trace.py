@@ -15,7 +15,7 @@ from deploykit.capture.borrowed import as_cpu_float32, borrowed
 from deploykit.capture.dynamic import Axes, axes_of, batch_axes, doubled
 from deploykit.capture.failures import Place, first_line, translated
 from deploykit.capture.inputs import Leaf, flatten_inputs, key_of, unique_name
-from deploykit.capture.quiet import quiet
+from deploykit.capture.quiet import quiet, silent
 from deploykit.capture.sources import Source
 from deploykit.errors import CaptureError, UsageError
 
@@ -73,7 +73,7 @@ def trace_module(source: Source, *, dynamic_batch: bool, dynamic_shapes: Any) ->
             outputs, names = _run(module, leaves, structure)
             references.append((tuple(x for x in leaves if isinstance(x, Tensor)), outputs))
         shapes = _shapes(flat, axes, structure, source.parameters)
-        with translated(module):
+        with translated(module), silent():
             call_args, call_kwargs = pytree.tree_unflatten(_copies(tracing), structure)
             program = torch.export.export(module, call_args, call_kwargs, dynamic_shapes=shapes, strict=False)
     return Traced(program, tuple(flat), axes, tuple(references), names)

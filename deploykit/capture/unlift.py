@@ -2,7 +2,7 @@
 
 PyTorch keeps weights as extra placeholders and wraps regions (autocast, grad mode) in submodules. Here weights become
 get_attr nodes, such regions are inlined (the graph is float32 and has no gradients), and bookkeeping calls go away.
-Branches and loops inside the graph are refused; so is a `forward` that writes into a buffer.
+Branches and loops inside the graph are refused.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ def unlift(program: torch.export.ExportedProgram, names: Sequence[str]) -> tuple
         the graph under an editor, and the positions of the program's outputs that are tensors.
 
     Raises:
-        CaptureError: control flow inside the graph, or a buffer that `forward` writes.
+        CaptureError: control flow inside the graph, or no tensor among the outputs.
     """
-    _refuse_written_buffers(program)
     graph, constants = fx.Graph(), _constants_of(program)
     env: dict[Call, Any] = {}
     user_inputs = iter(names)
@@ -157,12 +156,3 @@ def _output(graph: fx.Graph, program: torch.export.ExportedProgram, results: Any
         raise CaptureError("the model returns no tensor", hint="return a tensor, a tuple or a dict of tensors")
     graph.output(tuple(user[i] for i in kept))
     return kept
-
-
-def _refuse_written_buffers(program: torch.export.ExportedProgram) -> None:
-    written = program.graph_signature.buffers_to_mutate
-    if written:
-        raise CaptureError(
-            f"forward writes into the buffer {next(iter(written.values()))!r}; an exported model keeps no state",
-            hint="pass the state in and return it, or do not update it in eval mode",
-        )

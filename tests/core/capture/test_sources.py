@@ -1,0 +1,162 @@
+"""What users pass as a model: factories by name, exported programs, Lightning modules; and the data models bring."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploykit.capture import calibration_source, capture
+from deploykit.errors import CalibrationError, CaptureError, UsageError
+from deploykit.testing.models import mlp, residual_cnn
+
+FACTORIES = """
+import torch
+from torch import nn
+
+ready = nn.Linear(4, 2)
+def alone(): return nn.Linear(4, 2)
+def with_inputs(): return nn.Linear(4, 2), (torch.ones(1, 4),)
+def fails(): raise ValueError("no weights here")
+def number(): return 3
+class Holder:
+    make = staticmethod(with_inputs)
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Name of a module with factories in the working directory (not on sys.path)."""
+    name = f"factories_{abs(hash(request.node.name))}"
+    (tmp_path / f"{name}.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+@pytest.mark.parametrize("attribute", ["with_inputs", "Holder.make"])
+def test_factory_in_the_working_directory(factories: str, attribute: str) -> None:
+    captured = capture(f"{factories}:{attribute}")
+    assert [str(s) for s in captured.inputs] == ["input: float32[1, 4]"]
+
+
+def test_factory_without_inputs_takes_those_given(factories: str) -> None:
+    captured = capture(f"{factories}:alone", example_inputs=(torch.ones(3, 4),))
+    assert captured.inputs[0].shape == (3, 4)
+    assert capture(f"{factories}:ready", example_inputs=torch.ones(3, 4)).inputs[0].shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("fails", "failed when called: ValueError: no weights here"),
+        ("absent", "has no 'absent'"),
+        ("number", "the model is a int"),
+        ("alone", r"pass example_inputs=.*\(input\)"),
+    ],
+)
+def test_factories_that_do_not_serve(factories: str, attribute: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        capture(f"{factories}:{attribute}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("nowhere_at_all:f", "cannot be imported"), ("justname", "not of the form")]
+)
+def test_names_that_lead_nowhere(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        capture(text)
+
+
+def test_exported_program_brings_its_inputs_and_dynamic_axes() -> None:
+    module, (x,) = mlp()
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=9)},))
+    captured = capture(program)
+    assert [str(s) for s in captured.inputs] == ["input: float32[batch, 32]"]
+    assert captured.symbol_ranges == {"batch": (1, 9)}
+    with torch.no_grad():
+        torch.testing.assert_close(captured.run({"input": x[:3]})["output"], module(x[:3]), rtol=1e-5, atol=1e-5)
+
+
+def test_exported_program_in_training_mode_is_refused() -> None:
+    module, example = residual_cnn()
+    program = torch.export.export(module.train(), example)
+    with pytest.raises(CaptureError, match=r"writes into the buffer 'bn1\.num_batches_tracked'"):
+        capture(program)
+
+
+def test_functionalised_program() -> None:
+    module, example = residual_cnn()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own copying of tree specs
+        program = torch.export.export(module, example).run_decompositions()
+    captured = capture(program)
+    assert not any("batch_norm" in origin.op for origin in captured.origins.values())
+
+
+LOADER = [torch.ones(2, 4)]
+
+
+class WithInputs(nn.Linear):
+    """As a LightningModule offers its inputs and data."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.example_input_array = torch.ones(1, 4)
+
+    def val_dataloader(self) -> Any:
+        return LOADER
+
+
+def test_example_input_array_and_val_dataloader() -> None:
+    assert capture(WithInputs()).inputs[0].shape == (1, 4)
+    assert calibration_source(WithInputs()) is LOADER
+
+
+def test_calibration_dataloader_comes_first_and_failures_are_told() -> None:
+    class Both(WithInputs):
+        def calibration_dataloader(self) -> Any:
+            return ["calibration"]
+
+    class Broken(WithInputs):
+        def val_dataloader(self) -> Any:
+            raise RuntimeError("setup first")
+
+    assert calibration_source(Both()) == ["calibration"]
+    assert calibration_source(nn.Linear(4, 2)) is None
+    with pytest.raises(CalibrationError, match=r"Broken.val_dataloader\(\) failed: RuntimeError: setup first"):
+        calibration_source(Broken())
+
+
+def test_lightning_module_is_captured_away_from_its_trainer() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lightning's imports deprecate
+        lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+
+    class Net(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            self.example_input_array = torch.ones(1, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            return self(batch).sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = Net()
+        trainer = lightning.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+    module.trainer = trainer
+    captured = capture(module)
+    assert module.trainer is trainer
+    assert module.training
+    assert [s.shape for s in captured.outputs] == [(1, 2)]
+    assert calibration_source(module) is None
