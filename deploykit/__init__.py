@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit._version import __version__
 
 if TYPE_CHECKING:
+    from deploykit._build import build
     from deploykit._calibrate import calibrate
     from deploykit._export import export
     from deploykit.artifact import Artifact, load
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from deploykit.tensors import TensorSpec
 
 _HOME = {
+    "build": "_build",
     "export": "_export",
     "calibrate": "_calibrate",
     "load": "artifact",
@@ -72,6 +74,7 @@ _HOME = {
 
 __all__ = [
     # do
+    "build",
     "calibrate",
     "export",
     "load",

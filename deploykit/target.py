@@ -6,6 +6,7 @@ nothing heavy at module level, because listing targets loads every plugin.
     capabilities()            what it supports, and what must be installed for it
     calibrate(...)            activation ranges for static precisions (shared statistics; ranges per scheme later)
     convert(job)              captured model -> payload files in a staging folder
+    build(artifact, ...)      what must be done on the device itself, where a toolchain has such a step
     open(artifact)            artifact -> Session
     validate(...)             parity chain with its gate        (one default for all, written over Session)
     profile(...)              measured or estimated speed       (one default for all, written over Session)
@@ -238,6 +239,20 @@ class Target(ABC):
         self.check_installed(export=True)
         return self._convert(job)
 
+    def build(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
+        """Finish an artifact on its device; see `deploykit.build`.
+
+        Args:
+            artifact: with a pending build.
+            folder: empty staging folder that takes the payload files of the built artifact.
+            options: the toolchain's options dataclass.
+
+        Raises:
+            DeviceError, MissingDependencyError: no device, driver or vendor library here.
+            ConversionError: the vendor's builder refused.
+        """
+        return self._build(artifact, folder, options)
+
     def open(self, artifact: Artifact, *, threads: int | None = None) -> Session:
         """Open an artifact in its runtime.
 
@@ -296,6 +311,9 @@ class Target(ABC):
 
     @abstractmethod
     def _convert(self, job: ConversionJob) -> Conversion: ...
+
+    def _build(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
+        raise UsageError(f"{self.name} builds nothing on the device")
 
     @abstractmethod
     def _open(self, artifact: Artifact, threads: int) -> Session: ...

@@ -150,30 +150,48 @@ def read_frame(stream: BinaryIO) -> tuple[Any, ...]:
     return header, arrays
 
 
-def serve(engine: Any) -> None:
-    """Answer frames on stdin until it closes: `run` gives outputs, `profile` gives a JSON report."""
+def serve(open_engine: Any) -> None:
+    """Open an engine and answer frames on stdin until it closes.
+
+    Args:
+        open_engine: makes an object with `run(feeds) -> outputs` and `profile(feeds, runs) -> report`. That it cannot
+            be opened is the first answer.
+    """
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a vendor library prints must not land between two frames
-    write_frame(replies, {"ready": True}, {})
-    while True:
-        header, arrays = read_frame(sys.stdin.buffer)
-        if header is None:
-            return
-        try:
-            if header["command"] == "profile":
-                write_frame(replies, {"report": engine.profile(arrays, header["runs"])}, {})
-            else:
-                write_frame(replies, {}, engine.run(arrays))
-        except RecipeError as failure:
-            write_frame(replies, {"error": str(failure), "hint": failure.hint, "code": failure.code}, {})
+    try:
+        engine = open_engine()
+        write_frame(replies, {"ready": True}, {})
+        while _answer(engine, replies):
+            pass
+    except RecipeError as failure:
+        write_frame(replies, _described(failure), {})
+
+
+def _answer(engine: Any, replies: BinaryIO) -> bool:
+    header, arrays = read_frame(sys.stdin.buffer)
+    if header is None:
+        return False
+    try:
+        if header["command"] == "profile":
+            write_frame(replies, {"report": engine.profile(arrays, header["runs"])}, {})
+        else:
+            write_frame(replies, {}, engine.run(arrays))
+    except RecipeError as failure:
+        write_frame(replies, _described(failure), {})
+    return True
+
+
+def _described(failure: RecipeError) -> dict[str, Any]:
+    return {"error": str(failure), "hint": failure.hint, "code": failure.code}
 
 
 # -- the program --------------------------------------------------------------------------------------------
 
 
-def parser_of(description: str) -> argparse.ArgumentParser:
+def parser_of(description: str, add_help: bool = True) -> argparse.ArgumentParser:
     """The options that every recipe has."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, add_help=add_help)
     parser.add_argument("--artifact", type=Path, default=Path(sys.argv[0]).resolve().parent, help="its folder")
     parser.add_argument("--out", type=Path, help="folder for what is built; by default the artifact's own")
     parser.add_argument("--probe", action="store_true", help="only say what is installed here")
@@ -187,12 +205,28 @@ def run_program(main: Any, arguments: Any) -> int:
     try:
         report = main(arguments)
     except RecipeError as failure:
-        print(json.dumps({"error": str(failure), "hint": failure.hint, "code": failure.code}))
+        print(json.dumps(_described(failure)))
         sys.stderr.write("error: {}\n{}".format(failure, f"  -> {failure.hint}\n" if failure.hint else ""))
         return failure.code
     if report is not None:
         print(json.dumps(report))
     return 0
+
+
+def run_cli(main: Any, parse: Any) -> int:
+    """Read the artifact's options, parse the command line over them, and run.
+
+    Args:
+        main: takes the parsed options, returns the report.
+        parse: takes arguments and the options of `recipe.json`.
+    """
+    arguments = sys.argv[1:]
+    folder = parser_of("", add_help=False).parse_known_args(arguments)[0].artifact
+    try:
+        known = read_recipe(folder)["options"]
+    except RecipeError:
+        known = {}
+    return run_program(main, parse(arguments, known))
 
 
 def check_golden(engine: Any, inputs: list[Any], outputs: list[Any], recipe: dict[str, Any]) -> dict[str, Any]:

@@ -196,14 +196,13 @@ def is_strongly_typed(trt: Any, options: Any) -> bool:
     return major >= 11 or (major == 10 and options.dla is None)
 
 
-def build(trt: Any, recipe: dict[str, Any], options: Any, golden_inputs: list[Any]) -> tuple[Any, ...]:
+def build(trt: Any, recipe: dict[str, Any], options: Any) -> tuple[Any, ...]:
     """Build the engine.
 
     Args:
         trt: the bindings.
         recipe: content of `recipe.json`.
         options: parsed command line.
-        golden_inputs: their shapes are the optimum of every profile.
     Returns:
         The serialised engine as bytes, and the timing cache as bytes.
     Raises:
@@ -217,7 +216,7 @@ def build(trt: Any, recipe: dict[str, Any], options: Any, golden_inputs: list[An
     config = builder.create_builder_config()
     _configure(trt, config, recipe, options)
     if any(isinstance(axis, str) for spec in recipe["inputs"] for axis in spec["shape"]):
-        config.add_optimization_profile(_profile(builder, recipe, options, golden_inputs))
+        config.add_optimization_profile(_profile(builder, recipe, options))
     cache = _timing_cache(config, options.artifact / TIMING_CACHE)
     serialised = builder.build_serialized_network(network, config)
     if serialised is None:
@@ -270,22 +269,18 @@ def _hardware(trt: Any, wanted: str) -> Any:
     return level
 
 
-def _profile(builder: Any, recipe: dict[str, Any], options: Any, golden_inputs: list[Any]) -> Any:
-    """One optimization profile: the golden shapes as optimum, `--shape` where given, else 1 to `max_batch`."""
+def _profile(builder: Any, recipe: dict[str, Any], options: Any) -> Any:
+    """One optimization profile: `--shape` where given, else the example's shape as optimum and 1 to `max_batch`."""
     given = dict(_parse_shape(text) for text in options.shape)
     profile = builder.create_optimization_profile()
     for spec in recipe["inputs"]:
-        shapes = given.get(spec["name"]) or _default_shapes(spec, golden_inputs, recipe["options"]["max_batch"])
+        shapes = given.get(spec["name"]) or _default_shapes(spec, options.max_batch)
         profile.set_shape(spec["name"], *shapes)
     return profile
 
 
-def _default_shapes(spec: dict[str, Any], golden_inputs: list[Any], max_batch: int) -> tuple[Any, ...]:
-    if not golden_inputs:
-        raise RecipeError(
-            2, "dynamic input {!r} needs a range".format(spec["name"]), "--shape {}=MIN:OPT:MAX".format(spec["name"])
-        )
-    best = tuple(golden_inputs[0][spec["name"]].shape)
+def _default_shapes(spec: dict[str, Any], max_batch: int) -> tuple[Any, ...]:
+    best = tuple(spec["example"])
     low, high = list(best), list(best)
     for axis, size in enumerate(spec["shape"]):
         if isinstance(size, str):
@@ -380,9 +375,13 @@ class Engine:
             self._cuda.synchronize()
             whole.append(self._cuda.milliseconds(events[0], events[3]))
             compute.append(self._cuda.milliseconds(events[1], events[2]))
+        kernels = board.percentiles(compute)
         return {
             "latency_ms": board.percentiles(whole),
-            "compute_ms": board.percentiles(compute),
+            "notes": [
+                f"CUDA events, with copies; kernels alone: p50 {kernels['p50']:.3f} ms, p99 {kernels['p99']:.3f} ms",
+                "memory is what the engine and its context took on the GPU",
+            ],
             "warm_up": WARM_UP,
             "runs": runs,
             "throughput_per_s": self._throughput(staged, runs),
@@ -531,17 +530,17 @@ def main(options: Any) -> Any:
     """Do what the command line asks; returns the report."""
     if options.probe:
         return probe()
+    if options.serve:
+        board.serve(lambda: open_engine(options.artifact))
+        return None
     recipe = board.read_recipe(options.artifact)
     out = options.out or options.artifact
     cuda = Cuda()
     trt = import_tensorrt()
-    if options.serve:
-        board.serve(Engine(trt, cuda, (options.artifact / ENGINE).read_bytes(), recipe))
-        return None
     check_device(recipe, cuda, options)
     inputs, outputs = board.read_golden(options.artifact, recipe)
     start = time.time()
-    engine_bytes, cache = build(trt, recipe, options, inputs)
+    engine_bytes, cache = build(trt, recipe, options)
     report = {"build_seconds": round(time.time() - start, 1), **facts(trt, cuda)}
     board.write_whole(out / ENGINE, engine_bytes)
     board.write_whole(options.artifact / TIMING_CACHE, cache)
@@ -550,11 +549,19 @@ def main(options: Any) -> Any:
     board.write_whole(out / LAYERS, json.dumps(layers, indent=1).encode())
     report["engine_sha256"] = hashlib.sha256(engine_bytes).hexdigest()
     report["layers"] = layers
+    report["layers_source"] = "TensorRT's engine inspector: narrowest type among a layer's inputs"
     report["golden"] = board.check_golden(engine, inputs, outputs, recipe)
     if options.runs and inputs:
         report["profile"] = engine.profile(inputs[0], options.runs)
     board.write_whole(out / REPORT, json.dumps(report, indent=1).encode())
     return report
+
+
+def open_engine(folder: Path) -> Engine:
+    """The engine that was built into `folder`."""
+    recipe = board.read_recipe(folder)
+    cuda = Cuda()
+    return Engine(import_tensorrt(), cuda, (folder / ENGINE).read_bytes(), recipe)
 
 
 def check_device(recipe: dict[str, Any], cuda: Any, options: Any) -> None:
@@ -567,7 +574,7 @@ def check_device(recipe: dict[str, Any], cuda: Any, options: Any) -> None:
 
 def parse(arguments: list[Any], recipe_options: dict[str, Any]) -> argparse.Namespace:
     """Parse the command line; defaults are the options that the artifact was exported with."""
-    command = board.parser_of(__doc__.splitlines()[0])
+    command = board.parser_of((__doc__ or "").splitlines()[0])
     command.add_argument("--workspace-mib", type=int, default=recipe_options.get("workspace_mib"))
     command.add_argument("--optimization-level", type=int, default=recipe_options.get("optimization_level"))
     command.add_argument("--dla", type=int, metavar="CORE", default=recipe_options.get("dla"))
@@ -576,20 +583,11 @@ def parse(arguments: list[Any], recipe_options: dict[str, Any]) -> argparse.Name
     command.add_argument("--version-compatible", action="store_true", default=versions)
     hardware = recipe_options.get("hardware", "none")
     command.add_argument("--hardware", choices=("none", "ampere+", "same-sm"), default=hardware)
+    command.add_argument("--max-batch", type=int, default=recipe_options.get("max_batch", 8))
     command.add_argument("--shape", action="append", default=[], metavar="NAME=MIN:OPT:MAX")
     command.add_argument("--any-device", action="store_true", help="build although the GPU is another one")
     return command.parse_args(arguments)
 
 
-def cli(arguments: list[Any]) -> int:
-    """Entry point."""
-    folder = board.parser_of("").parse_known_args(arguments)[0].artifact
-    try:
-        known = board.read_recipe(folder)["options"]
-    except RecipeError:
-        known = {}
-    return board.run_program(main, parse(arguments, known))
-
-
 if __name__ == "__main__":
-    sys.exit(cli(sys.argv[1:]))
+    sys.exit(board.run_cli(main, parse))

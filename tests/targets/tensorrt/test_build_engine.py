@@ -27,11 +27,11 @@ RECIPE: dict[str, Any] = {
     "device": "jetson-orin",
     "arch": "sm_87",
     "precision": "int8",
-    "inputs": [{"name": "x", "shape": [1, 4], "dtype": "float32"}],
+    "inputs": [{"name": "x", "shape": [1, 4], "dtype": "float32", "example": [1, 4]}],
     "outputs": [{"name": "y", "shape": [1, 4], "dtype": "float32"}],
     "options": {"max_batch": 8},
 }
-DYNAMIC = {**RECIPE, "inputs": [{"name": "x", "shape": ["batch", 4], "dtype": "float32"}]}
+DYNAMIC = {**RECIPE, "inputs": [{"name": "x", "shape": ["batch", 4], "dtype": "float32", "example": [1, 4]}]}
 FEEDS = [{"x": np.ones((1, 4), np.float32)}]
 
 
@@ -40,7 +40,7 @@ def options(folder: Path, *arguments: str, **known: Any) -> Any:
 
 
 def built(trt: FakeTensorRT, folder: Path, *arguments: str, recipe: dict[str, Any] = RECIPE) -> tuple[bytes, bytes]:
-    return recipe_program.build(trt, recipe, options(folder, *arguments), FEEDS)
+    return recipe_program.build(trt, recipe, options(folder, *arguments))
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -1,0 +1,143 @@
+"""A conversion job -> ONNX for GPUs with explicit quantization, in any precision that TensorRT and MIGraphX have.
+
+One graph serves both; what differs is data: the scheme, the lint rules, the opset. The lint's verdict is part of the
+result, because neither runtime can be asked here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import fx
+
+from deploykit.errors import ConversionError
+from deploykit.precision import Precision
+from deploykit_calibration.layers import reconcile
+from deploykit_calibration.op_kinds import shape_of, weight_argument
+from deploykit_calibration.scheme import QuantScheme
+from deploykit_targets._onnx.float8 import to_float8
+from deploykit_targets._onnx.lint import Finding, LintRules, errors_of, lint
+from deploykit_targets._onnx.lower import MIN_OPSET
+from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized
+from deploykit_targets._onnx.ops.table import attribute
+from deploykit_targets._onnx.retype import BFLOAT16, FLOAT16, retype
+
+if TYPE_CHECKING:
+    import onnx
+
+    from deploykit.achieved import Achieved
+    from deploykit.target import ConversionJob
+
+_FLOAT_TYPES = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16, Precision.MIXED: FLOAT16}
+_FLOAT_NAMES = {Precision.FP16: "float16", Precision.BF16: "bfloat16", Precision.MIXED: "float16"}
+_QUANTIZED_NAMES = {Precision.INT8: "int8", Precision.MIXED: "int8", Precision.FP8: "float8"}
+_UNTYPED = "float layers are float32 in the file; the device's compiler turns them into the narrower type"
+SOURCE = "q/dq nodes and types of the ONNX file; what the device runs is known after the build"
+
+
+@dataclass(frozen=True, eq=False)
+class Explicit:
+    """What was made of a job.
+
+    Attributes:
+        model: the ONNX file.
+        lowered: layers, simulation and log of the lowering.
+        findings: warnings of the lint.
+        achieved: layers by the precision that the file asks for.
+        traffic: layer name to (elements read, elements written), weights excluded; for estimates.
+        rules: that it was checked against.
+    """
+
+    model: onnx.ModelProto
+    lowered: Lowered
+    findings: tuple[Finding, ...]
+    achieved: Achieved
+    traffic: Mapping[str, tuple[int, int]]
+    rules: LintRules
+
+
+def lower_explicit(
+    job: ConversionJob, scheme: QuantScheme, rules: LintRules, *, opset: int, typed: bool = True
+) -> Explicit:
+    """Lower a job and check the result.
+
+    Args:
+        job: in fp32, fp16, bf16, int8, mixed (int8 with float16 between) or fp8.
+        scheme: places q/dq nodes.
+        rules: of the toolchain that will read the file.
+        opset: newest that the device reads; below 18 the file is written at 18 and taken down.
+        typed: whether float16 and bfloat16 are types of the file; False where the builder is told by flags.
+
+    Raises:
+        ConversionError: an operator has no ONNX form, a value does not fit a type, or the runtime will refuse the file.
+    """
+    lowered = _lowered(job, scheme, max(opset, MIN_OPSET))
+    if job.precision is Precision.FP8:
+        to_float8(lowered.model, float_weights(job))
+    if typed and job.precision in _FLOAT_TYPES:
+        retype(lowered.model, _FLOAT_TYPES[job.precision])
+    model = lowered.model if opset >= MIN_OPSET else _taken_down(lowered.model, opset)
+    findings = lint(model, replace(rules, max_opset=opset))
+    if broken := errors_of(findings):
+        raise ConversionError(
+            f"{rules.name} would refuse the model: {'; '.join(map(str, broken[:5]))}",
+            hint="replace the operation, or keep the layer in float (exclude=)",
+        )
+    achieved = _achieved(job, lowered, () if typed or job.precision not in _FLOAT_TYPES else (_UNTYPED,))
+    return Explicit(model, lowered, findings, achieved, traffic_of(job), rules)
+
+
+def _lowered(job: ConversionJob, scheme: QuantScheme, opset: int) -> Lowered:
+    if job.precision not in _QUANTIZED_NAMES:
+        return lower_float(job, opset=opset)
+    if job.precision is not Precision.FP8:
+        return lower_quantized(job, scheme, opset=opset)
+    return replace(lower_quantized(job, scheme, opset=opset), simulation=None)  # it simulates int8
+
+
+def _taken_down(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    from onnx import version_converter
+
+    try:
+        return version_converter.convert_version(model, opset)
+    except Exception as error:  # it raises RuntimeError and its own types
+        raise ConversionError(
+            f"the model cannot be written at opset {opset}, the newest that the device reads: {error}",
+            hint="use a device with a newer runtime",
+        ) from error
+
+
+def _achieved(job: ConversionJob, lowered: Lowered, notes: tuple[str, ...]) -> Achieved:
+    quantized = _QUANTIZED_NAMES.get(job.precision, "int8")
+    plain = _FLOAT_NAMES.get(job.precision, "float32")
+    executed = {layer.name: quantized if layer.precision == "int8" else plain for layer in lowered.layers}
+    return reconcile(job.precision, lowered.layers, executed, source=SOURCE, notes=notes)
+
+
+def float_weights(job: ConversionJob) -> dict[str, np.ndarray]:
+    """The float32 weight of every captured layer that has one."""
+    module = job.captured.graph_module
+    found = {}
+    for node in module.graph.nodes:
+        weight = weight_argument(node) if node.op == "call_function" else None
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            found[node.name] = attribute(weight).detach().numpy()
+    return found
+
+
+def traffic_of(job: ConversionJob) -> dict[str, tuple[int, int]]:
+    """Elements that each captured operator reads and writes, weights excluded."""
+    found = {}
+    for node in job.captured.graph_module.graph.nodes:
+        if node.op == "call_function":
+            read = sum(_elements(source) for source in node.all_input_nodes if source.op != "get_attr")
+            found[node.name] = (read, _elements(node))
+    return found
+
+
+def _elements(node: fx.Node) -> int:
+    return math.prod(shape_of(node)) if hasattr(node.meta.get("val"), "shape") else 0

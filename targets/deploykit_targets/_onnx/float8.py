@@ -1,0 +1,104 @@
+"""int8 q/dq nodes -> float8 E4M3 ones, at the same places and for the same ranges.
+
+The range of a symmetric int8 scale is 127 steps; E4M3FN reaches 448, so a scale becomes scale * 127 / 448. Weights are
+rounded from their float values, never from int8 ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from deploykit.errors import ConversionError
+from deploykit_targets._onnx.optimise import remove_unused
+
+MAX_E4M3 = 448.0
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+
+def to_float8(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> None:
+    """Change the q/dq nodes of a model in place.
+
+    Args:
+        model: lowered with int8 q/dq nodes.
+        weights: captured node name to its float32 weight.
+
+    Raises:
+        ConversionError: a q/dq node is not symmetric int8 with constant scales, or a weight is not among `weights`.
+    """
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    made: dict[str, str] = {}
+    _requantize_weights(graph, tensors, weights)
+    for node in graph.node:
+        if node.op_type not in _PAIR:
+            continue
+        if len(node.input) < 3 or node.input[1] not in tensors or node.input[2] not in tensors:
+            raise ConversionError(f"{node.name} has no constant scale and zero point, which float8 needs")
+        node.input[2] = _zero(graph, tensors, node.input[2], made)
+        node.input[1] = _scale(graph, tensors, node.input[1], made)
+    remove_unused(graph)
+
+
+def _requantize_weights(
+    graph: onnx.GraphProto, tensors: dict[str, TensorProto], weights: Mapping[str, np.ndarray]
+) -> None:
+    """Replace int8 weights by float8 ones made of the float values."""
+    producers = {output: node for node in graph.node for output in node.output}
+    done: set[str] = set()
+    for node in graph.node:
+        source = producers.get(node.input[1]) if node.op_type in _WEIGHTED and len(node.input) > 1 else None
+        while source is not None and source.op_type in ("Transpose", "Reshape"):
+            source = producers.get(source.input[0])
+        if source is None or source.op_type != "DequantizeLinear" or source.input[0] not in tensors:
+            continue
+        if source.input[0] not in done:
+            tensor = tensors[source.input[0]]
+            scale = numpy_helper.to_array(tensors[source.input[1]]).astype(np.float32) * (127.0 / MAX_E4M3)
+            values = _float_weight(node, tensor, weights)
+            shape = [1] * values.ndim
+            if scale.ndim and scale.size > 1:
+                shape[next((item.i for item in source.attribute if item.name == "axis"), 1)] = -1
+            rounded = np.clip(values / scale.reshape(shape), -MAX_E4M3, MAX_E4M3).astype(_float8())
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+            done.add(tensor.name)
+
+
+def _float_weight(node: onnx.NodeProto, stored: TensorProto, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The float weight of an operator in the layout in which its int8 one is stored."""
+    found = weights.get(node.name.split(".", maxsplit=1)[0])
+    shape = tuple(stored.dims)
+    if found is not None and found.shape == shape:
+        return found
+    if found is not None and found.T.shape == shape:
+        return np.ascontiguousarray(found.T)
+    raise ConversionError(f"the float weight of {node.name} is not known, which float8 needs")
+
+
+def _zero(graph: onnx.GraphProto, tensors: dict[str, TensorProto], name: str, made: dict[str, str]) -> str:
+    if name not in made:
+        old = numpy_helper.to_array(tensors[name])
+        if tensors[name].data_type != TensorProto.INT8 or np.any(old != 0):
+            raise ConversionError(f"zero point {name!r} is not a symmetric int8 one, which float8 needs")
+        made[name] = _add(graph, old.astype(_float8()), f"{name}.float8")
+    return made[name]
+
+
+def _scale(graph: onnx.GraphProto, tensors: dict[str, TensorProto], name: str, made: dict[str, str]) -> str:
+    if name not in made:
+        old = numpy_helper.to_array(tensors[name])
+        made[name] = _add(graph, (old * (127.0 / MAX_E4M3)).astype(old.dtype), f"{name}.float8")
+    return made[name]
+
+
+def _add(graph: onnx.GraphProto, values: np.ndarray, name: str) -> str:
+    graph.initializer.add().CopyFrom(numpy_helper.from_array(values, name))
+    return name
+
+
+def _float8() -> np.dtype:
+    return helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)

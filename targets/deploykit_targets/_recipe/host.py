@@ -1,0 +1,97 @@
+"""Run a recipe in a child process: a vendor library that crashes must not take deploykit with it.
+
+The child may be another Python than ours: boards bring their vendor's bindings for the system's Python only.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploykit.errors import (
+    ArtifactError,
+    ConversionError,
+    DeploykitError,
+    DeviceError,
+    MissingDependencyError,
+    PlacementError,
+    UsageError,
+)
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+_ERRORS: Mapping[int, type[DeploykitError]] = {
+    2: UsageError,
+    4: ConversionError,
+    8: PlacementError,
+    9: ArtifactError,
+    10: DeviceError,
+}
+_BUILD_TIMEOUT_S = 4 * 3600.0  # an exhaustive search on a small board takes hours
+
+
+@functools.cache
+def interpreter_with(module: str, *more: str) -> str | None:
+    """A Python that has `module` and `more` installed: ours, or the system's; None where neither has."""
+    code = "import importlib.util as u, sys; sys.exit(not all(u.find_spec(m) for m in sys.argv[1:]))"
+    for python in dict.fromkeys((sys.executable, SYSTEM_PYTHON)):
+        try:
+            done = subprocess.run([python, "-c", code, module, *more], capture_output=True, timeout=60, check=False)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if done.returncode == 0:
+            return python
+    return None
+
+
+def run_recipe(program: Path, arguments: Sequence[str], *, python: str | None, toolchain: str) -> dict[str, Any]:
+    """Run a recipe to its end.
+
+    Args:
+        program: the recipe inside an artifact.
+        arguments: of its command line.
+        python: interpreter; None for ours.
+        toolchain: for messages.
+    Returns:
+        Its report; what it printed to stderr is under `"log"`.
+    Raises:
+        DeviceError: no driver or device, or the vendor library crashed.
+        MissingDependencyError: the vendor library is not installed.
+        ConversionError, UsageError, ArtifactError: as the recipe said.
+    """
+    command = [python or sys.executable, str(program), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise DeviceError(f"{program.name} cannot be run: {error}") from error
+    answer = _last_json(done.stdout)
+    if done.returncode == 0 and answer is not None:
+        return {**answer, "log": done.stderr}
+    raise failure_of(answer, done.returncode, done.stderr, toolchain=toolchain)
+
+
+def failure_of(answer: Mapping[str, Any] | None, returncode: int, log: str, *, toolchain: str) -> DeploykitError:
+    """The error that a recipe's answer, or its death, stands for."""
+    if answer is None or "error" not in answer:
+        how = f"was killed by signal {-returncode}" if returncode < 0 else f"ended with code {returncode}"
+        return DeviceError(f"the {toolchain} process {how}", hint=log[-1500:] or None)
+    if answer["code"] == 3:
+        error = MissingDependencyError(toolchain, extra=f"{toolchain}-build", purpose="build and run on the device")
+        error.add_note(f"{answer['error']}; {answer['hint']}")
+        return error
+    return _ERRORS.get(answer["code"], DeviceError)(answer["error"], hint=answer["hint"] or None)
+
+
+def _last_json(text: str) -> dict[str, Any] | None:
+    for line in reversed(text.splitlines()):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            return found
+    return None

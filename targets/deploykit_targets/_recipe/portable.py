@@ -1,0 +1,192 @@
+"""A checked ONNX file and the recipe that finishes it on the device, as an artifact that waits for its build."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+from deploykit._optional import versions
+from deploykit.achieved import Achieved, LayerAchieved
+from deploykit.errors import DeviceError, MissingDependencyError
+from deploykit.estimate import TRAFFIC
+from deploykit.manifest import PendingBuild
+from deploykit.target import Conversion, ConversionJob
+from deploykit_targets._recipe import board
+from deploykit_targets._recipe.host import run_recipe
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+    from deploykit.tensors import TensorSpec
+    from deploykit_calibration.table import CalibrationTable
+    from deploykit_targets._onnx.explicit import Explicit
+
+MODEL, RECIPE, TABLE, REPORT = "model.onnx", "recipe.json", "calibration.safetensors", "build.json"
+COMMAND = "deploykit build ."
+
+
+def portable(job: ConversionJob, made: Explicit, program: ModuleType, options: Mapping[str, Any]) -> Conversion:
+    """Write ONNX file, calibration table and recipe into the job's folder.
+
+    Args:
+        made: the lowered and linted model.
+        program: module of the toolchain's recipe; it is copied, with `board.py`.
+        options: of the build, as the recipe's command line takes them.
+    """
+    (job.folder / MODEL).write_bytes(made.model.SerializeToString(deterministic=True))
+    for module in (program, board):
+        source = Path(str(module.__file__))
+        shutil.copyfile(source, job.folder / source.name)
+    _write_recipe(job.folder, _recipe(job, options))
+    if job.table is not None:
+        cast("CalibrationTable", job.table).save(job.folder / TABLE)
+        (job.folder / TABLE).chmod(0o644)  # on the board another user reads it
+    name = Path(str(program.__file__)).name
+    return Conversion(
+        entry=MODEL,
+        achieved=made.achieved,
+        tool_versions=versions("torch", "onnx"),
+        simulation=made.lowered.simulation,
+        build=PendingBuild(COMMAND, _reason(job, name)),
+        log=made.lowered.log,
+        metadata=_metadata(made),
+    )
+
+
+def _reason(job: ConversionJob, program: str) -> str:
+    return (
+        f"{job.device.toolchain} compiles on the GPU that it runs on; run the command in the artifact's folder on"
+        f" {job.device.name} (without deploykit there: python3 {program})"
+    )
+
+
+def _recipe(job: ConversionJob, options: Mapping[str, Any]) -> dict[str, Any]:
+    examples = [list(example.shape) for example in job.captured.example_inputs]
+    return {
+        "model": MODEL,
+        "device": job.device.name,
+        "arch": job.device.arch,
+        "precision": job.precision.value,
+        "inputs": [
+            {**_spec(spec), "example": example} for spec, example in zip(job.captured.inputs, examples, strict=True)
+        ],
+        "outputs": [_spec(spec) for spec in job.captured.outputs],
+        "options": dict(options),
+    }
+
+
+def _write_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+    (folder / RECIPE).write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+
+
+def _metadata(made: Explicit) -> dict[str, Any]:
+    found = [str(finding) for finding in made.findings]
+    layers = {layer.name for layer in made.achieved.layers}
+    return {
+        "lint": {
+            "verdict": f"lint against {made.rules.name}: {len(found)} finding(s); operators after {made.rules.source}",
+            "findings": found,
+        },
+        TRAFFIC: {name: list(counts) for name, counts in made.traffic.items() if name in layers},
+    }
+
+
+def build_from(
+    artifact: Artifact,
+    folder: Path,
+    program: str,
+    entry: str,
+    *,
+    arguments: Sequence[str],
+    options: Mapping[str, Any],
+    python: str | None,
+) -> Conversion:
+    """Run an artifact's recipe on this machine; what it builds goes into `folder`, with what is needed to run it.
+
+    Args:
+        artifact: with the recipe.
+        folder: takes the built files.
+        program: file name of the recipe.
+        entry: file that the recipe builds.
+        arguments: of its command line.
+        options: what those arguments stand for; the built artifact's recipe keeps them.
+        python: interpreter that has the vendor's bindings.
+
+    Raises:
+        DeviceError, MissingDependencyError, ConversionError: see `host.run_recipe`.
+    """
+    for name in (program, "board.py", MODEL, TABLE):
+        if (artifact.path / name).is_file():
+            shutil.copyfile(artifact.path / name, folder / name)
+    recipe = json.loads((artifact.path / RECIPE).read_text(encoding="utf-8"))
+    _write_recipe(folder, {**recipe, "options": dict(options)})
+    command = ["--out", str(folder), "--runs", "0", *arguments]
+    toolchain = artifact.manifest.toolchain
+    report = run_recipe(artifact.path / program, command, python=python, toolchain=toolchain)
+    (folder / REPORT).unlink(missing_ok=True)  # it holds times: a record, not identity
+    return _finished(Conversion(entry, artifact.achieved, {}), entry, toolchain, report)
+
+
+def build_here(
+    job: ConversionJob, conversion: Conversion, program: str, entry: str, arguments: Sequence[str], python: str | None
+) -> Conversion:
+    """Build at once where the job's device is this machine; else leave the conversion pending."""
+    toolchain = job.device.toolchain
+    try:
+        here = run_recipe(job.folder / program, ["--probe"], python=python, toolchain=toolchain)
+    except (DeviceError, MissingDependencyError):
+        return conversion
+    if here["arch"] != job.device.arch:
+        return conversion
+    command = ["--runs", "0", *arguments]
+    report = run_recipe(job.folder / program, command, python=python, toolchain=toolchain)
+    for name in (REPORT, "timing.cache"):
+        (job.folder / name).unlink(missing_ok=True)
+    return replace(_finished(conversion, entry, toolchain, report), build=None)
+
+
+def _finished(conversion: Conversion, entry: str, toolchain: str, report: Mapping[str, Any]) -> Conversion:
+    layers = report.get("layers", [])
+    facts = {key: report[key] for key in ("device", "arch", toolchain)}
+    devices = {name: sum(layer["device"] == name for layer in layers) for name in ("gpu", "dla")}
+    return replace(
+        conversion,
+        entry=entry,
+        build=None,
+        achieved=achieved_of(conversion.achieved, layers, source=report["layers_source"]),
+        tool_versions={**conversion.tool_versions, toolchain: report[toolchain]},
+        log=conversion.log + report["log"],
+        metadata={**conversion.metadata, "built_on": {**facts, "layers_by_device": devices}},
+    )
+
+
+def achieved_of(planned: Achieved, layers: Sequence[Mapping[str, Any]], *, source: str) -> Achieved:
+    """What the built program computes each captured layer in.
+
+    Args:
+        planned: as counted in the ONNX file.
+        layers: of the recipe's report, each with its ONNX nodes and precision; where there are none, the plan stands.
+        source: where the precisions were read.
+    """
+    if not layers:
+        return planned
+    executed = {node.split(".", maxsplit=1)[0]: str(layer["precision"]) for layer in layers for node in layer["nodes"]}
+    found = (_executed(layer, executed.get(layer.name)) for layer in planned.layers)
+    return Achieved.count(planned.requested, found, source=source)
+
+
+def _executed(layer: LayerAchieved, precision: str | None) -> LayerAchieved:
+    if precision is None:
+        known = layer.precision if not layer.macs else "unknown"
+        reason = layer.reason or ("not named in the built program" if layer.macs else "")
+        return replace(layer, precision=known, reason=reason)
+    reason = layer.reason or (f"asked for {layer.precision}" if precision != layer.precision else "")
+    return replace(layer, precision=precision, reason=reason)

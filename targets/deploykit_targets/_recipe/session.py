@@ -1,0 +1,142 @@
+"""A session whose engine lives in a child process that runs the artifact's own recipe.
+
+A vendor library that crashes on a foreign engine ends that process, and becomes a `DeviceError` here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.host import this_host
+from deploykit.precision import Evidence
+from deploykit.profiling import Percentiles, Profile, batch_size
+from deploykit.session import OpTime, Session
+from deploykit.tensors import Feeds
+from deploykit_targets._recipe.board import read_frame, write_frame
+from deploykit_targets._recipe.host import failure_of
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+    from deploykit.profiling import Effort
+
+
+class RecipeSession(Session):
+    """Talks to `<recipe> --serve` over pipes.
+
+    Args:
+        artifact: a built one.
+        program: name of its recipe.
+        python: interpreter that has the vendor library; None for ours.
+
+    Raises:
+        DeviceError, MissingDependencyError: the child could not open the engine.
+    """
+
+    def __init__(self, artifact: Artifact, program: str, python: str | None) -> None:
+        super().__init__(artifact.inputs, artifact.outputs, threads=1)
+        self._toolchain = artifact.manifest.toolchain
+        self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `_close`)
+        self._child = subprocess.Popen(
+            [python or sys.executable, str(artifact.path / program), "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+        self._receive()
+
+    def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        arrays = self._ask({"command": "run"}, feeds)[1]
+        return {spec.name: arrays[spec.name].copy() for spec in self.outputs}
+
+    def measured(self, feeds: Feeds, *, runs: int) -> dict[str, Any]:
+        """The recipe's own timing on the device: latency in ms, throughput, memory, and microseconds by layer."""
+        header, _ = self._ask({"command": "profile", "runs": runs}, feeds)
+        report: dict[str, Any] = header["report"]
+        return report
+
+    def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
+        """See `Session.op_times`."""
+        return self.op_times_of(self.measured(feeds, runs=runs))
+
+    def op_times_of(self, report: dict[str, Any]) -> tuple[OpTime, ...]:
+        """Time per layer of a report, slowest first."""
+        times = [
+            OpTime(name, "layer", self._module_paths.get(name.split(" ")[0], ""), mean_us)
+            for name, mean_us in report.get("layers", {}).items()
+        ]
+        return tuple(sorted(times, key=lambda time: -time.mean_us))
+
+    def _ask(self, header: dict[str, Any], feeds: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the answer below says why it is gone
+            write_frame(self._child.stdin, header, dict(feeds))  # type: ignore[arg-type]
+        return self._receive()
+
+    def _receive(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        assert self._child.stdout is not None
+        try:
+            header, arrays = read_frame(self._child.stdout)  # type: ignore[arg-type]
+        except ValueError:  # not a frame: the recipe's own words about why it ended
+            header, arrays = None, {}
+        if header is None:
+            code = self._child.wait()
+            self._log.seek(0)
+            raise failure_of(None, code, self._log.read().decode(errors="replace"), toolchain=self._toolchain)
+        if "error" in header:
+            raise failure_of(header, 0, "", toolchain=self._toolchain)
+        return header, arrays
+
+    def _close(self) -> None:
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self._child.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._log.close()
+
+
+def measure(
+    artifact: Artifact,
+    program: str,
+    python: str | None,
+    effort: Effort,
+    baseline: tuple[str, Artifact] | None = None,
+) -> Profile:
+    """Profile a built artifact by its own recipe on the device, and a float build of the same model after it."""
+    feeds = artifact.golden().inputs[0]
+    with RecipeSession(artifact, program, python) as session:
+        report = session.measured(feeds, runs=effort.max_runs)
+        op_times = session.op_times_of(report)
+    other = None
+    if baseline is not None:
+        with RecipeSession(baseline[1], program, python) as session:
+            other = Percentiles(**session.measured(feeds, runs=effort.max_runs)["latency_ms"])
+    rows = batch_size(artifact.inputs, feeds)
+    return Profile(
+        latency_ms=Percentiles(**report["latency_ms"]),
+        batch_size=rows,
+        throughput_per_s=report["throughput_per_s"],
+        throughput_by_batch={str(rows): report["throughput_per_s"]},
+        peak_memory_bytes=report["device_memory_bytes"],
+        size_bytes=artifact.size_bytes,
+        evidence=Evidence.DEVICE,
+        threads=1,
+        warm_up=report["warm_up"],
+        runs=report["runs"],
+        host=this_host(),
+        op_times=op_times,
+        baseline=baseline[0] if baseline else "",
+        baseline_latency_ms=other,
+        baseline_size_bytes=baseline[1].size_bytes if baseline else None,
+        notes=tuple(report["notes"]),
+    )

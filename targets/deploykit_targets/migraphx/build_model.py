@@ -1,0 +1,288 @@
+"""Compile, check and profile the MIGraphX program of the artifact that this file lies in. Runs on the device.
+
+    python3 build_model.py                        compile, run the golden data, measure
+    python3 build_model.py --probe                say what is here
+    python3 build_model.py --exhaustive-tune      try every kernel; compiles for much longer
+    python3 build_model.py --runtime onnxruntime  use ONNX Runtime's MIGraphX provider instead
+
+Needs MIGraphX's Python bindings (ROCm) or an ONNX Runtime with its MIGraphX provider, and NumPy; Python 3.8 is enough.
+Precision is in the ONNX file: float16 tensors, q/dq nodes; bfloat16, which MIGraphX's parser does not read, is made by
+MIGraphX itself. A provider that silently falls back to the CPU is an error here.
+
+Writes `model.mxr` (or the provider's cache folder) and `build.json` (the report).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING or __package__:
+    from deploykit_targets._recipe import board
+else:
+    import board  # copied into the artifact beside this file
+
+RecipeError = board.RecipeError
+
+PROGRAM_FILE, CACHE, REPORT = "model.mxr", "cache", "build.json"
+PROVIDER = "MIGraphXExecutionProvider"
+WARM_UP = 10
+_NODES = "/sys/class/kfd/kfd/topology/nodes"
+
+
+# -- the machine --------------------------------------------------------------------------------------------
+
+
+def find_gpu(driver: str = "/dev/kfd", nodes: str = _NODES) -> dict[str, Any]:
+    """The first AMD GPU that the kernel's driver lists.
+
+    Raises:
+        RecipeError: there is no driver, no permission, or no GPU; nothing of ROCm has been touched then.
+    """
+    if not os.path.exists(driver):
+        raise RecipeError(10, "there is no AMD GPU driver on this machine", "run this on the device of the artifact")
+    if not os.access(driver, os.R_OK | os.W_OK):
+        raise RecipeError(10, f"no permission to use {driver}", "add this user to the groups video and render")
+    for folder in sorted(Path(nodes).glob("*")):
+        properties = dict(line.split(" ", 1) for line in (folder / "properties").read_text().splitlines() if line)
+        version = int(properties.get("gfx_target_version", "0"))
+        if version:
+            name = (folder / "name").read_text().strip() if (folder / "name").is_file() else ""
+            return {"arch": gfx_name(version), "device": name or gfx_name(version)}
+    raise RecipeError(10, "the AMD driver lists no GPU", "check `rocminfo`")
+
+
+def gfx_name(version: int) -> str:
+    """`gfx_target_version` of the kernel -> LLVM's name: 90402 is gfx942, 90010 is gfx90a, 110000 is gfx1100."""
+    major, minor, step = version // 10000, version // 100 % 100, version % 100
+    return f"gfx{major}{minor:x}{step:x}"
+
+
+def import_migraphx() -> Any:
+    """Import MIGraphX's bindings; the placeholder of that name on the package index does not count."""
+    try:
+        import migraphx
+    except ImportError as error:
+        message = f"MIGraphX's Python bindings cannot be imported by {sys.executable}: {error}"
+        raise RecipeError(
+            3, message, "install ROCm's package `migraphx`, and add /opt/rocm/lib to PYTHONPATH"
+        ) from error
+    if not hasattr(migraphx, "parse_onnx"):
+        message = "the installed `migraphx` is a placeholder without content"
+        raise RecipeError(3, message, "pip uninstall migraphx; install ROCm's package `migraphx`")
+    return migraphx
+
+
+# -- MIGraphX -----------------------------------------------------------------------------------------------
+
+
+def compile_program(migraphx: Any, recipe: dict[str, Any], options: Any) -> Any:
+    """Parse and compile the artifact's ONNX file.
+
+    Raises:
+        RecipeError: MIGraphX refused; carries its message.
+    """
+    try:
+        program = migraphx.parse_onnx(str(options.artifact / recipe["model"]), **_shapes(migraphx, recipe, options))
+        if recipe["precision"] == "bf16":
+            migraphx.quantize_bf16(program)
+        target = migraphx.get_target("gpu")
+        program.compile(target, offload_copy=True, fast_math=options.fast_math, exhaustive_tune=options.exhaustive_tune)
+    except RuntimeError as error:
+        raise RecipeError(4, f"MIGraphX refuses the model: {error}") from error
+    return program
+
+
+def _shapes(migraphx: Any, recipe: dict[str, Any], options: Any) -> dict[str, Any]:
+    """Fixed sizes as in the example, except a dynamic axis 0, which gets the range 1 to `max_batch`."""
+    fixed, ranged = {}, {}
+    for spec in recipe["inputs"]:
+        if any(isinstance(size, str) for size in spec["shape"]):
+            ranged[spec["name"]] = [
+                _dimension(migraphx, size, spec["example"][axis], options.max_batch if axis == 0 else None)
+                for axis, size in enumerate(spec["shape"])
+            ]
+        else:
+            fixed[spec["name"]] = list(spec["example"])
+    return {"map_input_dims": fixed, "map_dyn_input_dims": ranged}
+
+
+def _dimension(migraphx: Any, size: Any, example: int, largest: Any) -> Any:
+    dimension = migraphx.shape.dynamic_dimension
+    if isinstance(size, str) and largest:
+        return dimension(1, max(example, largest))
+    return dimension(example, example)
+
+
+class Program:
+    """A compiled program; MIGraphX copies to and from the GPU itself (`offload_copy`)."""
+
+    def __init__(self, migraphx: Any, program: Any, recipe: dict[str, Any]) -> None:
+        self._migraphx, self._program, self._recipe = migraphx, program, recipe
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Run once, from host arrays to host arrays."""
+        known = set(self._program.get_parameter_names())
+        given = {name: self._migraphx.argument(np.ascontiguousarray(array)) for name, array in feeds.items()}
+        try:
+            results = self._program.run({name: value for name, value in given.items() if name in known})
+        except RuntimeError as error:
+            raise RecipeError(10, f"the program failed to run: {error}") from error
+        specs = self._recipe["outputs"]
+        return {
+            spec["name"]: np.array(result).astype(spec["dtype"])
+            for spec, result in zip(specs, results)  # noqa: B905
+        }
+
+    def profile(self, feeds: dict[str, Any], runs: int) -> dict[str, Any]:
+        """Time whole runs on the host's clock; the copies make each run wait for the GPU."""
+        return timed(self, feeds, runs, "MIGraphX gives no time per kernel to Python: see `migraphx-driver perf`")
+
+
+# -- ONNX Runtime's provider --------------------------------------------------------------------------------
+
+
+class Provider:
+    """The model in ONNX Runtime with the MIGraphX provider.
+
+    Raises:
+        RecipeError: code 8 where ONNX Runtime would run it on the CPU instead.
+    """
+
+    def __init__(self, ort: Any, recipe: dict[str, Any], options: Any, cache: Path) -> None:
+        cache.mkdir(exist_ok=True)
+        settings = {"device_id": "0", "migraphx_model_cache_dir": str(cache)}
+        if options.exhaustive_tune:
+            settings["migraphx_exhaustive_tune"] = "1"
+        self._names = [spec["name"] for spec in recipe["outputs"]]
+        model = str(options.artifact / recipe["model"])
+        self._session = ort.InferenceSession(model, providers=[(PROVIDER, settings)])
+        active = self._session.get_providers()
+        if PROVIDER not in active:  # the list of *available* providers says nothing
+            message = f"ONNX Runtime runs the model on {', '.join(active)}, not on {PROVIDER}"
+            raise RecipeError(8, message, "install onnxruntime-migraphx for this ROCm, or use --runtime migraphx")
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Run once, from host arrays to host arrays."""
+        return dict(zip(self._names, self._session.run(self._names, feeds)))  # noqa: B905  (Python 3.8)
+
+    def profile(self, feeds: dict[str, Any], runs: int) -> dict[str, Any]:
+        """Time whole runs on the host's clock."""
+        return timed(self, feeds, runs, "one node holds the whole graph, so there is no time per layer")
+
+
+def timed(engine: Any, feeds: dict[str, Any], runs: int, note: str) -> dict[str, Any]:
+    """Warm up and time `runs` runs of an engine."""
+    for _ in range(WARM_UP):
+        engine.run(feeds)
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        engine.run(feeds)
+        times.append((time.perf_counter() - start) * 1e3)
+    rows = next(iter(feeds.values())).shape[:1]
+    return {
+        "latency_ms": board.percentiles(times),
+        "throughput_per_s": runs * int(rows[0] if rows else 1) / (sum(times) / 1e3),
+        "warm_up": WARM_UP,
+        "runs": runs,
+        "device_memory_bytes": None,
+        "layers": {},
+        "notes": ["host clock around whole runs, copies included", note],
+    }
+
+
+# -- the program --------------------------------------------------------------------------------------------
+
+
+def probe(options: Any) -> dict[str, Any]:
+    """What is here: driver, GPU, MIGraphX. Never crashes: the driver's files are looked at first."""
+    gpu = find_gpu()
+    return {**gpu, "migraphx": version_of(import_runtime(options)), "python": sys.executable}
+
+
+def import_runtime(options: Any) -> Any:
+    """The module that the chosen runtime needs."""
+    if options.runtime == "migraphx":
+        return import_migraphx()
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RecipeError(3, f"ONNX Runtime cannot be imported: {error}", "pip install onnxruntime-migraphx") from error
+    return onnxruntime
+
+
+def version_of(module: Any) -> str:
+    """The version of MIGraphX or ONNX Runtime, as far as the module says it."""
+    return str(getattr(module, "__version__", "unknown"))
+
+
+def open_engine(recipe: dict[str, Any], options: Any, folder: Path) -> Any:
+    """What was built into `folder`."""
+    find_gpu()
+    runtime = import_runtime(options)
+    if options.runtime == "onnxruntime":
+        return Provider(runtime, recipe, options, folder / CACHE)
+    return Program(runtime, runtime.load(str(folder / PROGRAM_FILE)), recipe)
+
+
+def main(options: Any) -> Any:
+    """Do what the command line asks; returns the report."""
+    if options.probe:
+        return probe(options)
+    if options.serve:
+        board.serve(lambda: open_engine(board.read_recipe(options.artifact), options, options.artifact))
+        return None
+    recipe = board.read_recipe(options.artifact)
+    out = options.out or options.artifact
+    gpu = find_gpu()
+    runtime = import_runtime(options)
+    check_device(recipe, gpu, options)
+    start = time.time()
+    if options.runtime == "migraphx":
+        program = compile_program(runtime, recipe, options)
+        runtime.save(program, str(out / PROGRAM_FILE))
+    engine = open_engine(recipe, options, out)
+    inputs, outputs = board.read_golden(options.artifact, recipe)
+    report = {"build_seconds": round(time.time() - start, 1), **gpu, "migraphx": version_of(runtime)}
+    if options.runtime == "migraphx":
+        report["program_sha256"] = hashlib.sha256((out / PROGRAM_FILE).read_bytes()).hexdigest()
+    report["layers"], report["layers_source"] = [], "the ONNX file; MIGraphX does not say it per node"
+    report["golden"] = board.check_golden(engine, inputs, outputs, recipe)
+    if options.runs and inputs:
+        report["profile"] = engine.profile(inputs[0], options.runs)
+    board.write_whole(out / REPORT, json.dumps(report, indent=1).encode())
+    return report
+
+
+def check_device(recipe: dict[str, Any], gpu: dict[str, Any], options: Any) -> None:
+    """Refuse to compile for another GPU than the artifact's, unless told to."""
+    if gpu["arch"] != recipe["arch"] and not options.any_device:
+        message = f"the artifact is for {recipe['device']} ({recipe['arch']}); this is {gpu['device']} ({gpu['arch']})"
+        raise RecipeError(10, message, "build it on that device, or pass --any-device")
+
+
+def parse(arguments: list[str], recipe_options: dict[str, Any]) -> argparse.Namespace:
+    """Parse the command line; defaults are the options that the artifact was exported with."""
+    command = board.parser_of((__doc__ or "").splitlines()[0])
+    command.add_argument(
+        "--runtime", choices=("migraphx", "onnxruntime"), default=recipe_options.get("runtime", "migraphx")
+    )
+    command.add_argument("--max-batch", type=int, default=recipe_options.get("max_batch", 8))
+    tune, fast = recipe_options.get("exhaustive_tune", False), recipe_options.get("fast_math", False)
+    command.add_argument("--exhaustive-tune", action="store_true", default=tune)
+    command.add_argument("--fast-math", action="store_true", default=fast)
+    command.add_argument("--any-device", action="store_true", help="compile although the GPU is another one")
+    return command.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(board.run_cli(main, parse))

@@ -1,0 +1,69 @@
+"""Captured model -> portable artifact with the recipe that compiles it; compiled too where the device is here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from deploykit.precision import Precision
+from deploykit.target import Conversion, ConversionJob
+from deploykit_targets._onnx.explicit import lower_explicit
+from deploykit_targets._onnx.lint import load_rules
+from deploykit_targets._recipe.portable import MODEL, build_from, build_here, portable
+from deploykit_targets.migraphx import build_model
+from deploykit_targets.migraphx.build_model import PROGRAM_FILE
+from deploykit_targets.migraphx.scheme import OPSET, scheme_of
+from deploykit_targets.migraphx.session import PROGRAM, interpreter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploykit.artifact import Artifact
+    from deploykit_targets.migraphx.target import MigraphxOptions
+
+
+def convert(job: ConversionJob) -> Conversion:
+    """Write ONNX file and recipe; where the job's device is this machine, compile it too.
+
+    MIGraphX's parser has no bfloat16: such a model is written in float32, and the recipe has MIGraphX convert it.
+
+    Raises:
+        ConversionError: an operator has no ONNX form, or MIGraphX would refuse the file; names node and rule.
+    """
+    rules = load_rules("migraphx")
+    typed = job.precision is not Precision.BF16
+    made = lower_explicit(job, scheme_of(job.device), rules, opset=OPSET, typed=typed)
+    conversion = portable(job, made, build_model, asdict(job.options))
+    return build_here(job, conversion, PROGRAM, entry_of(job.options), arguments_of(job.options), interpreter())
+
+
+def build(artifact: Artifact, folder: Path, options: MigraphxOptions) -> Conversion:
+    """Compile an artifact into `folder`.
+
+    Raises:
+        DeviceError: no driver, another GPU than the artifact's, or MIGraphX crashed.
+        MissingDependencyError: no Python here has MIGraphX's bindings.
+        PlacementError: ONNX Runtime would have run the model on the CPU.
+        ConversionError: MIGraphX refused.
+    """
+    return build_from(
+        artifact,
+        folder,
+        PROGRAM,
+        entry_of(options),
+        arguments=arguments_of(options),
+        options=asdict(options),
+        python=interpreter(),
+    )
+
+
+def entry_of(options: MigraphxOptions) -> str:
+    """What the runtime opens: the compiled program, or the ONNX file beside its cache."""
+    return PROGRAM_FILE if options.runtime == "migraphx" else MODEL
+
+
+def arguments_of(options: MigraphxOptions) -> list[str]:
+    """Options as the recipe's command line takes them."""
+    flags = {"--exhaustive-tune": options.exhaustive_tune, "--fast-math": options.fast_math}
+    chosen = [flag for flag, wanted in flags.items() if wanted]
+    return ["--runtime", options.runtime, "--max-batch", str(options.max_batch), *chosen]

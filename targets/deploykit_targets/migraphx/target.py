@@ -1,0 +1,73 @@
+"""The MIGraphX plugin: capabilities, options, and the hooks that its siblings in this folder fill.
+
+MIGraphX compiles only on the GPU that runs the result. So an export makes a portable artifact here, checked statically
+and by reference numerics, and `deploykit build` compiles it on the device; both at once where the device is here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from deploykit._optional import Requirement
+from deploykit.devices import load_devices
+from deploykit.precision import Evidence, Precision
+from deploykit.target import Capabilities, Conversion, ConversionJob
+from deploykit_targets._recipe.target import BuiltOnDevice
+from deploykit_targets.migraphx import session
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+
+
+@dataclass(frozen=True)
+class MigraphxOptions:
+    """Options of the MIGraphX toolchain; all of them are of the build on the device, and can be changed there.
+
+    Attributes:
+        runtime: `migraphx` (a compiled .mxr file), or `onnxruntime` (its MIGraphX provider with a cache folder).
+        exhaustive_tune: try every kernel; compiles for much longer.
+        fast_math: approximate exp, tanh and the like.
+        max_batch: largest batch of a dynamic batch axis.
+    """
+
+    runtime: Literal["migraphx", "onnxruntime"] = "migraphx"
+    exhaustive_tune: bool = False
+    fast_math: bool = False
+    max_batch: int = 8
+
+
+class MigraphxTarget(BuiltOnDevice):
+    """AMD GPUs through MIGraphX."""
+
+    name: ClassVar[str] = "migraphx"
+    program: ClassVar[str] = session.PROGRAM
+    options_type: ClassVar[type[MigraphxOptions]] = MigraphxOptions
+
+    def capabilities(self) -> Capabilities:
+        """See `Target.capabilities`."""
+        return Capabilities(
+            summary="AMD GPUs through MIGraphX",
+            precisions=(Precision.INT8, Precision.FP16, Precision.BF16, Precision.FP8, Precision.FP32),
+            devices=load_devices(Path(__file__).with_name("devices.toml"), toolchain=self.name),
+            export_extra="migraphx",
+            runtime_extra="migraphx-build",
+            export_requires=(Requirement("torch"), Requirement("onnx"), Requirement("onnxruntime")),
+            runtime_requires=(Requirement("migraphx"),),
+            evidence=Evidence.REFERENCE,
+        )
+
+    def interpreter(self) -> str | None:
+        """See `BuiltOnDevice.interpreter`."""
+        return session.interpreter()
+
+    def _convert(self, job: ConversionJob) -> Conversion:
+        from deploykit_targets.migraphx.convert import convert
+
+        return convert(job)
+
+    def _build(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
+        from deploykit_targets.migraphx.convert import build
+
+        return build(artifact, folder, options)

@@ -1,0 +1,80 @@
+"""Captured model -> portable artifact with the recipe of its engine; the engine itself where the device is here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.precision import Precision
+from deploykit.target import Conversion, ConversionJob
+from deploykit_targets._onnx.explicit import lower_explicit
+from deploykit_targets._onnx.lint import load_rules
+from deploykit_targets._recipe.portable import build_from, build_here, portable
+from deploykit_targets.tensorrt import build_engine
+from deploykit_targets.tensorrt.build_engine import ENGINE
+from deploykit_targets.tensorrt.scheme import is_strongly_typed, opset_of, scheme_of
+from deploykit_targets.tensorrt.session import PROGRAM, interpreter
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+    from deploykit_targets.tensorrt.target import TensorRtOptions
+
+
+def convert(job: ConversionJob) -> Conversion:
+    """Write ONNX file and recipe; where the job's device is this machine, build the engine too.
+
+    Raises:
+        ConversionError: an operator has no ONNX form, or TensorRT would refuse the file; names node and rule.
+    """
+    # Scales of q/dq nodes are float32 up to opset 18: older builders are told by flags what to do between them.
+    typed = is_strongly_typed(job.device) or job.precision is not Precision.MIXED
+    rules = load_rules("tensorrt")
+    made = lower_explicit(job, scheme_of(job.device), rules, opset=opset_of(job.device), typed=typed)
+    conversion = portable(job, made, build_engine, recipe_options(job.options))
+    return build_here(job, conversion, PROGRAM, ENGINE, arguments_of(job.options), interpreter())
+
+
+def build(artifact: Artifact, folder: Path, options: TensorRtOptions) -> Conversion:
+    """Build the engine of an artifact into `folder`; the timing cache stays with the artifact for the next build.
+
+    Raises:
+        DeviceError: no driver, another GPU than the artifact's, or TensorRT crashed.
+        MissingDependencyError: no Python here has TensorRT's bindings.
+        ConversionError: TensorRT refused; carries what it logged.
+    """
+    return build_from(
+        artifact,
+        folder,
+        PROGRAM,
+        ENGINE,
+        arguments=arguments_of(options),
+        options=recipe_options(options),
+        python=interpreter(),
+    )
+
+
+def recipe_options(options: TensorRtOptions) -> dict[str, Any]:
+    """Options as defaults of the recipe's command line."""
+    return {
+        "workspace_mib": options.workspace_mib,
+        "optimization_level": options.optimization_level,
+        "dla": options.dla,
+        "no_gpu_fallback": not options.gpu_fallback,
+        "version_compatible": options.version_compatible,
+        "hardware": options.hardware,
+        "max_batch": options.max_batch,
+    }
+
+
+def arguments_of(options: TensorRtOptions) -> list[str]:
+    """Options as the recipe's command line takes them."""
+    given = {
+        "--workspace-mib": options.workspace_mib,
+        "--optimization-level": options.optimization_level,
+        "--dla": options.dla,
+        "--hardware": options.hardware,
+        "--max-batch": options.max_batch,
+    }
+    arguments = [part for flag, value in given.items() if value is not None for part in (flag, str(value))]
+    flags = {"--no-gpu-fallback": not options.gpu_fallback, "--version-compatible": options.version_compatible}
+    return arguments + [flag for flag, wanted in flags.items() if wanted]

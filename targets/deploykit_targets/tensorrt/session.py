@@ -1,0 +1,12 @@
+"""Where TensorRT's bindings are on this machine; the session itself is the recipe's (`_recipe/session.py`)."""
+
+from __future__ import annotations
+
+from deploykit_targets._recipe.host import interpreter_with
+
+PROGRAM = "build_engine.py"
+
+
+def interpreter() -> str | None:
+    """A Python that has TensorRT's bindings and NumPy: ours, or the system's on a Jetson; None where neither has."""
+    return interpreter_with("tensorrt", "numpy")
