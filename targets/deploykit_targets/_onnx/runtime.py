@@ -51,6 +51,7 @@ def inference_session(
         DeviceError: a provider is not in use, for lack of its libraries or of the device.
     """
     ort = require("onnxruntime", extra="onnxruntime-runtime", purpose="run ONNX files")
+    _require_in_use(providers, ort.get_available_providers())  # what is listed may still not load: asked again below
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = _FATAL
@@ -63,13 +64,17 @@ def inference_session(
         session = ort.InferenceSession(source, options, providers=list(providers), disabled_optimizers=list(_DISABLED))
     except Exception as error:
         raise ConversionError(f"ONNX Runtime refuses the model: {error}") from error
-    absent = [name for name in providers if name not in session.get_providers()]
+    _require_in_use(providers, session.get_providers())
+    return session
+
+
+def _require_in_use(wanted: Sequence[str], used: Sequence[str]) -> None:
+    absent = [name for name in wanted if name not in used]
     if absent:
         raise DeviceError(
-            f"ONNX Runtime does not use {', '.join(absent)}; it runs on {', '.join(session.get_providers())}",
+            f"ONNX Runtime does not use {', '.join(absent)}; it runs on {', '.join(used)}",
             hint="install the provider's libraries and driver, or choose another target",
         )
-    return session
 
 
 def optimised_model(model: bytes | Path | str, *, threads: int = 1) -> bytes:

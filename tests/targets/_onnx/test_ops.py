@@ -83,7 +83,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "compare_mixed": (lambda a: (a >= 0.5), (INTS,)),
     "logic": (lambda a, b: torch.logical_and(a, b) | torch.logical_xor(a, ~b), (MASK, N > 0)),
     "bitwise_ints": (lambda a: (a & 3) | 8, (INTS,)),
-    "where": (lambda m, a, b: torch.where(m, a, b), (MASK, M, N)),
+    "where": (torch.where, (MASK, M, N)),
     "where_scalar": (lambda m, a: torch.where(m, a, 0.0), (MASK, M)),
     "masked_fill": (lambda a, m: a.masked_fill(m, -1e4), (M, MASK)),
     "addcmul": (lambda a, b: torch.addcmul(a, a, b, value=0.5), (M, N)),
@@ -109,7 +109,9 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "matmul": (lambda a, b: a @ b.transpose(-1, -2), (X, Y)),
     "bmm": (torch.bmm, (draw(2, 3, 4), draw(2, 4, 5))),
     "addmm": (lambda a, b: torch.addmm(a, b, draw(5, 5), beta=0.5, alpha=2.0), (M, N)),
-    "baddbmm": (lambda a, b: torch.baddbmm(torch.ones(2, 3, 5), a, b, beta=0.5, alpha=2), (draw(2, 3, 4), draw(2, 4, 5))),
+    "baddbmm": (
+        lambda a, b: torch.baddbmm(torch.ones(2, 3, 5), a, b, beta=0.5, alpha=2), (draw(2, 3, 4), draw(2, 4, 5)),
+    ),
     "einsum": (lambda a, b: torch.einsum("bchw,bcxw->bhx", a, b), (X, Y)),
     "attention": (F.scaled_dot_product_attention, (draw(2, 3, 4, 8), draw(2, 3, 5, 8), draw(2, 3, 5, 8))),
     "attention_causal": (
@@ -142,7 +144,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "layer_norm": (lambda a: F.layer_norm(a, (5,), draw(5), draw(5, seed=9)), (M,)),
     "layer_norm_plain": (lambda a: F.layer_norm(a, (6, 6)), (X,)),
     "group_norm": (lambda a: F.group_norm(a, 2, draw(4), draw(4, seed=9)), (X,)),
-    "instance_norm": (lambda a: F.instance_norm(a), (X,)),
+    "instance_norm": (F.instance_norm, (X,)),
     "batch_norm": (lambda a: F.batch_norm(a, draw(4), draw(4).abs() + 0.5, draw(4, seed=7), draw(4, seed=8)), (X,)),
     "rms_norm": (lambda a: F.rms_norm(a, (5,), draw(5)), (M,)),
     # shape
