@@ -13,18 +13,23 @@ from deploykit_targets.coreml.mil_evaluator.operation import Op, rounds
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., D_in), weight (D_out, D_in) -> (..., D_out)."""
+    """x (..., D_in), weight (D_out, D_in) -> (..., D_out); mixed types meet in the wider one."""
+    x, weight = _alike(x, weight)
+    addend = None if bias is None else bias.to(x.dtype)
     if x.is_floating_point():
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    product = torch.matmul(x, weight.to(x.dtype).T)
-    return product if bias is None else product + bias.to(x.dtype)
+        return F.linear(x, weight, addend)
+    product = torch.matmul(x, weight.T)
+    return product if addend is None else product + addend
+
+
+def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    common = torch.promote_types(x.dtype, y.dtype)
+    return x.to(common), y.to(common)
 
 
 def _matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """NumPy's matmul with optional transposition of the last two axes; no effect on rank 1."""
-    if x.dtype != y.dtype:
-        common = torch.promote_types(x.dtype, y.dtype)
-        x, y = x.to(common), y.to(common)
+    x, y = _alike(x, y)
     left = x.transpose(-1, -2) if transpose_x and x.ndim > 1 else x
     right = y.transpose(-1, -2) if transpose_y and y.ndim > 1 else y
     return torch.matmul(left, right)

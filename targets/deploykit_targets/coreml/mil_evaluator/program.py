@@ -81,7 +81,7 @@ class Program:
     specification_version: int
     interface: Interface
     _plan: FunctionPlan
-    _mil: Any = field(repr=False)
+    _histogram: Mapping[str, int] = field(repr=False)
     _undefined_indices: UndefinedIndices = "error"
     _constants: Mapping[int, Any] | None = field(default=None, repr=False)
 
@@ -102,8 +102,7 @@ class Program:
 
     def ops(self) -> Mapping[str, int]:
         """How many ops of each kind the function holds, nested blocks included, constants not."""
-        counts = Counter(operation.op_type for operation in _operations(self._mil) if operation.op_type != "const")
-        return dict(counts.most_common())
+        return dict(self._histogram)
 
     def make_state(self) -> State:
         """Fresh state, all zeros."""
@@ -250,13 +249,14 @@ def _program(
 ) -> Program:
     function = mil.functions[name]
     plan = plan_function(function, opset=version, fold_constants=keep_weights)
+    counts = Counter(operation.op_type for operation in _operations(function) if operation.op_type != "const")
     return Program(
         function=name,
         functions=tuple(mil.functions),
         specification_version=version,
         interface=interface_of(function, description),
         _plan=plan,
-        _mil=function,
+        _histogram=dict(counts.most_common()),
         _undefined_indices=undefined_indices,
     )
 

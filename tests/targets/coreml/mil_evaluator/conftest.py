@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from deploykit_targets.coreml.mil_evaluator import Program, from_mil, load
 from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools, quiet
@@ -104,6 +105,15 @@ class Mil:
 @pytest.fixture(scope="session")
 def mil() -> Mil:
     return Mil()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny tensors gain nothing from threads, and a busy machine loses."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

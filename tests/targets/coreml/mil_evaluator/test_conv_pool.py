@@ -211,11 +211,11 @@ def pool(mil, kind, exclude, **options):
 
 
 @pytest.mark.parametrize("pad_type", ["valid", "custom", "same", "same_lower"])
-@pytest.mark.parametrize("kind", POOLS)
-@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [(kind, rank) for kind in POOLS for rank in (1, 2, 3) if (kind, rank) != ("l2", 3)],  # the op set has no such pool
+)
 def test_pool(mil, rng, rank, kind, pad_type):
-    if kind == "l2" and rank == 3:
-        pytest.skip("the op set has no three-dimensional l2_pool")
     sizes, kernel, strides = (7, 6, 5)[:rank], (3, 2, 4)[:rank], (2, 2, 1)[:rank]
     x = rng.normal(size=(2, 3, *sizes)).astype(np.float32)
     flat = [1, 0, 1, 1, 2, 1][: 2 * rank]

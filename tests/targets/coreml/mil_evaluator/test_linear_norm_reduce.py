@@ -29,6 +29,12 @@ def test_linear_with_a_bias_of_another_dtype(mil, rng):
     np.testing.assert_allclose(got, x.astype(float) @ w.T, rtol=2e-3, atol=1e-3)
 
 
+def test_linear_of_integers_with_fractional_weights_truncates_the_result(mil):
+    x, w = np.array([[3, 5]], np.int32), np.array([[0.5, 0.5], [-0.5, -0.4]], np.float32)
+    got = mil.evaluate("linear", lambda x: mil.mb.linear(x=x, weight=w), x)
+    np.testing.assert_array_equal(got, [[4, -3]])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 @pytest.mark.parametrize("tx", [False, True])
 @pytest.mark.parametrize("ty", [False, True])

@@ -164,8 +164,10 @@ NAMES = (
 NAMES = [*NAMES.split("|", maxsplit=1)[0].split(), *NAMES.split("|")[1:]]
 
 
-@pytest.mark.parametrize("fp16", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+HALF = ["conv", "pool", "norm", "gather", "slice", "lstm", "loop", "palette", "attention", "block weight"]
+
+
+@pytest.mark.parametrize(("name", "fp16"), [*((name, False) for name in NAMES), *((name, True) for name in HALF)])
 def test_a_file_gives_what_the_program_in_memory_gives(mil, rng, tmp_path, name, fp16):
     """In float32 to the last bits; in float16 to the rounding of inputs, weights and each op."""
     ops, build, inputs, *rest = family(mil, rng)[name]
@@ -192,6 +194,17 @@ def test_every_name_is_a_round_trip(mil, rng):
 
 def simple(mil, shape=(1, 3, 4, 4)):
     return mil.build(lambda x: mil.mb.mul(x=x, y=np.float32(2)), [np.zeros(shape, np.float32)])
+
+
+@pytest.mark.parametrize(("target", "version"), [("iOS15", 6), ("iOS16", 7), ("iOS18", 9), ("iOS26", 10)])
+def test_every_target_version_loads(mil, tmp_path, rng, target, version):
+    weight, x = image(rng, 2, 3, 3, 3), image(rng, 1, 3, 4, 4)
+    built = min(mil.ct.target[target], mil.ct.target.iOS18).name
+    program = mil.build(lambda x: mil.mb.conv(x=x, weight=weight, pad_type="same"), [x], opset=built)
+    loaded = load(mil.save(program, tmp_path / "m.mlpackage", target=target))
+    assert loaded.specification_version == version
+    (want,) = from_mil(program).run({"x": x}).values()
+    np.testing.assert_allclose(next(iter(loaded.run({"x": x}).values())), want, rtol=1e-5, atol=1e-6)
 
 
 def test_interface_of_a_file(mil, tmp_path):
@@ -399,6 +412,13 @@ def test_an_unknown_op_is_named_with_its_output_and_version(mil, tmp_path):
         load(path)
     assert (error.value.op_type, error.value.output, error.value.specification_version) == ("frobnicate", output, 8)
     assert isinstance(error.value, ConversionError) and error.value.exit_code == 4
+
+
+def test_a_dialect_op_in_memory_is_named(mil):
+    x = np.zeros(3, np.float32)
+    program = mil.build(lambda x: mil.mb.complex_abs(x=mil.mb.complex(real_data=x, imag_data=x)), [x])
+    with pytest.raises(UnsupportedOpError, match="'complex'"):
+        from_mil(program)
 
 
 def test_another_version_of_coremltools_is_refused(mil, monkeypatch):
