@@ -8,6 +8,7 @@ covered: what `forward` does outside the module (files, globals, objects it hold
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,16 +45,21 @@ def borrowed(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def as_cpu_float32(module: nn.Module) -> nn.Module:
-    """The module itself when it is on the CPU with float32 weights, else a deep copy that is.
+    """The module itself when it is on the CPU with float32 weights, else a copy that is (no second copy elsewhere).
 
     Raises:
         whatever `copy.deepcopy` raises for a module that cannot be copied.
     """
-    if all(map(_is_plain, [*module.parameters(), *module.buffers()])):
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(map(_is_plain, tensors)):
         return module
-    import copy
+    copies: dict[int, Any] = {id(tensor): _plain_copy(tensor) for tensor in tensors}
+    return copy.deepcopy(module, copies).to(device="cpu").float()  # for what else a module notes of its device
 
-    return copy.deepcopy(module).to(device="cpu").float()
+
+def _plain_copy(tensor: Tensor) -> Tensor:
+    plain = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+    return nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
 
 
 def _is_plain(tensor: Tensor) -> bool:

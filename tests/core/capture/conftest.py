@@ -15,11 +15,6 @@ from deploykit.testing.models import ZOO
 Zoo = Callable[..., tuple[torch.nn.Module, Any, CapturedModel]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
-
-
 @pytest.fixture(scope="session")
 def zoo() -> Zoo:
     """`zoo(name, dynamic_batch=False)` -> (module, example inputs, capture); each made once."""

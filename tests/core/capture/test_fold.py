@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -121,3 +122,20 @@ def test_neutral_constants_that_change_the_shape_stay() -> None:
             return x + torch.zeros(3, 1)
 
     assert ops(captured_of(Grows(), 1, 4)) == {"add": 1}
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, "old weight_norm"]
+)
+def test_computed_weights_become_plain_weights(wrap: Any) -> None:
+    layer = nn.Conv2d(3, 4, 3)
+    if wrap == "old weight_norm":
+        with pytest.warns(FutureWarning, match="deprecated"):
+            nn.utils.weight_norm(layer)
+    else:
+        wrap(layer)
+    names = [name for name, _ in layer.named_parameters()]
+    captured = captured_of(nn.Sequential(layer, nn.BatchNorm2d(4)), 1, 3, 8, 8)
+    assert ops(captured) == {"conv2d": 1}
+    assert [name for name, _ in layer.named_parameters()] == names
+    layer(torch.randn(1, 3, 8, 8)).sum().backward()  # nothing fake was left behind
