@@ -12,10 +12,12 @@ from torch import fx
 
 from deploykit.capture import (
     finish,
+    finite_masks,
     fold,
     fold_dynamic,
     functionalise,
     rewrite_attention,
+    rewrite_decomposed,
     rewrite_einsum,
     rewrite_matmul,
     rewrite_ops,
@@ -34,6 +36,7 @@ def passes(*, expand_attention: bool = True) -> tuple[Pass, ...]:
         rewrite_views.erase_identities,
         rewrite_views.positive_dims,
         rewrite_views.plain_slices,
+        rewrite_decomposed.recompose,
         rewrite_einsum.rewrite_einsum,
         rewrite_ops.expand_composites,
         *((rewrite_attention.expand_attention,) if expand_attention else ()),
@@ -45,6 +48,7 @@ def passes(*, expand_attention: bool = True) -> tuple[Pass, ...]:
         fold.merge_equal,
         fold.fold_constants,
         fold_dynamic.fold_batch_constants,
+        finite_masks.finite_masks,
         fold.drop_neutral,
         rewrite_views.index_by_arange,
         rewrite_matmul.constant_matmul_to_linear,

@@ -204,6 +204,29 @@ def test_masks_are_finite() -> None:
     assert min(b.min().item() for b in captured.graph_module.buffers()) == -30000
 
 
+def own_attention(m: nn.Module, x: Tensor, mask: Tensor, how: str) -> Tensor:
+    scores = x @ x.transpose(1, 2)
+    if how == "masked_fill":
+        scores = scores.masked_fill(mask == 0, -torch.inf)
+    elif how == "where":
+        scores = torch.where(mask.bool(), scores, torch.finfo(torch.float32).min)
+    else:
+        scores = scores + (1 - mask.float()) * -1e9
+    return scores.softmax(-1) @ x
+
+
+@pytest.mark.parametrize("how", ["masked_fill", "where", "arithmetic"])
+def test_masks_of_the_models_own_making_are_finite(how: str) -> None:
+    captured = captured_of(lambda m, *xs: own_attention(m, *xs, how=how), Q[0], torch.eye(5).long())
+    numbers = [a for n in captured.graph_module.graph.nodes for a in n.args if isinstance(a, float)]
+    assert min([*numbers, *(b.min().item() for b in captured.graph_module.buffers())]) == -30000
+
+
+def test_large_negative_numbers_elsewhere_are_kept() -> None:
+    captured = captured_of(lambda m, x: x.masked_fill(x > 0, -torch.inf).amax(-1).softmax(-1))
+    assert -torch.inf in next(n for n in captured.graph_module.graph.nodes if "masked_fill" in n.name).args
+
+
 def test_attention_can_stay_whole() -> None:
     module = Of(lambda m, q, k: F.scaled_dot_product_attention(q, k, k))
     traced = trace_module(resolve(module, (Q, KV)), dynamic_batch=False, dynamic_shapes=None)
