@@ -163,6 +163,37 @@ def test_dynamic_batch(mil, tmp_path):
         compare(loaded, model, [example(count, 3, 32, 32)], 1e-5)
 
 
+class Cache(nn.Module):
+    """Attention over a cache that the model keeps itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(1, 8, 4))
+        self.query = nn.Linear(4, 4)
+
+    def forward(self, x):
+        self.cache[:, 1:] = self.cache[:, :-1].clone()
+        self.cache[:, :1] = x
+        return (self.query(x) @ self.cache.transpose(1, 2)).softmax(-1) @ self.cache
+
+
+def test_stateful_model(mil, tmp_path):
+    """The state is float16 in the package, so steps of a few thousandths of the values are expected."""
+    ct, model, x = mil.ct, seeded(Cache), example(1, 1, 4)
+    with quiet(), torch.no_grad():
+        traced = torch.jit.trace(seeded(Cache), x)
+    state = ct.StateType(wrapped_type=ct.TensorType(shape=(1, 8, 4), dtype=np.float16), name="cache")
+    options = {"inputs": [ct.TensorType("x", shape=(1, 1, 4))], "states": [state], "target": "iOS18"}
+    program = load(mil.save(traced, tmp_path / "m.mlpackage", **options))
+    memory = program.make_state()
+    for step in range(4):
+        fed = x + step
+        (got,) = program.run({"x": fed.numpy()}, state=memory).values()
+        (want,) = answers(model, [fed])
+        np.testing.assert_allclose(got, want, atol=5e-3)
+    np.testing.assert_allclose(memory.read("cache"), model.cache.numpy(), atol=2e-3)
+
+
 # --- compressed weights -------------------------------------------------------------------------------------------
 
 
