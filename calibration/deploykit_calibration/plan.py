@@ -15,7 +15,7 @@ from torch.fx import Node
 from deploykit_calibration.graph_view import GraphView, is_constant, is_float
 from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, weight_argument
 from deploykit_calibration.scheme import Inputs, OpRule, Output, QuantScheme
-from deploykit_calibration.transformer_residual import residual_stream
+from deploykit_calibration.transformer_residual import ResidualStream, residual_stream
 
 _TWO_OPERANDS = frozenset({"add", "sub", "mul"})
 
@@ -47,7 +47,8 @@ class Planner:
 
     def __init__(self, view: GraphView, scheme: QuantScheme, observed: Container[str], kept: dict[str, str]) -> None:
         self._view, self.scheme, self._observed, self._kept = view, scheme, observed, kept
-        self._stream = residual_stream(view) if scheme.residual_policy == "auto" else frozenset()
+        self._stream = residual_stream(view) if scheme.residual_policy == "auto" else ResidualStream()
+        self._unrounded = self._stream.tensors | self._stream.starts
         self._returned = view.returned if scheme.float_outputs else frozenset()
         self._plan = Plan()
         self._possible: list[Node] = []
@@ -119,7 +120,7 @@ class Planner:
             return "scales one operand"
         if kind == "add" and self.scheme.residual_policy == "float":
             return "residual additions stay in float in this scheme"
-        if kind not in MACS and any(result in self._stream for result in self.results(op)):
+        if kind not in MACS and any(result in self._stream.tensors for result in self.results(op)):
             return "transformer residual stream"
         return None
 
@@ -129,6 +130,8 @@ class Planner:
         for tensor in self.results(op):
             if tensor in self._returned:
                 return "graph output"
+            if tensor in self._stream.starts:
+                return "starts the transformer residual stream"
             if not self.has_statistics(tensor):
                 return f"no calibration statistics for its output {tensor.name}"
         return None if self.results(op) else "computes no float tensor"
@@ -169,7 +172,7 @@ class Planner:
         if rule.output is Output.ON_DEMAND:
             return
         for tensor in self.results(op):
-            if tensor not in self._stream and tensor not in self._returned and self.has_statistics(tensor):
+            if tensor not in self._unrounded | self._returned and self.has_statistics(tensor):
                 self._plan.hard.add(tensor)
 
     def _fused_layer(self, op: Node) -> Node | None:

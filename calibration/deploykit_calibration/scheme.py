@@ -196,7 +196,7 @@ ONNX_X86 = QuantScheme(
 ONNX_X86_NO_VNNI = replace(ONNX_X86, name="onnx-x86-no-vnni", reduce_range=True)
 
 # Reads the same file; its convolutions may write float.
-OPENVINO = replace(ONNX_X86, name="openvino")
+OPENVINO = replace(ONNX_X86, name="openvino", rules=with_rules(ONNX_X86, conv=INT8_IN_OUT))
 
 # After NVIDIA's explicit-quantization guide: inputs only, symmetric, and of a residual addition only the skip
 # connection, so that convolution, addition and activation fuse into one kernel.
