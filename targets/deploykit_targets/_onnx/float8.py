@@ -69,14 +69,15 @@ def _requantize_weights(
 
 
 def _float_weight(node: onnx.NodeProto, stored: TensorProto, weights: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The float weight of an operator in the layout in which its int8 one is stored."""
+    """The float weight of an operator in the layout in which its int8 one is stored: as it is, or transposed."""
     found = weights.get(node.name.split(".", maxsplit=1)[0])
-    shape = tuple(stored.dims)
-    if found is not None and found.shape == shape:
-        return found
-    if found is not None and found.T.shape == shape:
-        return np.ascontiguousarray(found.T)
-    raise ConversionError(f"the float weight of {node.name} is not known, which float8 needs")
+    codes = numpy_helper.to_array(stored).astype(np.float32)
+    layouts = [] if found is None else [found, found.T]
+    fitting = [layout for layout in layouts if layout.shape == codes.shape]
+    if not fitting:
+        raise ConversionError(f"the float weight of {node.name} is not known, which float8 needs")
+    # A square matrix fits both ways; only the right one has the signs of its int8 codes.
+    return max(fitting, key=lambda layout: float(np.sum(np.sign(layout) * codes)))
 
 
 def _zero(graph: onnx.GraphProto, tensors: dict[str, TensorProto], name: str, made: dict[str, str]) -> str:

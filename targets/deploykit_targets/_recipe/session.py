@@ -49,7 +49,11 @@ class RecipeSession(Session):
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
-        self._receive()
+        try:
+            self._receive()
+        except BaseException:
+            self.close()
+            raise
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         arrays = self._ask({"command": "run"}, feeds)[1]
@@ -96,7 +100,8 @@ class RecipeSession(Session):
     def _close(self) -> None:
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # what a dead child did not read
+                    pipe.close()
         try:
             self._child.wait(timeout=10)
         except subprocess.TimeoutExpired:

@@ -1,0 +1,213 @@
+"""The MIGraphX recipe against recording fakes of MIGraphX and of ONNX Runtime: the order of calls, not their results.
+
+The names of the fake are those of MIGraphX's published Python API (ROCm/AMDMIGraphX docs/reference/MIGraphX-py.rst and
+src/py/migraphx_py.cpp at f729a52fafa209a094eb8c6df3433e94423577fe). On a machine with an AMD GPU the last test runs
+a real program; elsewhere it is skipped with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deploykit_targets.migraphx.build_model as recipe_program
+from deploykit_targets._recipe import board
+from deploykit_targets._recipe.board import RecipeError
+
+RECIPE: dict[str, Any] = {
+    "model": "model.onnx",
+    "device": "amd-mi300x",
+    "arch": "gfx942",
+    "precision": "int8",
+    "inputs": [{"name": "x", "shape": [2, 4], "dtype": "float32", "example": [2, 4]}],
+    "outputs": [{"name": "y", "shape": [2, 4], "dtype": "float32"}],
+    "options": {"runtime": "migraphx", "exhaustive_tune": False, "fast_math": False, "max_batch": 8},
+}
+DYNAMIC = {**RECIPE, "inputs": [{**RECIPE["inputs"][0], "shape": ["batch", 4]}]}
+FEEDS = {"x": np.ones((2, 4), np.float32)}
+
+
+class FakeProgram:
+    def __init__(self, module: FakeMigraphx) -> None:
+        self._module = module
+
+    def compile(
+        self, target: str, offload_copy: bool = True, fast_math: bool = True, exhaustive_tune: bool = False
+    ) -> None:
+        self._module.log.append(("compile", (target, offload_copy, fast_math, exhaustive_tune)))
+
+    def get_parameter_names(self) -> list[str]:
+        return ["x"]
+
+    def run(self, params: dict[str, Any]) -> list[np.ndarray]:
+        self._module.log.append(("run", tuple(params)))
+        return [params["x"] * 2]
+
+
+class FakeMigraphx:
+    """Records calls under the names of MIGraphX's Python API; computes nothing."""
+
+    class shape:  # noqa: N801  (as MIGraphX spells it)
+        @staticmethod
+        def dynamic_dimension(low: int, high: int) -> tuple[int, int]:
+            return low, high
+
+    def __init__(self, refusal: str = "") -> None:
+        self.log: list[tuple[str, Any]] = []
+        self._refusal = refusal
+
+    def parse_onnx(self, filename: str, map_input_dims: Any, map_dyn_input_dims: Any) -> FakeProgram:
+        if self._refusal:
+            raise RuntimeError(self._refusal)
+        self.log.append(("parse_onnx", (Path(filename).name, map_input_dims, map_dyn_input_dims)))
+        return FakeProgram(self)
+
+    def quantize_bf16(self, program: FakeProgram) -> None:
+        self.log.append(("quantize_bf16", ()))
+
+    def get_target(self, name: str) -> str:
+        return name
+
+    def argument(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+
+class FakeOnnxRuntime:
+    """Stands in for onnxruntime-migraphx: `active` is what a session says it runs on."""
+
+    def __init__(self, active: list[str]) -> None:
+        self.active, self.settings = active, {}
+
+    def InferenceSession(self, path: str, providers: list[Any]) -> FakeOnnxRuntime:
+        self.settings = dict(providers[0][1])
+        return self
+
+    def get_providers(self) -> list[str]:
+        return self.active
+
+    def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [feeds["x"]]
+
+
+def options(folder: Path, *arguments: str) -> Any:
+    return recipe_program.parse(["--artifact", str(folder), *arguments], RECIPE["options"])
+
+
+def test_parses_and_compiles_for_the_gpu_with_copies(tmp_path: Path) -> None:
+    migraphx = FakeMigraphx()
+    recipe_program.compile_program(migraphx, RECIPE, options(tmp_path))
+    assert migraphx.log == [
+        ("parse_onnx", ("model.onnx", {"x": [2, 4]}, {})),
+        ("compile", ("gpu", True, False, False)),
+    ]
+
+
+def test_bfloat16_is_made_by_migraphx_and_tuning_is_an_option(tmp_path: Path) -> None:
+    migraphx = FakeMigraphx()
+    recipe_program.compile_program(migraphx, {**RECIPE, "precision": "bf16"}, options(tmp_path, "--exhaustive-tune"))
+    assert [name for name, _ in migraphx.log] == ["parse_onnx", "quantize_bf16", "compile"]
+    assert migraphx.log[-1][1] == ("gpu", True, False, True)
+
+
+def test_a_dynamic_batch_gets_a_range_and_other_axes_do_not(tmp_path: Path) -> None:
+    migraphx = FakeMigraphx()
+    recipe_program.compile_program(migraphx, DYNAMIC, options(tmp_path, "--max-batch", "16"))
+    assert migraphx.log[0][1] == ("model.onnx", {}, {"x": [(1, 16), (4, 4)]})
+
+
+def test_a_refused_model_is_a_conversion_failure(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="MIGraphX refuses the model: unknown operator") as caught:
+        recipe_program.compile_program(FakeMigraphx("unknown operator"), RECIPE, options(tmp_path))
+    assert caught.value.code == 4
+
+
+def test_a_program_runs_and_is_timed_on_the_hosts_clock() -> None:
+    migraphx = FakeMigraphx()
+    program = recipe_program.Program(migraphx, FakeProgram(migraphx), RECIPE)
+    np.testing.assert_array_equal(program.run(FEEDS)["y"], 2 * FEEDS["x"])
+    report = program.profile(FEEDS, 5)
+    assert report["runs"] == 5 and "host clock" in report["notes"][0]
+
+
+def test_a_silent_fall_back_to_the_cpu_is_a_placement_failure(tmp_path: Path) -> None:
+    runtime = FakeOnnxRuntime(["CPUExecutionProvider"])
+    with pytest.raises(RecipeError, match="runs the model on CPUExecutionProvider, not on MIGraphX") as caught:
+        recipe_program.Provider(runtime, RECIPE, options(tmp_path), tmp_path / "cache")
+    assert caught.value.code == 8
+
+
+def test_the_provider_gets_a_cache_folder_and_no_int8_switch(tmp_path: Path) -> None:
+    runtime = FakeOnnxRuntime(["MIGraphXExecutionProvider", "CPUExecutionProvider"])
+    provider = recipe_program.Provider(runtime, RECIPE, options(tmp_path, "--exhaustive-tune"), tmp_path / "cache")
+    assert runtime.settings == {
+        "device_id": "0",
+        "migraphx_model_cache_dir": str(tmp_path / "cache"),
+        "migraphx_exhaustive_tune": "1",
+    }
+    assert set(provider.run(FEEDS)) == {"y"}
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [(90402, "gfx942"), (90010, "gfx90a"), (110000, "gfx1100"), (120001, "gfx1201"), (90008, "gfx908")],
+)
+def test_the_kernels_version_is_llvms_name(version: int, name: str) -> None:
+    assert recipe_program.gfx_name(version) == name
+
+
+def test_a_gpu_is_found_in_the_drivers_files(tmp_path: Path) -> None:
+    for index, properties in enumerate(("cpu_cores_count 8\ngfx_target_version 0\n", "gfx_target_version 90402\n")):
+        node = tmp_path / "nodes" / str(index)
+        node.mkdir(parents=True)
+        (node / "properties").write_text(properties)
+    driver = tmp_path / "kfd"
+    driver.touch()
+    assert recipe_program.find_gpu(str(driver), str(tmp_path / "nodes"))["arch"] == "gfx942"
+    with pytest.raises(RecipeError, match="lists no GPU"):
+        recipe_program.find_gpu(str(driver), str(tmp_path / "nothing"))
+    with pytest.raises(RecipeError, match="no AMD GPU driver"):
+        recipe_program.find_gpu(str(tmp_path / "absent"))
+
+
+def test_another_gpu_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    gpu = {"arch": "gfx90a", "device": "MI210"}
+    with pytest.raises(RecipeError, match=r"is for amd-mi300x \(gfx942\); this is MI210 \(gfx90a\)"):
+        recipe_program.check_device(RECIPE, gpu, options(tmp_path))
+    recipe_program.check_device(RECIPE, gpu, options(tmp_path, "--any-device"))
+
+
+def test_without_a_driver_the_program_says_so(tmp_path: Path) -> None:
+    if Path("/dev/kfd").exists():
+        pytest.skip("this machine has an AMD GPU driver")
+    folder = artifact_folder(tmp_path)
+    done = subprocess.run([sys.executable, folder / "build_model.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 10
+    assert json.loads(done.stdout.splitlines()[-1])["error"] == "there is no AMD GPU driver on this machine"
+    assert "Traceback" not in done.stderr
+
+
+def artifact_folder(folder: Path) -> Path:
+    for module in (recipe_program, board):
+        source = Path(str(module.__file__))
+        (folder / source.name).write_text(source.read_text())
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    return folder
+
+
+@pytest.mark.skipif(not Path("/dev/kfd").exists(), reason="no AMD GPU driver: a real program needs the GPU and ROCm")
+def test_a_real_program_is_compiled_and_runs(tmp_path: Path) -> None:
+    pytest.importorskip("migraphx", reason="MIGraphX is not installed beside the GPU")
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    specs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], name="relu")], "g", specs[:1], specs[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "model.onnx")
+    command = [sys.executable, str(artifact_folder(tmp_path) / "build_model.py"), "--any-device", "--runs", "0"]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (tmp_path / "model.mxr").is_file()

@@ -1,0 +1,174 @@
+"""TensorRT artifacts as they are made here: what is in them, what they claim, and what they refuse without a device."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+import deploykit
+from deploykit.artifact import Artifact
+from deploykit.manifest import NEEDS_DEVICE_BUILD
+from deploykit.precision import Evidence
+from deploykit.registry import toolchain
+from deploykit.testing import models
+from deploykit.testing.conformance import batches
+from deploykit_calibration.table import CalibrationTable
+from deploykit_targets._onnx.lint import lint, load_rules
+from deploykit_targets._recipe.target import UNBUILT_NOTE
+
+
+def export(output: Path, precision: str = "int8", *, target: str = "jetson-orin", **changes: Any) -> Artifact:
+    model, example_inputs = changes.pop("model", models.residual_cnn)()
+    arguments = {"calibration": batches(example_inputs)} if precision in ("int8", "mixed", "fp8") else {}
+    return deploykit.export(
+        model,
+        target=target,
+        precision=precision,
+        example_inputs=example_inputs,
+        output=output,
+        progress=False,
+        **{**arguments, **changes},
+    )
+
+
+def has_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    if has_driver():
+        pytest.skip("this machine has an NVIDIA driver: exports may be built at once")
+    return export(tmp_path_factory.mktemp("orin") / "artifact")
+
+
+def test_it_carries_all_that_the_board_needs(artifact: Artifact) -> None:
+    assert {entry.path for entry in artifact.manifest.files} == {
+        "model.onnx",
+        "build_engine.py",
+        "board.py",
+        "recipe.json",
+        "calibration.safetensors",
+        "golden.safetensors",
+    }
+    recipe = json.loads((artifact.path / "recipe.json").read_text())
+    assert (recipe["arch"], recipe["precision"]) == ("sm_87", "int8")
+    assert recipe["inputs"][0]["example"] == [1, 3, 32, 32]
+    assert CalibrationTable.load(artifact.path / "calibration.safetensors").samples == 4
+
+
+def test_it_says_what_is_left_to_do_and_refuses_to_run_before(artifact: Artifact) -> None:
+    build = artifact.manifest.build
+    assert artifact.status == NEEDS_DEVICE_BUILD and build is not None
+    assert build.command == "deploykit build ."
+    assert "jetson-orin" in build.reason and "python3 build_engine.py" in build.reason
+    with pytest.raises(deploykit.DeviceError, match="not runnable yet"):
+        artifact.open()
+
+
+def test_parity_is_a_reference_and_says_what_it_does_not_prove(artifact: Artifact) -> None:
+    report = artifact.parity
+    assert report is not None and report.passed
+    assert report.evidence is Evidence.REFERENCE
+    assert [(link.reference, link.candidate) for link in report.chain] == [
+        ("float PyTorch", "simulated q/dq"),
+        ("simulated q/dq", "artifact"),
+        ("float PyTorch", "artifact"),
+    ]
+    assert UNBUILT_NOTE in report.notes
+    assert any("0 finding(s)" in note and "onnx-tensorrt" in note for note in report.notes)
+    assert report.chain[1].worst.sqnr_db > 60.0, "the file is the simulated graph up to rounding"
+
+
+def test_profile_is_an_estimate_and_says_how_it_was_computed(artifact: Artifact) -> None:
+    profile = artifact.profile
+    assert profile is not None
+    assert (profile.evidence, profile.runs, profile.peak_memory_bytes) == (Evidence.ESTIMATE, 0, None)
+    assert profile.notes[0].startswith("estimate, not measured: layer time = max(")
+    assert any("Deep-Learning-Accelerator-SW" in note for note in profile.notes)
+    assert profile.op_times and profile.op_times[0].module_path
+    assert profile.worth_it is not None and profile.worth_it > 1.0
+    assert profile.baseline == "fp32 artifact (estimate)"
+
+
+def test_opset_and_types_are_those_of_the_board(artifact: Artifact, tmp_path: Path) -> None:
+    model = onnx.load(str(artifact.entry))
+    assert model.opset_import[0].version == 19
+    mixed = onnx.load(str(export(tmp_path / "mixed", "mixed", profile=False).entry))
+    scales = {node.input[1] for node in mixed.graph.node if node.op_type == "QuantizeLinear"}
+    types = {tensor.data_type for tensor in mixed.graph.initializer if tensor.name in scales}
+    assert types == {onnx.TensorProto.FLOAT16}, "q/dq and all between them are float16 in mixed precision"
+
+
+def test_an_older_board_gets_an_older_opset(tmp_path: Path) -> None:
+    found = export(tmp_path / "xavier", target="jetson-xavier", profile=False)
+    assert onnx.load(str(found.entry)).opset_import[0].version == 17
+
+
+@pytest.mark.parametrize(
+    "model",
+    [models.residual_cnn, models.concat_cnn, models.unet_like, models.transformer_encoder],
+    ids=lambda m: m.__name__,
+)
+def test_the_same_graph_passes_both_lints(model: Any, tmp_path: Path) -> None:
+    found = export(tmp_path / "a", model=model, profile=False)
+    for name in ("tensorrt", "migraphx"):
+        assert lint(found.entry, load_rules(name)) == ()
+    other = export(tmp_path / "b", target="amd-mi300x", model=model, profile=False)
+    assert found.entry.read_bytes() == other.entry.read_bytes(), "one scheme family, one file"
+
+
+def test_a_model_that_the_parser_lacks_is_refused_with_node_and_rule(tmp_path: Path) -> None:
+    import torch
+
+    class Folds(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.fold(x, (8, 8), 2, stride=2)
+
+    with pytest.raises(deploykit.ConversionError, match=r"tensorrt would refuse the model: error \[operator\] Col2Im"):
+        deploykit.export(
+            Folds(), target="jetson-orin", precision="fp32", example_inputs=(torch.ones(1, 12, 16),),
+            output=tmp_path / "never", progress=False,
+        )  # fmt: skip
+
+
+def test_building_here_fails_clearly_and_leaves_nothing(artifact: Artifact) -> None:
+    before = sorted(path.name for path in artifact.path.parent.iterdir())
+    with pytest.raises(deploykit.DeviceError, match="no NVIDIA driver"):
+        deploykit.build(artifact.path)
+    assert sorted(path.name for path in artifact.path.parent.iterdir()) == before
+    assert deploykit.load(artifact.path).status == NEEDS_DEVICE_BUILD
+
+
+def test_unknown_build_options_are_refused_before_anything_runs(artifact: Artifact) -> None:
+    with pytest.raises(deploykit.UsageError, match="no_such_option"):
+        deploykit.build(artifact.path, options={"no_such_option": 1})
+
+
+def test_options_reach_the_recipe(tmp_path: Path) -> None:
+    found = export(tmp_path / "dla", options={"dla": 1, "workspace_mib": 512, "hardware": "ampere+"}, profile=False)
+    options = json.loads((found.path / "recipe.json").read_text())["options"]
+    assert (options["dla"], options["workspace_mib"], options["hardware"]) == (1, 512, "ampere+")
+    assert found.manifest.options["dla"] == 1
+
+
+def test_precisions_are_those_of_the_silicon() -> None:
+    devices = toolchain("tensorrt").capabilities().devices
+    with_fp8 = {name for name, device in devices.items() if "fp8" in device.precisions}
+    assert with_fp8 == {"l4", "rtx-4090", "h100", "h200", "b200", "rtx-5090", "jetson-thor"}
+    assert {name for name, device in devices.items() if "fp4" in device.features} == {"b200", "rtx-5090", "jetson-thor"}
+    assert {name for name, device in devices.items() if "bf16" not in device.precisions} == {"t4", "jetson-xavier"}
+    assert {name for name, device in devices.items() if device.extra.get("dla_cores")} == {
+        "jetson-orin",
+        "jetson-orin-nx",
+        "jetson-xavier",
+    }
