@@ -5,12 +5,14 @@ from __future__ import annotations
 import configparser
 import re
 import tomllib
+from email.message import Message
 from pathlib import Path
 
 import pytest
 
 import deploykit
 from deploykit import errors
+from deploykit.registry import toolchains
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,9 +66,21 @@ def test_every_environment_has_its_extra_and_its_folder() -> None:
     tox.read(ROOT / "tox.ini")
     listed = {name.strip() for name in tox["tox"]["env_list"].split(",")}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    targets = listed - {"core", "lint", "demo"}
+    targets = {factor for name in listed - {"core", "lint", "demo"} for factor in name.split("-")}
     assert targets <= extras.keys()
     assert all((ROOT / "tests" / "targets" / name).is_dir() for name in targets)
+    registered = {
+        name for name, plugin in toolchains().items() if type(plugin).__module__.startswith("deploykit_targets")
+    }
+    assert registered <= targets
+
+
+def test_extras_of_our_targets_are_in_the_metadata(metadata: Message) -> None:
+    extras = set(metadata.get_all("Provides-Extra", []))
+    for plugin in toolchains().values():
+        own = plugin.capabilities()
+        if own.distribution == "deploykit":
+            assert {own.export_extra, own.runtime_extra} <= extras
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-tvm.txt"])
