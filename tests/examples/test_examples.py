@@ -26,7 +26,8 @@ def _run(*command: str, **changes: str) -> str:
 
 
 def test_every_example_is_covered_here() -> None:
-    assert {path.name for path in EXAMPLES.iterdir()} == {"digits_x86.py", "own_calibration.py", "third_party_target"}
+    covered = {"digits_x86.py", "jetson_orin.py", "own_calibration.py", "third_party_target"}
+    assert {path.name for path in EXAMPLES.iterdir()} == covered
 
 
 def test_digits(tmp_path: Path) -> None:
@@ -44,6 +45,14 @@ def test_own_calibration(tmp_path: Path) -> None:
     printed = _run(str(EXAMPLES / "own_calibration.py"), "--output", str(tmp_path))
     assert [line.split()[0] for line in printed.splitlines()] == ["minmax", "percentile", "mse"]
     assert all(deploykit.load(tmp_path / f"calibrated-{method}") for method in ("minmax", "percentile", "mse"))
+
+
+def test_jetson_orin(tmp_path: Path) -> None:
+    printed = _run(str(EXAMPLES / "jetson_orin.py"), "--output", str(tmp_path))
+    artifact = deploykit.load(tmp_path / "jetson-orin")
+    assert artifact.status in ("needs device build", "verified")
+    assert artifact.status in printed
+    assert "deploykit build jetson-orin" in printed or artifact.status == "verified"
 
 
 def test_third_party_target_installs_and_conforms(tmp_path: Path) -> None:

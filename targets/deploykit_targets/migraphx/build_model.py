@@ -102,17 +102,21 @@ def compile_program(migraphx: Any, recipe: dict[str, Any], options: Any) -> Any:
 
 
 def _shapes(migraphx: Any, recipe: dict[str, Any], options: Any) -> dict[str, Any]:
-    """Fixed sizes as in the example, except a dynamic axis 0, which gets the range 1 to `max_batch`."""
-    fixed, ranged = {}, {}
-    for spec in recipe["inputs"]:
-        if any(isinstance(size, str) for size in spec["shape"]):
-            ranged[spec["name"]] = [
-                _dimension(migraphx, size, spec["example"][axis], options.max_batch if axis == 0 else None)
-                for axis, size in enumerate(spec["shape"])
-            ]
-        else:
-            fixed[spec["name"]] = list(spec["example"])
-    return {"map_input_dims": fixed, "map_dyn_input_dims": ranged}
+    """Sizes as in the example, except a dynamic axis 0, which gets the range 1 to `max_batch`.
+
+    MIGraphX takes fixed sizes or ranges, never both: with one dynamic input, the others are ranges of one size.
+    """
+    inputs = recipe["inputs"]
+    if not any(isinstance(size, str) for spec in inputs for size in spec["shape"]):
+        return {"map_input_dims": {spec["name"]: list(spec["example"]) for spec in inputs}}
+    ranges = {
+        spec["name"]: [
+            _dimension(migraphx, size, spec["example"][axis], options.max_batch if axis == 0 else None)
+            for axis, size in enumerate(spec["shape"])
+        ]
+        for spec in inputs
+    }
+    return {"map_dyn_input_dims": ranges}
 
 
 def _dimension(migraphx: Any, size: Any, example: int, largest: Any) -> Any:

@@ -62,10 +62,11 @@ class FakeMigraphx:
         self.log: list[tuple[str, Any]] = []
         self._refusal = refusal
 
-    def parse_onnx(self, filename: str, map_input_dims: Any, map_dyn_input_dims: Any) -> FakeProgram:
+    def parse_onnx(self, filename: str, map_input_dims: Any = None, map_dyn_input_dims: Any = None) -> FakeProgram:
         if self._refusal:
             raise RuntimeError(self._refusal)
-        self.log.append(("parse_onnx", (Path(filename).name, map_input_dims, map_dyn_input_dims)))
+        assert not (map_input_dims and map_dyn_input_dims), "MIGraphX throws: only one of them may be given"
+        self.log.append(("parse_onnx", (Path(filename).name, map_input_dims or map_dyn_input_dims)))
         return FakeProgram(self)
 
     def quantize_bf16(self, program: FakeProgram) -> None:
@@ -103,7 +104,7 @@ def test_parses_and_compiles_for_the_gpu_with_copies(tmp_path: Path) -> None:
     migraphx = FakeMigraphx()
     recipe_program.compile_program(migraphx, RECIPE, options(tmp_path))
     assert migraphx.log == [
-        ("parse_onnx", ("model.onnx", {"x": [2, 4]}, {})),
+        ("parse_onnx", ("model.onnx", {"x": [2, 4]})),
         ("compile", ("gpu", True, False, False)),
     ]
 
@@ -118,7 +119,14 @@ def test_bfloat16_is_made_by_migraphx_and_tuning_is_an_option(tmp_path: Path) ->
 def test_a_dynamic_batch_gets_a_range_and_other_axes_do_not(tmp_path: Path) -> None:
     migraphx = FakeMigraphx()
     recipe_program.compile_program(migraphx, DYNAMIC, options(tmp_path, "--max-batch", "16"))
-    assert migraphx.log[0][1] == ("model.onnx", {}, {"x": [(1, 16), (4, 4)]})
+    assert migraphx.log[0][1] == ("model.onnx", {"x": [(1, 16), (4, 4)]})
+
+
+def test_a_static_input_beside_a_dynamic_one_is_a_range_of_one_size(tmp_path: Path) -> None:
+    other = {"name": "m", "shape": [3], "dtype": "float32", "example": [3]}
+    migraphx = FakeMigraphx()
+    recipe_program.compile_program(migraphx, {**DYNAMIC, "inputs": [*DYNAMIC["inputs"], other]}, options(tmp_path))
+    assert migraphx.log[0][1] == ("model.onnx", {"x": [(1, 8), (4, 4)], "m": [(3, 3)]})
 
 
 def test_a_refused_model_is_a_conversion_failure(tmp_path: Path) -> None:
