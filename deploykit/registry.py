@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -166,23 +166,25 @@ def _suggestion(typed: str) -> str:
 
 def targets() -> tuple[TargetInfo, ...]:
     """Every target that can be named, with what is installed and the command for what is not."""
-    infos = [
-        _info(plugin, device) for plugin in toolchains().values() for device in plugin.capabilities().devices.values()
-    ]
+    infos = [info for plugin in toolchains().values() for info in _infos(plugin)]
     return tuple(sorted(infos, key=lambda info: (info.toolchain, info.name)))
 
 
-def _info(plugin: Target, device: Device) -> TargetInfo:
+def _infos(plugin: Target) -> Iterator[TargetInfo]:
     own = plugin.capabilities()
-    is_default = resolve(device.name).target is plugin
-    return TargetInfo(
-        name=device.name if is_default else f"{device.name}:{plugin.name}",
-        device=device.name,
-        toolchain=plugin.name,
-        summary=device.summary,
-        precisions=tuple(p for p in own.precisions if p in device.precisions),
-        can_export=all(requirement.installed for requirement in own.export_requires),
-        can_run=all(requirement.installed for requirement in own.runtime_requires),
-        export_command=install_command(own.export_extra, own.distribution),
-        run_command=install_command(own.runtime_extra, own.distribution),
-    )
+    # Once per plugin and not per device: looking for a package that is not there searches every folder.
+    can_export = all(requirement.installed for requirement in own.export_requires)
+    can_run = all(requirement.installed for requirement in own.runtime_requires)
+    for device in own.devices.values():
+        is_default = resolve(device.name).target is plugin
+        yield TargetInfo(
+            name=device.name if is_default else f"{device.name}:{plugin.name}",
+            device=device.name,
+            toolchain=plugin.name,
+            summary=device.summary,
+            precisions=tuple(p for p in own.precisions if p in device.precisions),
+            can_export=can_export,
+            can_run=can_run,
+            export_command=install_command(own.export_extra, own.distribution),
+            run_command=install_command(own.runtime_extra, own.distribution),
+        )

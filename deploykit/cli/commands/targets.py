@@ -35,7 +35,7 @@ def _table(infos: tuple[TargetInfo, ...]) -> Table:
     from deploykit.cli.tables import grid
 
     headers = ["target", "toolchain", "precisions", "installed"]
-    complete = all(info.can_export for info in infos)
+    complete = not any(map(install, infos))
     rows = [
         [
             info.name,
@@ -57,8 +57,10 @@ def installed(info: TargetInfo) -> str:
 
 
 def install(info: TargetInfo) -> str:
-    """The command that installs what is missing; the export extra brings the runtime, too."""
-    return "" if info.can_export else info.export_command
+    """The command that installs what is missing."""
+    if not info.can_export:
+        return info.export_command
+    return "" if info.can_run else info.run_command
 
 
 def _broken_lines(error: DeploykitError) -> list[str]:

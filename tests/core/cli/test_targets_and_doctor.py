@@ -6,6 +6,8 @@ import pytest
 
 import deploykit
 from deploykit._calibration import GROUP
+from deploykit.cli.commands.targets import install, installed
+from deploykit.registry import TargetInfo
 
 
 def test_targets_table(cli, toy):
@@ -100,3 +102,17 @@ def test_doctor_notices_a_service_that_is_gone(cli, toy, monkeypatch, module):
         importlib.metadata, "entry_points", lambda **kw: [entry] if kw.get("group") == GROUP else original(**kw)
     )
     assert module in cli("doctor", "--json").document["problems"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("can_export", "can_run", "words", "command"),
+    [
+        (True, True, "export, run", ""),
+        (True, False, "export", "pip install run"),
+        (False, True, "run", "pip install export"),
+        (False, False, "no", "pip install export"),
+    ],
+)
+def test_what_is_installed_in_words(can_export, can_run, words, command):
+    info = TargetInfo("x", "x", "t", "", (), can_export, can_run, "pip install export", "pip install run")
+    assert (installed(info), install(info)) == (words, command)
