@@ -19,17 +19,21 @@ from typing import Any
 RESULTS = Path(__file__).with_name("results")
 
 
-def interleaved_ms(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
-    """Call the functions in turns; milliseconds of every call by name. What disturbs one disturbs all alike."""
-    for function in functions.values():
-        for _ in range(warm_up):
-            function()
+def interleaved_ms(
+    functions: Mapping[str, Callable[[], Any]], turns: int, *, runs: int = 5, settle: int = 2
+) -> dict[str, list[float]]:
+    """Call the functions in turns; milliseconds of every counted call by name. What disturbs one disturbs all alike.
+
+    A runtime's idle threads spin for some milliseconds after a call: the first `settle` calls of a turn do not count.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
+    for _ in range(turns):
         for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            for call in range(settle + runs):
+                start = time.perf_counter()
+                function()
+                if call >= settle:
+                    times[name].append((time.perf_counter() - start) * 1e3)
     return times
 
 

@@ -1,6 +1,6 @@
 """Latency of int8 artifacts against ORT's own quantizers and NNCF + OpenVINO, in turns in one process.
 
-python benchmarks/latency.py [--rounds 60] [--models resnet50 mobilenet_v2 bert_base]
+python benchmarks/latency.py [--turns 8] [--models resnet50 mobilenet_v2 bert_base]
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def export(model: Any, target: str, example: Any, batches: Any, folder: Path) ->
 def main() -> None:
     """Measure, print, and write results/latency.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--models", nargs="+", default=["resnet50", "mobilenet_v2", "bert_base"])
     arguments = parser.parse_args()
     count = threads()
@@ -94,7 +94,7 @@ def main() -> None:
         with scratch() as folder:
             case = bert_case if name.startswith("bert") else image_case
             made, _ = case(name, folder, count)
-            times = interleaved_ms(made, arguments.rounds)
+            times = interleaved_ms(made, arguments.turns)
         peers_best = min(
             min(t) for label, t in times.items() if not label.startswith("deploykit") and "float" not in label
         )

@@ -23,6 +23,8 @@ from deploykit.tensors import Feeds, TensorSpec
 
 MIN_RUNS = 20
 WARM_UP_RUNS = 5
+TURN_RUNS = 5
+SETTLING_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,10 @@ DEFAULT_EFFORT = Effort()
 
 
 def measure_interleaved(sessions: Sequence[Session], feeds: Feeds, effort: Effort) -> tuple[list[list[float]], int]:
-    """Run the sessions in turns until the time is used up (but at least `MIN_RUNS` rounds).
+    """Run the sessions in turns, a few runs each, until the time is used up (but at least `MIN_RUNS` runs each).
+
+    A runtime's idle threads spin for some milliseconds after a run, and would slow down the next session: the first
+    runs of each turn are not counted.
 
     Returns:
         Milliseconds of every measured run per session, and the number of warm-up runs of each.
@@ -123,10 +128,20 @@ def measure_interleaved(sessions: Sequence[Session], feeds: Feeds, effort: Effor
     deadline = time.perf_counter() + effort.seconds
     while len(times[0]) < effort.max_runs and (len(times[0]) < MIN_RUNS or time.perf_counter() < deadline):
         for session, own in zip(sessions, times, strict=True):
-            start = time.perf_counter()
-            session.run(feeds)
-            own.append((time.perf_counter() - start) * 1e3)
+            own += _turn(session, feeds, settle=SETTLING_RUNS if len(sessions) > 1 else 0)
     return times, WARM_UP_RUNS
+
+
+def _turn(session: Session, feeds: Feeds, *, settle: int) -> list[float]:
+    """Milliseconds of `TURN_RUNS` runs, after `settle` runs that are not counted."""
+    for _ in range(settle):
+        session.run(feeds)
+    times = []
+    for _ in range(TURN_RUNS):
+        start = time.perf_counter()
+        session.run(feeds)
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
 
 
 def throughput_by_batch(session: Session, feeds: Feeds, effort: Effort) -> dict[str, float]:

@@ -273,10 +273,11 @@ class Target(ABC):
     def open_for_parity(self, artifact: Artifact) -> Session:
         """The session that parity and golden data are taken from.
 
-        The artifact's own runtime by default. A toolchain whose runtime cannot be here overrides this with another
-        runtime over the same payload, and `evidence` with `reference`.
+        The artifact's own runtime by default, on one thread: results are then the same on every machine, and idle
+        threads do not spin against PyTorch, which runs beside it. A toolchain whose runtime cannot be here overrides
+        this with another runtime over the same payload, and `evidence` with `reference`.
         """
-        return self.open(artifact)
+        return self.open(artifact, threads=1)
 
     def validate(self, artifact: Artifact, validation: Validation) -> ParityReport:
         """Compare float model, simulated graph and artifact on the samples, and judge.
