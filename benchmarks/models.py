@@ -172,11 +172,11 @@ def bert_base(length: int = 128) -> Example:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = BertForSequenceClassification(BertConfig()).eval().requires_grad_(False)
-    return _Logits(model), token_batches(1, length)[0]
+    return TextLogits(model), token_batches(1, length)[0]
 
 
-class _Logits(nn.Module):
-    """The classifier's logits alone, instead of the library's output object."""
+class TextLogits(nn.Module):
+    """A text classifier's logits alone, instead of the library's output object."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -184,6 +184,17 @@ class _Logits(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+class ImageLogits(nn.Module):
+    """An image classifier's logits alone, instead of the library's output object."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).logits
 
 
 def images(count: int, size: int = 224, *, seed: int = 0) -> Tensor:

@@ -61,7 +61,7 @@ def vit_case() -> Case:
     config = ViTConfig(
         hidden_size=192, num_hidden_layers=6, num_attention_heads=3, intermediate_size=768, image_size=64
     )
-    model = models.LogitsOnly(ViTForImageClassification(config).eval())
+    model = models.ImageLogits(ViTForImageClassification(config).eval())
     pick: Callable[[int], list[tuple[Any, ...]]] = lambda seed: [(i[None],) for i in models.images(16, 64, seed=seed)]  # noqa: E731
     return Case(model, pick(0), pick(9), ["x"], transformer=True)
 
@@ -73,7 +73,7 @@ def bert_case() -> Case:
 
     torch.manual_seed(0)
     config = BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
-    model = models.LogitsOnly(BertForSequenceClassification(config).eval())
+    model = models.TextLogits(BertForSequenceClassification(config).eval())
     batches, test = models.token_batches(16, 64), models.token_batches(16, 64, seed=9)
     return Case(model, batches, test, ["input_ids", "attention_mask"], transformer=True)
 
