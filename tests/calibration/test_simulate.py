@@ -1,0 +1,113 @@
+"""The fast simulation gives exactly the numbers of the q/dq operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploykit.parity import SQNR_CAP_DB
+from deploykit_calibration.achieved import planned
+from deploykit_calibration.placement import place
+from deploykit_calibration.scheme import LITERT, ONNX_X86, TENSORRT, QuantScheme
+from deploykit_calibration.simulate import SimulatedModel, fake_quantize, fuse, run, sqnr_db, values
+
+Zoo = Callable[[str], Any]
+_OPS = torch.ops.quantized_decomposed
+
+
+@given(
+    st.floats(2.0**-24, 2.0**14, width=32),
+    st.integers(0, 255),
+    st.booleans(),
+    st.lists(st.floats(-(2.0**20), 2.0**20, width=32), min_size=1, max_size=30),
+)
+def test_one_rounding_is_bit_equal(scale: float, zero_point: int, signed: bool, numbers: list[float]) -> None:
+    low, high, dtype = (-128, 127, torch.int8) if signed else (0, 255, torch.uint8)
+    zero_point = zero_point - 128 if signed else zero_point
+    ties = (torch.arange(-20, 20) + 0.5) * scale
+    x = torch.cat([torch.tensor(numbers), ties, torch.tensor(numbers) * scale])
+    details = (scale, zero_point, low, high, dtype)
+    expected = _OPS.dequantize_per_tensor.default(_OPS.quantize_per_tensor.default(x, *details), *details)
+    assert torch.equal(fake_quantize(x, scale, low - zero_point, high - zero_point), expected)
+
+
+def test_ties_go_to_even() -> None:
+    x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5])
+    assert fake_quantize(x, 1.0, -128, 127).tolist() == [0.0, 2.0, 2.0, 0.0, -2.0]
+
+
+@pytest.mark.parametrize("scheme", [ONNX_X86, LITERT, TENSORRT], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("name", ["residual_cnn", "unet_like", "transformer_encoder", "two_inputs_dict_output"])
+def test_fused_graphs_are_bit_equal(zoo: Zoo, name: str, scheme: QuantScheme) -> None:
+    case = zoo(name)
+    quantized = place(case.captured, case.table, scheme)
+    fused = fuse(quantized.graph_module)
+    assert not any("quantized_decomposed" in str(node.target) for node in fused.graph.nodes)
+    for feeds in case.feeds[:2]:
+        for want, got in zip(run(quantized.graph_module, feeds), run(fused, feeds), strict=True):
+            assert torch.equal(want, got)
+
+
+def test_stepping_gives_the_values_of_a_run(zoo: Zoo) -> None:
+    case = zoo("residual_cnn")
+    inputs = [case.feeds[0][spec.name] for spec in case.captured.inputs]
+    found = dict(values(case.captured.graph_module, inputs, {"conv2d", "linear"}))
+    assert list(found) == ["conv2d", "linear"]
+    torch.testing.assert_close(found["linear"], case.captured.graph_module(*inputs)[0], rtol=0, atol=0)
+
+
+def test_the_simulated_model_speaks_arrays(zoo: Zoo) -> None:
+    case = zoo("two_inputs_dict_output")
+    quantized = place(case.captured, case.table, ONNX_X86)
+    feeds = {name: tensor.numpy() for name, tensor in case.feeds[0].items()}
+    outputs = SimulatedModel(case.captured, quantized).run(feeds)
+    assert set(outputs) == {spec.name for spec in case.captured.outputs}
+    assert all(array.dtype == np.float32 for array in outputs.values())
+
+
+def test_layers_are_compared_worst_first(zoo: Zoo) -> None:
+    case = zoo("residual_cnn")
+    quantized = place(case.captured, case.table, ONNX_X86)
+    arrays = [{name: tensor.numpy() for name, tensor in feeds.items()} for feeds in case.feeds[:4]]
+    layers = SimulatedModel(case.captured, quantized).compare_layers(arrays)
+    assert {layer.name for layer in layers} == {layer.name for layer in quantized.layers}
+    assert [layer.sqnr_db for layer in layers] == sorted(layer.sqnr_db for layer in layers)
+    assert all(30.0 < layer.sqnr_db < 80.0 for layer in layers)
+    last = next(layer for layer in layers if layer.op == "linear")
+    signal = noise = 0.0
+    for feeds in case.feeds[:4]:
+        (want,), (got,) = run(case.captured.graph_module, feeds), run(quantized.graph_module, feeds)
+        signal, noise = signal + float(want.square().sum()), noise + float((want - got).square().sum())
+    assert last.sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.01)
+    assert last.module_path == "fc"
+
+
+def test_a_graph_without_rounding_has_no_noise(zoo: Zoo) -> None:
+    case = zoo("mlp")
+    quantized = place(case.captured, case.table, ONNX_X86, exclude=("*",))
+    arrays = [{name: tensor.numpy() for name, tensor in case.feeds[0].items()}]
+    layers = SimulatedModel(case.captured, quantized).compare_layers(arrays)
+    assert {layer.sqnr_db for layer in layers} == {SQNR_CAP_DB}
+
+
+def test_sqnr_is_capped() -> None:
+    assert sqnr_db(100.0, 1.0) == pytest.approx(20.0)
+    assert sqnr_db(1.0, 0.0) == SQNR_CAP_DB
+
+
+def test_the_plan_is_counted(zoo: Zoo) -> None:
+    case = zoo("unet_like")
+    quantized = place(case.captured, case.table, ONNX_X86)
+    achieved = planned(quantized)
+    assert sum(achieved.ops.values()) == len(quantized.layers)
+    assert achieved.macs_fraction("int8") > 0.95
+    reasons = {layer.name: layer.reason for layer in achieved.not_as_requested}
+    assert reasons["conv2d_10"] == "graph output"
+    assert "onnx-x86" in achieved.source
