@@ -23,8 +23,6 @@ from deploykit_calibration.observer import Extremes, Observer, agree
 from deploykit_calibration.table import CalibrationTable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from deploykit.capture.model import CapturedModel
 
 MOST_WORKERS = 8  # each has the activations of one batch in memory
@@ -33,8 +31,8 @@ MOST_WORKERS = 8  # each has the activations of one batch in memory
 class Engine(AbstractContextManager["Engine"]):
     """Runs batches, showing every value to an observer.
 
-    The first batch runs in float32. Where the model suits bfloat16 it then runs again in that, and if both gave the
-    same ranges, the other batches run in bfloat16. Leaving the context ends the threads; nothing is computed after.
+    The first batch runs in float32. Where the model suits bfloat16 it also runs in that, and if both give the same
+    ranges, the other batches run in bfloat16. Leaving the context ends the threads; nothing is computed after.
     """
 
     def __init__(self, captured: CapturedModel, seed: int) -> None:
@@ -44,7 +42,7 @@ class Engine(AbstractContextManager["Engine"]):
         self._mine = local()
         self._lock = Lock()
         self._number = 0
-        self._first: dict[str, Tensor] | None = None
+        self._first: Batch | None = None
         self._threads = torch.get_num_threads()
         workers = min(self._threads, MOST_WORKERS)
         self._share = max(self._threads // workers, 1)
@@ -55,29 +53,27 @@ class Engine(AbstractContextManager["Engine"]):
         self._most_running = workers + 1  # one more is ready for the worker that ends first
 
     def run(self, batch: Batch) -> None:
-        """Run a batch now or soon.
+        """Run a batch soon; it must not change until then.
 
         Raises:
-            CalibrationError: an activation of this batch, or of one before it, is not finite.
+            CalibrationError: an activation of a batch before it is not finite.
         """
-        number, self._number = self._number, self._number + 1
-        if number == 0:
-            self._first = batch.feeds
-            self._observe(self._executor, batch, number)
-            return
-        if self._first is not None:
-            self._decide(self._first)
-            self._first = None
-        while len(self._running) >= self._most_running:
-            self._running.popleft().result()
-        self._running.append(self._pool.submit(self._observe, self._executor, batch, number))
+        if self._number == 0:
+            self._first = batch  # waits: how to compute the others is found out when there are others
+        else:
+            self._begin_with_first(compare=True)
+            while len(self._running) >= self._most_running:
+                self._running.popleft().result()
+            self._running.append(self._pool.submit(self._observe, self._executor, batch, self._number))
+        self._number += 1
 
     def finish(self) -> CalibrationTable:
         """Wait for all batches; statistics by node name, in a table that knows only its model.
 
         Raises:
-            CalibrationError: as `run`; of several faulty batches, the first.
+            CalibrationError: an activation is not finite; of several faulty batches, the first is told.
         """
+        self._begin_with_first(compare=False)
         while self._running:
             self._running.popleft().result()
         empty = CalibrationTable(self._captured.fingerprint)
@@ -100,19 +96,27 @@ class Engine(AbstractContextManager["Engine"]):
         observer.begin(str(batch), number, batch.rows)
         executor.run(batch.feeds, observer.see)
 
-    def _decide(self, first: dict[str, Tensor]) -> None:
-        """Repeat the first batch in bfloat16 and compare; only done when there is a second batch to gain from it."""
-        if not (native_bfloat16() and suits_bfloat16(self._captured)):
+    def _begin_with_first(self, *, compare: bool) -> None:
+        """Run the first batch, if that is still to be done; beside it in bfloat16, to see if the others can run so."""
+        if self._first is None:
             return
+        first, self._first = self._first, None
+        compared = None
+        if compare and native_bfloat16() and suits_bfloat16(self._captured):
+            compared = self._pool.submit(self._in_bfloat16, first)
+        self._pool.submit(self._observe, self._executor, first, 0).result()
+        candidate, found = compared.result() if compared else (None, {})
         statistics = self._observers[0].statistics()
-        exact = {name: (s.minimum, s.maximum) for name, s in statistics.items()}
+        if candidate and agree({name: (s.minimum, s.maximum) for name, s in statistics.items()}, found):
+            self._executor = candidate
+
+    def _in_bfloat16(self, batch: Batch) -> tuple[Executor | None, dict[str, tuple[float, float]]]:
         try:
-            executor, found = Executor(self._captured, torch.bfloat16), Extremes(self._captured)
-            executor.run(first, found.see)
+            executor, extremes = Executor(self._captured, torch.bfloat16), Extremes(self._captured)
+            executor.run(batch.feeds, extremes.see)
         except (RuntimeError, NotImplementedError):  # an op without a bfloat16 kernel
-            return
-        if agree(exact, found.found):
-            self._executor = executor
+            return None, {}
+        return executor, extremes.found
 
 
 def native_bfloat16() -> bool:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 SAMPLE_SIZE = 65_536  # per tensor and batch, at most
 SAMPLES_PER_ROW = 8_192  # per tensor and sample of a batch: a batch of one must not cost as much as one of eight
-SMALLEST_SAMPLE = 16_384
 
 Values = NDArray[np.float32]
 
@@ -54,7 +53,7 @@ class Sampler:
     def begin(self, batch: int, rows: int) -> None:
         """Move to the positions of a batch, given its number and how many samples it has."""
         self._batch = batch
-        self._size = min(max(rows * SAMPLES_PER_ROW, SMALLEST_SAMPLE), SAMPLE_SIZE)
+        self._size = min(rows * SAMPLES_PER_ROW, SAMPLE_SIZE)
         self._shifted.clear()
 
     def observe(self, value: Tensor) -> Observation:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit_calibration.sampling import SAMPLE_SIZE, SMALLEST_SAMPLE, Sampler, extremes
+from deploykit_calibration.sampling import SAMPLE_SIZE, SAMPLES_PER_ROW, Sampler, extremes
 
 RNG = torch.Generator().manual_seed(0)
 LAYOUTS = {
@@ -60,7 +60,11 @@ def test_each_batch_is_sampled_at_other_positions() -> None:
 
 def test_the_sample_grows_with_the_batch() -> None:
     x = torch.zeros(1_000_000)
-    assert [sampler(rows).observe(x).sample.size for rows in (1, 4, 64)] == [SMALLEST_SAMPLE, 32_768, SAMPLE_SIZE]
+    assert [sampler(rows).observe(x).sample.size for rows in (1, 4, 64)] == [
+        SAMPLES_PER_ROW,
+        4 * SAMPLES_PER_ROW,
+        SAMPLE_SIZE,
+    ]
 
 
 def test_a_sample_of_bfloat16_is_spread_over_what_rounds_to_it() -> None:
