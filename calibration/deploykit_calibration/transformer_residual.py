@@ -1,6 +1,6 @@
 """Find the residual stream of a transformer: the additions that carry tokens from block to block.
 
-Rounding it to 8 bit costs 10 to 25 dB (facts: placement), because a few channels are a hundred times larger than the
+Rounding it to 8 bit costs 10 to 25 dB, because a few channels are a hundred times larger than the
 rest; CNN additions do not have that. An addition belongs to the stream where its sum reaches a normalisation
 (pre-norm), where it adds the result of one (post-norm), or where it is joined to such an addition by nothing but
 reshapes, pools and multiplications by constants.

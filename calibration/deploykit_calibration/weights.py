@@ -1,6 +1,6 @@
 """Quantize stored weights: one scale for each output channel, symmetric, from their largest magnitude.
 
-Min-max per channel is enough (facts: MSE-optimal scales gain nothing). Two things need care: channels that are all
+Min-max per channel is enough (MSE-optimal scales measured no better). Two things need care: channels that are all
 zero, and channels so small that the int32 bias of the layer would not fit.
 """
 
