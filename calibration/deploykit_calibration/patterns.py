@@ -14,7 +14,8 @@ class HasModulePath(Protocol):
     """What is needed of a captured node's origin."""
 
     @property
-    def module_path(self) -> str: ...
+    def module_path(self) -> str:
+        """Dotted path of the module, "" for the root."""
 
 
 def matches(pattern: str, name: str, module_path: str) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import StrEnum
 from typing import Literal
 
 from deploykit_calibration.op_kinds import ACTIVATIONS
@@ -51,7 +51,7 @@ class TensorScheme:
     granularity: PerTensor | PerAxis = PerTensor()
 
 
-class Inputs(str, Enum):
+class Inputs(StrEnum):
     """When the activation inputs of an op are quantized."""
 
     INT8 = "int8"  # always: the op asks for quantized inputs
@@ -61,7 +61,7 @@ class Inputs(str, Enum):
     FLOAT = "float"  # never
 
 
-class Output(str, Enum):
+class Output(StrEnum):
     """When the output of an op that reads integers is quantized."""
 
     ON_DEMAND = "on demand"  # where a consumer wants integers; the others read the float value
@@ -158,9 +158,9 @@ INT8_AFFINE = TensorScheme("int8", symmetric=False, quant_min=-128, quant_max=12
 INT8_SYMMETRIC = TensorScheme("int8", symmetric=True, quant_min=-127, quant_max=127)
 INT8_CHANNELS = replace(INT8_SYMMETRIC, granularity=PerAxis())
 
-_PASSENGERS = {kind: FOLLOW for kind in ("reshape", "split", "max_pool", "resize_nearest")}
+_PASSENGERS = dict.fromkeys(("reshape", "split", "max_pool", "resize_nearest"), FOLLOW)
 _NO_RECURRENT = OpRule(Inputs.FLOAT, reason="recurrent layers have no static int8 kernel")
-_RECURRENT = {kind: _NO_RECURRENT for kind in ("lstm", "gru", "rnn")}
+_RECURRENT = dict.fromkeys(("lstm", "gru", "rnn"), _NO_RECURRENT)
 
 
 def _no_kernel(kind: str) -> OpRule:
@@ -230,7 +230,7 @@ LITERT = QuantScheme(
     rules={
         **_PASSENGERS,
         **_RECURRENT,
-        **{kind: FOLLOW for kind in ("hardswish", "gelu", "sigmoid", "tanh", "leaky_relu", "relu", "relu6")},
+        **dict.fromkeys(("hardswish", "gelu", "sigmoid", "tanh", "leaky_relu", "relu", "relu6"), FOLLOW),
         "conv": INT8_REQUIRED,
         "conv_transpose": _no_kernel("conv_transpose"),
         "linear": INT8_REQUIRED,
