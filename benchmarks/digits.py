@@ -64,7 +64,7 @@ def _fit(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     steps = _EPOCHS * (len(images) // 50)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 6e-3, total_steps=steps)
     model.train()
-    for step in range(steps):
+    for _ in range(steps):
         picked = torch.randint(len(images), (50,))
         noisy = images[picked] + 0.3 * torch.randn_like(images[picked])
         loss = nn.functional.cross_entropy(model(noisy), labels[picked])

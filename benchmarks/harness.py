@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, a table for people, JSON for programs, the machine by its features."""
+"""What every benchmark shares: interleaved timing, a table for people, JSON for programs, the machine's features."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _cell(value: Any) -> str:
 
 
 def _versions() -> dict[str, str]:
-    import importlib.metadata as metadata
+    from importlib import metadata
 
     names = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
     return {name: metadata.version(name) for name in names if _installed(name)}

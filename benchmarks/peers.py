@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from harness import quiet
 
 Feeds = dict[str, np.ndarray]

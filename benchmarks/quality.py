@@ -146,7 +146,7 @@ def run_case(name: str, case: Case, folder: Path, count: int) -> list[dict[str, 
             with artifact.open(threads=count) as session:
                 names = [spec.name for spec in session.inputs]
                 output = session.outputs[0].name
-                add(f"deploykit {target} {method}", lambda feeds, s=session: s.run(feeds)[output], names)  # type: ignore[misc]
+                add(f"deploykit {target} {method}", lambda feeds, s=session, o=output: s.run(feeds)[o], names)  # type: ignore[misc]
     return rows
 
 

@@ -1,6 +1,6 @@
 """The seam between the pipeline and the calibration package, which lies in the layer above.
 
-The pipeline does not import `deploykit_calibration`: it asks the registry of entry points (`deploykit.services`) for the
+The pipeline does not import `deploykit_calibration`: it asks the entry points (group `deploykit.services`) for the
 calibration service, so that the layers stay one-directional and `import deploykit` stays light.
 """
 

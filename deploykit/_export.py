@@ -5,49 +5,25 @@ plan ─▶ capture ─▶ calibrate ─▶ convert ─▶ golden ─▶ validat
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from deploykit import _evidence
 from deploykit._calibration import CalibrationRun, calibration_service
-from deploykit._gates import Gates
-from deploykit._staging import baseline_artifact, draft, finish, make_golden
+from deploykit._plan import Goals, Plan, make_plan
+from deploykit._staging import draft, finish, make_golden
 from deploykit.artifact import Artifact, load
-from deploykit.errors import ArtifactError, CalibrationError, UsageError
-from deploykit.manifest import MANIFEST_NAME, CalibrationInfo
-from deploykit.parity import DEFAULT_TOLERANCES, TaskMetric, Tolerance
-from deploykit.precision import Precision
+from deploykit.errors import CalibrationError
+from deploykit.manifest import CalibrationInfo
+from deploykit.parity import Tolerance
 from deploykit.progress import Steps
-from deploykit.registry import Resolved, resolve
 from deploykit.session import Session
 from deploykit.storage import publish_folder, staging_folder
-from deploykit.target import Conversion, ConversionJob, Validation
+from deploykit.target import ConversionJob
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
-
-METHODS = ("default", "minmax", "percentile", "entropy", "mse")
-# Enough samples for a verdict within a few seconds of PyTorch on two cores: fewer for heavy models.
-_PARITY_MACS = 40_000_000_000
-_PARITY_SAMPLES = (8, 64)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that can be decided, and refused, before the model is touched."""
-
-    resolved: Resolved
-    precision: Precision
-    method: str
-    options: Any
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
-    output: Path
-    gates: Gates
 
 
 def export(
@@ -108,11 +84,22 @@ def export(
         CaptureError, CalibrationError, ConversionError: naming layer, source line and next step.
         ParityError, PlacementError, PerformanceError: a gate was missed; `.candidate` is kept at `<output>.failed`.
     """
-    plan = _plan(model, target, precision, calibration_method, options, include, exclude, output)
-    plan = replace(plan, gates=_gates(plan.precision, tolerance, min_placement, min_speedup, profile))
+    goals = Goals(tolerance, min_placement, min_speedup)
+    plan = make_plan(
+        model,
+        target,
+        precision,
+        method=calibration_method,
+        options=options,
+        patterns=(include, exclude),
+        output=output,
+        goals=goals,
+        profile=profile,
+    )
+    task = None if evaluate is None else _evidence.Task(evaluate, max_drop)
     steps = Steps(enabled=progress)
     with steps.step("capture"):
-        captured, data = _capture(model, example_inputs, dynamic_batch, dynamic_shapes, calibration)
+        captured, data = _capture(plan, model, example_inputs, dynamic_batch, dynamic_shapes, calibration)
     with steps.step("calibrate", spinner=False):
         run = _calibrate(plan, captured, data, cache_dir, progress)
     with staging_folder(plan.output) as folder:
@@ -120,14 +107,14 @@ def export(
             job = _job(plan, captured, run, folder)
             conversion = plan.resolved.target.convert(job)
         with steps.step("validate"):
-            samples, described = _samples(captured, run, data, conversion)
+            samples = _evidence.choose_samples(captured, run, data, conversion)
             artifact = draft(plan.resolved, job, conversion, calibration=_calibration_info(run, plan.method))
-            artifact = make_golden(artifact, samples, plan.resolved.target)
-            report = _validate(plan, artifact, conversion, captured, samples, described, evaluate, max_drop)
+            artifact = make_golden(artifact, samples.feeds, plan.resolved.target)
+            report = _evidence.validate(plan, artifact, captured, samples, conversion, task)
         with steps.step("profile"):
-            measured = _profile(plan, artifact, job) if profile else None
+            measured = _evidence.profile(plan, artifact, job)
         misses = plan.gates.misses(artifact.achieved, report, measured)
-        artifact = finish(artifact, report, measured, failed=bool(misses), log=conversion.log)
+        finish(artifact, report, measured, failed=bool(misses), log=conversion.log)
         kept = plan.output if not (misses and strict) else plan.output.with_name(f"{plan.output.name}.failed")
         publish_folder(folder, kept)
     published = load(kept)
@@ -136,75 +123,19 @@ def export(
     return published
 
 
-def _plan(
-    model: Any,
-    target: str,
-    precision: str,
-    method: str,
-    options: Any,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    output: str | Path | None,
-) -> Plan:
-    resolved = resolve(target)
-    try:
-        wanted = Precision(precision)
-    except ValueError:
-        raise UsageError(f"unknown precision {precision!r}", hint=f"one of {', '.join(map(str, Precision))}") from None
-    if method not in METHODS:
-        raise UsageError(f"unknown calibration_method {method!r}", hint=f"one of {', '.join(METHODS)}")
-    for name, patterns in (("include", include), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise UsageError(f"{name} must be a list of patterns, not one string", hint=f"{name}=[{patterns!r}]")
-    resolved.target.check_precision(wanted, resolved.device)
-    resolved.target.check_installed(export=True)
-    return Plan(
-        resolved,
-        wanted,
-        method,
-        resolved.target.parse_options(options),
-        tuple(include),
-        tuple(exclude),
-        _output(output, model, target, wanted),
-        Gates(),
-    )
-
-
-def _gates(
-    precision: Precision, tolerance: Tolerance | None, placement: float | None, speedup: float | None, profile: bool
-) -> Gates:
-    if speedup is not None and not profile:
-        raise UsageError("min_speedup needs profile=True", hint="drop profile=False or min_speedup")
-    if placement is not None and not 0.0 <= placement <= 1.0:
-        raise UsageError(f"min_placement is a share from 0 to 1, not {placement}")
-    return Gates(precision, tolerance or DEFAULT_TOLERANCES[precision], placement, speedup)
-
-
-def _output(output: str | Path | None, model: Any, target: str, precision: Precision) -> Path:
-    if output is None:
-        name = model.rsplit(":", 1)[-1] if isinstance(model, str) else type(model).__name__
-        output = Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name.lower()}-{target}-{precision}")
-    path = Path(output)
-    if path.is_symlink():
-        raise ArtifactError(f"{path} is a symbolic link; it is left alone", hint="choose another output=, or remove it")
-    if path.exists() and not (path / MANIFEST_NAME).is_file() and not _is_empty_folder(path):
-        raise ArtifactError(
-            f"{path} exists and is not an artifact; it is left alone", hint="choose another output=, or remove it"
-        )
-    return path.parent.resolve() / path.name
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
 def _capture(
-    model: Any, example_inputs: Any, dynamic_batch: bool, dynamic_shapes: Any, calibration: Any
+    plan: Plan, model: Any, example_inputs: Any, dynamic_batch: bool, dynamic_shapes: Any, calibration: Any
 ) -> tuple[CapturedModel, Any]:
     from deploykit.capture import calibration_source, capture, inputs_from_file, load_model
 
     found, offered = load_model(model)  # once: a factory may be slow, or random
     data = calibration if calibration is not None else calibration_source(found)
+    if data is None and plan.precision.is_static:
+        raise CalibrationError(
+            f"{plan.precision} fixes activation ranges at export, and there is no data to take them from",
+            hint='pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable), choose "int8-dynamic",'
+            ' or say calibration="synthetic" for made-up ranges',
+        )
     inputs = offered if example_inputs is None else example_inputs
     if inputs is None and isinstance(data, str | Path) and data != "synthetic":
         inputs = inputs_from_file(found, Path(data))
@@ -216,12 +147,6 @@ def _calibrate(
 ) -> CalibrationRun | None:
     if not plan.precision.is_static:
         return None
-    if data is None:
-        raise CalibrationError(
-            f"{plan.precision} fixes activation ranges at export, and there is no data to take them from",
-            hint='pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable), choose "int8-dynamic",'
-            ' or say calibration="synthetic" for made-up ranges',
-        )
     return calibration_service().run_calibration(captured, data, progress=progress, cache_dir=cache_dir)
 
 
@@ -239,61 +164,7 @@ def _job(plan: Plan, captured: CapturedModel, run: CalibrationRun | None, folder
     )
 
 
-def _samples(
-    captured: CapturedModel, run: CalibrationRun | None, data: Any, conversion: Conversion
-) -> tuple[list[dict[str, np.ndarray]], str]:
-    """Feeds for parity and golden data, and what they are."""
-    least, most = _PARITY_SAMPLES
-    macs = max(1, sum(conversion.achieved.macs.values()))
-    limit = int(np.clip(_PARITY_MACS // macs, least, most))
-    described = "calibration data" if run is None or run.table.source == "data" else "synthetic calibration data"
-    if run is not None:
-        chosen = list(run.samples[:limit])
-    else:
-        chosen = calibration_service().first_samples(captured, data, limit=limit) if data is not None else []
-    if not chosen:
-        specs = zip(captured.inputs, captured.example_inputs, strict=True)
-        chosen, described = [{spec.name: tensor for spec, tensor in specs}], "example inputs"
-    return [{name: tensor.numpy() for name, tensor in feeds.items()} for feeds in chosen], described
-
-
 def _calibration_info(run: CalibrationRun | None, method: str) -> CalibrationInfo | None:
     if run is None:
         return None
     return CalibrationInfo(run.table.source, run.table.samples, method, run.table.data_fingerprint)
-
-
-def _validate(
-    plan: Plan,
-    artifact: Artifact,
-    conversion: Conversion,
-    captured: CapturedModel,
-    samples: Sequence[dict[str, np.ndarray]],
-    described: str,
-    evaluate: Callable[[Session], float] | None,
-    max_drop: float,
-) -> Any:
-    from deploykit._reference import reference_session
-
-    reference = reference_session(captured)
-    judged = Validation(reference, samples, described, plan.gates.tolerance, conversion.simulation)
-    report = plan.resolved.target.validate(artifact, judged)
-    if evaluate is None:
-        return report
-    expected = float(evaluate(reference))
-    if not np.isfinite(expected):
-        raise UsageError(f"evaluate= returned {expected} for the float model, where a finite figure was expected")
-    with plan.resolved.target.open_for_parity(artifact) as session:
-        got = float(evaluate(session))
-    # Not finite is the worst there can be; a manifest is JSON and holds finite figures only.
-    got = got if np.isfinite(got) else float(np.finfo(np.float64).min)
-    return report.with_metric(TaskMetric(expected, got, max_drop))
-
-
-def _profile(plan: Plan, artifact: Artifact, job: ConversionJob) -> Any:
-    target = plan.resolved.target
-    can_float = Precision.FP32 in target.capabilities().precisions and Precision.FP32 in plan.resolved.device.precisions
-    if plan.precision is Precision.FP32 or not can_float:
-        return target.profile(artifact)
-    with baseline_artifact(plan.resolved, job, artifact) as baseline:
-        return target.profile(artifact, baseline=("fp32 artifact", baseline))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """What a user asks for. Orthogonal to the target; the artifact reports what was achieved beside it."""
 
     FP32 = "fp32"
@@ -26,17 +26,11 @@ class Precision(str, Enum):
         """Whether activation ranges are fixed at export, so that calibration data is required."""
         return self in (Precision.INT8, Precision.INT16X8, Precision.FP8, Precision.MIXED)
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class Evidence(str, Enum):
+class Evidence(StrEnum):
     """How a parity or profile figure was obtained. Figures of different evidence are never mixed."""
 
     DEVICE = "device"  # the artifact's own runtime on the real hardware
     EMULATOR = "emulator"  # the real binary under emulation: correctness only, never latency
     REFERENCE = "reference"  # the same graph in another runtime
     ESTIMATE = "estimate"  # computed from the device table
-
-    def __str__(self) -> str:
-        return self.value

@@ -128,16 +128,17 @@ def measure_interleaved(sessions: Sequence[Session], feeds: Feeds, effort: Effor
     deadline = time.perf_counter() + effort.seconds
     while len(times[0]) < effort.max_runs and (len(times[0]) < MIN_RUNS or time.perf_counter() < deadline):
         for session, own in zip(sessions, times, strict=True):
-            own += _turn(session, feeds, settle=SETTLING_RUNS if len(sessions) > 1 else 0)
+            settle = SETTLING_RUNS if len(sessions) > 1 else 0
+            own.extend(_turn(session, feeds, settle, min(TURN_RUNS, effort.max_runs - len(own))))
     return times, WARM_UP_RUNS
 
 
-def _turn(session: Session, feeds: Feeds, *, settle: int) -> list[float]:
-    """Milliseconds of `TURN_RUNS` runs, after `settle` runs that are not counted."""
+def _turn(session: Session, feeds: Feeds, settle: int, runs: int) -> list[float]:
+    """Milliseconds of `runs` runs, after `settle` runs that are not counted."""
     for _ in range(settle):
         session.run(feeds)
     times = []
-    for _ in range(TURN_RUNS):
+    for _ in range(runs):
         start = time.perf_counter()
         session.run(feeds)
         times.append((time.perf_counter() - start) * 1e3)

@@ -59,7 +59,7 @@ class Session(ABC):
         Returns:
             One array per output, by name; the caller owns them.
         Raises:
-            UsageError: the session is closed, or a name, dtype or shape is off; the message says which and what was expected.
+            UsageError: the session is closed, or a name, dtype or shape is off; the message says what was expected.
         """
         if self._closed:
             raise UsageError("this session is closed", hint="open it again with artifact.open()")

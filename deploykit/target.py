@@ -77,11 +77,16 @@ class Table(Protocol):
     """What the pipeline needs to know of a calibration table; see `deploykit_calibration.CalibrationTable`."""
 
     @property
-    def source(self) -> str: ...
+    def source(self) -> str:
+        """`data` or `synthetic`."""
+
     @property
-    def samples(self) -> int: ...
+    def samples(self) -> int:
+        """How many samples were seen."""
+
     @property
-    def data_fingerprint(self) -> str: ...
+    def data_fingerprint(self) -> str:
+        """sha256 over the data, hex."""
 
 
 class Simulation(Protocol):

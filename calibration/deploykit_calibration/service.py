@@ -1,4 +1,4 @@
-"""What the pipeline (a layer below) asks of this package, registered under the entry-point group `deploykit.services`."""
+"""What the pipeline, a layer below, asks of this package: an entry point of the group `deploykit.services`."""
 
 from __future__ import annotations
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from deploykit_calibration.ranges import affine_qparams, choose_range, expected_errors, parse_method
-from deploykit_calibration.statistics import TensorStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deploykit.errors import CalibrationError, UsageError
+from deploykit_calibration.ranges import affine_qparams, choose_range, expected_errors, parse_method
+from deploykit_calibration.statistics import TensorStatistics
 
 ALL = ["default", "minmax", "percentile", "percentile:99.999", "percentile:100", "entropy", "mse"]
 RNG = np.random.default_rng(0)

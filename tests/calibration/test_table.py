@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deploykit_calibration.statistics import TensorStatistics
-from deploykit_calibration.table import CalibrationTable, is_table_file
 from safetensors.numpy import save_file
 
 from deploykit.errors import CalibrationError
+from deploykit_calibration.statistics import TensorStatistics
+from deploykit_calibration.table import CalibrationTable, is_table_file
 
 MODEL = "ab" * 32
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import deploykit
-from deploykit._export import METHODS, _output
+from deploykit._plan import METHODS, _output
 from deploykit.errors import (
     ArtifactError,
     MissingDependencyError,

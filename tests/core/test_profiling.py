@@ -9,6 +9,8 @@ import pytest
 from deploykit.precision import Evidence
 from deploykit.profiling import (
     MIN_RUNS,
+    SETTLING_RUNS,
+    TURN_RUNS,
     WARM_UP_RUNS,
     Baseline,
     Effort,
@@ -50,7 +52,8 @@ def test_sessions_take_turns_after_warming_up():
     order = [name for name, _ in calls]
     assert warm_up == WARM_UP_RUNS
     assert order[: 2 * warm_up] == ["own"] * warm_up + ["baseline"] * warm_up
-    assert order[2 * warm_up :] == ["own", "baseline"] * MIN_RUNS
+    turn = SETTLING_RUNS + TURN_RUNS
+    assert order[2 * warm_up :] == (["own"] * turn + ["baseline"] * turn) * (MIN_RUNS // TURN_RUNS)
     assert [len(own) for own in times] == [MIN_RUNS, MIN_RUNS]
     assert all(value >= 0.0 for own in times for value in own)
 

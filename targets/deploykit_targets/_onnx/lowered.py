@@ -1,4 +1,4 @@
-"""A conversion job -> ONNX, for every target that takes ONNX: float as captured, or quantized by the target's scheme."""
+"""A conversion job -> ONNX, for all targets that take ONNX: float as captured, or quantized by a scheme."""
 
 from __future__ import annotations
 

@@ -71,8 +71,9 @@ class OpenVinoSession(Session):
             for info in request.profiling_info:
                 op, spent = totals.get(info.node_name, (info.node_type, 0.0))
                 totals[info.node_name] = (op, spent + info.real_time.total_seconds() * 1e6)
+        paths = self._module_paths
         times = (
-            OpTime(name, op, self._module_paths.get(name.split("/")[0], ""), spent / runs) for name, (op, spent) in totals.items()
+            OpTime(name, op, paths.get(name.split("/")[0], ""), spent / runs) for name, (op, spent) in totals.items()
         )
         return tuple(sorted((time for time in times if time.mean_us > 0.0), key=lambda time: -time.mean_us))
 

@@ -1,0 +1,98 @@
+"""The evidence on an artifact: samples to judge it on, the parity report with the task metric, the profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit._calibration import CalibrationRun, calibration_service
+from deploykit._plan import Plan
+from deploykit._reference import reference_session
+from deploykit._staging import baseline_artifact
+from deploykit.artifact import Artifact
+from deploykit.errors import UsageError
+from deploykit.parity import ParityReport, TaskMetric
+from deploykit.precision import Evidence, Precision
+from deploykit.profiling import Profile
+from deploykit.session import Session
+from deploykit.target import Conversion, ConversionJob, Target, Validation
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+
+# Enough samples for a verdict within a few seconds of PyTorch on two cores: fewer for heavy models.
+_PARITY_MACS = 40_000_000_000
+_PARITY_SAMPLES = (8, 64)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Feeds for parity and golden data, and what they are."""
+
+    feeds: Sequence[dict[str, np.ndarray]]
+    described: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """The user's metric (higher is better) and how much of it may be lost."""
+
+    evaluate: Callable[[Session], float]
+    max_drop: float
+
+
+def choose_samples(captured: CapturedModel, run: CalibrationRun | None, data: Any, conversion: Conversion) -> Samples:
+    """The first samples of the calibration data, or the example inputs where there is none."""
+    least, most = _PARITY_SAMPLES
+    macs = max(1, sum(conversion.achieved.macs.values()))
+    limit = int(np.clip(_PARITY_MACS // macs, least, most))
+    described = "calibration data" if run is None or run.table.source == "data" else "synthetic calibration data"
+    if run is not None:
+        chosen = list(run.samples[:limit])
+    else:
+        chosen = calibration_service().first_samples(captured, data, limit=limit) if data is not None else []
+    if not chosen:
+        specs = zip(captured.inputs, captured.example_inputs, strict=True)
+        chosen, described = [{spec.name: tensor for spec, tensor in specs}], "example inputs"
+    return Samples([{name: tensor.numpy() for name, tensor in feeds.items()} for feeds in chosen], described)
+
+
+def validate(
+    plan: Plan, artifact: Artifact, captured: CapturedModel, samples: Samples, conversion: Conversion, task: Task | None
+) -> ParityReport:
+    """The parity chain with its gate, and the task metric where there is one."""
+    target, reference = plan.resolved.target, reference_session(captured)
+    judged = Validation(
+        reference, samples.feeds, samples.described, plan.gates.tolerance, simulation=conversion.simulation
+    )
+    report = target.validate(artifact, judged)
+    return report if task is None else report.with_metric(_measure(task, reference, artifact, target))
+
+
+def _measure(task: Task, reference: Session, artifact: Artifact, target: Target) -> TaskMetric:
+    expected = float(task.evaluate(reference))
+    if not np.isfinite(expected):
+        raise UsageError(f"evaluate= returned {expected} for the float model, where a finite figure was expected")
+    with target.open_for_parity(artifact) as session:
+        got = float(task.evaluate(session))
+    # Not finite is the worst there can be; a manifest is JSON and holds finite figures only.
+    got = got if np.isfinite(got) else float(np.finfo(np.float64).min)
+    return TaskMetric(expected, got, task.max_drop)
+
+
+def profile(plan: Plan, artifact: Artifact, job: ConversionJob) -> Profile | None:
+    """Measured (or, where the device is not here, estimated) speed beside the float build.
+
+    None where it is not wanted, and under emulation, whose speed means nothing.
+    """
+    target = plan.resolved.target
+    if not plan.profile or target.evidence(artifact) is Evidence.EMULATOR:
+        return None
+    can_float = Precision.FP32 in target.capabilities().precisions and Precision.FP32 in plan.resolved.device.precisions
+    if plan.precision is Precision.FP32 or not can_float:
+        return target.profile(artifact)
+    with baseline_artifact(plan.resolved, job, artifact) as baseline:
+        return target.profile(artifact, baseline=("fp32 artifact", baseline))

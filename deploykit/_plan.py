@@ -1,0 +1,131 @@
+"""Everything about an export that can be decided, and refused, before the model is touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit._gates import Gates
+from deploykit.errors import ArtifactError, UsageError
+from deploykit.manifest import MANIFEST_NAME
+from deploykit.parity import DEFAULT_TOLERANCES, Tolerance
+from deploykit.precision import Precision
+from deploykit.registry import Resolved, resolve
+
+METHODS = ("default", "minmax", "percentile", "entropy", "mse")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request.
+
+    Attributes:
+        resolved: target as typed, plugin and device.
+        precision: that both have.
+        method: calibration method.
+        options: the toolchain's own options.
+        include, exclude: module-path patterns.
+        output: absolute folder of the artifact.
+        gates: what it must reach.
+        profile: whether to measure.
+    """
+
+    resolved: Resolved
+    precision: Precision
+    method: str
+    options: Any
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    output: Path
+    gates: Gates
+    profile: bool
+
+
+@dataclass(frozen=True)
+class Goals:
+    """The gates as the user gave them."""
+
+    tolerance: Tolerance | None
+    min_placement: float | None
+    min_speedup: float | None
+
+
+def make_plan(
+    model: Any,
+    target: str,
+    precision: str,
+    *,
+    method: str,
+    options: Any,
+    patterns: tuple[Sequence[str], Sequence[str]],
+    output: str | Path | None,
+    goals: Goals,
+    profile: bool,
+) -> Plan:
+    """Check a request.
+
+    Raises:
+        UsageError, UnknownTargetError, UnsupportedPrecisionError, MissingDependencyError: it cannot be met.
+        ArtifactError: the output folder is something else.
+    """
+    resolved = resolve(target)
+    wanted = _precision(precision)
+    if method not in METHODS:
+        raise UsageError(f"unknown calibration_method {method!r}", hint=f"one of {', '.join(METHODS)}")
+    include, exclude = (_patterns(name, given) for name, given in zip(("include", "exclude"), patterns, strict=True))
+    resolved.target.check_precision(wanted, resolved.device)
+    resolved.target.check_installed(export=True)
+    return Plan(
+        resolved=resolved,
+        precision=wanted,
+        method=method,
+        options=resolved.target.parse_options(options),
+        include=include,
+        exclude=exclude,
+        output=_output(output, model, target, wanted),
+        gates=_gates(wanted, goals, profile=profile),
+        profile=profile,
+    )
+
+
+def _precision(name: str) -> Precision:
+    try:
+        return Precision(name)
+    except ValueError:
+        raise UsageError(f"unknown precision {name!r}", hint=f"one of {', '.join(map(str, Precision))}") from None
+
+
+def _patterns(name: str, given: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise UsageError(f"{name} must be a list of patterns, not one string", hint=f"{name}=[{given!r}]")
+    return tuple(given)
+
+
+def _gates(precision: Precision, goals: Goals, *, profile: bool) -> Gates:
+    if goals.min_speedup is not None and not profile:
+        raise UsageError("min_speedup needs profile=True", hint="drop profile=False or min_speedup")
+    if goals.min_placement is not None and not 0.0 <= goals.min_placement <= 1.0:
+        raise UsageError(f"min_placement is a share from 0 to 1, not {goals.min_placement}")
+    tolerance = goals.tolerance or DEFAULT_TOLERANCES[precision]
+    return Gates(precision, tolerance, goals.min_placement, goals.min_speedup)
+
+
+def _output(output: str | Path | None, model: Any, target: str, precision: Precision) -> Path:
+    if output is None:
+        name = model.rsplit(":", 1)[-1] if isinstance(model, str) else type(model).__name__
+        output = Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name.lower()}-{target}-{precision}")
+    path = Path(output)
+    if path.is_symlink():
+        raise ArtifactError(f"{path} is a symbolic link; it is left alone", hint="choose another output=, or remove it")
+    if path.exists() and not (path / MANIFEST_NAME).is_file() and not _is_empty_folder(path):
+        raise ArtifactError(
+            f"{path} exists and is not an artifact; it is left alone", hint="choose another output=, or remove it"
+        )
+    return path.parent.resolve() / path.name
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
