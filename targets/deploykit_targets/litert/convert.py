@@ -1,0 +1,196 @@
+"""Captured model -> .tflite: the float or q/dq graph goes to a child process; what comes back is counted here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from deploykit._optional import versions
+from deploykit.errors import CalibrationError, UsageError
+from deploykit.precision import Precision
+from deploykit.target import Conversion, ConversionJob
+from deploykit_calibration.layers import activation_tails, float_layers, reconcile
+from deploykit_calibration.patterns import kept_float
+from deploykit_calibration.placement import LayerPlacement, place
+from deploykit_calibration.simulate import SimulatedModel
+from deploykit_targets.litert import convert_child, flatbuffer
+from deploykit_targets.litert.count import executed, stored
+from deploykit_targets.litert.failures import crashed, translated
+from deploykit_targets.litert.quantize import RECIPES
+from deploykit_targets.litert.scheme import scheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from deploykit.achieved import Achieved
+    from deploykit.capture import CapturedModel
+    from deploykit.tensors import TensorSpec
+    from deploykit_calibration.table import CalibrationTable
+
+_ENTRY = "model.tflite"
+_DIALECT = "LiteRT computes with float32 activations"
+_NOTES = {
+    Precision.FP16: (f"weights are stored in float16; {_DIALECT}, in float16 where the app asks XNNPACK for it",),
+    Precision.INT8_DYNAMIC: ("activations are rounded to int8 at run time",),
+    Precision.INT8_WEIGHT_ONLY: (f"weights are stored in int8; {_DIALECT}",),
+    Precision.INT4_WEIGHT_ONLY: (f"weights are stored in int4; {_DIALECT}",),
+}
+_HELD = (Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY, Precision.FP16)
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What is converted, and what is known of it before.
+
+    Attributes:
+        captured: the model whose graph is converted.
+        graph_module: its float or q/dq graph.
+        layers: every layer and what it was placed as.
+        simulation: the q/dq graph in PyTorch; None for float.
+        kept: why layers stay as they are by the user's wish, by name; empty for static int8, where `layers` says it.
+    """
+
+    captured: CapturedModel
+    graph_module: torch.fx.GraphModule
+    layers: tuple[LayerPlacement, ...]
+    simulation: SimulatedModel | None
+    kept: dict[str, str]
+
+
+def convert(job: ConversionJob) -> Conversion:
+    """Write `model.tflite`, and count what it computes in.
+
+    Raises:
+        UsageError: the model was captured with dynamic shapes, or int8 inputs were asked of a float model.
+        CalibrationError: static int8 without a table.
+        ConversionError: the converter refused or crashed; the message names op, module path and source line.
+    """
+    _check(job)
+    source = _quantized(job) if job.precision is Precision.INT8 else _float(job)
+    with tempfile.TemporaryDirectory(prefix="deploykit-litert-") as name:
+        folder = Path(name)
+        _write_request(job, source, folder)
+        log = _run_child(folder, source.captured)
+        interface = json.loads((folder / convert_child.RESULT).read_text(encoding="utf-8"))
+        (job.folder / _ENTRY).write_bytes((folder / convert_child.OUTPUT).read_bytes())
+    return Conversion(
+        entry=_ENTRY,
+        achieved=_achieved(job, source),
+        tool_versions=versions("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
+        simulation=source.simulation,
+        log=log,
+        metadata={"file": interface},
+    )
+
+
+def _check(job: ConversionJob) -> None:
+    dynamic = sorted(name for name, axes in job.captured.dynamic_axes.items() if axes)
+    if dynamic:
+        raise UsageError(
+            f"LiteRT files have fixed shapes here, and {', '.join(dynamic)} was captured with dynamic axes",
+            hint="export with example_inputs of the size that the device runs, without dynamic_batch and dynamic_shapes",
+        )
+    if job.options.io == "int8" and job.precision not in (Precision.INT8, Precision.FP32):
+        raise UsageError(f'io="int8" needs static int8, not {job.precision}', hint='precision="int8", or io="float"')
+
+
+def _quantized(job: ConversionJob) -> _Source:
+    if job.table is None:
+        raise CalibrationError("a static int8 conversion needs a calibration table", hint="pass calibration=")
+    table = cast("CalibrationTable", job.table)
+    quantized = place(job.captured, table, scheme(), method=job.method, include=job.include, exclude=job.exclude)
+    simulation = SimulatedModel(job.captured, quantized)
+    return _Source(job.captured, quantized.graph_module, quantized.layers, simulation, {})
+
+
+def _float(job: ConversionJob) -> _Source:
+    layers = float_layers(job.captured)
+    names = [layer.name for layer in layers]
+    kept = kept_float(job.captured.origins, names, job.include, job.exclude) if job.include or job.exclude else {}
+    return _Source(job.captured, job.captured.graph_module, layers, None, kept)
+
+
+def _write_request(job: ConversionJob, source: _Source, folder: Path) -> None:
+    import torch
+
+    program = source.captured.export_program(source.graph_module)
+    torch.export.save(program, str(folder / convert_child.PROGRAM))
+    options = job.options
+    request = {
+        "labels": _labels(source),
+        "static": job.precision is Precision.INT8,
+        "recipe": job.precision.value if job.precision.value in RECIPES else None,
+        "kept_float": sorted(source.kept),
+        "io": options.io,
+        "inputs": [_wanted(spec, options.layout) for spec in source.captured.inputs],
+        "outputs": [_wanted(spec, options.layout) for spec in source.captured.outputs],
+    }
+    (folder / convert_child.REQUEST).write_text(json.dumps(request), encoding="utf-8")
+
+
+def _wanted(spec: TensorSpec, layout: str) -> dict[str, Any]:
+    channels_last = layout == "nhwc" and len(spec.shape) == 4 and spec.dtype.startswith("float")
+    return {"name": spec.name, "dtype": spec.dtype, "layout": "NHWC" if channels_last else spec.layout}
+
+
+def _labels(source: _Source) -> list[str]:
+    """A name for every operation, in order: its own; what quantizes a weight is named for the layer it belongs to."""
+    layers = {layer.name for layer in source.layers}
+    labels = []
+    for node in source.graph_module.graph.nodes:
+        if node.op == "call_function":
+            owner = node.name.split("_weight_")[0]
+            labels.append(owner if owner in layers else node.name)
+    return labels
+
+
+def _run_child(folder: Path, captured: CapturedModel) -> str:
+    """Convert in a process of its own; returns all that it printed."""
+    log_path = folder / "log"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", convert_child.__name__, str(folder)]
+    with log_path.open("wb") as log_file:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+    log = log_path.read_text(encoding="utf-8", errors="replace").replace(str(folder), "<folder>")
+    error = folder / convert_child.ERROR
+    if error.is_file():
+        raise translated(json.loads(error.read_text(encoding="utf-8"))["message"], log, captured.origins)
+    if done.returncode != 0 or not (folder / convert_child.RESULT).is_file():
+        raise crashed(done.returncode, log)
+    return log
+
+
+def _achieved(job: ConversionJob, source: _Source) -> Achieved:
+    model = flatbuffer.read(job.folder / _ENTRY)
+    tails = activation_tails(source.captured)
+    names = {*tails, *(layer.name for layer in source.layers)}
+    found = executed(model, names)
+    if job.precision in _HELD:  # the precision is that of the stored weights, not that of the arithmetic
+        found.update(stored(model, names))
+    renamed = {tails.get(name, name): what for name, what in found.items() if tails.get(name, name) not in found}
+    return reconcile(
+        job.precision,
+        source.layers,
+        {**renamed, **found},
+        source="operators and types in the .tflite file",
+        reasons={**_reasons(job, source, {**renamed, **found}), **source.kept},
+        notes=_NOTES.get(job.precision, ()),
+    )
+
+
+def _reasons(job: ConversionJob, source: _Source, found: dict[str, str]) -> dict[str, str]:
+    if job.precision is Precision.FP32:
+        return {}
+    return {
+        layer.name: "ai-edge-quantizer leaves this kind of layer in float"
+        for layer in source.layers
+        if layer.macs and not layer.reason and found.get(layer.name) == "float32"
+    }

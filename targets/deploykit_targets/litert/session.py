@@ -1,0 +1,118 @@
+"""A .tflite file opened in LiteRT's interpreter, or in that of tflite-runtime where only that is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit._optional import Requirement, require
+from deploykit.errors import ArtifactError
+from deploykit.session import Session
+from deploykit.tensors import Feeds, TensorSpec
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+
+Convert = Callable[[np.ndarray], np.ndarray]
+_TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+class LiteRTSession(Session):
+    """Runs an artifact's .tflite file on the CPU.
+
+    It takes and gives what the model does; where the file's layout or types are others, arrays are converted.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        super().__init__(artifact.inputs, artifact.outputs, threads=threads)
+        kernels = artifact.manifest.options.get("kernels", "xnnpack")
+        self._interpreter = open_interpreter(str(artifact.entry), threads, kernels)
+        interface = artifact.manifest.metadata["file"]
+        # The file has its inputs and outputs in the order of the manifest.
+        places = (self._interpreter.get_input_details(), self._interpreter.get_output_details())
+        self._into = [
+            (spec.name, place["index"], _into_file(spec, entry))
+            for spec, place, entry in zip(self.inputs, places[0], interface["inputs"], strict=True)
+        ]
+        self._from = [
+            (spec.name, place["index"], _from_file(spec, entry))
+            for spec, place, entry in zip(self.outputs, places[1], interface["outputs"], strict=True)
+        ]
+
+    def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        interpreter = self._interpreter
+        for name, index, convert in self._into:
+            interpreter.set_tensor(index, convert(feeds[name]))
+        interpreter.invoke()
+        # get_tensor copies: the next run writes to the same memory
+        return {name: convert(interpreter.get_tensor(index)) for name, index, convert in self._from}
+
+    def _close(self) -> None:
+        del self._interpreter
+
+
+def open_interpreter(path: str, threads: int, kernels: str) -> Any:
+    """Open a file and allocate its tensors.
+
+    Args:
+        kernels: `xnnpack`, `builtin` or `reference`.
+    Raises:
+        MissingDependencyError: neither runtime is installed.
+        ArtifactError: the runtime refuses the file.
+    """
+    runtime = _runtime()
+    resolvers = runtime.OpResolverType
+    resolver = {
+        "xnnpack": resolvers.AUTO,
+        "builtin": resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        "reference": resolvers.BUILTIN_REF,
+    }[kernels]
+    try:
+        interpreter = runtime.Interpreter(path, num_threads=threads, experimental_op_resolver_type=resolver)
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise ArtifactError(f"LiteRT refuses {path}: {error}", hint="export again, or update ai-edge-litert") from error
+    return interpreter
+
+
+def _runtime() -> Any:
+    old = Requirement("tflite_runtime")
+    if old.installed and not Requirement("ai_edge_litert").installed:
+        return require("tflite_runtime.interpreter", extra="litert-runtime", purpose="run artifacts of litert")
+    return require("ai_edge_litert.interpreter", extra="litert-runtime", purpose="run artifacts of litert")
+
+
+def _into_file(spec: TensorSpec, entry: dict[str, Any]) -> Convert:
+    permute = entry["layout"] == "NHWC" and spec.layout != "NHWC"
+    if entry["dtype"] == spec.dtype and not permute:
+        return np.ascontiguousarray
+
+    def convert(array: np.ndarray) -> np.ndarray:
+        array = array.transpose(_TO_NHWC) if permute else array
+        if entry["dtype"] != spec.dtype and "scale" in entry:
+            limits = np.iinfo(entry["dtype"])
+            rounded = np.rint(array / np.float32(entry["scale"])) + entry["zero_point"]
+            array = rounded.clip(limits.min, limits.max)
+        return np.ascontiguousarray(array.astype(entry["dtype"], copy=False))
+
+    return convert
+
+
+def _from_file(spec: TensorSpec, entry: dict[str, Any]) -> Convert:
+    permute = entry["layout"] == "NHWC" and spec.layout != "NHWC"
+    if entry["dtype"] == spec.dtype and not permute:
+        return _same
+
+    def convert(array: np.ndarray) -> np.ndarray:
+        if entry["dtype"] != spec.dtype and "scale" in entry:
+            array = (array.astype(np.float32) - np.float32(entry["zero_point"])) * np.float32(entry["scale"])
+        array = array.transpose(_TO_NCHW) if permute else array
+        return np.ascontiguousarray(array.astype(spec.dtype, copy=False))
+
+    return convert
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array

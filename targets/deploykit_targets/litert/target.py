@@ -1,0 +1,85 @@
+"""The LiteRT plugin: capabilities, options, and the hooks that its siblings in this folder fill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from deploykit._optional import Requirement
+from deploykit.devices import load_devices
+from deploykit.precision import Precision
+from deploykit.target import Capabilities, Conversion, ConversionJob, Target
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+    from deploykit.session import Session
+
+
+@dataclass(frozen=True)
+class LiteRTOptions:
+    """Options of the LiteRT toolchain.
+
+    Attributes:
+        layout: `nhwc` makes the file take and give images (rank 4) with channels last, as phone code has them.
+        io: `int8` makes the file of a static int8 model take and give int8; scale and zero-point are in the manifest.
+        kernels: what sessions run with: `xnnpack`, LiteRT's own `builtin` kernels, or the slow `reference` ones.
+
+    Sessions of deploykit take and give what the model does whatever the file's layout and types are; the file's own
+    are recorded in the manifest under `metadata.file`.
+    """
+
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    io: Literal["float", "int8"] = "float"
+    kernels: Literal["xnnpack", "builtin", "reference"] = "xnnpack"
+
+
+class LiteRTTarget(Target):
+    """Phones and other arm64 devices through LiteRT."""
+
+    name: ClassVar[str] = "litert"
+    options_type: ClassVar[type[LiteRTOptions]] = LiteRTOptions
+
+    def capabilities(self) -> Capabilities:
+        """See `Target.capabilities`."""
+        return Capabilities(
+            summary="Android phones and arm64 boards through LiteRT (.tflite)",
+            precisions=(
+                Precision.INT8,
+                Precision.FP32,
+                Precision.FP16,
+                Precision.INT8_DYNAMIC,
+                Precision.INT8_WEIGHT_ONLY,
+                Precision.INT4_WEIGHT_ONLY,
+            ),
+            devices=load_devices(Path(__file__).with_name("devices.toml"), toolchain=self.name),
+            export_extra="litert",
+            runtime_extra="litert-runtime",
+            export_requires=(
+                Requirement("torch"),
+                Requirement("litert_torch", "litert-torch"),
+                Requirement("ai_edge_quantizer", "ai-edge-quantizer"),
+                Requirement("ai_edge_litert", "ai-edge-litert"),
+            ),
+            runtime_requires=(_Runtime("ai_edge_litert", "ai-edge-litert"),),
+            dynamic_batch=False,
+        )
+
+    def _convert(self, job: ConversionJob) -> Conversion:
+        from deploykit_targets.litert.convert import convert
+
+        return convert(job)
+
+    def _open(self, artifact: Artifact, threads: int) -> Session:
+        from deploykit_targets.litert.session import LiteRTSession
+
+        return LiteRTSession(artifact, threads)
+
+
+class _Runtime(Requirement):
+    """LiteRT's runtime, or its predecessor that some boards have."""
+
+    @property
+    def installed(self) -> bool:
+        """Whether either could be imported."""
+        return super().installed or Requirement("tflite_runtime").installed
