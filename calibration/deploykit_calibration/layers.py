@@ -9,9 +9,9 @@ from torch.fx import Node
 
 from deploykit.achieved import Achieved, LayerAchieved
 from deploykit_calibration.graph_view import GraphView
-from deploykit_calibration.op_kinds import ACTIVATIONS, mac_count, weight_count
-from deploykit_calibration.placement import LayerPlacement
-from deploykit_calibration.plan import is_layer
+from deploykit_calibration.op_kinds import ACTIVATIONS
+from deploykit_calibration.placement import LayerPlacement, describe_layers
+from deploykit_calibration.plan import Plan
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -20,20 +20,7 @@ if TYPE_CHECKING:
 
 def float_layers(captured: CapturedModel) -> tuple[LayerPlacement, ...]:
     """Every layer of the float graph in execution order, with its multiply-accumulates and weights."""
-    view = GraphView(captured.graph_module.graph)
-    return tuple(
-        LayerPlacement(
-            name=op.name,
-            module_path=captured.origins[op.name].module_path if op.name in captured.origins else "",
-            kind=view.kinds[op],
-            macs=mac_count(op),
-            weights=weight_count(op),
-            precision="float",
-            reason="",
-        )
-        for op in view.ops()
-        if is_layer(view, op)
-    )
+    return describe_layers(captured, GraphView(captured.graph_module.graph), Plan())
 
 
 def activation_tails(captured: CapturedModel) -> dict[str, str]:

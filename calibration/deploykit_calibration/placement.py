@@ -103,7 +103,7 @@ def place(
     params = _params(view, plan, planner, _Ranges(view, table, scheme, method))
     graph_module = Rewriter(captured.graph_module, view, scheme).run(plan, params)
     written = {tensor.name: op.name for op in plan.reads for tensor in planner.results(op) if tensor in plan.hard}
-    return QuantizedGraph(graph_module, _layers(captured, view, plan), scheme, written)
+    return QuantizedGraph(graph_module, describe_layers(captured, view, plan), scheme, written)
 
 
 class _Ranges:
@@ -168,7 +168,8 @@ def _group_params(group: tuple[Node, ...], ranges: _Ranges, scheme: QuantScheme)
     return TensorParams(float(params.scale), int(params.zero_point))
 
 
-def _layers(captured: CapturedModel, view: GraphView, plan: Plan) -> tuple[LayerPlacement, ...]:
+def describe_layers(captured: CapturedModel, view: GraphView, plan: Plan) -> tuple[LayerPlacement, ...]:
+    """Every layer in execution order, and what `plan` makes of it."""
     return tuple(
         LayerPlacement(
             name=op.name,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from deploykit.parity import SQNR_CAP_DB, LayerParity
+from deploykit.parity import LayerParity, sqnr_db
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,11 +181,3 @@ class SimulatedModel:
 def _add_powers(powers: list[float], want: Tensor, got: Tensor) -> None:
     powers[0] += float(want.double().square().sum())
     powers[1] += float((want - got).double().square().sum())
-
-
-def sqnr_db(signal: float, noise: float) -> float:
-    """Signal to noise ratio of two powers in dB, capped at ±`SQNR_CAP_DB`."""
-    if noise == 0.0:
-        return SQNR_CAP_DB
-    ratio = torch.log10(torch.tensor(signal / noise, dtype=torch.float64)).item() * 10.0
-    return float(max(-SQNR_CAP_DB, min(SQNR_CAP_DB, ratio)))
