@@ -1,0 +1,72 @@
+"""A captured graph, float or with q/dq nodes, as the exported program that coremltools reads.
+
+Every node carries the name it has in the captured graph through PyTorch's export (`meta["custom"]`) and through
+coremltools' passes (the debug handle of a scope), so that each op of the ML Program can be told apart.
+
+LSTMs stay whole: coremltools has a native layer for them. GRU and RNN are unrolled over their (static) length, because
+its own converters of them make a loop, which only CPUs run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._decomp import get_decompositions
+from torch.fx import Graph, GraphModule, Node
+
+from deploykit.capture.quiet import quiet
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+
+_KEY = "deploykit_node"
+_UNROLLED = [torch.ops.aten.gru.input, torch.ops.aten.rnn_tanh.input, torch.ops.aten.rnn_relu.input]
+HANDLE = "debug_handle"
+"""Key of node metadata that coremltools keeps with the ops it makes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """A program to convert.
+
+    Attributes:
+        program: in the ATen dialect; its nodes have debug handles.
+        names: captured node name of each debug handle.
+    """
+
+    program: torch.export.ExportedProgram
+    names: tuple[str, ...]
+
+
+def exported(captured: CapturedModel, graph_module: GraphModule | None = None) -> Exported:
+    """Export a captured graph for coremltools.
+
+    Args:
+        captured: gives names, example inputs and dynamic axes.
+        graph_module: a q/dq copy of its graph; the float graph itself where not given.
+    """
+    program = captured.export_program(_tagged(graph_module or captured.graph_module))
+    with quiet(), torch.no_grad():
+        program = program.run_decompositions(get_decompositions(_UNROLLED))
+    names: dict[str, int] = {}
+    for node in program.graph.nodes:
+        name = node.meta.get("custom", {}).get(_KEY)
+        if name is not None:
+            node.meta[HANDLE] = names.setdefault(name, len(names))
+    return Exported(program, tuple(names))
+
+
+def _tagged(module: GraphModule) -> GraphModule:
+    """A copy whose nodes carry their own names in metadata; parameters are shared."""
+    graph, copies = Graph(), dict[Node, Node]()
+    for node in module.graph.nodes:
+        copy = copies[node] = graph.node_copy(node, copies.__getitem__)
+        if node.op == "call_function":
+            copy.meta["custom"] = {**_custom(node), _KEY: node.name}
+    return GraphModule(module, graph)
+
+
+def _custom(node: Node) -> dict[str, Any]:
+    return dict(node.meta.get("custom") or {})

@@ -1,0 +1,164 @@
+"""An ML Program opened: in Core ML on macOS, in the evaluator of this folder elsewhere.
+
+Both take the captured model's own tensors: an image input is turned back into pixels, 64-bit integers become the 32-bit
+ones that Core ML has, a classifier gives its probabilities in the order of the labels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit._optional import require
+from deploykit.session import OpTime, Session
+from deploykit.tensors import Feeds, TensorSpec
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+
+Array = np.ndarray[Any, Any]
+
+_UNITS = {
+    "all": "ALL",
+    "cpu-only": "CPU_ONLY",
+    "cpu-and-gpu": "CPU_AND_GPU",
+    "cpu-and-neural-engine": "CPU_AND_NE",
+}
+
+
+def open_session(artifact: Artifact, threads: int, *, native: bool) -> Session:
+    """Open an artifact in Core ML (`native`) or in the evaluator."""
+    return CoreMLSession(artifact) if native else EvaluatorSession(artifact, threads)
+
+
+class EvaluatorSession(Session):
+    """Runs an artifact's program in PyTorch: evidence of level `reference`."""
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        super().__init__(artifact.inputs, artifact.outputs, threads=threads)
+        require("torch", extra="coreml", purpose="evaluate ML Programs where Core ML is not")
+        from deploykit_targets.coreml.mil_evaluator import load
+
+        self._border = Border(artifact)
+        self._program = load(artifact.entry.parent)
+
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            results = self._program.run(self._border.into(feeds))
+        finally:
+            torch.set_num_threads(before)
+        return {spec.name: self._border.out(spec, results[spec.name]) for spec in self.outputs}
+
+
+class CoreMLSession(Session):
+    """Runs an artifact in Core ML on macOS. Core ML decides itself how many threads it uses: 0 here."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact.inputs, artifact.outputs, threads=0)
+        tools = require("coremltools", extra="coreml-runtime", purpose="run artifacts of coreml")
+        self._tools = tools
+        self._units = tools.ComputeUnit[_UNITS[artifact.manifest.options.get("compute_units", "all")]]
+        self._border = Border(artifact)
+        self._labels = list(artifact.manifest.options.get("class_labels", ()))
+        self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
+        self._made_for: dict[str, str] = artifact.manifest.metadata.get("made_for", {})
+        self._model = tools.models.MLModel(str(artifact.entry.parent), compute_units=self._units)
+
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        results = self._model.predict(self._border.into(feeds, images=True))
+        return {spec.name: self._border.out(spec, self._array(results[spec.name])) for spec in self.outputs}
+
+    def _array(self, value: Any) -> Array:
+        """A classifier gives a probability for each label."""
+        return np.asarray([value[label] for label in self._labels] if isinstance(value, dict) else value)
+
+    def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
+        """Core ML's own estimate of each op's share, times the measured run; the op's unit stands behind its type."""
+        import time
+
+        from coremltools.models.compute_plan import MLComputePlan
+
+        self._run(feeds)
+        start = time.perf_counter()
+        for _ in range(runs):
+            self._run(feeds)
+        whole_us = (time.perf_counter() - start) / runs * 1e6
+        plan = MLComputePlan.load_from_path(self._model.get_compiled_model_path(), self._units)
+        times = []
+        for op in plan.model_structure.program.functions["main"].block.operations:
+            cost = plan.get_estimated_cost_for_mlprogram_operation(op)
+            usage = plan.get_compute_device_usage_for_mlprogram_operation(op)
+            if cost is None or not cost.weight:
+                continue
+            unit = type(usage.preferred_compute_device).__name__.removeprefix("ML") if usage else "unknown unit"
+            name = op.outputs[0].name if op.outputs else op.operator_name
+            path = self._module_paths.get(self._made_for.get(name, ""), "")
+            times.append(OpTime(name, f"{op.operator_name} on {unit}", path, cost.weight * whole_us))
+        return tuple(sorted(times, key=lambda each: -each.mean_us))
+
+    def _close(self) -> None:
+        del self._model
+
+
+class Border:
+    """Turns the captured model's arrays into what a program takes, and back."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        options = artifact.manifest.options
+        self._image: str = options.get("image_input", "")
+        self._color: str = options.get("image_color", "RGB")
+        self._scale = np.float32(options.get("image_scale", 1.0))
+        self._bias = np.asarray(options.get("image_bias", (0.0,)), dtype=np.float32).reshape(-1, 1, 1)
+
+    def into(self, feeds: Feeds, *, images: bool = False) -> dict[str, Any]:
+        """Arrays for the program.
+
+        Args:
+            feeds: by input name, as captured.
+            images: turn the image input into an 8-bit picture, as apps feed it (rounded to whole pixel values); else
+                into the program's tensor of pixel values.
+        """
+        arrays: dict[str, Any] = {}
+        for name, array in feeds.items():
+            if name == self._image:
+                pixels = (array - self._bias) / self._scale
+                arrays[name] = self._picture(pixels) if images else pixels.astype(np.float32)
+            else:
+                arrays[name] = _narrowed(name, array)
+        return arrays
+
+    def _picture(self, pixels: Array) -> Any:
+        from PIL import Image
+
+        planes = np.clip(np.rint(pixels[0]), 0, 255).astype(np.uint8)
+        if self._color == "GRAYSCALE":
+            return Image.fromarray(planes[0])
+        return Image.fromarray(np.moveaxis(planes if self._color == "RGB" else planes[::-1], 0, -1))
+
+    def out(self, spec: TensorSpec, array: Array) -> Array:
+        """An output as captured: its dtype, and the rank that Core ML has no form for (scalars, rows of labels)."""
+        shape = [size for size in spec.shape if isinstance(size, int)]
+        if len(shape) == len(spec.shape) and array.shape != tuple(shape):
+            array = array.reshape(shape)
+        return array.astype(spec.dtype)
+
+
+def _narrowed(name: str, array: Array) -> Array:
+    """64-bit integers as 32-bit ones.
+
+    Raises:
+        UsageError: a value does not fit.
+    """
+    if array.dtype != np.int64:
+        return array
+    narrow = array.astype(np.int32)
+    if not np.array_equal(narrow, array):
+        from deploykit.errors import UsageError
+
+        raise UsageError(f"input {name!r} has values that 32 bits do not hold; Core ML has no 64-bit integers")
+    return narrow

@@ -1,0 +1,147 @@
+"""The Core ML plugin: capabilities, options, and the hooks that its siblings in this folder fill.
+
+On macOS artifacts run in Core ML (`device`); elsewhere the evaluator of ML Programs in this folder runs the same file
+(`reference`): it proves graph, weights and quantization, not how the Neural Engine rounds.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from deploykit._optional import Requirement
+from deploykit.devices import load_devices
+from deploykit.errors import MissingDependencyError
+from deploykit.estimate import estimate
+from deploykit.precision import Evidence, Precision
+from deploykit.profiling import DEFAULT_EFFORT, Effort, Profile
+from deploykit.target import Capabilities, Conversion, ConversionJob, Target, Validation
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+    from deploykit.parity import ParityReport
+    from deploykit.session import Session
+
+EVALUATED_NOTE = "evaluated in PyTorch from the ML Program; not run by Core ML, and not on the Neural Engine"
+
+
+@dataclass(frozen=True)
+class CoreMLOptions:
+    """Options of the Core ML toolchain.
+
+    Attributes:
+        compute_units: what Core ML may use when the artifact is opened on macOS.
+        deployment_target: oldest op set to convert to; "" for the device's own. A precision may raise it.
+        image_input: name of the input (1 x channels x height x width) that apps feed with an image; "" for none.
+        image_color: order of its planes.
+        image_scale, image_bias: input = image_scale x pixel (0 to 255) + image_bias; one bias, or one per channel.
+        class_labels: of the only output, which becomes a label and its probabilities in the app.
+        max_size: largest size of a dynamic axis that was captured without an upper bound.
+        enumerated_shapes: input name -> the only shapes it takes; their axes must be captured as dynamic.
+        block_size: weights per scale, in `int4-weight-only`.
+        weight_threshold: weights with fewer elements are not compressed.
+    """
+
+    compute_units: Literal["all", "cpu-only", "cpu-and-gpu", "cpu-and-neural-engine"] = "all"
+    deployment_target: Literal["", "iOS16", "iOS17", "iOS18"] = ""
+    image_input: str = ""
+    image_color: Literal["RGB", "BGR", "GRAYSCALE"] = "RGB"
+    image_scale: float = 1.0
+    image_bias: tuple[float, ...] = (0.0,)
+    class_labels: tuple[str, ...] = ()
+    max_size: int = 32
+    enumerated_shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    block_size: int = 32
+    weight_threshold: int = 64
+
+
+class CoreMLTarget(Target):
+    """Apple devices through Core ML."""
+
+    name: ClassVar[str] = "coreml"
+    options_type: ClassVar[type[CoreMLOptions]] = CoreMLOptions
+
+    def capabilities(self) -> Capabilities:
+        """See `Target.capabilities`."""
+        return Capabilities(
+            summary="Apple devices through Core ML",
+            precisions=(
+                Precision.FP16,
+                Precision.INT8,
+                Precision.INT8_WEIGHT_ONLY,
+                Precision.INT6_PALETTE,
+                Precision.INT4_PALETTE,
+                Precision.INT4_WEIGHT_ONLY,
+                Precision.FP32,
+            ),
+            devices=load_devices(Path(__file__).with_name("devices.toml"), toolchain=self.name),
+            export_extra="coreml",
+            runtime_extra="coreml-runtime",
+            export_requires=(Requirement("torch"), Requirement("coremltools")),
+            runtime_requires=(Requirement("coremltools"),),
+            evidence=Evidence.DEVICE if has_core_ml() else Evidence.REFERENCE,
+        )
+
+    def check_installed(self, *, export: bool) -> None:
+        """See `Target.check_installed`; without Core ML, running needs PyTorch for the evaluator."""
+        super().check_installed(export=export)
+        if not export and not has_core_ml() and not Requirement("torch").installed:
+            raise MissingDependencyError("torch", extra="coreml", purpose="evaluate ML Programs where Core ML is not")
+
+    def validate(self, artifact: Artifact, validation: Validation) -> ParityReport:
+        """See `Target.validate`; the report says what ran the artifact."""
+        report = super().validate(artifact, validation)
+        note = _mac_note(artifact) if has_core_ml() else EVALUATED_NOTE
+        return replace(report, notes=(*report.notes, note))
+
+    def profile(
+        self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT
+    ) -> Profile:
+        """Measured on macOS; elsewhere an estimate, or the evaluator's own time where no rates are published."""
+        device = self.capabilities().devices[artifact.manifest.device]
+        facts = _facts(artifact)
+        if has_core_ml():
+            measured = super().profile(artifact, baseline=baseline, effort=effort)
+            return replace(measured, notes=(*measured.notes, _mac_note(artifact), *facts))
+        if device.peak_tops:
+            estimated = estimate(artifact, device, baseline=baseline)
+            unit = "compute unit: the Neural Engine; no rates of the CPU and the GPU are published"
+            return replace(estimated, notes=(*estimated.notes, unit, *facts))
+        measured = super().profile(artifact, baseline=baseline, effort=effort)
+        said = f"time of the evaluator in PyTorch on this machine; it says nothing of {device.name}"
+        return replace(measured, notes=(*measured.notes, said, *facts))
+
+    def _convert(self, job: ConversionJob) -> Conversion:
+        from deploykit_targets.coreml.convert import convert
+
+        return convert(job)
+
+    def _open(self, artifact: Artifact, threads: int) -> Session:
+        from deploykit_targets.coreml.session import open_session
+
+        return open_session(artifact, threads, native=has_core_ml())
+
+
+def has_core_ml() -> bool:
+    """Whether this machine has Apple's own runtime."""
+    return sys.platform == "darwin"
+
+
+def _mac_note(artifact: Artifact) -> str:
+    units = artifact.manifest.options.get("compute_units", "all")
+    return f"run by Core ML on this Mac (compute units: {units}), for {artifact.manifest.device}"
+
+
+def _facts(artifact: Artifact) -> tuple[str, ...]:
+    """What a program costs whatever runs it: ops, multiply-accumulates, bytes, oldest system."""
+    known = artifact.manifest.metadata
+    ops = ", ".join(f"{count} {op}" for op, count in known.get("ops", {}).items())
+    macs = sum(artifact.achieved.macs.values())
+    weights, moved = known.get("weight_bytes", 0), known.get("activation_bytes", 0)
+    return (
+        f"ops: {ops}",
+        f"{macs} multiply-accumulates, {weights} bytes of weights, {moved} bytes of activations read and written",
+        f"runs on {known.get('os_floor', 'an unknown system')} and later",
+    )
