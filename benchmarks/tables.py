@@ -1,0 +1,51 @@
+"""Write the last results into benchmarks/README.md, one table per `results/<name>.json`.
+
+    python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import RESULTS
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- results: written by tables.py -->", "<!-- end of results -->"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table."""
+    heads = list(rows[0])
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(_cell(row.get(head)) for head in heads) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def section(record: Mapping[str, Any]) -> str:
+    """One benchmark: machine, versions, table, notes."""
+    machine = record["machine"]
+    where = f"{machine['cores']} cores, {machine['arch']} with {', '.join(machine['isa'])}"
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    notes = "\n".join(f"- {note}" for note in record.get("notes", []) if note)
+    return f"### {record['benchmark']}\n\n{where}; {versions}\n\n{table(record['rows'])}\n\n{notes}\n"
+
+
+def main() -> None:
+    """Replace what stands between the markers."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    body = "\n".join(section(record) for record in records)
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    README.write_text(f"{before}{BEGIN}\n\n{body}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
