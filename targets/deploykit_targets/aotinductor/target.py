@@ -1,0 +1,61 @@
+"""The AOTInductor plugin: PyTorch's own compiler, ahead of time, into a package of native code.
+
+For machines that have an NVIDIA GPU but no TensorRT, and to compare with. Float only: static int8 is what the other
+toolchains are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from deploykit._optional import Requirement, SystemTool
+from deploykit.devices import load_devices
+from deploykit.precision import Precision
+from deploykit.target import Capabilities, Conversion, ConversionJob, Target
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+    from deploykit.session import Session
+
+
+@dataclass(frozen=True)
+class AotInductorOptions:
+    """Options of the AOTInductor toolchain.
+
+    Attributes:
+        max_autotune: try several kernels for each product and convolution; compiles for much longer.
+    """
+
+    max_autotune: bool = False
+
+
+class AotInductorTarget(Target):
+    """CPUs and NVIDIA GPUs through PyTorch's AOTInductor."""
+
+    name: ClassVar[str] = "aotinductor"
+    options_type: ClassVar[type[AotInductorOptions]] = AotInductorOptions
+
+    def capabilities(self) -> Capabilities:
+        """See `Target.capabilities`."""
+        return Capabilities(
+            summary="CPUs and NVIDIA GPUs through PyTorch's AOTInductor",
+            precisions=(Precision.FP32, Precision.FP16, Precision.BF16),
+            devices=load_devices(Path(__file__).with_name("devices.toml"), toolchain=self.name),
+            export_extra="aotinductor",
+            runtime_extra="aotinductor",
+            export_requires=(Requirement("torch"),),
+            runtime_requires=(Requirement("torch"),),
+            system_tools=(SystemTool("g++", "g++", "compile the generated code"),),
+        )
+
+    def _convert(self, job: ConversionJob) -> Conversion:
+        from deploykit_targets.aotinductor.convert import convert
+
+        return convert(job)
+
+    def _open(self, artifact: Artifact, threads: int) -> Session:
+        from deploykit_targets.aotinductor.session import PackageSession
+
+        return PackageSession(artifact, threads)
