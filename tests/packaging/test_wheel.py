@@ -10,6 +10,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 from packaging.requirements import Requirement
 
+from deploykit import Precision
+from deploykit.registry import toolchain
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"deploykit", "deploykit_calibration", "deploykit_targets"}
 CORE = {"numpy", "safetensors", "msgspec", "typer", "rich", "psutil"}
@@ -56,15 +59,17 @@ def test_types_are_shipped(names: set[str], package: str) -> None:
 def test_every_registered_target_ships_its_files(wheel: Path, names: set[str]) -> None:
     points = configparser.ConfigParser()
     with zipfile.ZipFile(wheel) as archive:
-        name = next(path for path in names if path.endswith(".dist-info/entry_points.txt"))
-        points.read_string(archive.read(name).decode())
+        path = next(path for path in names if path.endswith(".dist-info/entry_points.txt"))
+        points.read_string(archive.read(path).decode())
     registered = dict(points["deploykit.targets"])
     assert {"onnxruntime", "openvino"} <= registered.keys()
-    for toolchain, value in registered.items():
+    for name, value in registered.items():
         folder = value.split(":")[0].replace(".", "/")
-        assert folder == f"deploykit_targets/{toolchain}", "the folder is called like the toolchain"
-        for file in ("__init__.py", "target.py", "scheme.py", "convert.py", "session.py", "devices.toml", "README.md"):
-            assert f"{folder}/{file}" in names, f"{toolchain} lacks {file}"
+        assert folder == f"deploykit_targets/{name}", "the folder is called like the toolchain"
+        files = ["__init__.py", "target.py", "convert.py", "session.py", "devices.toml", "README.md"]
+        quantises = Precision.INT8 in toolchain(name).capabilities().precisions
+        for file in [*files, "scheme.py"] if quantises else files:
+            assert f"{folder}/{file}" in names, f"{name} lacks {file}"
 
 
 def test_the_core_asks_for_little(metadata: Message) -> None:
