@@ -233,7 +233,7 @@ def _network_flags(trt: Any, options: Any) -> int:
 
 def _parse(trt: Any, network: Any, logger: Any, model: Path, messages: list[Any], *, dla: bool) -> None:
     parser = trt.OnnxParser(network, logger)
-    if dla and hasattr(trt.OnnxParserFlag, "ADJUST_FOR_DLA"):
+    if dla and hasattr(getattr(trt, "OnnxParserFlag", None), "ADJUST_FOR_DLA"):
         parser.set_flag(trt.OnnxParserFlag.ADJUST_FOR_DLA)
     if not parser.parse_from_file(str(model)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]

@@ -1,6 +1,6 @@
 """Record which names TensorRT's Python bindings have, into `api_surface/<version>.json`.
 
-    python tests/targets/tensorrt/record_api_surface.py 10.3.0 10.16.1.11 11.4.0.106
+    python tests/targets/tensorrt/record_api_surface.py 8.6.1 10.3.0 10.16.1.11 11.4.0.106
 
 The bindings are a wheel of their own (`tensorrt-cu12-bindings`); TensorRT's libraries are not needed to read their
 names. The nine C functions that the bindings link to are given as empty stubs, so nothing here can be run, only
@@ -19,9 +19,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+PROJECTS = {"8": "tensorrt-bindings"}  # by major version; later ones name their CUDA
 PROJECT = "tensorrt-cu12-bindings"
 FOLDER = Path(__file__).parent / "api_surface"
-# Library -> the functions of it that the bindings link to; the same nine in all versions since 10.0.
+# Library -> the functions of it that the bindings link to; the same nine in all versions since 10.0, fewer in 8.
 STUBS = {
     "libnvinfer": (
         "createInferBuilder_INTERNAL",
@@ -37,11 +38,26 @@ STUBS = {
     ),
     "libnvinfer_plugin": ("initLibNvInferPlugins",),
 }
+# What 8 had besides, under its C++ names.
+PARSERS = {
+    "libnvparsers": (
+        "_ZN11nvuffparser15createUffParserEv",
+        "_ZN11nvuffparser8FieldMapC1EPKcPKvNS_9FieldTypeEi",
+        "_ZN14nvcaffeparser117createCaffeParserEv",
+        "_ZN14nvcaffeparser123shutdownProtobufLibraryEv",
+    )
+}
+
+
+def project_of(version: str) -> str:
+    """Name of the bindings on the package index."""
+    return PROJECTS.get(version.split(".", maxsplit=1)[0], PROJECT)
 
 
 def download(version: str, folder: Path) -> Path:
     """Fetch and unpack one bindings wheel; returns the folder to import from."""
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), f"{PROJECT}=={version}"]
+    wanted = f"{project_of(version)}=={version}"
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), wanted]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     (wheel,) = folder.glob("*.whl")
     unpacked = folder / "site"
@@ -54,7 +70,7 @@ def compile_stubs(major: str, folder: Path) -> Path:
     """Compile the stub libraries of one major version; returns their folder."""
     stubs = folder / "stubs"
     stubs.mkdir()
-    for library, functions in STUBS.items():
+    for library, functions in {**STUBS, **(PARSERS if major == "8" else {})}.items():
         source = stubs / f"{library}.c"
         source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in functions))
         made = stubs / f"{library}.so.{major}"
@@ -73,7 +89,7 @@ def record(version: str) -> None:
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     surface = json.loads(done.stdout.splitlines()[-1])
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value, sort_keys=True)}" for name, value in surface.items())
-    head = f'"source": "{PROJECT}=={version}, imported over stub libraries", "version": "{version}"'
+    head = f'"source": "{project_of(version)}=={version}, imported over stub libraries", "version": "{version}"'
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{version}.json").write_text(f'{{{head}, "names": {{\n{lines}\n}}}}\n')
     print(f"{version}: {len(surface)} names")

@@ -83,6 +83,13 @@ def test_dla_on_10_sets_flags_of_the_precision_and_falls_back_to_the_gpu(tmp_pat
     assert trt.calls("IBuilderConfig.default_device_type=")[0][0].name == "DLA"
 
 
+def test_before_10_precision_is_set_by_flags(tmp_path: Path) -> None:
+    trt = FakeTensorRT("8.6.1")
+    built(trt, tmp_path, recipe={**RECIPE, "precision": "mixed"})
+    assert trt.calls("Builder.create_network") == [(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH),)]
+    assert [flag.name for (flag,) in trt.calls("IBuilderConfig.set_flag")] == ["INT8", "FP16"]
+
+
 def test_dla_on_11_stays_strongly_typed(tmp_path: Path) -> None:
     trt = FakeTensorRT("11.4.0.106")
     built(trt, tmp_path, "--dla", "0", "--no-gpu-fallback")
