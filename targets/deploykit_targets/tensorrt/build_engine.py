@@ -15,6 +15,7 @@ Writes `model.engine`, `layers.json` (engine inspector), `timing.cache` and `bui
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -334,7 +335,8 @@ class Engine:
     def __init__(self, trt: Any, cuda: Any, data: bytes, recipe: dict[str, Any]) -> None:
         self._trt, self._cuda, self._recipe = trt, cuda, recipe
         self._messages: list[Any] = []
-        self._runtime = trt.Runtime(logger_of(trt, self._messages))
+        self._logger = logger_of(trt, self._messages)
+        self._runtime = trt.Runtime(self._logger)
         if hasattr(self._runtime, "engine_host_code_allowed"):  # version-compatible engines carry host code
             self._runtime.engine_host_code_allowed = True
         before = cuda.free_bytes()
@@ -450,9 +452,14 @@ class Engine:
         def add(layer: str, milliseconds: float) -> None:
             times[layer] = times.get(layer, 0.0) + milliseconds * 1e3 / runs
 
-        self._context.profiler = profiler_of(self._trt, add)
-        for _ in range(runs):
-            self.run(feeds)
+        ordinary, self._context = self._context, self._engine.create_execution_context()
+        try:
+            if self._context is not None:  # a second context takes memory, which a small board may not have
+                self._context.profiler = profiler_of(self._trt, add)
+                for _ in range(runs):
+                    self.run(feeds)
+        finally:
+            self._context = ordinary
         return times
 
     def _buffer(self, name: str, size: int) -> int:
@@ -543,7 +550,8 @@ def main(options: Any) -> Any:
     engine_bytes, cache = build(trt, recipe, options)
     report = {"build_seconds": round(time.time() - start, 1), **facts(trt, cuda)}
     board.write_whole(out / ENGINE, engine_bytes)
-    board.write_whole(options.artifact / TIMING_CACHE, cache)
+    with contextlib.suppress(OSError):  # the artifact may lie where it can only be read
+        board.write_whole(options.artifact / TIMING_CACHE, cache)
     engine = Engine(trt, cuda, engine_bytes, recipe)
     layers = engine.layers()
     board.write_whole(out / LAYERS, json.dumps(layers, indent=1).encode())
