@@ -94,7 +94,7 @@ def _check(job: ConversionJob) -> None:
     if dynamic:
         raise UsageError(
             f"LiteRT files have fixed shapes here, and {', '.join(dynamic)} was captured with dynamic axes",
-            hint="export with example_inputs of the size that the device runs, without dynamic_batch and dynamic_shapes",
+            hint="export with example_inputs of the size that the device runs, and no dynamic_batch or dynamic_shapes",
         )
     if job.options.io == "int8" and job.precision not in (Precision.INT8, Precision.FP32):
         raise UsageError(f'io="int8" needs static int8, not {job.precision}', hint='precision="int8", or io="float"')
@@ -144,7 +144,7 @@ def _labels(source: _Source) -> list[str]:
     layers = {layer.name for layer in source.layers}
     labels = []
     for node in source.graph_module.graph.nodes:
-        if node.op == "call_function":
+        if convert_child.is_operation(node):
             owner = node.name.split("_weight_")[0]
             labels.append(owner if owner in layers else node.name)
     return labels

@@ -7,6 +7,7 @@ all that: the parent reads a request from and writes a result to a folder, and k
 from __future__ import annotations
 
 import json
+import operator
 import sys
 import traceback
 from pathlib import Path
@@ -24,7 +25,7 @@ def main(folder: Path) -> int:
     request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     try:
         result = _convert(folder, request)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent turns it into words
+    except Exception as error:  # whatever it is, the parent turns it into words
         found = {"type": type(error).__name__, "message": str(error)}
         (folder / ERROR).write_text(json.dumps(found), encoding="utf-8")
         traceback.print_exc()
@@ -38,9 +39,9 @@ def _convert(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     module, examples = _load(folder, request["labels"])
-    wrapped, examples = _channels_last(module, examples, request)
+    examples = _channels_last(module, examples, request)
     with torch.no_grad():
-        converted = litert_torch.convert(wrapped, tuple(examples), quant_config=_quant_config(request["static"]))
+        converted = litert_torch.convert(module, tuple(examples), quant_config=_quant_config(request["static"]))
     raw = folder / RAW
     converted.export(str(raw))
     quantize(raw, request["recipe"], request["kept_float"])
@@ -53,8 +54,10 @@ def _load(folder: Path, labels: list[str]) -> tuple[Any, list[Any]]:
     import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 
     program = torch.export.load(str(folder / PROGRAM))
-    module: Any = program.module(check_guards=False)
-    calls = [node for node in module.graph.nodes if node.op == "call_function"]
+    exported: Any = program.module(check_guards=False)
+    # without the hook that checks inputs, which a change of layout contradicts
+    module: Any = torch.fx.GraphModule(exported, exported.graph)
+    calls = [node for node in module.graph.nodes if is_operation(node)]
     if len(calls) != len(labels):
         raise RuntimeError(f"the saved program has {len(calls)} operations, and {len(labels)} names came with it")
     for node, label in zip(calls, labels, strict=True):
@@ -64,19 +67,38 @@ def _load(folder: Path, labels: list[str]) -> tuple[Any, list[Any]]:
     return module, list(arguments)
 
 
-def _channels_last(module: Any, examples: list[Any], request: dict[str, Any]) -> tuple[Any, list[Any]]:
-    """Wrap the module where the file shall take (or give) images as NHWC."""
-    import litert_torch
+def is_operation(node: Any) -> bool:
+    """Whether a node computes: saving a program adds picks of unused results, which need no name."""
+    return bool(node.op == "call_function" and node.target is not operator.getitem)
 
-    places = {
-        kind: [i for i, tensor in enumerate(request[kind]) if tensor["layout"] == "NHWC"]
-        for kind in ("inputs", "outputs")
-    }
-    if not any(places.values()):
-        return module, examples
-    wrapped = litert_torch.to_channel_last_io(module, args=places["inputs"], outputs=places["outputs"])
-    permuted = [x.permute(0, 2, 3, 1).contiguous() if i in places["inputs"] else x for i, x in enumerate(examples)]
-    return wrapped, permuted
+
+def _channels_last(module: Any, examples: list[Any], request: dict[str, Any]) -> list[Any]:
+    """Let the graph take (and give) images as NHWC where the file shall; the converter cancels the transpositions.
+
+    litert-torch's own wrapper for this hides the names of the nodes.
+    """
+    graph, found = module.graph, list(examples)
+    for index, node in enumerate([node for node in graph.nodes if node.op == "placeholder"]):
+        if request["inputs"][index]["layout"] == "NHWC":
+            with graph.inserting_after(node):
+                permuted = _permute(graph, node, (0, 3, 1, 2))
+            node.replace_all_uses_with(permuted, delete_user_cb=lambda user, own=permuted: user is not own)
+            found[index] = examples[index].permute(0, 2, 3, 1).contiguous()
+    end = next(iter(reversed(graph.nodes)))
+    results = list(end.args[0])
+    for index, tensor in enumerate(request["outputs"]):
+        if tensor["layout"] == "NHWC":
+            with graph.inserting_before(end):
+                results[index] = _permute(graph, results[index], (0, 2, 3, 1))
+    end.args = (type(end.args[0])(results),)
+    module.recompile()
+    return found
+
+
+def _permute(graph: Any, node: Any, order: tuple[int, ...]) -> Any:
+    import torch
+
+    return graph.call_function(torch.ops.aten.permute.default, (node, list(order)))
 
 
 def _quant_config(static: bool) -> Any:

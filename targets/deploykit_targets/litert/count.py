@@ -39,35 +39,44 @@ def executed(model: Any, layers: Collection[str]) -> dict[str, str]:
         model: a `ModelT`.
         layers: names in the captured graph.
     Returns:
-        Layer name to `int8`, `float32`, ...; layers that are not found in the file are missing.
+        Layer name to `int8`, `float32`, ...; layers that are not found in the file are missing. A layer of several
+        operators (an unrolled LSTM) counts as float where one of them is.
     """
-    return {name: arithmetic(op) for name, op in matched(model, layers).items()}
+    return {name: _least([arithmetic(op) for op in ops]) for name, ops in matched(model, layers).items()}
 
 
 def stored(model: Any, layers: Collection[str]) -> dict[str, str]:
     """What the weights of each layer are stored in: `int4-weights`, `int8-weights`, `float16` or `float32`."""
     sources = {op.outputs[0].name: op for op in flatbuffer.operators(model) if op.kind == "DEQUANTIZE"}
     found = {}
-    for name, op in matched(model, layers).items():
-        weight = _weight(op, sources) if op.kind in _PRODUCTS else None
-        if weight is not None:
-            found[name] = {**_FLOATS, **_WEIGHTS}.get(weight.dtype, weight.dtype.lower())
+    for name, ops in matched(model, layers).items():
+        weights = [_weight(op, sources) for op in ops if op.kind in _PRODUCTS]
+        types = [{**_FLOATS, **_WEIGHTS}.get(weight.dtype, "unknown") for weight in weights if weight is not None]
+        if types:
+            found[name] = _least(types)
     return found
 
 
-def layer_outputs(model: Any, layers: Collection[str]) -> dict[str, str]:
-    """Name of the tensor that each layer writes."""
-    return {name: op.outputs[0].name for name, op in matched(model, layers).items()}
+def layer_outputs(model: Any, layers: Collection[str]) -> set[str]:
+    """Names of the tensors that the operators of some layers write."""
+    return {op.outputs[0].name for ops in matched(model, layers).values() for op in ops}
 
 
-def matched(model: Any, layers: Collection[str]) -> dict[str, Operator]:
-    """The operator of each layer; a product is preferred to what else carries the layer's name."""
-    wanted, found = set(layers), dict[str, Operator]()
+def matched(model: Any, layers: Collection[str]) -> dict[str, list[Operator]]:
+    """The operators of each layer: its products where it has any, else what carries its name."""
+    wanted, found = set(layers), dict[str, list[Operator]]()
     for op in flatbuffer.operators(model):
         for name in () if op.kind in _MOVES else _layers_of(op, wanted):
-            if name not in found or (op.kind in _PRODUCTS and found[name].kind not in _PRODUCTS):
-                found[name] = op
+            found.setdefault(name, []).append(op)
+    for name, ops in found.items():
+        found[name] = [op for op in ops if op.kind in _PRODUCTS] or ops
     return found
+
+
+def _least(precisions: list[str]) -> str:
+    """The widest of several: what is mixed is reported as not quantized."""
+    order = ("unknown", "float64", "float32", "float16")
+    return min(precisions, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def arithmetic(op: Operator) -> str:

@@ -33,7 +33,8 @@ def translated(message: str, log: str, origins: Mapping[str, HasSource]) -> Conv
         origins: of the captured graph, by node name.
     """
     missing = _NO_LOWERING.search(message)
-    op = (missing or _EXECUTING.search(message)) and (missing or _EXECUTING.search(message))["op"]  # type: ignore[index]
+    named = missing or _EXECUTING.search(message)
+    op = named["op"] if named else None
     where = _where(op, origins.values()) or _frame(message)
     if missing:
         said = f"LiteRT has no form of {op}{where}"
@@ -55,11 +56,9 @@ def _where(op: str | None, origins: Iterable[HasSource]) -> str:
     """The first place of the model that uses an operator, by its full name or by name without overload."""
     if op is None:
         return ""
-    for fits in (lambda o: o.op == op, lambda o: o.op.split(".")[:2] == op.split(".")[:2]):
-        found = next((origin for origin in origins if fits(origin)), None)
-        if found is not None:
-            return f": {found}"
-    return ""
+    found = [origin for origin in origins if origin.op.split(".")[:2] == op.split(".")[:2]]
+    found.sort(key=lambda origin: origin.op != op)
+    return f": {found[0]}" if found else ""
 
 
 def _frame(message: str) -> str:

@@ -59,8 +59,7 @@ def read(path: Path) -> Any:
 
 def write(model: Any, path: Path) -> None:
     """Write a `ModelT`; equal models give equal bytes."""
-    import flatbuffers
-
+    flatbuffers = require("flatbuffers", extra="litert", purpose="export to litert")
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
     path.write_bytes(bytes(builder.Output()))

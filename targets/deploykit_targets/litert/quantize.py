@@ -30,8 +30,7 @@ def quantize(path: Path, recipe: str | None, kept_float: list[str]) -> None:
 
     tool: Any = quantizer.Quantizer(bytearray(path.read_bytes()))
     _configure(tool, recipe)
-    outputs = layer_outputs(flatbuffer.read(path), set(kept_float))
-    for name in sorted(set(outputs.values())):
+    for name in sorted(layer_outputs(flatbuffer.read(path), kept_float)):
         # scopes are names of output tensors, each with a separator behind it
         tool.update_quantization_recipe(f"^{re.escape(name)};?$", "*", algorithm_key="no_quantize")
     path.write_bytes(bytes(tool.quantize(enable_progress_report=False).quantized_model))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,11 +73,26 @@ def open_interpreter(path: str, threads: int, kernels: str) -> Any:
         "reference": resolvers.BUILTIN_REF,
     }[kernels]
     try:
-        interpreter = runtime.Interpreter(path, num_threads=threads, experimental_op_resolver_type=resolver)
-        interpreter.allocate_tensors()
+        with _quiet_runtime():
+            interpreter = runtime.Interpreter(path, num_threads=threads, experimental_op_resolver_type=resolver)
+            interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
         raise ArtifactError(f"LiteRT refuses {path}: {error}", hint="export again, or update ai-edge-litert") from error
     return interpreter
+
+
+@contextlib.contextmanager
+def _quiet_runtime() -> Iterator[None]:
+    """Keep what the runtime's native code says ("Created ... delegate") off the terminal; it has no switch for it."""
+    sys.stderr.flush()
+    kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
 
 
 def _runtime() -> Any:
