@@ -40,11 +40,13 @@ if TYPE_CHECKING:
     from deploykit.session import Session
     from deploykit.target import Target
     from deploykit.tensors import TensorSpec
+    from deploykit_calibration.table import CalibrationTable
 
 _HOME = {
     "build": "_build",
     "export": "_export",
     "calibrate": "_calibrate",
+    "CalibrationTable": "_calibrate",
     "load": "artifact",
     "Artifact": "artifact",
     "targets": "registry",
@@ -81,6 +83,7 @@ __all__ = [
     "targets",
     # values
     "Artifact",
+    "CalibrationTable",
     "Evidence",
     "ParityReport",
     "Precision",

@@ -39,3 +39,10 @@ def calibrate(
     captured = capture(model, example_inputs=example_inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
     run = calibration_service().run_calibration(captured, data, progress=progress, cache_dir=cache_dir)
     return cast("CalibrationTable", run.table)
+
+
+def __getattr__(name: str) -> Any:
+    """`CalibrationTable`, from the service: its class lives in the layer above."""
+    if name == "CalibrationTable":
+        return calibration_service().table_type
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

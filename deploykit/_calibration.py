@@ -34,6 +34,10 @@ class CalibrationRun(Protocol):
 class CalibrationService(Protocol):
     """What the pipeline asks of the calibration package."""
 
+    @property
+    def table_type(self) -> type[Any]:
+        """The class of calibration tables, with `load`, `merge` and `save`."""
+
     def run_calibration(
         self, captured: CapturedModel, data: Any, *, progress: bool, cache_dir: str | Path | None
     ) -> CalibrationRun: ...

@@ -10,10 +10,18 @@ if TYPE_CHECKING:
 
     from deploykit.capture import CapturedModel
     from deploykit_calibration.observe import CalibrationRun
+    from deploykit_calibration.table import CalibrationTable
 
 
 class Service:
     """See `deploykit._calibration.CalibrationService`; PyTorch is imported when a method is called."""
+
+    @property
+    def table_type(self) -> type[CalibrationTable]:
+        """The class of calibration tables; loading it needs no PyTorch."""
+        from deploykit_calibration.table import CalibrationTable
+
+        return CalibrationTable
 
     def run_calibration(
         self, captured: CapturedModel, data: Any, *, progress: bool, cache_dir: str | Path | None
