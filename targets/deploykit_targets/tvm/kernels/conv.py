@@ -1,0 +1,273 @@
+# mypy: disable-error-code="misc,no-untyped-def,valid-type"
+# (TVMScript: annotations are buffers, and TVM has no types)
+"""Convolution as a product of matrices: any kernel size, stride, dilation and groups; int8 or float32.
+
+The input is already padded (`pad`). A convolution of 1x1 and stride 1 is seen as one line of pixels, and so is a dense
+layer. Depthwise convolutions run here, too, but `depthwise` is the kernel for them.
+
+Rounding of int8: sums are exact in int32; `sum * scale + bias` is float32, rounded half to even, then clipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tvm.script import tirx as T
+
+from deploykit.errors import UsageError
+from deploykit_targets.tvm.kernels.expressions import Expr, cast, clip, fill, limits_of, quantized, span, vector_start
+from deploykit_targets.tvm.kernels.isa import Dot
+from deploykit_targets.tvm.kernels.packing import Array, pack_constants, pack_matrix
+from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """Sizes of a convolution over NHWC data that is already padded.
+
+    Args:
+        batch, height, width, channels: of the input.
+        columns: output channels.
+        kernel, stride, dilation: (vertical, horizontal).
+        groups: divides `channels` and `columns`.
+    Raises:
+        UsageError: groups do not divide the channels, or the kernel is larger than the input.
+    """
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    columns: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.channels % self.groups or self.columns % self.groups:
+            raise UsageError(f"conv: {self.groups} groups do not divide {self.channels} -> {self.columns} channels")
+        if min(self.output) < 1:
+            raise UsageError(f"conv: kernel {self.kernel} is larger than the padded {self.height}x{self.width} input")
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        sizes = zip((self.height, self.width), self.kernel, self.stride, self.dilation, strict=True)
+        height, width = ((size - d * (k - 1) - 1) // s + 1 for size, k, s, d in sizes)
+        return height, width
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether pixels are independent rows: 1x1, stride 1."""
+        return self.kernel == (1, 1) and self.stride == (1, 1)
+
+
+@dataclass(frozen=True)
+class ConvPlan:
+    """How one convolution is laid out: what packing and kernel must agree on. Made by `plan_conv`."""
+
+    shape: ConvShape
+    dot: Dot
+    rows: int  # pixels of a tile
+    tile: int  # column vectors of a tile
+    lines: int  # lines of pixels, over all images
+    pixels: int  # per line
+    runs: int  # stretches of contiguous inputs per row of the window
+    run: int  # inputs of a stretch
+
+    @property
+    def group_columns(self) -> int:
+        """Output channels per group."""
+        return self.shape.columns // self.shape.groups
+
+    @property
+    def blocks(self) -> int:
+        """Tiles that cover the columns of a group."""
+        return math.ceil(math.ceil(self.group_columns / self.dot.lanes) / self.tile)
+
+    @property
+    def steps(self) -> int:
+        """Multiply-accumulate steps per stretch."""
+        return math.ceil(self.run / self.dot.group)
+
+    @property
+    def input_elements(self) -> int:
+        """Elements of the input buffer: the tensor, and up to group - 1 more of any value, met by zero weights."""
+        shape = self.shape
+        slack = self.steps * self.dot.group - self.run
+        return shape.batch * shape.height * shape.width * shape.channels + slack
+
+    @property
+    def output_elements(self) -> int:
+        """Elements of the output buffer."""
+        return self.shape.batch * math.prod(self.shape.output) * self.shape.columns
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the layer as defined, without those that padding adds."""
+        return self.output_elements * math.prod(self.shape.kernel) * self.shape.channels // self.shape.groups
+
+
+def plan_conv(shape: ConvShape, dot: Dot) -> ConvPlan:
+    """Choose the tile, and how much of the window is contiguous in memory."""
+    height, width = shape.output
+    lines, pixels = shape.batch * height, width
+    vectors = math.ceil(shape.columns // shape.groups / dot.lanes)
+    if shape.pointwise:
+        lines, pixels = fold_rows(lines * pixels, vectors, dot.registers)
+    rows, tile = choose_tile(pixels, vectors, dot.registers)
+    contiguous = shape.groups == 1 and shape.dilation[1] == 1
+    runs = 1 if contiguous else shape.kernel[1]
+    run = shape.channels // shape.groups * (shape.kernel[1] if contiguous else 1)
+    return ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run)
+
+
+def pack_conv(plan: ConvPlan, weight: Array) -> Array:
+    """Pack weights for `conv`.
+
+    Args:
+        weight: shape (columns, channels / groups, kernel height, kernel width), as PyTorch has it; int8 or float32.
+    Returns:
+        Flat, of the plan's weight dtype.
+    """
+    split = weight.reshape(plan.shape.groups, plan.group_columns, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)
+    dot = plan.dot
+    lines = split.reshape(plan.shape.groups, plan.group_columns, -1, plan.run)
+    packed = [pack_matrix(w, lanes=dot.lanes, group=dot.group, tile=plan.tile, dtype=dot.weight) for w in lines]
+    return np.stack(packed).ravel()
+
+
+def pack_conv_constants(plan: ConvPlan, bias: Array, scale: Array | None = None) -> Array:
+    """Pack per-channel constants for `conv`.
+
+    Args:
+        bias: shape (columns,); for int8 as `packing.fold_requantization` returns it.
+        scale: same, for int8 only.
+    Returns:
+        float32, flat.
+    """
+    rows = [bias] if scale is None else [scale, bias]
+    per_group = [np.split(np.asarray(row), plan.shape.groups) for row in rows]
+    vectors = plan.blocks * plan.tile
+    packed = [
+        pack_constants(list(group), lanes=plan.dot.lanes, vectors=vectors) for group in zip(*per_group, strict=True)
+    ]
+    return np.stack(packed).ravel()
+
+
+def conv(plan: ConvPlan, *, limits: tuple[float, float] | None = None) -> Expr:
+    """Generate the kernel: (input, packed weights, packed constants, output), all flat.
+
+    Args:
+        plan: sizes and tile.
+        limits: clip the result to these (a fused activation); for int8 in quantized units, within the dtype's own.
+    Returns:
+        A TIR function. Input and output have the plan's activation dtype, constants are float32.
+    """
+    shape, dot, rows, tile = plan.shape, plan.dot, plan.rows, plan.tile
+    lanes, group, steps, runs, kernel_h = dot.lanes, dot.group, plan.steps, plan.runs, shape.kernel[0]
+    columns, tasks, spans = plan.group_columns, shape.groups * plan.blocks * plan.lines, math.ceil(plan.pixels / rows)
+    address, finish, window = _Address(plan), _finish(dot, limits), kernel_h * runs * steps
+    constants = (2 if dot.quantized else 1) * lanes
+    weight_elements = shape.groups * plan.blocks * window * tile * lanes * group
+    constant_elements = shape.groups * plan.blocks * tile * constants
+    narrow = columns < lanes
+
+    @T.prim_func(s_tir=True)
+    def kernel(  # noqa: PLR0912 -- seven loops of a kernel, not branches
+        a: T.Buffer((plan.input_elements,), dot.activation),
+        w: T.Buffer((weight_elements,), dot.weight),
+        c: T.Buffer((constant_elements,), "float32"),
+        y: T.Buffer((plan.output_elements,), dot.activation),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for task in T.parallel(tasks):
+            for x in T.serial(spans):
+                acc = T.alloc_buffer((rows * tile * lanes,), dot.accumulator, scope="local")
+                out = T.alloc_buffer((lanes,), dot.activation, scope="local")
+                for i in T.unroll(rows * tile):
+                    acc[T.Ramp(i * lanes, 1, lanes)] = fill(0, dot.accumulator, lanes)
+                for ky in T.serial(kernel_h):
+                    for kx in T.serial(runs):
+                        for k in T.serial(steps):
+                            for r in T.unroll(rows):
+                                for v in T.unroll(tile):
+                                    acc[T.Ramp((r * tile + v) * lanes, 1, lanes)] = dot.step(
+                                        acc[T.Ramp((r * tile + v) * lanes, 1, lanes)],
+                                        a[span(address.read(task, x, r, ky, kx) + k * group, group)],
+                                        w[T.Ramp(address.weight(task, ky, kx, k, v), 1, lanes * group)],
+                                    )
+                for r in T.unroll(rows):
+                    for v in T.unroll(tile):
+                        if narrow:
+                            out[T.Ramp(0, 1, lanes)] = finish(
+                                acc[T.Ramp((r * tile + v) * lanes, 1, lanes)], c, address.vector(task, v) * constants
+                            )
+                            for i in T.serial(columns):
+                                y[address.write(task, x, r, v) + i] = out[i]
+                        else:
+                            y[T.Ramp(address.write(task, x, r, v), 1, lanes)] = finish(
+                                acc[T.Ramp((r * tile + v) * lanes, 1, lanes)], c, address.vector(task, v) * constants
+                            )
+
+    return kernel
+
+
+@dataclass(frozen=True)
+class _Address:
+    """Where a tile finds its data, as TIR expressions. A task is (group, block of columns, line of pixels)."""
+
+    plan: ConvPlan
+
+    def _pixel(self, x: Expr, r: Expr) -> Expr:
+        """Pixel of a line; the last tile overlaps the one before."""
+        return vector_start(x, self.plan.rows, self.plan.pixels) + r
+
+    def read(self, task: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr) -> Expr:
+        """First input of a stretch."""
+        plan, shape = self.plan, self.plan.shape
+        line, group = task % plan.lines, task // plan.lines // plan.blocks
+        if shape.pointwise:
+            pixel = line * plan.pixels + self._pixel(x, r)
+        else:
+            out_height = shape.output[0]
+            row = line // out_height * shape.height + line % out_height * shape.stride[0] + ky * shape.dilation[0]
+            pixel = row * shape.width + self._pixel(x, r) * shape.stride[1] + kx * shape.dilation[1]
+        return pixel * shape.channels + group * (shape.channels // shape.groups)
+
+    def weight(self, task: Expr, ky: Expr, kx: Expr, k: Expr, v: Expr) -> Expr:
+        """Packed weights of one step."""
+        plan = self.plan
+        stretch = (task // plan.lines * plan.shape.kernel[0] + ky) * plan.runs + kx
+        return ((stretch * plan.steps + k) * plan.tile + v) * (plan.dot.lanes * plan.dot.group)
+
+    def vector(self, task: Expr, v: Expr) -> Expr:
+        """Number of a column vector, over all groups."""
+        return task // self.plan.lines * self.plan.tile + v
+
+    def write(self, task: Expr, x: Expr, r: Expr, v: Expr) -> Expr:
+        """First output of a column vector."""
+        plan = self.plan
+        group, block = task // plan.lines // plan.blocks, task // plan.lines % plan.blocks
+        first = T.max(0, T.min((block * plan.tile + v) * plan.dot.lanes, plan.group_columns - plan.dot.lanes))
+        pixel = task % plan.lines * plan.pixels + self._pixel(x, r)
+        return pixel * plan.shape.columns + group * plan.group_columns + first
+
+
+def _finish(dot: Dot, limits: tuple[float, float] | None) -> Callable[[Expr, Expr, Expr], Expr]:
+    """From accumulators to outputs: (accumulator, constants, first constant of the vector) -> value to store."""
+    lanes = dot.lanes
+
+    def integer(acc: Expr, c: Expr, start: Expr) -> Expr:
+        value = cast(acc, "float32", lanes) * c[T.Ramp(start, 1, lanes)] + c[T.Ramp(start + lanes, 1, lanes)]
+        return quantized(value, limits or limits_of(dot.activation), dot.activation, lanes)
+
+    def floating(acc: Expr, c: Expr, start: Expr) -> Expr:
+        value = acc + c[T.Ramp(start, 1, lanes)]
+        return value if limits is None else clip(value, limits, "float32", lanes)
+
+    return integer if dot.quantized else floating

@@ -1,0 +1,81 @@
+"""Small TIR expressions that all kernels share: contiguous vectors, rounding, clipping."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from tvm.script import tirx as T
+
+Expr = Any  # a tvm PrimExpr or Buffer; TVM ships no types
+
+
+class Affine(NamedTuple):
+    """Per-tensor quantization: `real = (quantized - zero_point) * scale`."""
+
+    scale: float
+    zero_point: int
+
+
+UNSCALED = Affine(1.0, 0)
+
+
+def span(start: Expr, lanes: int) -> Expr:
+    """Index of `lanes` neighbours from `start`; a plain index for one."""
+    return start if lanes == 1 else T.Ramp(start, 1, lanes)
+
+
+def fill(value: float, dtype: str, lanes: int) -> Expr:
+    """`value` in each lane."""
+    constant = T.FloatImm(dtype, value) if dtype == "float32" else T.IntImm(dtype, int(value))
+    return spread(constant, lanes)
+
+
+def spread(value: Expr, lanes: int) -> Expr:
+    """A scalar in each lane."""
+    return value if lanes == 1 else T.Broadcast(value, lanes)
+
+
+def cast(value: Expr, dtype: str, lanes: int) -> Expr:
+    """`value` as `dtype`, lane by lane."""
+    return T.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+
+def widen(value: Expr, lanes: int) -> Expr:
+    """A quantized value of eight bits as float32, by way of int32, as the instruction sets have it."""
+    return cast(cast(value, "int32", lanes), "float32", lanes)
+
+
+def fma(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
+    """float32 `a * b + c`, rounded once."""
+    return T.call_llvm_pure_intrin(
+        "float32" if lanes == 1 else f"float32x{lanes}", T.llvm_lookup_intrinsic_id("llvm.fma"), a, b, c
+    )
+
+
+def clip(value: Expr, limits: tuple[float, float], dtype: str, lanes: int) -> Expr:
+    """`value` between both limits."""
+    low, high = limits
+    return T.max(T.min(value, fill(high, dtype, lanes)), fill(low, dtype, lanes))
+
+
+def quantized(value: Expr, limits: tuple[float, float], dtype: str, lanes: int) -> Expr:
+    """float32 -> `dtype`: rounded half to even, clipped to `limits`.
+
+    Clipped before it is rounded: limits are integers, so that the result is the same, and a NaN cannot reach the cast.
+    """
+    return cast(cast(T.nearbyint(clip(value, limits, "float32", lanes)), "int32", lanes), dtype, lanes)
+
+
+def limits_of(dtype: str) -> tuple[int, int]:
+    """Smallest and largest value of an eight-bit dtype."""
+    return (0, 255) if dtype == "uint8" else (-128, 127)
+
+
+def vector_lanes(length: int, preferred: int) -> int:
+    """The largest power of two that is at most `preferred` and `length`."""
+    return 1 << (min(length, preferred).bit_length() - 1)
+
+
+def vector_start(index: Expr, lanes: int, length: int) -> Expr:
+    """Where vector `index` of a line of `length` starts: the last overlaps the one before instead of ending early."""
+    return index * lanes if length % lanes == 0 else T.min(index * lanes, length - lanes)

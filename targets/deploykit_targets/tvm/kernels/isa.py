@@ -1,0 +1,153 @@
+"""Instruction sets as data: what one multiply-accumulate instruction of each takes, and how TVM is told to emit it.
+
+A kernel is written once over a `Dot`; the differences between AVX-512 VNNI, AVX2 and the Arm variants are all here.
+No claim is made about the machine this runs on: which instruction set a device has is for the device table to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from deploykit.errors import UsageError
+from deploykit_targets.tvm.kernels.expressions import Expr, cast, fma, spread
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One multiply-accumulate step over a register of accumulators.
+
+    Args:
+        lanes: accumulators per register, one per output column.
+        group: input channels that one step multiplies and sums into each lane.
+        activation, weight, accumulator: dtypes in memory (activation, packed weight) and in the register.
+        registers: vector registers that a tile may fill (accumulators, weights and one broadcast activation).
+        mnemonic: the instruction that the assembly of a kernel must contain.
+        step: (accumulator, `group` activations, lanes * group weights) -> accumulator, as TIR expressions.
+    """
+
+    lanes: int
+    group: int
+    activation: str
+    weight: str
+    accumulator: str
+    registers: int
+    mnemonic: str
+    step: Callable[[Expr, Expr, Expr], Expr]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it accumulates integers, which a kernel scales back at its end."""
+        return self.accumulator == "int32"
+
+
+@dataclass(frozen=True)
+class Isa:
+    """An instruction set: TVM's target and its steps for both precisions.
+
+    Args:
+        name: as in `ISAS`.
+        target: the fields of `tvm.target.Target`; a device's own may add to them.
+        int8, float32: steps to build kernels from.
+    """
+
+    name: str
+    target: Mapping[str, Any]
+    int8: Dot
+    float32: Dot
+
+
+def _intrinsic(name: str, dtype: str, *arguments: Expr) -> Expr:
+    return T.call_llvm_pure_intrin(dtype, T.llvm_lookup_intrinsic_id(name), *arguments)
+
+
+def _repeat(pair: Expr, dtype: str, lanes: int) -> Expr:
+    """The same 32 bits in each lane, seen as `dtype`."""
+    return T.reinterpret(dtype, T.Broadcast(T.reinterpret("int32", pair), lanes))
+
+
+def _vpdpbusd(bits: int) -> Callable[[Expr, Expr, Expr], Expr]:
+    lanes = bits // 32
+    return lambda acc, a, w: _intrinsic(
+        f"llvm.x86.avx512.vpdpbusd.{bits}", f"int32x{lanes}", acc, _repeat(a, f"int8x{lanes * 4}", lanes), w
+    )
+
+
+def _vpmaddwd(acc: Expr, a: Expr, w: Expr) -> Expr:
+    """16-bit products: `vpmaddubsw`, which takes bytes, would saturate."""
+    pair = _repeat(cast(a, "int16", 2), "int16x16", 8)
+    return acc + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", pair, w)
+
+
+def _sdot(acc: Expr, a: Expr, w: Expr) -> Expr:
+    """The repeated activations go last: that order yields the form that reads a lane, without a `dup`."""
+    return _intrinsic("llvm.aarch64.neon.sdot.v4i32.v16i8", "int32x4", acc, w, _repeat(a, "int8x16", 4))
+
+
+def _smull_sadalp(acc: Expr, a: Expr, w: Expr) -> Expr:
+    """Two products per lane, each exact in 16 bits, summed in 32."""
+    pair = T.reinterpret("int8x8", T.Broadcast(T.reinterpret("int16", a), 4))
+    product = _intrinsic("llvm.aarch64.neon.smull.v8i16", "int16x8", w, pair)
+    return acc + _intrinsic("llvm.aarch64.neon.saddlp.v4i32.v8i16", "int32x4", product)
+
+
+def _fma(lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
+    return lambda acc, a, w: fma(spread(a, lanes), w, acc, lanes)
+
+
+def _float(lanes: int, registers: int, mnemonic: str) -> Dot:
+    return Dot(lanes, 1, "float32", "float32", "float32", registers, mnemonic, _fma(lanes))
+
+
+def _x86(mcpu: str, *mattr: str) -> dict[str, Any]:
+    return {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": mcpu, "mattr": list(mattr)}
+
+
+def _arm(mcpu: str, *mattr: str) -> dict[str, Any]:
+    keys = ["arm_cpu", "cpu"]
+    return {"kind": "llvm", "keys": keys, "mtriple": "aarch64-linux-gnu", "mcpu": mcpu, "mattr": list(mattr)}
+
+
+ISAS: Mapping[str, Isa] = {
+    isa.name: isa
+    for isa in (
+        Isa(
+            "avx512_vnni",
+            _x86("cascadelake"),
+            Dot(16, 4, "uint8", "int8", "int32", 32, "vpdpbusd", _vpdpbusd(512)),
+            _float(16, 32, "vfmadd"),
+        ),
+        Isa(
+            "avx2",
+            _x86("haswell"),
+            Dot(8, 2, "uint8", "int16", "int32", 15, "vpmaddwd", _vpmaddwd),
+            _float(8, 16, "vfmadd"),
+        ),
+        Isa(
+            "sdot",
+            _arm("cortex-a76", "+neon", "+dotprod", "+fullfp16"),
+            Dot(4, 4, "int8", "int8", "int32", 32, "sdot", _sdot),
+            _float(4, 32, "fmla"),
+        ),
+        Isa(
+            "neon",
+            _arm("cortex-a72", "+neon"),
+            Dot(4, 2, "int8", "int8", "int32", 30, "sadalp", _smull_sadalp),
+            _float(4, 32, "fmla"),
+        ),
+    )
+}
+
+
+def isa(name: str) -> Isa:
+    """The instruction set of that name.
+
+    Raises:
+        UsageError: there is none; the message lists those there are.
+    """
+    if name not in ISAS:
+        raise UsageError(f"kernels: no instruction set {name!r}", hint=f"one of {', '.join(ISAS)}")
+    return ISAS[name]

@@ -1,0 +1,44 @@
+"""The register tile of a matrix-multiply kernel: how many rows and columns it accumulates at once.
+
+A model of the inner loop, not a search: what is measured belongs in `benchmarks/tvm_kernels.py`.
+"""
+
+from __future__ import annotations
+
+_PIPELINE = 8  # independent accumulators that hide the latency of two multiply-accumulate pipes of four to five cycles
+
+
+def choose_tile(rows: int, vectors: int, registers: int) -> tuple[int, int]:
+    """The tile that covers a (rows, vectors) result in the fewest estimated cycles.
+
+    One step of a tile of r rows and v column vectors loads r activations and v weight vectors for r * v
+    multiply-accumulates; loads and multiply-accumulates run beside each other at the same rate.
+
+    Args:
+        rows: output pixels that lie in one line.
+        vectors: column vectors.
+        registers: that accumulators, weights and one activation may fill.
+    Returns:
+        Rows (at most `rows`) and vectors of the tile.
+    """
+    tiles = [(r, v) for v in range(1, vectors + 1) for r in range(1, rows + 1) if r * v + v + 1 <= registers]
+    return min(tiles, key=lambda tile: (_cycles(rows, vectors, *tile), -tile[0] * tile[1]))
+
+
+def _cycles(rows: int, vectors: int, r: int, v: int) -> float:
+    steps = -(-rows // r) * -(-vectors // v)
+    return steps * (max(r * v, r + v, _PIPELINE) + 0.5)
+
+
+def fold_rows(count: int, vectors: int, registers: int) -> tuple[int, int]:
+    """`count` independent pixels as lines that threads can share: (lines, pixels per line).
+
+    Lines have 32 to 256 pixels where `count` allows it, of the length whose tiles waste least; else there is one line.
+    """
+    lengths = [length for length in range(32, min(count, 256) + 1) if count % length == 0]
+
+    def cost(length: int) -> float:
+        return _cycles(length, vectors, *choose_tile(length, vectors, registers)) / length
+
+    length = min(lengths, key=cost, default=count)
+    return count // length, length

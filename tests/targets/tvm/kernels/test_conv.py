@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deploykit.errors import UsageError
+
+pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
+
+from deploykit_targets.tvm.kernels.conv import (
+    ConvShape,
+    conv,
+    pack_conv,
+    pack_conv_constants,
+    plan_conv,
+)
+from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
+from deploykit_targets.tvm.kernels.expressions import limits_of
+from deploykit_targets.tvm.kernels.isa import Dot, Isa
+
+few = settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+
+
+def reference(shape: ConvShape, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """float64 sums, NHWC, by the definition: one output pixel and group at a time."""
+    (height, width), group = shape.output, shape.channels // shape.groups
+    x = x.reshape(shape.batch, shape.height, shape.width, shape.channels).astype(np.float64)
+    split = weight.astype(np.float64).reshape(shape.groups, -1, *weight.shape[1:])
+    out = np.zeros((shape.batch, height, width, shape.columns))
+    for row in range(height):
+        for column in range(width):
+            top, left = row * shape.stride[0], column * shape.stride[1]
+            window = x[:, top :: shape.dilation[0], left :: shape.dilation[1]][:, : shape.kernel[0], : shape.kernel[1]]
+            per_group = window.reshape(*window.shape[:3], shape.groups, group)
+            out[:, row, column] = np.einsum("nhwgc,gochw->ngo", per_group, split).reshape(shape.batch, -1)
+    return out
+
+
+def random_data(shape: ConvShape, dot: Dot, elements: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
+    rng = np.random.default_rng(7)
+    size = (shape.columns, shape.channels // shape.groups, *shape.kernel)
+    bias = rng.normal(size=shape.columns).astype(np.float32)
+    if not dot.quantized:
+        data = rng.normal(size=elements), rng.normal(size=size)
+        return data[0].astype(np.float32), data[1].astype(np.float32), bias, None
+    low, high = limits_of(dot.activation)
+    x = rng.integers(low, high + 1, elements).astype(dot.activation)
+    weight = rng.integers(-128, 128, size).astype(np.int8)
+    scale = rng.uniform(0.5, 1.5, shape.columns) / (150 * np.sqrt(np.prod(size[1:])))
+    return x, weight, bias + 100, scale.astype(np.float32)
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> ConvShape:
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    stride = draw(st.sampled_from([(1, 1), (2, 2), (1, 2)]))
+    dilation = draw(st.sampled_from([(1, 1), (2, 2), (1, 2)]))
+    height, width = (draw(st.integers(d * (k - 1) + 1, 12)) for k, d in zip(kernel, dilation, strict=True))
+    channels, columns = draw(st.integers(1, 13)) * groups, draw(st.integers(1, 50)) * groups
+    return ConvShape(draw(st.integers(1, 2)), height, width, channels, columns, kernel, stride, dilation, groups)
+
+
+def check(shape: ConvShape, dot: Dot, isa: Isa, execute: Any, close: Any, within_one: Any) -> None:
+    plan = plan_conv(shape, dot)
+    x, weight, bias, scale = random_data(shape, dot, plan.input_elements)
+    inputs = x, pack_conv(plan, weight), pack_conv_constants(plan, bias, scale)
+    result = execute(conv(plan), isa, *inputs, elements=plan.output_elements, dtype=dot.activation)
+    sums = reference(shape, x[: shape.batch * shape.height * shape.width * shape.channels], weight)
+    if dot.quantized:
+        within_one(result, np.clip(np.rint(sums * scale + bias), *limits_of(dot.activation)))
+    else:
+        close(result, sums + bias)
+
+
+@few
+@given(shape=shapes())
+def test_int8(shape: ConvShape, host_isa: Isa, execute: Any, close: Any, within_one: Any) -> None:
+    check(shape, host_isa.int8, host_isa, execute, close, within_one)
+
+
+@few
+@given(shape=shapes())
+def test_float32(shape: ConvShape, host_isa: Isa, execute: Any, close: Any, within_one: Any) -> None:
+    check(shape, host_isa.float32, host_isa, execute, close, within_one)
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ConvShape(1, 1, 1, 200, 70),  # a dense layer of one row
+        ConvShape(5, 1, 1, 64, 10),  # and of a batch
+        ConvShape(1, 17, 13, 3, 24, (7, 7), (2, 2)),  # a stem: 21 contiguous inputs per line
+        ConvShape(1, 16, 16, 64, 64),
+        ConvShape(1, 6, 6, 8, 8, (3, 3), groups=8),  # depthwise, as a grouped convolution
+    ],
+    ids=str,
+)
+def test_layers_of_real_models(
+    shape: ConvShape, precision: str, host_isa: Isa, execute: Any, close: Any, within_one: Any
+) -> None:
+    check(shape, getattr(host_isa, precision), host_isa, execute, close, within_one)
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_fused_activation_clips(precision: str, host_isa: Isa, execute: Any) -> None:
+    dot = getattr(host_isa, precision)
+    plan = plan_conv(ConvShape(1, 4, 4, 8, 20), dot)
+    x, weight, bias, scale = random_data(plan.shape, dot, plan.input_elements)
+    inputs = x, pack_conv(plan, weight), pack_conv_constants(plan, bias, scale)
+    size = {"elements": plan.output_elements, "dtype": dot.activation}
+    free = execute(conv(plan), host_isa, *inputs, **size)
+    limits = (90, 110) if dot.quantized else (-0.5, 0.5)
+    clipped = execute(conv(plan, limits=limits), host_isa, *inputs, **size)
+    np.testing.assert_array_equal(clipped, np.clip(free, *limits))
+    assert (clipped != free).any()
+
+
+def test_bytes_beyond_the_input_do_not_count(host_isa: Isa, execute: Any) -> None:
+    dot = host_isa.int8
+    plan = plan_conv(ConvShape(1, 3, 3, 5, 16), dot)
+    assert plan.input_elements > 45
+    x, weight, bias, scale = random_data(plan.shape, dot, plan.input_elements)
+    results = []
+    for beyond in (0, 255):
+        x[45:] = beyond
+        inputs = x, pack_conv(plan, weight), pack_conv_constants(plan, bias, scale)
+        results.append(execute(conv(plan), host_isa, *inputs, elements=plan.output_elements, dtype=dot.activation))
+    np.testing.assert_array_equal(*results)
+
+
+@few
+@given(data=st.data())
+def test_depthwise(data: st.DataObject, host_isa: Isa, execute: Any, close: Any, within_one: Any) -> None:
+    base, channels = data.draw(shapes()), data.draw(st.integers(1, 40))
+    sizes = base.batch, base.height, base.width, channels, channels
+    shape = ConvShape(*sizes, base.kernel, base.stride, base.dilation, groups=channels)
+    for dot in (host_isa.int8, host_isa.float32):
+        x, weight, bias, scale = random_data(shape, dot, shape.batch * shape.height * shape.width * channels)
+        constants = bias if scale is None else np.concatenate([scale, bias])
+        inputs = x, pack_depthwise(weight, dot), constants.astype(np.float32)
+        sums = reference(shape, x, weight)
+        result = execute(depthwise(shape, dot), host_isa, *inputs, elements=sums.size, dtype=dot.activation)
+        if dot.quantized:
+            within_one(result, np.clip(np.rint(sums * scale + bias), *limits_of(dot.activation)))
+        else:
+            close(result, sums + bias)
+
+
+def test_shapes_that_cannot_be_are_refused(host_isa: Isa) -> None:
+    with pytest.raises(UsageError, match="groups do not divide"):
+        ConvShape(1, 4, 4, 6, 8, groups=4)
+    with pytest.raises(UsageError, match="larger than the padded"):
+        ConvShape(1, 4, 4, 6, 8, (5, 5))
+    with pytest.raises(UsageError, match="not depthwise"):
+        depthwise(ConvShape(1, 4, 4, 6, 12, groups=6), host_isa.int8)
