@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,24 @@ class Task:
     evaluate: Callable[[Session], float]
     max_drop: float
 
+    def __post_init__(self) -> None:
+        if not callable(self.evaluate):
+            raise UsageError(f"evaluate is {self.evaluate!r}", hint="pass a function: fn(session) -> float")
+        if not isinstance(self.max_drop, int | float) or not math.isfinite(self.max_drop):
+            raise UsageError(f"max_drop is {self.max_drop!r}", hint="pass a number in the metric's unit, like 0.01")
+
+    def measure(self, session: Session) -> float:
+        """The metric of one session; what the user's function raises passes.
+
+        Raises:
+            UsageError: it returned something else than a number.
+        """
+        found = self.evaluate(session)
+        try:
+            return float(found)
+        except (TypeError, ValueError):
+            raise UsageError(f"evaluate= returned {found!r}", hint="return one number, higher is better") from None
+
 
 def choose_samples(captured: CapturedModel, run: CalibrationRun | None, data: Any, conversion: Conversion) -> Samples:
     """The first samples of the calibration data, or the example inputs where there is none."""
@@ -73,11 +92,11 @@ def validate(
 
 
 def _measure(task: Task, reference: Session, artifact: Artifact, target: Target) -> TaskMetric:
-    expected = float(task.evaluate(reference))
+    expected = task.measure(reference)
     if not np.isfinite(expected):
         raise UsageError(f"evaluate= returned {expected} for the float model, where a finite figure was expected")
     with target.open_for_parity(artifact) as session:
-        got = float(task.evaluate(session))
+        got = task.measure(session)
     # Not finite is the worst there can be; a manifest is JSON and holds finite figures only.
     got = got if np.isfinite(got) else float(np.finfo(np.float64).min)
     return TaskMetric(expected, got, task.max_drop)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import _evidence
 from deploykit._calibration import CalibrationRun, calibration_service
-from deploykit._plan import Goals, Plan, make_plan
+from deploykit._plan import Goals, Plan, failed_path, make_plan
 from deploykit._staging import draft, finish, make_golden
 from deploykit.artifact import Artifact, load
 from deploykit.errors import CalibrationError
@@ -115,7 +115,7 @@ def export(
             measured = _evidence.profile(plan, artifact, job)
         misses = plan.gates.misses(artifact.achieved, report, measured)
         finish(artifact, report, measured, failed=bool(misses), log=conversion.log)
-        kept = plan.output if not (misses and strict) else plan.output.with_name(f"{plan.output.name}.failed")
+        kept = failed_path(plan.output) if misses and strict else plan.output
         publish_folder(folder, kept)
     published = load(kept)
     if misses and strict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,7 +102,10 @@ def _precision(name: str) -> Precision:
 def _patterns(name: str, given: Sequence[str]) -> tuple[str, ...]:
     if isinstance(given, str):
         raise UsageError(f"{name} must be a list of patterns, not one string", hint=f"{name}=[{given!r}]")
-    return tuple(given)
+    patterns = tuple(given)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise UsageError(f"{name} holds something that is no pattern: {list(patterns)!r}", hint=f'{name}=["layer1.*"]')
+    return patterns
 
 
 def _gates(precision: Precision, goals: Goals, *, profile: bool) -> Gates:
@@ -109,7 +113,11 @@ def _gates(precision: Precision, goals: Goals, *, profile: bool) -> Gates:
         raise UsageError("min_speedup needs profile=True", hint="drop profile=False or min_speedup")
     if goals.min_placement is not None and not 0.0 <= goals.min_placement <= 1.0:
         raise UsageError(f"min_placement is a share from 0 to 1, not {goals.min_placement}")
-    tolerance = goals.tolerance or DEFAULT_TOLERANCES[precision]
+    if goals.min_speedup is not None and not 0.0 < goals.min_speedup < math.inf:
+        raise UsageError(f"min_speedup is a factor above 0, not {goals.min_speedup}")
+    tolerance = DEFAULT_TOLERANCES[precision] if goals.tolerance is None else goals.tolerance
+    if not isinstance(tolerance, Tolerance):
+        raise UsageError(f"tolerance is {tolerance!r}", hint="tolerance=deploykit.Tolerance(min_sqnr_db=20.0)")
     return Gates(precision, tolerance, goals.min_placement, goals.min_speedup)
 
 
@@ -118,13 +126,24 @@ def _output(output: str | Path | None, model: Any, target: str, precision: Preci
         name = model.rsplit(":", 1)[-1] if isinstance(model, str) else type(model).__name__
         output = Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name.lower()}-{target}-{precision}")
     path = Path(output)
+    path = path.parent.resolve() / path.name
+    for folder in (path, failed_path(path)):
+        _check_replaceable(folder)
+    return path
+
+
+def failed_path(output: Path) -> Path:
+    """Where the candidate that missed a gate is kept."""
+    return output.with_name(f"{output.name}.failed")
+
+
+def _check_replaceable(path: Path) -> None:
+    """Only an artifact, or an empty folder, may be replaced."""
+    hint = "choose another output=, or remove it"
     if path.is_symlink():
-        raise ArtifactError(f"{path} is a symbolic link; it is left alone", hint="choose another output=, or remove it")
+        raise ArtifactError(f"{path} is a symbolic link; it is left alone", hint=hint)
     if path.exists() and not (path / MANIFEST_NAME).is_file() and not _is_empty_folder(path):
-        raise ArtifactError(
-            f"{path} exists and is not an artifact; it is left alone", hint="choose another output=, or remove it"
-        )
-    return path.parent.resolve() / path.name
+        raise ArtifactError(f"{path} exists and is not an artifact; it is left alone", hint=hint)
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -259,6 +259,8 @@ def _read_golden(artifact: Artifact) -> Golden:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    if layout.GOLDEN_NAME not in {entry.path for entry in artifact.manifest.files}:  # no hash would vouch for it
+        raise ArtifactError(f"the manifest does not list {layout.GOLDEN_NAME}", hint="export the model again")
     try:
         tensors = load_file(artifact.path / layout.GOLDEN_NAME)
     except (OSError, SafetensorError, ValueError) as error:

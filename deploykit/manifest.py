@@ -135,6 +135,9 @@ class Manifest:
             raise ArtifactError(f"{MANIFEST_NAME} is not valid: {error}", hint="export the model again") from error
         for path in (manifest.entry, *(entry.path for entry in manifest.files)):
             check_relative(path)
+        for spec in (*manifest.inputs, *manifest.outputs):
+            if not spec.has_known_dtype:
+                raise ArtifactError(f"{MANIFEST_NAME}: {spec} has an unknown dtype", hint="export the model again")
         return manifest
 
 

@@ -131,6 +131,8 @@ def resolve(typed: str) -> Resolved:
     Raises:
         UnknownTargetError: no such name; the message offers near ones.
     """
+    if not isinstance(typed, str):
+        raise UnknownTargetError(f"a target is a string, not {typed!r}", hint='such as target="x86-cpu"')
     name, colon, chosen = typed.partition(":")
     if colon:
         plugin = toolchain(chosen)

@@ -63,6 +63,8 @@ class Session(ABC):
         """
         if self._closed:
             raise UsageError("this session is closed", hint="open it again with artifact.open()")
+        if not isinstance(feeds, Mapping):
+            raise UsageError(f"run takes a dict of arrays by name, not {type(feeds).__name__}", hint=self._example())
         if feeds.keys() != self._expected.keys():
             raise UsageError(self._names_message(feeds))
         for name, (spec, dtype) in self._expected.items():
@@ -94,6 +96,9 @@ class Session(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _example(self) -> str:
+        return f"session.run({{{', '.join(f'{spec.name!r}: ndarray' for spec in self.inputs)}}})"
 
     def _names_message(self, feeds: Feeds) -> str:
         missing = sorted(self._expected.keys() - feeds.keys())

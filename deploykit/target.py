@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
 
 
+# Runtimes start as many as they are told; some hang the machine long before they refuse.
+_MAX_THREADS = 1024
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What a toolchain can do.
@@ -271,8 +275,8 @@ class Target(ABC):
         if build is not None:
             raise DeviceError(f"{artifact.path.name} is not runnable yet: {build.reason}", hint=build.command)
         self.check_installed(export=False)
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads must be at least 1, not {threads}")
+        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS):
+            raise UsageError(f"threads must be a whole number from 1 to {_MAX_THREADS}, not {threads!r}")
         return self._open(artifact, threads or this_host().cores)
 
     def open_for_parity(self, artifact: Artifact) -> Session:
@@ -326,7 +330,7 @@ class Target(ABC):
 
 
 def judge(session: Session, evidence: Evidence, validation: Validation) -> ParityReport:
-    """Run the chain over an open session and apply the gate to the end-to-end figures and to the lowering alone."""
+    """Run the chain over an open session, and apply the gate to its end-to-end figures."""
     simulation = validation.simulation
     stages = [Stage("float PyTorch", validation.reference, Evidence.REFERENCE)]
     if simulation is not None:

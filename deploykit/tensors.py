@@ -26,6 +26,14 @@ class TensorSpec:
     dtype: str
     layout: str | None = None
 
+    @property
+    def has_known_dtype(self) -> bool:
+        """Whether NumPy knows `dtype`."""
+        try:
+            return np.dtype(self.dtype).kind in "biuf"
+        except TypeError:
+            return False
+
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of `shape` fits: same rank, and every fixed axis equal."""
         return len(shape) == len(self.shape) and all(

@@ -10,7 +10,7 @@ import pytest
 
 from deploykit import manifest as layout
 from deploykit.artifact import Golden, golden_bytes, golden_tolerance, load
-from deploykit.errors import ArtifactError, DeviceError, ParityError, UnknownTargetError
+from deploykit.errors import ArtifactError, DeviceError, ParityError, UnknownTargetError, UsageError
 from deploykit.manifest import Manifest, PendingBuild, check_relative
 from deploykit.parity import TaskMetric
 from deploykit.precision import Precision
@@ -335,3 +335,24 @@ def test_what_may_not_be_read_is_an_artifact_error(folder):
     (folder / "matrix.npy").chmod(0)
     with pytest.raises(ArtifactError, match="cannot read"):
         load(folder)
+
+
+def test_golden_data_that_no_hash_vouches_for_is_refused(folder):
+    files = json.loads((folder / layout.MANIFEST_NAME).read_text())["files"]
+    edit_manifest(folder, files=[file for file in files if file["path"] != layout.GOLDEN_NAME])
+    with pytest.raises(ArtifactError, match=r"does not list golden\.safetensors"):
+        load(folder).verify()
+
+
+@pytest.mark.parametrize("dtype", ["float33", "O", ""])
+def test_an_unknown_dtype_is_refused(folder, dtype):
+    inputs = json.loads((folder / layout.MANIFEST_NAME).read_text())["inputs"]
+    edit_manifest(folder, inputs=[{**inputs[0], "dtype": dtype}, *inputs[1:]])
+    with pytest.raises(ArtifactError, match="unknown dtype"):
+        load(folder)
+
+
+@pytest.mark.parametrize("threads", [0, -1, "2", 1.5, 1_000_000])
+def test_threads_that_no_runtime_can_start_are_refused(folder, threads):
+    with pytest.raises(UsageError, match="threads must be a whole number from 1 to"):
+        load(folder).open(threads=threads)

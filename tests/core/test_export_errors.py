@@ -133,3 +133,28 @@ def test_artifacts_and_empty_folders_may_be_replaced(toy, tmp_path):
 def test_the_default_output_is_a_safe_name(tmp_path, monkeypatch, model, target, expected):
     monkeypatch.chdir(tmp_path)
     assert _output(None, model, target, Precision.INT8) == tmp_path / "out" / expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"target": None}, "a target is a string"),
+        ({"exclude": [3]}, "exclude holds something that is no pattern"),
+        ({"tolerance": 20.0}, "tolerance is 20.0"),
+        ({"tolerance": {"min_sqnr_db": 20.0}}, "tolerance is "),
+        ({"min_speedup": float("nan")}, "min_speedup is a factor above 0"),
+        ({"min_speedup": -1.0}, "min_speedup is a factor above 0"),
+        ({"evaluate": 3}, "evaluate is 3"),
+        ({"evaluate": len, "max_drop": float("nan")}, "max_drop is nan"),
+        ({"evaluate": len, "max_drop": "1%"}, "max_drop is '1%'"),
+    ],
+)
+def test_malformed_arguments_are_refused_before_the_work(refused, arguments, match):
+    refused(UsageError, match, **arguments)
+
+
+def test_a_folder_of_the_user_is_not_taken_for_a_failed_candidate(refused, tmp_path):
+    (tmp_path / "out.failed").mkdir()
+    (tmp_path / "out.failed" / "notes.txt").write_text("mine")
+    refused(ArtifactError, "out.failed exists and is not an artifact; it is left alone")
+    assert (tmp_path / "out.failed" / "notes.txt").read_text() == "mine"

@@ -85,3 +85,9 @@ def test_spec_accepts_rank_and_fixed_axes():
 
 def test_op_times_are_empty_where_the_runtime_cannot_tell(session, feeds):
     assert session.op_times(feeds, runs=1) == ()
+
+
+@pytest.mark.parametrize("feeds", [None, [np.ones((2, 3), np.float32)], np.ones((2, 3), np.float32)])
+def test_what_is_no_dict_of_arrays_is_refused(session, feeds):
+    with pytest.raises(UsageError, match=r"a dict of arrays by name, not \w+\n.*'image': ndarray, 'count': ndarray"):
+        session.run(feeds)
