@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def _run(*command: str, **changes: str) -> str:
 
 
 def test_every_example_is_covered_here() -> None:
-    covered = {"digits_x86.py", "jetson_orin.py", "own_calibration.py", "third_party_target"}
+    covered = {"coreml_iphone.py", "digits_x86.py", "jetson_orin.py", "own_calibration.py", "third_party_target"}
     assert {path.name for path in EXAMPLES.iterdir()} == covered
 
 
@@ -53,6 +54,16 @@ def test_jetson_orin(tmp_path: Path) -> None:
     assert artifact.status in ("needs device build", "verified")
     assert artifact.status in printed
     assert "deploykit build jetson-orin" in printed or artifact.status == "verified"
+
+
+def test_coreml_iphone(tmp_path: Path) -> None:
+    if find_spec("coremltools") is None:
+        pytest.skip("coremltools makes the package, and is not installed")
+    printed = _run(str(EXAMPLES / "coreml_iphone.py"), "--output", str(tmp_path))
+    artifact = deploykit.load(tmp_path / "iphone-15")
+    assert artifact.achieved.macs_fraction("int8") > 0.9
+    assert artifact.entry.parent.name == "model.mlpackage"
+    assert "iOS 17" in printed and str(artifact.parity.evidence if artifact.parity else "") in printed
 
 
 def test_third_party_target_installs_and_conforms(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from deploykit.tensors import TensorSpec
     from deploykit_targets.coreml.target import CoreMLOptions
 
+PROBABILITIES = "classLabel_probs"
+"""What coremltools calls the probabilities of a classifier, beside `classLabel`."""
+
 _PLANES = {"RGB": 3, "BGR": 3, "GRAYSCALE": 1}
 
 

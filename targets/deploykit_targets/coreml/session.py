@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit._optional import require
+from deploykit.errors import UsageError
 from deploykit.session import OpTime, Session
 from deploykit.tensors import Feeds, TensorSpec
+from deploykit_targets.coreml import interface
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
@@ -52,7 +54,7 @@ class EvaluatorSession(Session):
             results = self._program.run(self._border.into(feeds))
         finally:
             torch.set_num_threads(before)
-        return {spec.name: self._border.out(spec, results[spec.name]) for spec in self.outputs}
+        return {spec.name: self._border.out(spec, results[self._border.name(spec)]) for spec in self.outputs}
 
 
 class CoreMLSession(Session):
@@ -71,7 +73,9 @@ class CoreMLSession(Session):
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         results = self._model.predict(self._border.into(feeds, images=True))
-        return {spec.name: self._border.out(spec, self._array(results[spec.name])) for spec in self.outputs}
+        return {
+            spec.name: self._border.out(spec, self._array(results[self._border.name(spec)])) for spec in self.outputs
+        }
 
     def _array(self, value: Any) -> Array:
         """A classifier gives a probability for each label."""
@@ -110,10 +114,15 @@ class Border:
 
     def __init__(self, artifact: Artifact) -> None:
         options = artifact.manifest.options
+        self._classifies = bool(options.get("class_labels"))
         self._image: str = options.get("image_input", "")
         self._color: str = options.get("image_color", "RGB")
         self._scale = np.float32(options.get("image_scale", 1.0))
         self._bias = np.asarray(options.get("image_bias", (0.0,)), dtype=np.float32).reshape(-1, 1, 1)
+
+    def name(self, spec: TensorSpec) -> str:
+        """Name of an output in the program; a classifier's probabilities have one of their own."""
+        return interface.PROBABILITIES if self._classifies else spec.name
 
     def into(self, feeds: Feeds, *, images: bool = False) -> dict[str, Any]:
         """Arrays for the program.
@@ -158,7 +167,5 @@ def _narrowed(name: str, array: Array) -> Array:
         return array
     narrow = array.astype(np.int32)
     if not np.array_equal(narrow, array):
-        from deploykit.errors import UsageError
-
         raise UsageError(f"input {name!r} has values that 32 bits do not hold; Core ML has no 64-bit integers")
     return narrow

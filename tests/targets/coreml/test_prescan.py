@@ -1,0 +1,71 @@
+"""What coremltools cannot convert is an error of ours, with op, module and source line."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from conversions import NEEDS_COREMLTOOLS, convert
+
+import deploykit
+from deploykit_targets.coreml import prescan
+from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
+
+pytestmark = NEEDS_COREMLTOOLS
+
+
+class Bessel(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x) + torch.special.bessel_j1(x)
+
+
+class Holder(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        self.odd = Bessel()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.odd(self.linear(x))
+
+
+def test_every_op_without_a_converter_is_named_with_module_and_line(tmp_path: Path) -> None:
+    with pytest.raises(deploykit.ConversionError) as caught:
+        convert((Holder(), (torch.randn(1, 4),)), tmp_path)
+    message = str(caught.value)
+    assert "bessel_j0" in message and "bessel_j1" in message
+    assert "in odd (test_prescan.py:" in message
+    assert "Core ML has no form for" in message and caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_input_type_that_core_ml_lacks_is_named(tmp_path: Path) -> None:
+    mask = torch.ones(1, 4, dtype=torch.bool)
+
+    class Masked(torch.nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return torch.where(mask, x, x * 2)
+
+    with pytest.raises(deploykit.ConversionError, match=r"no bool input, which 'mask' is"):
+        convert((Masked(), (torch.randn(1, 4), mask)), tmp_path)
+
+
+def test_a_refusal_inside_coremltools_names_the_layer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import_coremltools()
+    registry = importlib.import_module("coremltools.converters.mil.frontend.torch.torch_op_registry")
+
+    def refuse(context: object, node: object) -> None:
+        raise ValueError("no such form")
+
+    monkeypatch.setitem(registry._TORCH_OPS_REGISTRY.name_to_func_mapping, "tanh", refuse)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh())
+    with pytest.raises(deploykit.ConversionError, match=r"aten\.tanh\.default in 1 .*no such form"):
+        convert((model, (torch.randn(1, 4),)), tmp_path)
+
+
+def test_lstm_is_registered_once() -> None:
+    import_coremltools()
+    prescan.register_lstm()
+    prescan.register_lstm()
