@@ -203,7 +203,7 @@ def _fitting(value: Any, spec: TensorSpec, *, any_batch: bool) -> Tensor:
     """Check one value against its spec; a detached CPU tensor of the spec's dtype."""
     if not _is_tensor(value):
         raise CalibrationError(f"input {spec.name!r} must be a tensor, not {type(value).__name__}")
-    tensor = (torch.from_numpy(value) if isinstance(value, np.ndarray) else value).detach().cpu()
+    tensor = (_from_numpy(value, spec) if isinstance(value, np.ndarray) else value).detach().cpu()
     wanted = getattr(torch, spec.dtype)
     if tensor.dtype != wanted:
         if not _safe_cast(tensor.dtype, wanted):
@@ -221,6 +221,14 @@ def _fitting(value: Any, spec: TensorSpec, *, any_batch: bool) -> Tensor:
             hint="a batch of another size can be cut with CapturedModel.batches(), or capture with dynamic_batch=True",
         )
     return tensor
+
+
+def _from_numpy(value: np.ndarray[Any, Any], spec: TensorSpec) -> Tensor:
+    """As a tensor; copied only where PyTorch cannot view the memory (read-only, or of negative strides)."""
+    try:
+        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
+    except TypeError as e:
+        raise CalibrationError(f"input {spec.name!r} is an array of {value.dtype}; {spec.dtype} is expected") from e
 
 
 def _safe_cast(have: torch.dtype, want: torch.dtype) -> bool:

@@ -153,6 +153,12 @@ def test_a_loader_may_fill_the_same_buffer_again(one: CapturedModel) -> None:
     torch.testing.assert_close(rows_of(stream(one, reusing())), ROWS, rtol=0, atol=0)
 
 
+def test_arrays_that_pytorch_cannot_view_are_copied(one: CapturedModel) -> None:
+    array = ROWS.numpy().copy()
+    array.flags.writeable = False
+    torch.testing.assert_close(rows_of(stream(one, [array[:4], array[::-1][:4]])), ROWS[[0, 1, 2, 3, 9, 8, 7, 6]])
+
+
 def test_limit_counts_samples(one: CapturedModel, dynamic: CapturedModel) -> None:
     torch.testing.assert_close(rows_of(stream(one, ROWS, limit=6)), ROWS[:6], rtol=0, atol=0)
     assert sum(b.rows for b in stream(dynamic, [ROWS, ROWS], limit=13)) == 13
@@ -229,6 +235,7 @@ def test_wrong_shape_dtype_and_name_say_what_was_expected(one: CapturedModel, tw
     check(one, [ROWS[0]], r"batch 0: input 'input' has shape \(3,\)")
     check(one, [torch.zeros(4, 3, dtype=torch.int64)], "batch 0: input 'input' has dtype int64; float32 is expected")
     check(one, [{"inputs": ROWS}], "batch 0: .*'input'.*inputs")
+    check(one, [np.array([["a", "b", "c"]])], "batch 0: input 'input' is an array of <U1; float32 is expected")
     check(one, ["text"], "batch 0: .*str")
     check(two, [{"image": torch.zeros(2, 3, 3)}], "'mask'")
     uneven = {"image": torch.zeros(2, 3, 3), "mask": torch.zeros(3, 2, dtype=torch.int64)}
