@@ -17,11 +17,15 @@ _KEPT_LOG_CHARACTERS = 2000
 
 
 class HasSource(Protocol):
-    """What is needed of a captured node's origin."""
+    """What is needed of a captured node's origin; as text it names op, module and line."""
 
     @property
     def op(self) -> str:
         """Such as `aten.conv2d.default`."""
+
+    @property
+    def source(self) -> str | None:
+        """Such as `model.py:42 in forward: return self.conv(x)`."""
 
 
 def translated(message: str, log: str, origins: Mapping[str, HasSource]) -> ConversionError:
@@ -35,7 +39,7 @@ def translated(message: str, log: str, origins: Mapping[str, HasSource]) -> Conv
     missing = _NO_LOWERING.search(message)
     named = missing or _EXECUTING.search(message)
     op = named["op"] if named else None
-    where = _where(op, origins.values()) or _frame(message)
+    where = _where(op, origins.values()) or _by_line(message, origins.values())
     if missing:
         said = f"LiteRT has no form of {op}{where}"
         hint = "write that part with other operators, or keep it out of the exported model"
@@ -61,9 +65,14 @@ def _where(op: str | None, origins: Iterable[HasSource]) -> str:
     return f": {found[0]}" if found else ""
 
 
-def _frame(message: str) -> str:
-    frames = [m for m in _FRAME.finditer(message) if "/torch/" not in m["file"] and "litert" not in m["file"]]
-    return f" (at {frames[-1]['file'].rsplit('/', 1)[-1]}:{frames[-1]['line']})" if frames else ""
+def _by_line(message: str, origins: Iterable[HasSource]) -> str:
+    """The operator that stands in the user's line that the message names: the converter splits operators up."""
+    lines = [f"{m['file'].rsplit('/', 1)[-1]}:{m['line']}" for m in _FRAME.finditer(message)]
+    for line in reversed(lines):
+        found = next((origin for origin in origins if (origin.source or "").startswith(f"{line} ")), None)
+        if found is not None:
+            return f", a part of {found}"
+    return ""
 
 
 def _tail(log: str) -> str | None:

@@ -1,0 +1,158 @@
+"""What is in the .tflite files: names, types, layout, precision per layer; and what sessions make of them.
+
+Conversions take seconds each, so every artifact is exported once and shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deploykit
+from deploykit.artifact import Artifact
+from deploykit.testing import models
+from deploykit.testing.conformance import batches
+from deploykit_targets.litert import flatbuffer
+from deploykit_targets.litert.session import open_interpreter
+
+pytestmark = pytest.mark.skipif(find_spec("litert_torch") is None, reason="litert-torch is not installed")
+
+Export = Callable[..., Artifact]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    made: dict[str, Artifact] = {}
+
+    def _export(model: str, precision: str, **changes: Any) -> Artifact:
+        key = f"{model}-{precision}-{sorted(changes.items())}"
+        if key not in made:
+            module, example_inputs = models.ZOO[model]()
+            made[key] = deploykit.export(
+                module,
+                target="android",
+                precision=precision,
+                example_inputs=example_inputs,
+                calibration=batches(example_inputs, 8),
+                output=tmp_path_factory.mktemp("litert") / "artifact",
+                profile=False,
+                progress=False,
+                **changes,
+            )
+        return made[key]
+
+    return _export
+
+
+def operators(artifact: Artifact) -> list[flatbuffer.Operator]:
+    return list(flatbuffer.operators(flatbuffer.read(artifact.entry)))
+
+
+def test_mobilenet_is_int8_throughout_between_float_ends(export: Export) -> None:
+    artifact = export("mobilenet_like", "int8")
+    kinds = [op.kind for op in operators(artifact)]
+    assert kinds[0] == "QUANTIZE" and kinds[-1] == "DEQUANTIZE"
+    assert kinds.count("QUANTIZE") == 1 and kinds.count("DEQUANTIZE") == 1
+    for op in operators(artifact)[1:-1]:
+        assert op.outputs[0].dtype == "INT8", op
+    assert artifact.achieved.macs_fraction("int8") == 1.0
+
+
+def test_int8_artifact_follows_the_simulated_graph_within_a_few_steps(export: Export) -> None:
+    """Integer kernels round sums that the simulation keeps in float32: a step of the output's scale, seldom more."""
+    artifact = export("mobilenet_like", "int8", options={"layout": "nhwc", "io": "int8"})
+    scale = artifact.manifest.metadata["file"]["outputs"][0]["scale"]
+    assert artifact.parity is not None
+    link = next(link for link in artifact.parity.chain if link.reference == "simulated q/dq")
+    assert link.worst.max_abs <= 3 * scale
+
+
+def test_int8_channels_last_file_has_no_conversions_at_its_ends(export: Export) -> None:
+    artifact = export("mobilenet_like", "int8", options={"layout": "nhwc", "io": "int8"})
+    kinds = {op.kind for op in operators(artifact)}
+    assert not kinds & {"QUANTIZE", "DEQUANTIZE", "TRANSPOSE"}
+    entry = artifact.manifest.metadata["file"]["inputs"][0]
+    assert (entry["dtype"], entry["shape"], entry["layout"]) == ("int8", [1, 32, 32, 3], "NHWC")
+    interpreter = open_interpreter(str(artifact.entry), 1, "xnnpack")
+    details = interpreter.get_input_details()[0]
+    assert details["dtype"] is np.int8 and details["shape"].tolist() == [1, 32, 32, 3]
+
+
+def test_session_over_another_layout_and_type_gives_the_models_own(export: Export) -> None:
+    plain = export("mobilenet_like", "int8")
+    other = export("mobilenet_like", "int8", options={"layout": "nhwc", "io": "int8"})
+    feeds = plain.golden().inputs[0]
+    with plain.open(threads=1) as a, other.open(threads=1) as b:
+        np.testing.assert_array_equal(a.run(feeds)["output"], b.run(feeds)["output"])
+
+
+def test_names_and_order_of_inputs_and_outputs_are_the_models(export: Export) -> None:
+    artifact = export("two_inputs_dict_output", "int8")
+    interpreter = open_interpreter(str(artifact.entry), 1, "xnnpack")
+    signature = interpreter.get_signature_list()["serving_default"]
+    assert set(signature["inputs"]) == {"image", "features"}
+    assert set(signature["outputs"]) == {"scores", "embedding"}
+    feeds = artifact.golden().inputs[0]
+    by_name = interpreter.get_signature_runner()(**feeds)
+    with artifact.open(threads=1) as session:
+        for name, array in session.run(feeds).items():
+            np.testing.assert_array_equal(array, by_name[name])
+
+
+def test_transformer_keeps_its_int64_tokens_and_float_residuals(export: Export) -> None:
+    artifact = export("transformer_encoder", "int8")
+    assert [spec.dtype for spec in artifact.inputs] == ["int64"]
+    interpreter = open_interpreter(str(artifact.entry), 1, "xnnpack")
+    assert interpreter.get_input_details()[0]["dtype"] is np.int64
+    assert artifact.achieved.macs_fraction("int8") == 1.0
+    floats = {layer.reason for layer in artifact.achieved.layers if layer.precision == "float32"}
+    assert "transformer residual stream" in floats
+
+
+def test_dynamic_int8_of_an_lstm_quantizes_every_product(export: Export) -> None:
+    artifact = export("lstm_classifier", "int8-dynamic")
+    assert artifact.achieved.macs_fraction("int8") == 1.0
+    products = [op for op in operators(artifact) if op.kind == "FULLY_CONNECTED"]
+    assert products and all(op.inputs[1] is not None and op.inputs[1].dtype == "INT8" for op in products)
+
+
+def test_excluded_layers_stay_float_in_dynamic_int8_too(export: Export) -> None:
+    artifact = export("transformer_encoder", "int8-dynamic", exclude=("fc", "blocks.0.mlp.*"))
+    precisions = {layer.module_path: layer.precision for layer in artifact.achieved.layers if layer.op == "linear"}
+    assert {path for path, precision in precisions.items() if precision == "float32"} == {
+        "fc",
+        "blocks.0.mlp.0",
+        "blocks.0.mlp.2",
+    }
+
+
+@pytest.mark.parametrize("kernels", ["builtin", "reference"])
+def test_other_kernels_agree_up_to_rounding(export: Export, kernels: str, tmp_path: Path) -> None:
+    artifact = export("mobilenet_like", "int8")
+    feeds = artifact.golden().inputs[0]["x"]
+    results = []
+    for name in ("xnnpack", kernels):
+        interpreter = open_interpreter(str(artifact.entry), 1, name)
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], feeds)
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+    step = flatbuffer.read(artifact.entry).subgraphs[0]
+    scale = next(t.quantization.scale[0] for t in reversed(step.tensors) if flatbuffer.type_name(t) == "INT8")
+    assert np.abs(results[0] - results[1]).max() <= 4 * scale
+
+
+def test_converter_output_is_in_the_log_and_not_on_the_terminal(
+    export: Export, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    module, example_inputs = models.mlp()
+    artifact = deploykit.export(
+        module, "android", "fp32", example_inputs=example_inputs, output=tmp_path / "a", profile=False, progress=False
+    )
+    captured = capfd.readouterr()
+    assert captured.out == "" and captured.err == ""
+    assert "LiteRT-Torch Convert" in (artifact.path / "convert.log").read_text(encoding="utf-8")
