@@ -38,7 +38,7 @@ def test_crash_says_by_which_signal() -> None:
 
 @needs_converter
 def test_unsupported_op_of_a_real_model(tmp_path: Path) -> None:
-        import torch
+    import torch
     from torch import nn
 
     class Decomposing(nn.Module):
@@ -60,7 +60,7 @@ def test_unsupported_op_of_a_real_model(tmp_path: Path) -> None:
 
 @needs_converter
 def test_dynamic_shapes_and_int8_ends_of_float_models_are_refused_before_converting(tmp_path: Path) -> None:
-        import torch
+    import torch
     from torch import nn
 
     arguments = {"example_inputs": (torch.randn(2, 4),), "output": tmp_path / "never", "progress": False}
