@@ -18,6 +18,8 @@ def calibrate(
     example_inputs: Any = None,
     dynamic_batch: bool = False,
     dynamic_shapes: Any = None,
+    extend: CalibrationTable | None = None,
+    limit: int | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> CalibrationTable:
@@ -26,6 +28,8 @@ def calibrate(
     Args:
         model, example_inputs, dynamic_batch, dynamic_shapes: as `deploykit.export` takes them.
         data: as `calibration=` of `deploykit.export`.
+        extend: an older table of this model, to which the new samples are added.
+        limit: use at most this many samples.
         cache_dir: keep the statistics here and reuse them for the same model and data.
         progress: show a bar on a terminal.
     Returns:
@@ -34,10 +38,16 @@ def calibrate(
         CaptureError: the model cannot be traced.
         CalibrationError: the data is empty, malformed or not finite.
     """
-    from deploykit.capture import capture
+    from deploykit.capture import capture, inputs_from_file, load_model
 
+    model, offered = load_model(model)
+    example_inputs = offered if example_inputs is None else example_inputs
+    if example_inputs is None and isinstance(data, str | Path) and data != "synthetic":
+        example_inputs = inputs_from_file(model, Path(data))
     captured = capture(model, example_inputs=example_inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
-    run = calibration_service().run_calibration(captured, data, progress=progress, cache_dir=cache_dir)
+    run = calibration_service().run_calibration(
+        captured, data, progress=progress, cache_dir=cache_dir, extend=extend, limit=limit
+    )
     return cast("CalibrationTable", run.table)
 
 

@@ -208,6 +208,7 @@ class OutputComparison:
         self._signal = self._noise = self._dot = self._power = 0.0
         self._max_abs = 0.0
         self._rows = self._agree = 0
+        self._values = self._nans = 0
         self._finite = True
 
     def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
@@ -224,6 +225,7 @@ class OutputComparison:
             self._agree += int(agree.sum())
         ref = reference.astype(np.float64).ravel()
         got = candidate.astype(np.float64).ravel()
+        self._values += ref.size
         if ref.size:
             self._accumulate(ref, got)
 
@@ -233,6 +235,7 @@ class OutputComparison:
         if not both.all():  # equal infinities (attention masks) are no difference; anything else is a failure
             same = (ref == got) | (np.isnan(ref) & np.isnan(got))
             self._finite = self._finite and bool((both | same).all())
+            self._nans += int(np.isnan(ref).sum())
             ref, got = ref[both], got[both]
         noise = ref - got
         self._signal += float(ref @ ref)
@@ -247,9 +250,10 @@ class OutputComparison:
 
     @property
     def metrics(self) -> Metrics:
-        """The figures over everything added so far; a non-finite output is the worst possible one."""
+        """The figures over everything added so far; a non-finite output is the worst, and so is nothing but NaN."""
         agreement = self._agree / self._rows if self._rows else None
-        if not (self._finite and np.isfinite(self._signal + self._power + self._noise)):
+        nothing = 0 < self._values == self._nans  # agreeing on NaN everywhere proves nothing
+        if nothing or not (self._finite and np.isfinite(self._signal + self._power + self._noise)):
             return Metrics(-SQNR_CAP_DB, 0.0, float(np.finfo(np.float64).max), agreement)
         return Metrics(sqnr_db(self._signal, self._noise), self._cosine, self._max_abs, agreement)
 

@@ -119,10 +119,14 @@ class Observer:
 
     def _not_finite(self, name: str, what: str) -> CalibrationError:
         origin = self._captured.origins.get(name)
+        hint = (
+            "the inputs of this batch are finite: the model overflows on them; "
+            "look at their scale, or run the model on this batch alone"
+        )
+        if (weight := _nan_weight(self._captured.graph_module)) is not None:
+            hint = f"the weight {weight!r} holds NaN: check how the model was trained or loaded"
         return CalibrationError(
-            f"calibration {self._batch}: {name!r} holds {what}: {origin or 'a model input'}",
-            hint="the inputs of this batch are finite: the model overflows on them; "
-            "look at their scale, or run the model on this batch alone",
+            f"calibration {self._batch}: {name!r} holds {what}: {origin or 'a model input'}", hint=hint
         )
 
 
@@ -185,6 +189,15 @@ def _as_clamp(node: fx.Node) -> Monotone | None:
         return None
     low, high = (None if bound is None else np.float32(bound) for bound in bounds)
     return lambda values: np.clip(values, low, high)
+
+
+def _nan_weight(module: fx.GraphModule) -> str | None:
+    """Name of the first constant that holds NaN; None where all are sound, and the fault lies in what is computed."""
+    for node in module.graph.find_nodes(op="get_attr"):
+        constant = fx.graph_module._get_attr(module, str(node.target))
+        if isinstance(constant, Tensor) and bool(constant.isnan().any()):
+            return str(node.target)
+    return None
 
 
 def _may_be_infinite(module: fx.GraphModule) -> set[str]:

@@ -252,8 +252,9 @@ def test_an_activation_that_is_not_finite_names_batch_tensor_and_module(cnn: Cap
     broken = nn.Linear(3, 3)
     nn.init.constant_(broken.weight, torch.nan)
     captured = capture(nn.Sequential(nn.ReLU(), nn.Sequential(broken)), example_inputs=(torch.zeros(1, 3),))
-    with pytest.raises(CalibrationError, match=r"batch 0: 'linear' holds NaN: aten.linear.default in 1.0"):
+    with pytest.raises(CalibrationError, match=r"batch 0: 'linear' holds NaN: aten.linear.default in 1.0") as caught:
         calibrate(captured, data[:1], progress=False)
+    assert "the weight '1.0.weight' holds NaN" in str(caught.value.hint)
 
 
 def test_a_mask_of_infinity_is_no_fault() -> None:

@@ -106,6 +106,18 @@ def test_a_table_serves_several_exports(tmp_path: Path) -> None:
     assert entries[0] == entries[1]
 
 
+def test_a_table_is_extended_by_more_samples() -> None:
+    model, example_inputs = models.residual_cnn()
+    data = batches(example_inputs, 6)
+    whole = deploykit.calibrate(model, data, example_inputs=example_inputs, progress=False)
+    part = deploykit.calibrate(model, data, example_inputs=example_inputs, limit=4, progress=False)
+    grown = deploykit.calibrate(model, data[4:], example_inputs=example_inputs, extend=part, progress=False)
+    assert (part.samples, grown.samples) == (4, whole.samples) == (4, 6)
+    assert {name: (s.minimum, s.maximum) for name, s in grown.statistics.items()} == {
+        name: (s.minimum, s.maximum) for name, s in whole.statistics.items()
+    }
+
+
 def test_table_of_another_model_is_refused(tmp_path: Path) -> None:
     model, example_inputs = models.mobilenet_like()
     table = deploykit.calibrate(model, batches(example_inputs), example_inputs=example_inputs, progress=False)
@@ -208,3 +220,9 @@ def test_missing_inputs_name_the_argument_to_pass(tmp_path: Path) -> None:
     with pytest.raises(deploykit.UsageError, match="example_inputs"):
         deploykit.export(model, "x86-cpu", "fp32", output=tmp_path / "a", progress=False)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_table_takes_its_inputs_from_the_data_file(tmp_path: Path) -> None:
+    model, (x,) = models.residual_cnn()
+    np.savez(tmp_path / "data.npz", x=np.repeat(x.numpy(), 4, axis=0))
+    assert deploykit.calibrate(model, tmp_path / "data.npz", progress=False).samples == 4 * len(x)

@@ -297,3 +297,9 @@ def test_two_stages_are_one_link():
     )
     assert len(links) == 1 and links[0].worst.max_abs == 0.5
     assert compare_sessions(adding(0.0), adding(0.5), [{"x": np.ones(2, np.float32)}]) == links[0].worst
+
+
+def test_nothing_but_nan_proves_nothing():
+    comparison = OutputComparison("output")
+    comparison.add(np.full((2, 3), np.nan), np.full((2, 3), np.nan))
+    assert comparison.metrics.sqnr_db == -SQNR_CAP_DB

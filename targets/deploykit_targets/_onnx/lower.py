@@ -21,6 +21,7 @@ import onnx
 import torch
 from onnx import helper
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from deploykit.errors import ConversionError
 from deploykit_targets._onnx.fallback import export_alone, splice
@@ -152,6 +153,9 @@ class _Walk:
         self.values[node] = self._named(node, written, first)
 
     def _translate(self, node: Node) -> Value:
+        if _is_complex(node):
+            self.log.append(f"{node.name}: complex numbers; handed to torch.onnx")
+            return self._alone(node)
         translation = lookup(node.target)
         if translation is None:
             simple = scalar_operator(node, self.writer, self)
@@ -188,7 +192,7 @@ class _Walk:
         where = f" in {origin.module_path or 'the model itself'}" if origin else ""
         line = f" ({origin.source})" if origin and origin.source else ""
         return ConversionError(
-            f"{node.target}{where}{line} cannot be written as ONNX: {error}",
+            f"{node.target}{where}{line} cannot be written as ONNX: {_reason(error)}",
             hint="replace the operation by simpler tensor operations, or take the part out of the exported model",
         )
 
@@ -219,6 +223,19 @@ class _Walk:
                 self.writer.enter(f"{spec.name}.copy", "")
                 copy = self.writer.op("Identity", named.get(str(value), str(value)))
                 self.writer.rename(copy, spec.name, with_node=False)
+
+
+def _reason(error: Exception) -> str:
+    """What the exporter found, without the page of advice around it."""
+    while (cause := error.__cause__) is not None and isinstance(cause, Exception):
+        error = cause
+    return str(error)
+
+
+def _is_complex(node: Node) -> bool:
+    """Whether an operator reads or gives complex numbers: in ONNX pairs of one rank more, as torch.onnx writes them."""
+    values = pytree.tree_leaves([part.meta.get("val") for part in (node, *node.all_input_nodes)])
+    return any(isinstance(value, torch.Tensor) and value.is_complex() for value in values)
 
 
 def _is_group(node: Node) -> bool:

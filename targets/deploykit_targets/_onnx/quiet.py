@@ -22,8 +22,11 @@ class _Sink(logging.Handler):
 def kept_quiet(log: list[str]) -> Iterator[None]:
     """Collect what a converter prints, warns and logs, instead of showing it."""
     out, sink, root = io.StringIO(), _Sink(log), logging.getLogger()
-    before = root.handlers[:]
-    root.handlers = [sink]
+    # PyTorch's loggers do not pass on to the root: their handlers hold the terminal, whatever stderr is by now.
+    loggers = [root, *(found for found in root.manager.loggerDict.values() if isinstance(found, logging.Logger))]
+    before = [(logger, logger.handlers[:]) for logger in loggers if logger is root or logger.handlers]
+    for logger, _ in before:
+        logger.handlers = [sink]
     try:
         with (
             warnings.catch_warnings(record=True) as caught,
@@ -33,6 +36,7 @@ def kept_quiet(log: list[str]) -> Iterator[None]:
             warnings.simplefilter("always")
             yield
     finally:
-        root.handlers = before
+        for logger, handlers in before:
+            logger.handlers = handlers
         log.extend(str(warning.message) for warning in caught)
         log.extend(line for line in out.getvalue().splitlines() if line.strip())

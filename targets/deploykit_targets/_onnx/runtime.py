@@ -128,9 +128,9 @@ def captured_name(name: str, known: Collection[str]) -> str:
     """The captured node behind a node of ONNX Runtime's optimised graph; "" where there is none.
 
     Fusions add to names: `conv2d_3_token_15`, `linear_1.matmul_0/MatMulAddFusion`, `linear.matmul_0_quant`,
-    `fused linear`.
+    `fused linear`; float16 that runs as float32 gives `InsertedPrecisionFreeCast_conv2d_nchwc`.
     """
-    stem = name.removeprefix("fused ").partition("/")[0]
+    stem = name.removeprefix("fused ").removeprefix("InsertedPrecisionFreeCast_").partition("/")[0]
     if stem in known:
         return stem
     stem = stem.partition(".")[0]

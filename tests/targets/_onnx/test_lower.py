@@ -184,3 +184,32 @@ def test_exporter_noise_goes_into_the_log(capfd: pytest.CaptureFixture[str]) -> 
 
     to_onnx(flat(Unfold(), torch.randn(1, 2, 6, 6)), log=[])
     assert capfd.readouterr() == ("", "")
+
+
+class Spectrum(nn.Module):
+    """Complex numbers inside, real ones at both ends."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.fft(x).abs()
+
+
+def test_complex_numbers_inside_a_model_are_lowered_as_such() -> None:
+    captured = capture(Spectrum(), example_inputs=(torch.randn(2, 8),))
+    (got,) = run_onnx(to_onnx(captured), *captured.example_inputs)
+    (want,) = outputs_of(captured, *captured.example_inputs)
+    assert got.shape == want.shape and sqnr_db(want, got) > 100
+
+
+class Decomposition(nn.Module):
+    """An operator that ONNX does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.svd(x)[1]
+
+
+def test_what_the_exporter_refuses_is_said_in_a_line_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    captured = capture(Decomposition(), example_inputs=(torch.randn(4, 4),))
+    with pytest.raises(ConversionError, match=r"linalg_svd.*test_lower\.py.*cannot be written as ONNX") as caught:
+        to_onnx(captured)
+    assert "\x1b" not in caught.value.message and "\n" not in caught.value.message
+    assert capfd.readouterr() == ("", "")

@@ -74,6 +74,7 @@ def test_op_times_name_modules(model: onnx.ModelProto) -> None:
         ("linear.matmul_0/MatMulAddFusion", "linear"),
         ("linear.matmul_0_quant", "linear"),
         ("fused linear", "linear"),
+        ("InsertedPrecisionFreeCast_conv2d_nchwc", "conv2d"),
         ("SkipLayerNormalization_token_3", ""),
     ],
 )
