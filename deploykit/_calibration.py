@@ -39,7 +39,14 @@ class CalibrationService(Protocol):
         """The class of calibration tables, with `load`, `merge` and `save`."""
 
     def run_calibration(
-        self, captured: CapturedModel, data: Any, *, progress: bool, cache_dir: str | Path | None
+        self,
+        captured: CapturedModel,
+        data: Any,
+        *,
+        progress: bool,
+        cache_dir: str | Path | None,
+        extend: Any = None,
+        limit: int | None = None,
     ) -> CalibrationRun: ...
 
     def first_samples(self, captured: CapturedModel, data: Any, *, limit: int) -> list[dict[str, torch.Tensor]]: ...

@@ -24,12 +24,19 @@ class Service:
         return CalibrationTable
 
     def run_calibration(
-        self, captured: CapturedModel, data: Any, *, progress: bool, cache_dir: str | Path | None
+        self,
+        captured: CapturedModel,
+        data: Any,
+        *,
+        progress: bool,
+        cache_dir: str | Path | None,
+        extend: CalibrationTable | None = None,
+        limit: int | None = None,
     ) -> CalibrationRun:
         """Observe the model over the data."""
         from deploykit_calibration.observe import run_calibration
 
-        return run_calibration(captured, data, progress=progress, cache_dir=cache_dir)
+        return run_calibration(captured, data, progress=progress, cache_dir=cache_dir, extend=extend, limit=limit)
 
     def first_samples(self, captured: CapturedModel, data: Any, *, limit: int) -> list[dict[str, Tensor]]:
         """The first `limit` samples of calibration data, checked as for calibration; none where it is a table."""
