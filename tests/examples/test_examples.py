@@ -27,7 +27,7 @@ def _run(*command: str, **changes: str) -> str:
 
 
 def test_every_example_is_covered_here() -> None:
-    covered = {"coreml_iphone.py", "digits_x86.py", "jetson_orin.py", "own_calibration.py", "third_party_target"}
+    covered = {"coreml_iphone.py", "digits_x86.py", "jetson_orin.py", "litert_android.py", "own_calibration.py", "third_party_target"}
     assert {path.name for path in EXAMPLES.iterdir()} == covered
 
 
@@ -64,6 +64,15 @@ def test_coreml_iphone(tmp_path: Path) -> None:
     assert artifact.achieved.macs_fraction("int8") > 0.9
     assert artifact.entry.parent.name == "model.mlpackage"
     assert "iOS 17" in printed and str(artifact.parity.evidence if artifact.parity else "") in printed
+
+
+def test_litert_android(tmp_path: Path) -> None:
+    if find_spec("litert_torch") is None:
+        pytest.skip("litert-torch makes the file, and is not installed")
+    printed = _run(str(EXAMPLES / "litert_android.py"), "--output", str(tmp_path))
+    artifact = deploykit.load(tmp_path / "android")
+    assert artifact.achieved.macs_fraction("int8") == 1.0
+    assert "int8[1, 64, 64, 3]" in printed and "int8[1, 10]" in printed
 
 
 def test_third_party_target_installs_and_conforms(tmp_path: Path) -> None:

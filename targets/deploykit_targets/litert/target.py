@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from deploykit._optional import Requirement
 from deploykit.devices import load_devices
-from deploykit.precision import Precision
+from deploykit.precision import Evidence, Precision
 from deploykit.target import Capabilities, Conversion, ConversionJob, Target
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
     from deploykit.session import Session
+
+
+_ARCHITECTURES = {"aarch64": "arm64", "arm64": "arm64"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,13 @@ class LiteRTTarget(Target):
             runtime_requires=(_Runtime("ai_edge_litert", "ai-edge-litert"),),
             dynamic_batch=False,
         )
+
+    def evidence(self, artifact: Artifact) -> Evidence:
+        """`device` where the processor is of the device's kind; the same runtime on another CPU is a `reference`."""
+        device = self.capabilities().devices.get(artifact.manifest.device)
+        wanted = "" if device is None else device.arch
+        own = _ARCHITECTURES.get(platform.machine().lower(), "")
+        return Evidence.DEVICE if wanted in ("any", own) else Evidence.REFERENCE
 
     def _convert(self, job: ConversionJob) -> Conversion:
         from deploykit_targets.litert.convert import convert
