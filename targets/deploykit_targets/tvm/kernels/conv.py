@@ -18,7 +18,17 @@ import numpy as np
 from tvm.script import tirx as T
 
 from deploykit.errors import UsageError
-from deploykit_targets.tvm.kernels.expressions import Expr, cast, clip, fill, limits_of, quantized, span, vector_start
+from deploykit_targets.tvm.kernels.expressions import (
+    Expr,
+    cast,
+    clip,
+    fill,
+    limits_of,
+    pick,
+    quantized,
+    span,
+    vector_start,
+)
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Array, pack_constants, pack_matrix
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows
@@ -118,8 +128,8 @@ def plan_conv(shape: ConvShape, dot: Dot) -> ConvPlan:
     lines, pixels = shape.batch * height, width
     vectors = math.ceil(shape.columns // shape.groups / dot.lanes)
     if shape.pointwise:
-        lines, pixels = fold_rows(lines * pixels, vectors, dot.registers)
-    rows, tile = choose_tile(pixels, vectors, dot.registers)
+        lines, pixels = fold_rows(lines * pixels, vectors, dot)
+    rows, tile = choose_tile(pixels, vectors, dot)
     contiguous = shape.groups == 1 and shape.dilation[1] == 1
     runs = 1 if contiguous else shape.kernel[1]
     run = shape.channels // shape.groups * (shape.kernel[1] if contiguous else 1)
@@ -175,10 +185,10 @@ def conv(plan: ConvPlan, *, limits: tuple[float, float] | None = None) -> Expr:
     constants = (2 if dot.quantized else 1) * lanes
     weight_elements = shape.groups * plan.blocks * window * tile * lanes * group
     constant_elements = shape.groups * plan.blocks * tile * constants
-    narrow = columns < lanes
+    narrow, wide = columns < lanes, dot.read_at_once(steps)
 
     @T.prim_func(s_tir=True)
-    def kernel(  # noqa: PLR0912 -- seven loops of a kernel, not branches
+    def kernel(  # noqa: PLR0912 -- the loops of a kernel
         a: T.Buffer((plan.input_elements,), dot.activation),
         w: T.Buffer((weight_elements,), dot.weight),
         c: T.Buffer((constant_elements,), "float32"),
@@ -193,14 +203,24 @@ def conv(plan: ConvPlan, *, limits: tuple[float, float] | None = None) -> Expr:
                     acc[T.Ramp(i * lanes, 1, lanes)] = fill(0, dot.accumulator, lanes)
                 for ky in T.serial(kernel_h):
                     for kx in T.serial(runs):
-                        for k in T.serial(steps):
-                            for r in T.unroll(rows):
-                                for v in T.unroll(tile):
-                                    acc[T.Ramp((r * tile + v) * lanes, 1, lanes)] = dot.step(
-                                        acc[T.Ramp((r * tile + v) * lanes, 1, lanes)],
-                                        a[span(address.read(task, x, r, ky, kx) + k * group, group)],
-                                        w[T.Ramp(address.weight(task, ky, kx, k, v), 1, lanes * group)],
-                                    )
+                        for k in T.serial(steps // wide):
+                            for j in T.unroll(wide):
+                                for r in T.unroll(rows):
+                                    for v in T.unroll(tile):
+                                        acc[T.Ramp((r * tile + v) * lanes, 1, lanes)] = dot.step(
+                                            acc[T.Ramp((r * tile + v) * lanes, 1, lanes)],
+                                            pick(
+                                                a[
+                                                    span(
+                                                        address.read(task, x, r, ky, kx) + k * (wide * group),
+                                                        wide * group,
+                                                    )
+                                                ],
+                                                j,
+                                                wide,
+                                            ),
+                                            w[T.Ramp(address.weight(task, ky, kx, k * wide + j, v), 1, lanes * group)],
+                                        )
                 for r in T.unroll(rows):
                     for v in T.unroll(tile):
                         if narrow:

@@ -35,6 +35,13 @@ def spread(value: Expr, lanes: int) -> Expr:
     return value if lanes == 1 else T.Broadcast(value, lanes)
 
 
+def pick(vector: Expr, index: Expr, count: int) -> Expr:
+    """Part `index` of `count` equal parts of a vector of bytes, each of 32 bits; of one part, the vector."""
+    if count == 1:
+        return vector
+    return T.reinterpret("int8x4", T.Shuffle([T.reinterpret(f"int32x{count}", vector)], [index]))
+
+
 def cast(value: Expr, dtype: str, lanes: int) -> Expr:
     """`value` as `dtype`, lane by lane."""
     return T.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)

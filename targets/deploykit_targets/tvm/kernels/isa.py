@@ -6,6 +6,7 @@ No claim is made about the machine this runs on: which instruction set a device 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ class Dot:
         activation, weight, accumulator: dtypes in memory (activation, packed weight) and in the register.
         registers: vector registers that a tile may fill (accumulators, weights and one broadcast activation).
         mnemonic: the instruction that the assembly of a kernel must contain.
+        wide: steps whose activations are best loaded together, where an instruction can then read one lane.
         step: (accumulator, `group` activations, lanes * group weights) -> accumulator, as TIR expressions.
     """
 
@@ -37,6 +39,11 @@ class Dot:
     registers: int
     mnemonic: str
     step: Callable[[Expr, Expr, Expr], Expr]
+    wide: int = 1
+
+    def read_at_once(self, steps: int) -> int:
+        """Steps whose activations one load brings, of a stretch of that many."""
+        return math.gcd(steps, self.wide)
 
     @property
     def quantized(self) -> bool:
@@ -129,7 +136,7 @@ ISAS: Mapping[str, Isa] = {
         Isa(
             "sdot",
             _arm("cortex-a76", "+neon", "+dotprod", "+fullfp16"),
-            Dot(4, 4, "int8", "int8", "int32", 32, "sdot", _sdot),
+            Dot(4, 4, "int8", "int8", "int32", 32, "sdot", _sdot, wide=4),
             _float(4, 32, "fmla"),
         ),
         Isa(

@@ -5,10 +5,15 @@ A model of the inner loop, not a search: what is measured belongs in `benchmarks
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deploykit_targets.tvm.kernels.isa import Dot
+
 _PIPELINE = 8  # independent accumulators that hide the latency of two multiply-accumulate pipes of four to five cycles
 
 
-def choose_tile(rows: int, vectors: int, registers: int) -> tuple[int, int]:
+def choose_tile(rows: int, vectors: int, dot: Dot) -> tuple[int, int]:
     """The tile that covers a (rows, vectors) result in the fewest estimated cycles.
 
     One step of a tile of r rows and v column vectors loads r activations and v weight vectors for r * v
@@ -17,12 +22,17 @@ def choose_tile(rows: int, vectors: int, registers: int) -> tuple[int, int]:
     Args:
         rows: output pixels that lie in one line.
         vectors: column vectors.
-        registers: that accumulators, weights and one activation may fill.
+        dot: whose registers hold accumulators, weights, and one activation, or one per row where it reads lanes.
     Returns:
         Rows (at most `rows`) and vectors of the tile.
     """
-    tiles = [(r, v) for v in range(1, vectors + 1) for r in range(1, rows + 1) if r * v + v + 1 <= registers]
-    return min(tiles, key=lambda tile: (_cycles(rows, vectors, *tile), -tile[0] * tile[1]))
+    tiles = [(r, v) for v in range(1, vectors + 1) for r in range(1, rows + 1) if _held(r, v, dot) <= dot.registers]
+    return min(tiles, key=lambda tile: (_cycles(rows, vectors, *tile), tile[0] / dot.wide + tile[1]))
+
+
+def _held(r: int, v: int, dot: Dot) -> int:
+    """Registers of a tile."""
+    return r * v + v + (r if dot.wide > 1 else 1)
 
 
 def _cycles(rows: int, vectors: int, r: int, v: int) -> float:
@@ -30,7 +40,7 @@ def _cycles(rows: int, vectors: int, r: int, v: int) -> float:
     return steps * (max(r * v, r + v, _PIPELINE) + 0.5)
 
 
-def fold_rows(count: int, vectors: int, registers: int) -> tuple[int, int]:
+def fold_rows(count: int, vectors: int, dot: Dot) -> tuple[int, int]:
     """`count` independent pixels as lines that threads can share: (lines, pixels per line).
 
     Lines have 32 to 256 pixels where `count` allows it, of the length whose tiles waste least; else there is one line.
@@ -38,7 +48,7 @@ def fold_rows(count: int, vectors: int, registers: int) -> tuple[int, int]:
     lengths = [length for length in range(32, min(count, 256) + 1) if count % length == 0]
 
     def cost(length: int) -> float:
-        return _cycles(length, vectors, *choose_tile(length, vectors, registers)) / length
+        return _cycles(length, vectors, *choose_tile(length, vectors, dot)) / length
 
     length = min(lengths, key=cost, default=count)
     return count // length, length
