@@ -27,7 +27,14 @@ def _run(*command: str, **changes: str) -> str:
 
 
 def test_every_example_is_covered_here() -> None:
-    covered = {"coreml_iphone.py", "digits_x86.py", "jetson_orin.py", "litert_android.py", "own_calibration.py", "third_party_target"}
+    covered = {
+        "coreml_iphone.py",
+        "digits_x86.py",
+        "jetson_orin.py",
+        "litert_android.py",
+        "own_calibration.py",
+        "third_party_target",
+    }
     assert {path.name for path in EXAMPLES.iterdir()} == covered
 
 
