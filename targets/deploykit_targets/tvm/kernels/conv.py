@@ -88,6 +88,7 @@ class ConvPlan:
     pixels: int  # per line
     runs: int  # stretches of contiguous inputs per row of the window
     run: int  # inputs of a stretch
+    weight_sets: int = 1  # one per image where each image has weights of its own
 
     @property
     def group_columns(self) -> int:
@@ -103,6 +104,22 @@ class ConvPlan:
     def steps(self) -> int:
         """Multiply-accumulate steps per stretch."""
         return math.ceil(self.run / self.dot.group)
+
+    @property
+    def vectors(self) -> int:
+        """Column vectors over all groups and weight sets."""
+        return self.weight_sets * self.shape.groups * self.blocks * self.tile
+
+    @property
+    def weight_elements(self) -> int:
+        """Elements of the packed weights."""
+        window = self.shape.kernel[0] * self.runs * self.steps
+        return self.vectors * window * self.dot.lanes * self.dot.group
+
+    @property
+    def constant_elements(self) -> int:
+        """Elements of the packed constants: scale and bias of each column, or bias alone."""
+        return self.vectors * (2 if self.dot.quantized else 1) * self.dot.lanes
 
     @property
     def input_elements(self) -> int:
@@ -122,18 +139,24 @@ class ConvPlan:
         return self.output_elements * math.prod(self.shape.kernel) * self.shape.channels // self.shape.groups
 
 
-def plan_conv(shape: ConvShape, dot: Dot) -> ConvPlan:
-    """Choose the tile, and how much of the window is contiguous in memory."""
+def plan_conv(shape: ConvShape, dot: Dot, *, weights_per_image: bool = False) -> ConvPlan:
+    """Choose the tile, and how much of the window is contiguous in memory.
+
+    Args:
+        weights_per_image: each image has packed weights of its own, one set after another (`matmul`).
+    """
     height, width = shape.output
     lines, pixels = shape.batch * height, width
     vectors = math.ceil(shape.columns // shape.groups / dot.lanes)
     if shape.pointwise:
-        lines, pixels = fold_rows(lines * pixels, vectors, dot)
+        apart = shape.batch if weights_per_image else 1
+        lines, pixels = fold_rows(lines * pixels // apart, vectors, dot)
+        lines *= apart
     rows, tile = choose_tile(pixels, vectors, dot)
     contiguous = shape.groups == 1 and shape.dilation[1] == 1
     runs = 1 if contiguous else shape.kernel[1]
     run = shape.channels // shape.groups * (shape.kernel[1] if contiguous else 1)
-    return ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run)
+    return ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, shape.batch if weights_per_image else 1)
 
 
 def pack_conv(plan: ConvPlan, weight: Array) -> Array:
@@ -181,17 +204,15 @@ def conv(plan: ConvPlan, *, limits: tuple[float, float] | None = None) -> Expr:
     shape, dot, rows, tile = plan.shape, plan.dot, plan.rows, plan.tile
     lanes, group, steps, runs, kernel_h = dot.lanes, dot.group, plan.steps, plan.runs, shape.kernel[0]
     columns, tasks, spans = plan.group_columns, shape.groups * plan.blocks * plan.lines, math.ceil(plan.pixels / rows)
-    address, finish, window = _Address(plan), _finish(dot, limits), kernel_h * runs * steps
+    address, finish = _Address(plan), _finish(dot, limits)
     constants = (2 if dot.quantized else 1) * lanes
-    weight_elements = shape.groups * plan.blocks * window * tile * lanes * group
-    constant_elements = shape.groups * plan.blocks * tile * constants
     narrow, wide = columns < lanes, dot.read_at_once(steps)
 
     @T.prim_func(s_tir=True)
     def kernel(  # noqa: PLR0912 -- the loops of a kernel
         a: T.Buffer((plan.input_elements,), dot.activation),
-        w: T.Buffer((weight_elements,), dot.weight),
-        c: T.Buffer((constant_elements,), "float32"),
+        w: T.Buffer((plan.weight_elements,), dot.weight),
+        c: T.Buffer((plan.constant_elements,), "float32"),
         y: T.Buffer((plan.output_elements,), dot.activation),
     ):
         T.func_attr({"tirx.noalias": True})
@@ -259,15 +280,23 @@ class _Address:
             pixel = row * shape.width + self._pixel(x, r) * shape.stride[1] + kx * shape.dilation[1]
         return pixel * shape.channels + group * (shape.channels // shape.groups)
 
+    def _block(self, task: Expr) -> Expr:
+        """Number of a block of columns, over all groups and weight sets."""
+        plan = self.plan
+        block = task // plan.lines
+        if plan.weight_sets == 1:
+            return block
+        return task % plan.lines // (plan.lines // plan.weight_sets) * (plan.shape.groups * plan.blocks) + block
+
     def weight(self, task: Expr, ky: Expr, kx: Expr, k: Expr, v: Expr) -> Expr:
         """Packed weights of one step."""
         plan = self.plan
-        stretch = (task // plan.lines * plan.shape.kernel[0] + ky) * plan.runs + kx
+        stretch = (self._block(task) * plan.shape.kernel[0] + ky) * plan.runs + kx
         return ((stretch * plan.steps + k) * plan.tile + v) * (plan.dot.lanes * plan.dot.group)
 
     def vector(self, task: Expr, v: Expr) -> Expr:
-        """Number of a column vector, over all groups."""
-        return task // self.plan.lines * self.plan.tile + v
+        """Number of a column vector, over all groups and weight sets."""
+        return self._block(task) * self.plan.tile + v
 
     def write(self, task: Expr, x: Expr, r: Expr, v: Expr) -> Expr:
         """First output of a column vector."""

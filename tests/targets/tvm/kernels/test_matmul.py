@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.errors import UsageError
+
+pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
+
+import tvm
+
+from deploykit_targets.tvm.kernels.conv import ConvPlan, conv
+from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
+from deploykit_targets.tvm.kernels.isa import ISAS, Isa
+from deploykit_targets.tvm.kernels.matmul import pack_operand, plan_matmul
+
+# batch, rows, inputs, columns, heads: one head, several, images, columns short of a vector and beyond a tile
+SIZES = [(1, 9, 16, 20, 1), (2, 7, 10, 33, 3), (3, 5, 6, 4, 2), (1, 40, 64, 70, 2)]
+
+
+def product(plan: ConvPlan, a: np.ndarray, b: np.ndarray, transposed: bool) -> np.ndarray:
+    """float64, (batch, rows, heads * columns)."""
+    shape, heads = plan.shape, plan.shape.groups
+    first = a.reshape(shape.batch, shape.width, heads, -1)
+    second = b.reshape(shape.batch, -1, heads, plan.run if transposed else plan.group_columns)
+    return np.einsum("brhk,bchk->brhc" if transposed else "brhk,bkhc->brhc", first, second)
+
+
+def run(plan: ConvPlan, pack: Any, isa: Isa, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    functions = {"pack": pack, "product": conv(plan)}
+    module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
+    library = tvm.compile(module, target=tvm.target.Target(dict(isa.target)))
+    weights, constants = np.empty(plan.weight_elements, plan.dot.weight), np.empty(plan.constant_elements, np.float32)
+    result = np.empty(plan.output_elements, plan.dot.activation)
+    first, second, w, c, y = (tvm.runtime.tensor(array) for array in (a, b, weights, constants, result))
+    library["pack"](second, w, c)
+    library["product"](first, w, c, y)
+    return y.numpy()
+
+
+@pytest.mark.parametrize("transposed", [True, False], ids=["keys", "values"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_int8(sizes: tuple[int, ...], transposed: bool, host_isa: Isa, within_one: Any) -> None:
+    batch, rows, inputs, columns, heads = sizes
+    plan, rng = plan_matmul(batch, rows, inputs, columns, host_isa.int8, heads=heads), np.random.default_rng(1)
+    a, b = (rng.integers(0, 256, n).astype(np.uint8) for n in (plan.input_elements, batch * heads * inputs * columns))
+    first, second, to = Affine(0.021, 99), Affine(0.013, 128), Affine(0.0571 * np.sqrt(inputs), 110)
+    pack = pack_operand(plan, transposed=transposed, first=first, second=second, to=to, factor=0.25)
+    real = [(x.astype(np.float64) - q.zero_point) * q.scale for x, q in ((a, first), (b, second))]
+    real[0] = real[0][: batch * rows * heads * inputs]
+    expected = 0.25 * product(plan, *real, transposed) / to.scale + to.zero_point
+    within_one(run(plan, pack, host_isa, a, b), np.clip(np.rint(expected), *limits_of("uint8")))
+
+
+@pytest.mark.parametrize("transposed", [True, False], ids=["keys", "values"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_float32(sizes: tuple[int, ...], transposed: bool, host_isa: Isa, close: Any) -> None:
+    batch, rows, inputs, columns, heads = sizes
+    plan, rng = plan_matmul(batch, rows, inputs, columns, host_isa.float32, heads=heads), np.random.default_rng(1)
+    a, b = (rng.normal(size=n).astype("f4") for n in (plan.input_elements, batch * heads * inputs * columns))
+    result = run(plan, pack_operand(plan, transposed=transposed), host_isa, a, b)
+    close(result, product(plan, a.astype(np.float64), b.astype(np.float64), transposed))
+
+
+def test_an_asymmetric_second_operand_is_refused() -> None:
+    with pytest.raises(UsageError, match="zero point 7"):
+        pack_operand(plan_matmul(1, 2, 4, 4, ISAS["avx2"].int8), transposed=True, second=Affine(1.0, 7))
