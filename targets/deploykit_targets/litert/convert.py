@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,9 +17,9 @@ from deploykit_calibration.placement import LayerPlacement, place
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets.litert import convert_child, flatbuffer
 from deploykit_targets.litert.count import executed, stored
-from deploykit_targets.litert.failures import crashed, translated
 from deploykit_targets.litert.quantize import RECIPES
 from deploykit_targets.litert.scheme import scheme
+from deploykit_targets.litert.worker import Worker
 
 if TYPE_CHECKING:
     import torch
@@ -72,13 +68,11 @@ def convert(job: ConversionJob) -> Conversion:
         ConversionError: the converter refused or crashed; the message names op, module path and source line.
     """
     _check(job)
-    source = _quantized(job) if job.precision is Precision.INT8 else _float(job)
-    with tempfile.TemporaryDirectory(prefix="deploykit-litert-") as name:
-        folder = Path(name)
-        _write_request(job, source, folder)
-        log = _run_child(folder, source.captured)
-        interface = json.loads((folder / convert_child.RESULT).read_text(encoding="utf-8"))
-        (job.folder / _ENTRY).write_bytes((folder / convert_child.OUTPUT).read_bytes())
+    with Worker() as worker:
+        source = _quantized(job) if job.precision is Precision.INT8 else _float(job)
+        _save_program(source, worker.folder)
+        interface, log = worker.convert(_request(job, source), source.captured.origins)
+        shutil.copyfile(worker.folder / convert_child.OUTPUT, job.folder / _ENTRY)
     return Conversion(
         entry=_ENTRY,
         achieved=_achieved(job, source),
@@ -116,22 +110,24 @@ def _float(job: ConversionJob) -> _Source:
     return _Source(job.captured, job.captured.graph_module, layers, None, kept)
 
 
-def _write_request(job: ConversionJob, source: _Source, folder: Path) -> None:
+def _save_program(source: _Source, folder: Path) -> None:
     import torch
 
     program = source.captured.export_program(source.graph_module)
     torch.export.save(program, str(folder / convert_child.PROGRAM))
-    options = job.options
-    request = {
+
+
+def _request(job: ConversionJob, source: _Source) -> dict[str, Any]:
+    layout = job.options.layout
+    return {
         "labels": _labels(source),
         "static": job.precision is Precision.INT8,
         "recipe": job.precision.value if job.precision.value in RECIPES else None,
         "kept_float": sorted(source.kept),
-        "io": options.io,
-        "inputs": [_wanted(spec, options.layout) for spec in source.captured.inputs],
-        "outputs": [_wanted(spec, options.layout) for spec in source.captured.outputs],
+        "io": job.options.io,
+        "inputs": [_wanted(spec, layout) for spec in source.captured.inputs],
+        "outputs": [_wanted(spec, layout) for spec in source.captured.outputs],
     }
-    (folder / convert_child.REQUEST).write_text(json.dumps(request), encoding="utf-8")
 
 
 def _wanted(spec: TensorSpec, layout: str) -> dict[str, Any]:
@@ -148,24 +144,6 @@ def _labels(source: _Source) -> list[str]:
             owner = node.name.split("_weight_")[0]
             labels.append(owner if owner in layers else node.name)
     return labels
-
-
-def _run_child(folder: Path, captured: CapturedModel) -> str:
-    """Convert in a process of its own; returns all that it printed."""
-    log_path = folder / "log"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", convert_child.__name__, str(folder)]
-    with log_path.open("wb") as log_file:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT, env=environment, check=False
-        )
-    log = log_path.read_text(encoding="utf-8", errors="replace").replace(str(folder), "<folder>")
-    error = folder / convert_child.ERROR
-    if error.is_file():
-        raise translated(json.loads(error.read_text(encoding="utf-8"))["message"], log, captured.origins)
-    if done.returncode != 0 or not (folder / convert_child.RESULT).is_file():
-        raise crashed(done.returncode, log)
-    return log
 
 
 def _achieved(job: ConversionJob, source: _Source) -> Achieved:

@@ -21,7 +21,14 @@ RAW, OUTPUT = "raw.tflite", "model.tflite"
 
 
 def main(folder: Path) -> int:
-    """Convert what lies in `folder`; 0 on success, else 1 with the error written beside it."""
+    """Convert what lies in `folder`; 0 on success, else 1 with the error written beside it.
+
+    The slow imports come first; then a line on standard input says that the request is complete.
+    """
+    import litert_torch  # noqa: F401
+
+    if not sys.stdin.readline():
+        return 0  # the parent gave up
     request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     try:
         result = _convert(folder, request)
