@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from deploykit.errors import CalibrationError
+from deploykit.errors import CalibrationError, UsageError
 from deploykit_calibration.layers import float_layers
 from deploykit_calibration.placement import LayerPlacement, place
 from deploykit_calibration.scheme import QuantScheme
@@ -56,3 +56,13 @@ def lower_quantized(job: ConversionJob, scheme: QuantScheme, *, opset: int = 20)
     log: list[str] = []
     model = to_onnx(job.captured, quantized.graph_module, opset=opset, log=log)
     return Lowered(model, quantized.layers, SimulatedModel(job.captured, quantized), "\n".join(log))
+
+
+def refuse_patterns(job: ConversionJob) -> None:
+    """For precisions that a whole model is in: a pattern would be without effect.
+
+    Raises:
+        UsageError: the job has patterns.
+    """
+    if job.include or job.exclude:
+        raise UsageError(f"{job.precision} is of the whole model: include and exclude have no effect", hint="omit them")

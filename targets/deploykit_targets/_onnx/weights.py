@@ -9,9 +9,10 @@ model is loaded, embeddings row by row. Recurrent layers keep their weights: the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -24,7 +25,9 @@ from deploykit_targets._onnx.quiet import kept_quiet
 FLOAT16_MAX = 65504.0
 _MASK = -1e30  # what masks are filled with; as -65504 it still masks
 _CONTRIB = "com.microsoft"
+_ALL: Mapping[str, str] = MappingProxyType({})
 _RECURRENT = "recurrent kernels take float weights"
+_WEIGHTED = frozenset("Conv ConvTranspose Gather Gemm GRU LSTM MatMul RNN".split())
 _FLOAT_ONLY = {
     "LSTM": _RECURRENT,
     "GRU": _RECURRENT,
@@ -56,10 +59,22 @@ def _captured(name: str) -> str:
     return name.partition(".")[0]
 
 
+def layers_with_weights(model: onnx.ModelProto) -> list[str]:
+    """Captured names of the operators whose weights a precision may change."""
+    return list(dict.fromkeys(_captured(node.name) for node in model.graph.node if node.op_type in _WEIGHTED))
+
+
+def _kept_nodes(model: onnx.ModelProto, keep: Mapping[str, str]) -> list[str]:
+    """Names of the nodes that belong to the layers of `keep`."""
+    return [node.name for node in model.graph.node if _captured(node.name) in keep]
+
+
 # Weight-only.
 
 
-def weight_only(model: onnx.ModelProto, *, bits: int, block_size: int = 32, accuracy_level: int = 4) -> Compressed:
+def weight_only(
+    model: onnx.ModelProto, *, bits: int, block_size: int = 32, accuracy_level: int = 4, keep: Mapping[str, str] = _ALL
+) -> Compressed:
     """Weights in `bits` bits, activations in float.
 
     Args:
@@ -70,8 +85,9 @@ def weight_only(model: onnx.ModelProto, *, bits: int, block_size: int = 32, accu
             float32. With 4, one row is 3 to 6 times faster than in float and 128 rows 10 to 20 % slower; with 1, ONNX
             Runtime 1.31 has no kernel for 8 bits and unpacks the weights in every run, 14 times slower than float
             at one row. It costs 1 dB at 8 bits and nothing at 4.
+        keep: captured names of the layers to leave in float, with the reason.
     """
-    result = Compressed(model)
+    result = Compressed(model, reasons=dict(keep))
     products_with_bias_apart(model)
     editor = Editor(model)
     forms: dict[str, Callable[[NodeProto, np.ndarray], list[NodeProto]]] = {
@@ -80,6 +96,8 @@ def weight_only(model: onnx.ModelProto, *, bits: int, block_size: int = 32, accu
         "Gather": lambda node, table: _rows(editor, node, table),
     }
     for node in list(model.graph.node):
+        if _captured(node.name) in keep:
+            continue
         where = 0 if node.op_type == "Gather" else 1
         weight = editor.weight(node, where) if node.op_type in forms else None
         if weight is not None and weight.ndim >= 2 and not (node.op_type == "MatMul" and weight.ndim != 2):
@@ -195,29 +213,33 @@ def products_with_bias_apart(model: onnx.ModelProto) -> None:
 # Dynamic int8.
 
 
-def dynamic_int8(model: onnx.ModelProto, *, reduce_range: bool = False) -> Compressed:
+def dynamic_int8(model: onnx.ModelProto, *, reduce_range: bool = False, keep: Mapping[str, str] = _ALL) -> Compressed:
     """int8 weights per channel; activations quantised in each run (ONNX Runtime's own quantizer).
 
     Products, LSTMs and embeddings; convolutions stay float, whose dynamic kernels are slower than float ones.
 
     Args:
         reduce_range: 7-bit weights, for processors without VNNI, whose 16-bit sums would saturate.
+        keep: captured names of the layers to leave in float, with the reason.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     products_with_bias_apart(model)
-    result = Compressed(model)
+    result = Compressed(model, reasons=dict(keep))
+    kept = _kept_nodes(model, keep)
     weighted = Editor(model)
     operators = [(node.op_type, node.name, weighted.weight(node, 1) is not None) for node in model.graph.node]
     with kept_quiet(result.log), tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
         path = Path(folder) / "dynamic.onnx"
         quantize_dynamic(
             model, path, op_types_to_quantize=["MatMul", "LSTM", "Gather"], per_channel=True,
-            reduce_range=reduce_range, weight_type=QuantType.QInt8,
+            reduce_range=reduce_range, weight_type=QuantType.QInt8, nodes_to_exclude=kept,
         )  # fmt: skip
         result.model = onnx.load(str(path))
     del result.model.graph.value_info[:]
     for op_type, name, has_weight in operators:
+        if name in kept:
+            continue
         if (op_type == "MatMul" and has_weight) or op_type == "LSTM":
             result.executed[_captured(name)] = "int8"
         elif op_type == "MatMul":

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit._optional import versions
+from deploykit.errors import UsageError
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
 from deploykit_calibration.layers import activation_tails, reconcile
+from deploykit_calibration.patterns import kept_float
 from deploykit_targets._onnx.count import count
-from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized
+from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized, refuse_patterns
 from deploykit_targets._onnx.ort_forms import for_onnxruntime
-from deploykit_targets._onnx.weights import Compressed, dynamic_int8, float16, weight_only
+from deploykit_targets._onnx.weights import Compressed, dynamic_int8, float16, layers_with_weights, weight_only
 from deploykit_targets.onnxruntime.scheme import scheme_of
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 _ENTRY = "model.onnx"
 _WEIGHTS_NAME = "model.onnx.data"
+_SMALLEST_BLOCK = 16
 _PROTOBUF_LIMIT_BYTES = 2_000_000_000
 _HELD_AS = "the precision is that of the stored weights; products run in float32 or, for int4, in int8 blocks"
 _NOTES = {
@@ -68,16 +71,23 @@ def _make(job: ConversionJob) -> _Made:
         lowered = lower_quantized(job, scheme_of(job.device), opset=opset)
         return _Made(lowered.model, lowered, log=lowered.log)
     lowered = lower_float(job, opset=opset)
-    match job.precision:
-        case Precision.FP16:
-            return _compressed(lowered, float16(lowered.model))
-        case Precision.INT8_DYNAMIC:
-            return _compressed(lowered, dynamic_int8(lowered.model, reduce_range=scheme_of(job.device).reduce_range))
-        case Precision.INT8_WEIGHT_ONLY:
-            return _compressed(lowered, weight_only(lowered.model, bits=8, block_size=block_size), held=True)
-        case Precision.INT4_WEIGHT_ONLY:
-            return _compressed(lowered, weight_only(lowered.model, bits=4, block_size=block_size), held=True)
-    return _Made(lowered.model, lowered, log=lowered.log)
+    model = lowered.model
+    if job.precision is Precision.FP32:
+        return _Made(model, lowered, log=lowered.log)
+    if job.precision is Precision.FP16:
+        refuse_patterns(job)
+        return _compressed(lowered, float16(model))
+    keep = kept_float(job.captured.origins, layers_with_weights(model), job.include, job.exclude)
+    if job.precision is Precision.INT8_DYNAMIC:
+        return _compressed(lowered, dynamic_int8(model, reduce_range=scheme_of(job.device).reduce_range, keep=keep))
+    bits = 4 if job.precision is Precision.INT4_WEIGHT_ONLY else 8
+    return _compressed(lowered, weight_only(model, bits=bits, block_size=_checked(block_size), keep=keep), held=True)
+
+
+def _checked(block_size: int) -> int:
+    if block_size < _SMALLEST_BLOCK or block_size & (block_size - 1):
+        raise UsageError(f"block_size {block_size} is no power of two from {_SMALLEST_BLOCK}", hint="32 is the default")
+    return block_size
 
 
 def _compressed(lowered: Lowered, result: Compressed, *, held: bool = False) -> _Made:

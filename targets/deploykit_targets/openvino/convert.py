@@ -11,7 +11,7 @@ from deploykit.errors import ConversionError
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
 from deploykit_calibration.layers import reconcile
-from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized
+from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized, refuse_patterns
 from deploykit_targets.openvino.scheme import scheme_of
 from deploykit_targets.openvino.session import executed_precisions
 
@@ -30,7 +30,10 @@ def convert(job: ConversionJob) -> Conversion:
 
     Raises:
         ConversionError: an operator has no ONNX form, or OpenVINO refuses the graph.
+        UsageError: patterns for a precision that has no choice by layer.
     """
+    if job.precision in _NOTES:
+        refuse_patterns(job)
     lowered = lower_quantized(job, scheme_of(job.device)) if job.precision is Precision.INT8 else lower_float(job)
     _write_ir(lowered.model, job.folder / _ENTRY, half=job.precision is Precision.FP16)
     return Conversion(
