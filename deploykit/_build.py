@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit import manifest as layout
+from deploykit._plan import failed_path, replaceable
 from deploykit._staging import finish, list_files
 from deploykit.artifact import Artifact, golden_tolerance, load
 from deploykit.errors import ParityError, UsageError
@@ -46,7 +47,7 @@ def build(
         The built artifact; its manifest's `parent` is the fingerprint of the one it was built from.
     Raises:
         UsageError: there is nothing to build, or an option is unknown.
-        ArtifactError: the artifact is damaged.
+        ArtifactError: the artifact is damaged, or the output folder is something else.
         DeviceError, MissingDependencyError: no device, driver or vendor library here.
         ConversionError: the vendor's builder refused.
         ParityError: the device computes something else; `.candidate` is kept at `<output>.failed`.
@@ -55,15 +56,16 @@ def build(
     if parent.manifest.build is None:
         raise UsageError(f"{parent.path.name} needs no build; its status is {parent.status!r}", hint="open it as it is")
     target = toolchain(parent.manifest.toolchain)
-    kept = Path(output) if output is not None else parent.path.with_name(f"{parent.path.name}-built")
-    kept = kept.parent.resolve() / kept.name
+    kept = replaceable(parent.path.with_name(f"{parent.path.name}-built") if output is None else output)
+    if kept == parent.path:
+        raise UsageError(f"{kept} is the artifact to build, which is left as it is", hint="choose another output=")
     with staging_folder(kept) as folder:
         artifact, log = _built(parent, target, folder, options)
         report = _parity(parent, artifact, target)
         measured = target.profile(artifact) if profile else None
         finish(artifact, report, measured, failed=not report.passed, log=log)
         if strict and not report.passed:
-            kept = kept.with_name(f"{kept.name}.failed")
+            kept = failed_path(kept)
         publish_folder(folder, kept)
     published = load(kept)
     if strict and not report.passed:

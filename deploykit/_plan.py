@@ -125,6 +125,15 @@ def _output(output: str | Path | None, model: Any, target: str, precision: Preci
     if output is None:
         name = model.rsplit(":", 1)[-1] if isinstance(model, str) else type(model).__name__
         output = Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name.lower()}-{target}-{precision}")
+    return replaceable(output)
+
+
+def replaceable(output: str | Path) -> Path:
+    """The absolute folder of an artifact to write.
+
+    Raises:
+        ArtifactError: there, or where a failed candidate would be kept, is something else than an artifact.
+    """
     path = Path(output)
     path = path.parent.resolve() / path.name
     for folder in (path, failed_path(path)):

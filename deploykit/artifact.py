@@ -219,6 +219,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     known = {entry.path for entry in manifest.files}
     if manifest.entry not in known:
         raise ArtifactError(f"the manifest's entry {manifest.entry!r} is not among its files")
+    if layout.GOLDEN_NAME not in known and (folder / layout.GOLDEN_NAME).exists():  # no hash would vouch for it
+        raise ArtifactError(f"the manifest does not list {layout.GOLDEN_NAME}", hint="export the model again")
     for entry in manifest.files:
         _check_file(folder, entry)
 
@@ -259,8 +261,6 @@ def _read_golden(artifact: Artifact) -> Golden:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    if layout.GOLDEN_NAME not in {entry.path for entry in artifact.manifest.files}:  # no hash would vouch for it
-        raise ArtifactError(f"the manifest does not list {layout.GOLDEN_NAME}", hint="export the model again")
     try:
         tensors = load_file(artifact.path / layout.GOLDEN_NAME)
     except (OSError, SafetensorError, ValueError) as error:

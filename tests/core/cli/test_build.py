@@ -46,3 +46,15 @@ def test_a_device_that_computes_something_else(cli, pending):
 def test_refusals(cli, pending, arguments, code, words):
     result = cli("build", *arguments)
     assert result.code == code and words in result.err and "Traceback" not in result.err
+
+
+def test_only_an_artifact_is_replaced_and_never_the_one_that_is_built(cli, pending):
+    mine = pending.path.with_name("mine")
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    result = cli("build", "pending", "-o", "mine")
+    assert result.code == 9 and "is not an artifact; it is left alone" in result.err
+    assert (mine / "notes.txt").read_text() == "mine"
+    result = cli("build", "pending", "-o", "pending")
+    assert result.code == 2 and "left as it is" in result.err
+    assert load("pending").fingerprint == pending.fingerprint
