@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from conversions import NEEDS_COREMLTOOLS
 
 import deploykit
@@ -14,8 +15,51 @@ from deploykit.testing.conformance import batches
 pytestmark = NEEDS_COREMLTOOLS
 
 
+class Windows(torch.nn.Module):
+    """Windows of an image as Swin makes them: reshape, transpose, reshape over six axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 16, 4, 4)
+        self.mix = torch.nn.Linear(16, 16)
+        self.fc = torch.nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x).permute(0, 2, 3, 1)
+        x = x.reshape(1, 2, 4, 2, 4, 16).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, 16)
+        return self.fc(torch.relu(self.mix(x)).mean(1))
+
+
+class VisionTransformer(torch.nn.Module):
+    """Patches, a class token, two layers of PyTorch's own encoder, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 32, 8, 8)
+        self.token = torch.nn.Parameter(torch.zeros(1, 1, 32))
+        layer = torch.nn.TransformerEncoderLayer(32, 4, 64, activation="gelu", batch_first=True, norm_first=True)
+        self.encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.fc = torch.nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = self.embed(x).flatten(2).transpose(1, 2)
+        return self.fc(self.encoder(torch.cat([self.token, patches], 1))[:, 0])
+
+
+def image_model(kind: type[torch.nn.Module]) -> tuple[torch.nn.Module, tuple[torch.Tensor]]:
+    torch.manual_seed(0)
+    return kind().eval(), (torch.randn(1, 3, 32, 32),)
+
+
+ZOO = {
+    **models.ZOO,
+    "windows": lambda: image_model(Windows),
+    "vision_transformer": lambda: image_model(VisionTransformer),
+}
+
+
 def export(name: str, precision: str, folder: Path, **changes: object) -> deploykit.Artifact:
-    model, example = models.ZOO[name]()
+    model, example = ZOO[name]()
     arguments = {"calibration": batches(example)} if precision == "int8" else {}
     return deploykit.export(
         model,
@@ -42,6 +86,8 @@ def export(name: str, precision: str, folder: Path, **changes: object) -> deploy
         ("two_inputs_dict_output", "int8", 38.0, "int8"),
         ("unet_like", "int6-palette", 25.0, "6-bit palette"),
         ("mlp", "int4-weight-only", 15.0, "int4"),
+        ("windows", "int8", 25.0, "int8"),
+        ("vision_transformer", "int8", 25.0, "int8"),
     ],
 )
 def test_models_in_their_precisions(name: str, precision: str, floor_db: float, counted: str, tmp_path: Path) -> None:
