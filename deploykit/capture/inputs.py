@@ -218,7 +218,7 @@ def _fitting(value: Any, spec: TensorSpec, *, any_batch: bool) -> Tensor:
     if not spec.accepts(shape):
         raise CalibrationError(
             f"input {spec.name!r} has shape {tuple(tensor.shape)}; {spec} is expected",
-            hint="a batch of another size can be cut with CapturedModel.batches(), or capture with dynamic_batch=True",
+            hint="give data shaped like example_inputs; an axis that varies needs dynamic_batch= or dynamic_shapes=",
         )
     return tensor
 
