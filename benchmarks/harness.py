@@ -19,21 +19,26 @@ from typing import Any
 RESULTS = Path(__file__).with_name("results")
 
 
-def interleaved_ms(
-    functions: Mapping[str, Callable[[], Any]], turns: int, *, runs: int = 5, settle: int = 2
-) -> dict[str, list[float]]:
+SETTLING_SECONDS = 0.06
+
+
+def interleaved_ms(functions: Mapping[str, Callable[[], Any]], turns: int, *, runs: int = 10) -> dict[str, list[float]]:
     """Call the functions in turns; milliseconds of every counted call by name. What disturbs one disturbs all alike.
 
-    A runtime's idle threads spin for some milliseconds after a call: the first `settle` calls of a turn do not count.
+    A runtime's idle threads spin for a while after a call, on the cores that the next function needs: the calls of
+    the first `SETTLING_SECONDS` of a turn (two at least) do not count.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(turns):
         for name, function in functions.items():
-            for call in range(settle + runs):
+            began, settling = time.perf_counter(), 0
+            while settling < 2 or time.perf_counter() - began < SETTLING_SECONDS:
+                function()
+                settling += 1
+            for _ in range(runs):
                 start = time.perf_counter()
                 function()
-                if call >= settle:
-                    times[name].append((time.perf_counter() - start) * 1e3)
+                times[name].append((time.perf_counter() - start) * 1e3)
     return times
 
 

@@ -23,8 +23,9 @@ from deploykit.tensors import Feeds, TensorSpec
 
 MIN_RUNS = 20
 WARM_UP_RUNS = 5
-TURN_RUNS = 5
+TURN_RUNS = 10
 SETTLING_RUNS = 2
+SETTLING_SECONDS = 0.03
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ DEFAULT_EFFORT = Effort()
 def measure_interleaved(sessions: Sequence[Session], feeds: Feeds, effort: Effort) -> tuple[list[list[float]], int]:
     """Run the sessions in turns, a few runs each, until the time is used up (but at least `MIN_RUNS` runs each).
 
-    A runtime's idle threads spin for some milliseconds after a run, and would slow down the next session: the first
-    runs of each turn are not counted.
+    A runtime's idle threads spin for a while after a run, on the cores that the next session needs: the runs of the
+    first `SETTLING_SECONDS` of a turn (two at least) are not counted.
 
     Returns:
         Milliseconds of every measured run per session, and the number of warm-up runs of each.
@@ -128,15 +129,22 @@ def measure_interleaved(sessions: Sequence[Session], feeds: Feeds, effort: Effor
     deadline = time.perf_counter() + effort.seconds
     while len(times[0]) < effort.max_runs and (len(times[0]) < MIN_RUNS or time.perf_counter() < deadline):
         for session, own in zip(sessions, times, strict=True):
-            settle = SETTLING_RUNS if len(sessions) > 1 else 0
-            own.extend(_turn(session, feeds, settle, min(TURN_RUNS, effort.max_runs - len(own))))
+            if len(sessions) > 1:
+                _settle(session, feeds)
+            own.extend(_turn(session, feeds, min(TURN_RUNS, effort.max_runs - len(own))))
     return times, WARM_UP_RUNS
 
 
-def _turn(session: Session, feeds: Feeds, settle: int, runs: int) -> list[float]:
-    """Milliseconds of `runs` runs, after `settle` runs that are not counted."""
-    for _ in range(settle):
+def _settle(session: Session, feeds: Feeds) -> None:
+    """Run until the threads of other sessions have gone to sleep."""
+    began, runs = time.perf_counter(), 0
+    while runs < SETTLING_RUNS or time.perf_counter() - began < SETTLING_SECONDS:
         session.run(feeds)
+        runs += 1
+
+
+def _turn(session: Session, feeds: Feeds, runs: int) -> list[float]:
+    """Milliseconds of `runs` runs."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
