@@ -1,0 +1,115 @@
+"""Arm variants: compiled by TVM's own LLVM, their instructions counted, and run under emulation of the exact CPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
+
+import tvm
+
+from deploykit_targets.tvm.kernels.conv import ConvShape, conv, pack_conv, pack_conv_constants, plan_conv
+from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
+from deploykit_targets.tvm.kernels.elementwise import add_quantized
+from deploykit_targets.tvm.kernels.expressions import Affine
+from deploykit_targets.tvm.kernels.isa import isa
+
+SHAPE = ConvShape(1, 6, 7, 16, 20, (3, 3))
+CPUS = {"sdot": "cortex-a76", "neon": "cortex-a72"}  # Raspberry Pi 5, and 4, which has no dot products
+
+
+def build(kernel: Any, name: str) -> Any:
+    module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
+    return tvm.compile(module, target=tvm.target.Target(dict(isa(name).target))).mod
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+@pytest.mark.parametrize("name", list(CPUS))
+def test_the_instruction_is_in_the_assembly(name: str, precision: str) -> None:
+    dot = getattr(isa(name), precision)
+    assembly = build(conv(plan_conv(SHAPE, dot)), name).inspect_source("asm")
+    assert len(re.findall(rf"^\s+{dot.mnemonic}\s", assembly, re.MULTILINE)) >= 8
+
+
+def test_sdot_reads_activations_by_lane() -> None:
+    assembly = build(conv(plan_conv(SHAPE, isa("sdot").int8)), "sdot").inspect_source("asm")
+    steps = re.findall(r"^\s+sdot\s.*", assembly, re.MULTILINE)
+    assert all(re.search(r"\.4b\[[0-3]\]$", step.strip()) for step in steps)
+
+
+def test_a_board_without_dot_products_gets_none() -> None:
+    assert "sdot" not in build(conv(plan_conv(SHAPE, isa("neon").int8)), "neon").inspect_source("asm")
+
+
+def emulate(kernel: Any, name: str, folder: Path, *arrays: np.ndarray) -> np.ndarray:
+    """Run a kernel on the emulated CPU; the last array is its output."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64-static")
+    if compiler is None or emulator is None:
+        pytest.skip("needs the Debian packages gcc-aarch64-linux-gnu and qemu-user-static")
+    build(kernel, name).write_to_file(str(folder / "kernel.o"), "o")
+    sources = [str(Path(__file__).with_name("runner.c")), str(folder / "kernel.o")]
+    subprocess.run([compiler, "-static", "-O1", "-o", str(folder / "run"), *sources, "-lm"], check=True)
+    words: list[str] = []
+    for index, array in enumerate(arrays):
+        array.tofile(folder / f"{index}.bin")
+        words += [str(array.size), str(array.dtype), str(folder / f"{index}.bin")]
+    subprocess.run([emulator, "-cpu", CPUS[name], str(folder / "run"), *words], check=True)
+    return np.fromfile(folder / f"{len(arrays) - 1}.bin", dtype=arrays[-1].dtype)
+
+
+def reference(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """float64 sums of a dense 3x3 convolution, stride 1, NHWC."""
+    windows = np.lib.stride_tricks.sliding_window_view(x.astype(np.float64), (3, 3), axis=(1, 2))
+    return np.einsum("nhwcyx,ocyx->nhwo", windows, weight.astype(np.float64))
+
+
+@pytest.mark.parametrize("channels", [16, 5], ids=["by lane", "with a tail"])
+@pytest.mark.parametrize("name", list(CPUS))
+def test_int8_convolution(name: str, channels: int, tmp_path: Path, within_one: Any) -> None:
+    dot, rng = isa(name).int8, np.random.default_rng(0)
+    plan = plan_conv(ConvShape(1, 6, 7, channels, 22, (3, 3)), dot)
+    x = rng.integers(-128, 128, plan.input_elements).astype(np.int8)
+    weight = rng.integers(-128, 128, (22, channels, 3, 3)).astype(np.int8)
+    bias, scale = rng.normal(size=22).astype("f4"), np.full(22, 1 / 2000, "f4")
+    packed = pack_conv(plan, weight), pack_conv_constants(plan, bias, scale)
+    result = emulate(conv(plan), name, tmp_path, x, *packed, np.zeros(plan.output_elements, np.int8))
+    sums = reference(x[: 42 * channels].reshape(1, 6, 7, channels), weight)
+    within_one(result, np.clip(np.rint(sums * scale + bias), -128, 127))
+
+
+@pytest.mark.parametrize("name", list(CPUS))
+def test_float32_convolution(name: str, tmp_path: Path, close: Any) -> None:
+    dot, rng = isa(name).float32, np.random.default_rng(0)
+    plan = plan_conv(SHAPE, dot)
+    x, weight = rng.normal(size=(1, 6, 7, 16)).astype("f4"), rng.normal(size=(20, 16, 3, 3)).astype("f4")
+    packed = pack_conv(plan, weight), pack_conv_constants(plan, np.ones(20, "f4"))
+    result = emulate(conv(plan), name, tmp_path, x.ravel(), *packed, np.zeros(plan.output_elements, "f4"))
+    close(result, reference(x, weight) + 1)
+
+
+def test_int8_depthwise(tmp_path: Path, within_one: Any) -> None:
+    dot, rng = isa("sdot").int8, np.random.default_rng(0)
+    x = rng.integers(-128, 128, (1, 6, 7, 21)).astype(np.int8)
+    weight = rng.integers(-128, 128, (21, 1, 3, 3)).astype(np.int8)
+    constants = np.concatenate([np.full(21, 1 / 500, "f4"), np.ones(21, "f4")])
+    kernel = depthwise(ConvShape(1, 6, 7, 21, 21, (3, 3), groups=21), dot)
+    result = emulate(kernel, "sdot", tmp_path, x, pack_depthwise(weight, dot), constants, np.zeros(420, np.int8))
+    diagonal = np.zeros((21, 21, 3, 3))
+    diagonal[range(21), range(21)] = weight[:, 0]
+    within_one(result, np.clip(np.rint(reference(x, diagonal) / 500 + 1), -128, 127))
+
+
+def test_int8_addition(tmp_path: Path, within_one: Any) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-128, 128, 5000).astype(np.int8) for _ in range(2))
+    of, to = (Affine(0.03, 7), Affine(0.011, -10)), Affine(0.04, 3)
+    result = emulate(add_quantized(5000, "int8", of, to), "neon", tmp_path, a, b, np.zeros(5000, np.int8))
+    real = (a.astype(np.float64) - 7) * 0.03 + (b.astype(np.float64) + 10) * 0.011
+    within_one(result, np.clip(np.rint(real / 0.04) + 3, -128, 127))
