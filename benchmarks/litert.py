@@ -156,7 +156,7 @@ def main() -> None:
     import litert_torch  # noqa: F401 - the peers' import is not timed
 
     notes = [
-        "own_convert_s includes a child process with its imports of PyTorch and litert-torch; the others run in this one",
+        "own_convert_s includes a child process that imports PyTorch and litert-torch; the others run in this one",
     ]
     report("litert", [row(name) for name in chosen], notes=notes)
 
