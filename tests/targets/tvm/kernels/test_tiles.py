@@ -1,0 +1,36 @@
+"""The tile is chosen without TVM: these run anywhere."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows
+
+VNNI, SDOT = SimpleNamespace(registers=32, wide=1), SimpleNamespace(registers=32, wide=4)
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 60), vectors=st.integers(1, 40), dot=st.sampled_from([VNNI, SDOT]))
+def test_a_tile_fits_the_registers_and_the_result(rows: int, vectors: int, dot: Any) -> None:
+    r, v = choose_tile(rows, vectors, dot)
+    assert 1 <= r <= rows and 1 <= v <= vectors
+    assert r * v + v + (r if dot.wide > 1 else 1) <= dot.registers
+
+
+def test_a_single_row_is_spread_over_many_columns() -> None:
+    assert choose_tile(1, 63, VNNI)[1] >= 8  # else the latency of the multiply-accumulate shows
+
+
+@pytest.mark.parametrize("count", [1, 49, 97, 196, 3136, 12544])
+def test_folded_lines_hold_all_pixels(count: int) -> None:
+    lines, pixels = fold_rows(count, 16, VNNI)
+    assert lines * pixels == count
+
+
+def test_many_pixels_become_many_lines() -> None:
+    assert fold_rows(3136, 16, VNNI)[0] >= 8  # work for eight threads
