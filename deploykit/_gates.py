@@ -82,7 +82,9 @@ class Gates:
             f"{layer.module_path or layer.name}: {layer.reason}" for layer in achieved.not_as_requested[:3]
         )
         message += f" ({reasons})" if reasons else ""
-        hint = "see artifact.achieved.layers for every reason; strict=False returns the candidate"
+        hint = "see artifact.achieved.layers for every reason"
+        hint += ', try precision="int8-dynamic"' if self.precision is Precision.INT8 else ""
+        hint += "; strict=False returns the candidate"
         return Miss(message, lambda artifact: PlacementError(message, candidate=artifact, hint=hint))
 
     def _is_as_asked(self, name: str) -> bool:

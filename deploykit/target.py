@@ -25,7 +25,7 @@ import msgspec
 from deploykit._optional import Requirement, SystemTool
 from deploykit.achieved import Achieved
 from deploykit.devices import Device
-from deploykit.errors import DeviceError, MissingDependencyError, UnsupportedPrecisionError, UsageError
+from deploykit.errors import ArtifactError, DeviceError, MissingDependencyError, UnsupportedPrecisionError, UsageError
 from deploykit.host import this_host
 from deploykit.manifest import PendingBuild
 from deploykit.parity import LayerParity, ParityReport, Stage, Tolerance, compare_chain
@@ -274,6 +274,8 @@ class Target(ABC):
         build = artifact.manifest.build
         if build is not None:
             raise DeviceError(f"{artifact.path.name} is not runnable yet: {build.reason}", hint=build.command)
+        if not artifact.entry.is_file():
+            raise ArtifactError(f"{artifact.entry} is gone; was the artifact moved?", hint="deploykit.load(new path)")
         self.check_installed(export=False)
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS):
             raise UsageError(f"threads must be a whole number from 1 to {_MAX_THREADS}, not {threads!r}")

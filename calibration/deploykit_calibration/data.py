@@ -370,11 +370,14 @@ def _file_batches(
         raise CalibrationError(f"{path}: cannot read this calibration file: {error}") from error
 
 
+_UNNAMED = "arr_0"  # what numpy.savez calls an array that was given no name
+
+
 def _select(path: Path, have: list[str], names: list[str]) -> dict[str, str]:
-    """Input name -> name in the file. One unnamed array serves a model with one input."""
+    """Input name -> name in the file. An array saved without a name serves a model with one input."""
     if all(name in have for name in names):
         return {name: name for name in names}
-    if len(names) == len(have) == 1:
+    if len(names) == 1 and have == [_UNNAMED]:
         return {names[0]: have[0]}
     raise CalibrationError(
         f"{path}: has the arrays {', '.join(sorted(have)) or '(none)'}; the model's inputs are {', '.join(names)}",

@@ -23,10 +23,10 @@ def float_layers(captured: CapturedModel) -> tuple[LayerPlacement, ...]:
     return describe_layers(captured, GraphView(captured.graph_module.graph), Plan())
 
 
-def activation_tails(captured: CapturedModel) -> dict[str, str]:
-    """Name of each activation that directly follows a layer -> name of that layer.
+def layer_aliases(captured: CapturedModel) -> dict[str, str]:
+    """Other names under which a runtime's graph may show a layer -> name of that layer.
 
-    Runtimes fuse the two and may keep either name.
+    Runtimes fuse a layer with the activation behind it and keep either name; the last one may take the output's name.
     """
     view = GraphView(captured.graph_module.graph)
     found: dict[str, str] = {}
@@ -34,6 +34,10 @@ def activation_tails(captured: CapturedModel) -> dict[str, str]:
         source = op.args[0] if op.args else None
         if view.kinds[op] in ACTIVATIONS and isinstance(source, Node):
             found[op.name] = found.get(source.name, source.name)
+    (output,) = captured.graph_module.graph.find_nodes(op="output")
+    for spec, node in zip(captured.outputs, output.args[0], strict=True):
+        if isinstance(node, Node):
+            found.setdefault(spec.name, found.get(node.name, node.name))
     return found
 
 

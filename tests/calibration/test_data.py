@@ -58,7 +58,7 @@ def npz(folder: Path) -> Path:
 
 
 def compressed(folder: Path) -> Path:
-    np.savez_compressed(folder / "rows.npz", unnamed=np.asfortranarray(ROWS.numpy()))
+    np.savez_compressed(folder / "rows.npz", arr_0=np.asfortranarray(ROWS.numpy()))
     return folder / "rows.npz"
 
 

@@ -19,6 +19,7 @@ def for_onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
     """Rewrite a lowered model, float or q/dq, in place and return it."""
     sums_before_layer_norm(model.graph)
     limits_in_integers(model.graph)
+    float_relus_behind_integers(model.graph)
     return model
 
 
@@ -69,6 +70,28 @@ def limits_in_integers(graph: onnx.GraphProto) -> None:
         behind[quantizers[0].name] = _integer_clip(graph, node, quantizers[0], codes)
     if behind:
         _rewrite(graph, kept, behind)
+
+
+def float_relus_behind_integers(graph: onnx.GraphProto) -> None:
+    """A Relu behind a Gemm of dequantised values, whose result stays float, is written as Max(x, 0).
+
+    ONNX Runtime fuses Gemm and Relu before it looks for q/dq, and then dequantises and multiplies in float.
+    """
+    producers = {node.output[0]: node for node in graph.node}
+    quantised = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    zero = "relu.zero"
+    for node in graph.node:
+        source = producers.get(node.input[0]) if node.op_type == "Relu" and node.output[0] not in quantised else None
+        if source is not None and source.op_type == "Gemm" and _reads_dequantised(source, producers):
+            node.op_type = "Max"
+            node.input.append(zero)
+    if any(zero in node.input for node in graph.node):
+        graph.initializer.add().CopyFrom(numpy_helper.from_array(np.zeros((), np.float32), zero))
+
+
+def _reads_dequantised(node: NodeProto, producers: dict[str, NodeProto]) -> bool:
+    source = producers.get(node.input[0])
+    return source is not None and source.op_type == "DequantizeLinear"
 
 
 def _limit_codes(limiter: NodeProto, quantizer: NodeProto, constants: dict[str, onnx.TensorProto]) -> np.ndarray | None:

@@ -15,7 +15,7 @@ from deploykit.errors import CalibrationError
 from deploykit.estimate import TRAFFIC
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
-from deploykit_calibration.layers import activation_tails, float_layers, reconcile
+from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.op_kinds import data_arguments, shape_of
 from deploykit_calibration.placement import LayerPlacement, place
 from deploykit_calibration.simulate import SimulatedModel
@@ -122,7 +122,7 @@ def _converted(job: ConversionJob, source: _Source, op_set: str) -> Any:
 
 
 def _achieved(precision: Precision, source: _Source, counted: Counted) -> Achieved:
-    tails = activation_tails(source.captured)
+    tails = layer_aliases(source.captured)
     executed = {tails.get(name, name): found for name, found in counted.executed.items()}
     executed |= counted.executed
     held = precision in WEIGHT_ONLY

@@ -11,7 +11,7 @@ from deploykit._optional import versions
 from deploykit.errors import CalibrationError, UsageError
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
-from deploykit_calibration.layers import activation_tails, float_layers, reconcile
+from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.placement import LayerPlacement, place
 from deploykit_calibration.simulate import SimulatedModel
@@ -148,7 +148,7 @@ def _labels(source: _Source) -> list[str]:
 
 def _achieved(job: ConversionJob, source: _Source) -> Achieved:
     model = flatbuffer.read(job.folder / _ENTRY)
-    tails = activation_tails(source.captured)
+    tails = layer_aliases(source.captured)
     names = {*tails, *(layer.name for layer in source.layers)}
     found = executed(model, names)
     if job.precision in _HELD:  # the precision is that of the stored weights, not that of the arithmetic

@@ -11,7 +11,7 @@ from deploykit._optional import versions
 from deploykit.errors import UsageError
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
-from deploykit_calibration.layers import activation_tails, reconcile
+from deploykit_calibration.layers import layer_aliases, reconcile
 from deploykit_calibration.patterns import kept_float
 from deploykit_targets._onnx.count import count
 from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized, refuse_patterns
@@ -107,9 +107,9 @@ def _write(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _achieved(job: ConversionJob, made: _Made, path: Path) -> Achieved:
-    tails = activation_tails(job.captured)
-    counted = count(path, {*tails, *(layer.name for layer in made.lowered.layers)})
-    executed = {**{tails.get(name, name): found for name, found in counted.executed.items()}, **(made.held or {})}
+    aliases = layer_aliases(job.captured)
+    counted = count(path, {*aliases, *(layer.name for layer in made.lowered.layers)})
+    executed = {**{aliases.get(name, name): found for name, found in counted.executed.items()}, **(made.held or {})}
     return reconcile(
         job.precision,
         made.lowered.layers,

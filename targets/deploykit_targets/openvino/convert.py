@@ -10,7 +10,7 @@ from deploykit._optional import require, versions
 from deploykit.errors import ConversionError
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
-from deploykit_calibration.layers import reconcile
+from deploykit_calibration.layers import layer_aliases, reconcile
 from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized, refuse_patterns
 from deploykit_targets.openvino.scheme import scheme_of
 from deploykit_targets.openvino.session import executed_precisions
@@ -46,7 +46,10 @@ def convert(job: ConversionJob) -> Conversion:
 
 
 def _achieved(job: ConversionJob, lowered: Lowered) -> Any:
-    executed = executed_precisions(job.folder / _ENTRY, job.precision, [layer.name for layer in lowered.layers])
+    aliases = layer_aliases(job.captured)
+    names = {*aliases, *(layer.name for layer in lowered.layers)}
+    shown = executed_precisions(job.folder / _ENTRY, job.precision, names)
+    executed = {**{aliases[name]: found for name, found in shown.items() if name in aliases}, **shown}
     source = "OpenVINO's execution graph"
     return reconcile(job.precision, lowered.layers, executed, source=source, notes=_NOTES.get(job.precision, ()))
 
