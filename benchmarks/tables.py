@@ -1,6 +1,6 @@
 """Write the last results into benchmarks/README.md, one table per `results/<name>.json`.
 
-    python benchmarks/tables.py
+python benchmarks/tables.py
 """
 
 from __future__ import annotations
