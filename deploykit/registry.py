@@ -11,6 +11,7 @@ import functools
 import importlib.metadata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 from deploykit.devices import Device
@@ -123,6 +124,11 @@ def toolchain(name: str) -> Target:
         f"no toolchain {name!r} is installed; there are {', '.join(toolchains())}",
         hint="install the distribution that brings it",
     )
+
+
+def opener_of(path: Path) -> Target | None:
+    """The plugin that opens model files of this suffix as they are; None where none does."""
+    return next((plugin for plugin in toolchains().values() if path.suffix in plugin.capabilities().opens), None)
 
 
 def resolve(typed: str) -> Resolved:

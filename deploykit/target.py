@@ -56,6 +56,7 @@ class Capabilities:
         evidence: the best evidence level that running here gives.
         dynamic_batch: whether a dynamic batch axis survives conversion.
         distribution: that has the extras.
+        opens: suffixes of model files, made by others too, that `open_file` runs.
         system_tools: programs that pip does not install (a cross compiler, an emulator); `doctor` checks them.
     """
 
@@ -69,6 +70,7 @@ class Capabilities:
     evidence: Evidence = Evidence.DEVICE
     dynamic_batch: bool = True
     distribution: str = "deploykit"
+    opens: tuple[str, ...] = ()
     system_tools: tuple[SystemTool, ...] = ()
 
 
@@ -281,6 +283,18 @@ class Target(ABC):
             raise UsageError(f"threads must be a whole number from 1 to {_MAX_THREADS}, not {threads!r}")
         return self._open(artifact, threads or this_host().cores)
 
+    def open_file(self, path: Path, *, threads: int | None = None) -> Session:
+        """Open a model file that need not come from deploykit; of a suffix in `capabilities().opens`.
+
+        Raises:
+            ArtifactError: the file is missing or damaged.
+            MissingDependencyError: what runs it is not installed.
+        """
+        if not path.exists():
+            raise ArtifactError(f"there is no {path}")
+        self.check_installed(export=False)
+        return self._open_file(path, threads or this_host().cores)
+
     def open_for_parity(self, artifact: Artifact) -> Session:
         """The session that parity and golden data are taken from.
 
@@ -329,6 +343,10 @@ class Target(ABC):
 
     @abstractmethod
     def _open(self, artifact: Artifact, threads: int) -> Session: ...
+
+    def _open_file(self, path: Path, threads: int) -> Session:
+        """Override together with `Capabilities.opens`."""
+        raise UsageError(f"{self.name} opens artifacts only, not {path.name}")
 
 
 def judge(session: Session, evidence: Evidence, validation: Validation) -> ParityReport:

@@ -1,4 +1,4 @@
-"""`deploykit run`: arrays from a file through an artifact into a file."""
+"""`deploykit run`: arrays from a file through an artifact, or another model file that a target opens, into a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.cli.output import Answer, note
-from deploykit.cli.parameters import ArtifactPath, Debug, Json, Threads
+from deploykit.cli.parameters import Debug, Json, Threads
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray]
 
 _SUFFIXES = (".npz", ".safetensors")
+_INPUT_SUFFIXES = (*_SUFFIXES, ".npy")
 
 
 def run(
-    artifact: ArtifactPath,
+    artifact: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder of an artifact, or a model file that a target opens.")
+    ],
     source: Annotated[
-        str, typer.Option("--input", "-i", metavar="FILE", help=".npz or .safetensors with one array per input.")
+        str,
+        typer.Option(
+            "--input", "-i", metavar="FILE", help=".npz or .safetensors with one array per input; .npy for one."
+        ),
     ],
     destination: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help=".npz or .safetensors for the outputs.")
@@ -38,16 +44,15 @@ def run(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Run an artifact on arrays from a file.
+    """Run an artifact, or a model such as an .mlpackage, on arrays from a file.
 
     More rows than a fixed batch size takes are run batch by batch.
     """
-    from deploykit.artifact import load
     from deploykit.storage import write_file
 
     _check_suffix(destination)
     arrays = _read(source)
-    with load(artifact).open(threads=threads) as session:
+    with _open(artifact, threads) as session:
         batches = _batches(session.inputs, _pick(session.inputs, arrays, source))
         outputs = _join([session.run(feeds) for feeds in batches], session)
     write_file(Path(destination), _encode(outputs, destination))
@@ -59,16 +64,24 @@ def run(
     )
 
 
-def _check_suffix(path: str) -> None:
-    if not path.endswith(_SUFFIXES) or Path(path).is_dir():
-        raise UsageError(f"{path} must be a file that ends in {' or '.join(_SUFFIXES)}")
+def _open(path: str, threads: int | None) -> Session:
+    from deploykit.artifact import load
+    from deploykit.registry import opener_of
+
+    opener = opener_of(Path(path))
+    return load(path).open(threads=threads) if opener is None else opener.open_file(Path(path), threads=threads)
+
+
+def _check_suffix(path: str, suffixes: tuple[str, ...] = _SUFFIXES) -> None:
+    if not path.endswith(suffixes) or Path(path).is_dir():
+        raise UsageError(f"{path} must be a file that ends in {' or '.join(suffixes)}")
 
 
 def _read(path: str) -> Arrays:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    _check_suffix(path)
+    _check_suffix(path, _INPUT_SUFFIXES)
     if not Path(path).is_file():
         raise UsageError(f"there is no file {path}")
     try:
@@ -91,6 +104,8 @@ def _read(path: str) -> Arrays:
 def _read_npz(path: str) -> Arrays:
     import numpy as np
 
+    if path.endswith(".npy"):
+        return {"arr_0": np.load(path, allow_pickle=False)}
     with zipfile.ZipFile(path):  # a single array that was renamed is no archive
         pass
     with np.load(path, allow_pickle=False) as archive:

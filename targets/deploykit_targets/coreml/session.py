@@ -17,7 +17,10 @@ from deploykit.tensors import Feeds, TensorSpec
 from deploykit_targets.coreml import interface
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from deploykit.artifact import Artifact
+    from deploykit_targets.coreml.mil_evaluator.specs import ValueSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -55,6 +58,30 @@ class EvaluatorSession(Session):
         finally:
             torch.set_num_threads(before)
         return {spec.name: self._border.out(spec, results[self._border.name(spec)]) for spec in self.outputs}
+
+
+class ProgramSession(Session):
+    """Any ML Program package in the evaluator, also one that deploykit did not make. State lives for the session."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        require("torch", extra="coreml", purpose="evaluate ML Programs")
+        from deploykit_targets.coreml.mil_evaluator import load
+
+        self._program = load(path)
+        self._state = self._program.make_state() if self._program.states else None
+        given = [spec for spec in self._program.inputs if spec.default is None]
+        super().__init__([_spec(s) for s in given], [_spec(s) for s in self._program.outputs], threads=threads)
+
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        return self._program.run(dict(feeds), state=self._state)
+
+
+def _spec(value: ValueSpec) -> TensorSpec:
+    from deploykit_targets.coreml.mil_evaluator.dtypes import numpy_dtype
+
+    shape = tuple(f"{value.name}_{axis}" if size is None else size for axis, size in enumerate(value.shape))
+    dtype = "str" if value.dtype == "str" else np.dtype(numpy_dtype(value.dtype)).name
+    return TensorSpec(value.name, shape, dtype)
 
 
 class CoreMLSession(Session):

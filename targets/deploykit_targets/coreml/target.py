@@ -82,6 +82,7 @@ class CoreMLTarget(Target):
             export_requires=(Requirement("torch"), Requirement("coremltools")),
             runtime_requires=(Requirement("coremltools"),),
             evidence=Evidence.DEVICE if has_core_ml() else Evidence.REFERENCE,
+            opens=(".mlpackage",),
         )
 
     def check_installed(self, *, export: bool) -> None:
@@ -117,6 +118,11 @@ class CoreMLTarget(Target):
         from deploykit_targets.coreml.convert import convert
 
         return convert(job)
+
+    def _open_file(self, path: Path, threads: int) -> Session:
+        from deploykit_targets.coreml.session import ProgramSession
+
+        return ProgramSession(path, threads)
 
     def _open(self, artifact: Artifact, threads: int) -> Session:
         from deploykit_targets.coreml.session import open_session
