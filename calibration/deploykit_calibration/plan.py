@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from deploykit_calibration.graph_view import GraphView, is_constant, is_float
-from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, weight_argument
+from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, shape_of, weight_argument
 from deploykit_calibration.scheme import Inputs, OpRule, Output, QuantScheme
 from deploykit_calibration.transformer_residual import ResidualStream, residual_stream
 
@@ -110,6 +110,8 @@ class Planner:
         weight, bias = weight_argument(op), bias_argument(op)
         if weight is not None and not (is_constant(weight) and is_float(weight)):
             return "its weight is computed at run time"
+        if self._view.kinds[op] == "linear" and min(shape_of(weight)) < self.scheme.min_linear:
+            return f"fewer than {self.scheme.min_linear} inputs or outputs: no faster in int8"
         if bias is not None and self.scheme.bias == "int32" and not is_constant(bias):
             return "its bias is computed at run time"
         return None

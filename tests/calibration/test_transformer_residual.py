@@ -118,7 +118,8 @@ def convnext(case_of: Callable[..., Any]) -> Any:
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_sums_stay_float_and_every_product_is_int8(vision: Any, scheme: QuantScheme) -> None:
-    layers = place(vision.captured, vision.table, scheme).layers
+    narrow_too = replace(scheme, min_linear=0)  # the layers of this model are a few channels wide
+    layers = place(vision.captured, vision.table, narrow_too).layers
     assert {layer.reason for layer in layers if layer.kind == "add"} == {"transformer residual stream"}
     assert {layer.precision for layer in layers if layer.kind in ("linear", "matmul")} == {"int8"}
 

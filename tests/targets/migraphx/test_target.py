@@ -33,7 +33,7 @@ def test_an_int8_artifact_waits_for_its_build_and_says_so(tmp_path: Path) -> Non
     assert artifact.parity is not None and artifact.parity.evidence is Evidence.REFERENCE
     assert UNBUILT_NOTE in artifact.parity.notes
     assert artifact.profile is not None and artifact.profile.evidence is Evidence.ESTIMATE
-    assert artifact.achieved.macs_fraction("int8") == 1.0
+    assert artifact.achieved.macs_fraction("int8") > 0.99
     with pytest.raises(deploykit.DeviceError, match="no AMD GPU driver"):
         deploykit.build(artifact.path)
 

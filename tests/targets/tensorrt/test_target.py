@@ -161,6 +161,13 @@ def test_options_reach_the_recipe(tmp_path: Path) -> None:
     assert found.manifest.options["dla"] == 1
 
 
+def test_a_classifier_narrower_than_a_tile_stays_float_and_says_so(artifact: Artifact) -> None:
+    (classifier,) = (layer for layer in artifact.achieved.layers if layer.op == "linear")
+    assert classifier.precision == "float32"
+    assert classifier.reason == "fewer than 16 inputs or outputs: no faster in int8"
+    assert artifact.achieved.macs_fraction("int8") > 0.99
+
+
 def test_precisions_are_those_of_the_silicon() -> None:
     devices = toolchain("tensorrt").capabilities().devices
     with_fp8 = {name for name, device in devices.items() if "fp8" in device.precisions}
