@@ -6,7 +6,7 @@ Every method reads the same histogram, so a table can be asked for any of them a
     percentile  the extremes without the outermost parts of the samples ("percentile" is 99.99, or "percentile:99.9")
     entropy     least Kullback-Leibler divergence between the tensor and its quantized self
     mse         least expected squared error
-    default     minmax for affine; mse for symmetric 8 bit, where its expected error is clearly lower
+    default     mse for 8 bit where its expected error is clearly lower, else minmax
 
 A range never exceeds the exact extremes, always holds zero, and is finite. NumPy only.
 """
@@ -139,7 +139,7 @@ def choose_range(statistics: TensorStatistics, method: str = "default", *, symme
         return _entropy(statistics, symmetric, bits)
     if name == "mse":
         return _mse(statistics, symmetric, bits)
-    if not symmetric or bits > 8:
+    if bits > 8:
         return widest
     best = _mse(statistics, symmetric, bits)
     errors = expected_errors(statistics, np.array([widest, best]), symmetric=symmetric, bits=bits)

@@ -165,9 +165,9 @@ def test_expected_errors_predict_measured_ones() -> None:
         np.testing.assert_allclose(predicted, measured, rtol=0.05)  # bins of a fourteenth of a step and wider
 
 
-def test_the_default_is_minmax_for_affine_and_mse_for_symmetric() -> None:
+def test_the_default_is_mse_where_that_pays_and_never_beyond_8_bits() -> None:
     s = TensorStatistics.of(OUTLIER)
-    assert choose_range(s, "default", symmetric=False) == choose_range(s, "minmax", symmetric=False)
+    assert choose_range(s, "default", symmetric=False) == choose_range(s, "mse", symmetric=False)
     assert choose_range(s, "default", symmetric=True) == choose_range(s, "mse", symmetric=True)
     assert choose_range(s, "default", symmetric=True, bits=16) == choose_range(s, "minmax", symmetric=True)
 
