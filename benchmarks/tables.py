@@ -30,16 +30,17 @@ def _cell(value: Any) -> str:
 
 def section(record: Mapping[str, Any]) -> str:
     """One benchmark: machine, versions, table, notes."""
-    machine = record["machine"]
-    where = f"{machine['cores']} cores, {machine['arch']} with {', '.join(machine['isa'])}"
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    machine = record.get("machine")  # a program in an environment of its own may describe it in its notes
+    where = f"{machine['cores']} cores, {machine['arch']} with {', '.join(machine['isa'])}; " if machine else ""
+    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
     notes = "\n".join(f"- {note}" for note in record.get("notes", []) if note)
-    return f"### {record['benchmark']}\n\n{where}; {versions}\n\n{table(record['rows'])}\n\n{notes}\n"
+    return f"### {record['benchmark']}\n\n{where}{versions}\n\n{table(record['rows'])}\n\n{notes}\n"
 
 
 def main() -> None:
     """Replace what stands between the markers."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    paths = sorted(RESULTS.glob("*.json"))
+    records = [{"benchmark": path.stem, **json.loads(path.read_text(encoding="utf-8"))} for path in paths]
     body = "\n".join(section(record) for record in records)
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
