@@ -19,12 +19,12 @@ from deploykit.capture.inputs import tree_of
 from deploykit.capture.model import CapturedModel
 from deploykit.capture.normalise import passes
 from deploykit.capture.origins import origin_of
-from deploykit.capture.quiet import quiet
 from deploykit.capture.refuse import refuse_randomness, refuse_state, refuse_value_dependent_sizes
 from deploykit.capture.sources import resolve
 from deploykit.capture.trace import Traced, trace_module, trace_program
 from deploykit.capture.unlift import unlift
 from deploykit.errors import UsageError
+from deploykit.quiet import quiet
 from deploykit.tensors import TensorSpec
 
 

@@ -14,8 +14,8 @@ from torch.export.dynamic_shapes import Dim, _DimHint
 
 from deploykit.capture.failures import translated
 from deploykit.capture.inputs import Leaf
-from deploykit.capture.quiet import quiet, silent
 from deploykit.errors import UsageError
+from deploykit.quiet import quiet, silent
 
 if TYPE_CHECKING:
     import sympy

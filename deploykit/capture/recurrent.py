@@ -15,9 +15,9 @@ from deploykit.capture.fingerprint import constant, fingerprint
 from deploykit.capture.model import CapturedModel
 from deploykit.capture.normalise import normalise
 from deploykit.capture.origins import origin_of
-from deploykit.capture.quiet import quiet
 from deploykit.capture.rewrite_ops import expand
 from deploykit.errors import CaptureError
+from deploykit.quiet import quiet
 
 aten = torch.ops.aten
 

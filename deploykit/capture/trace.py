@@ -15,9 +15,9 @@ from deploykit.capture.borrowed import as_cpu_float32, borrowed
 from deploykit.capture.dynamic import Axes, axes_of, batch_axes, doubled
 from deploykit.capture.failures import Place, first_line, translated
 from deploykit.capture.inputs import Leaf, flatten_inputs, key_of, unique_name
-from deploykit.capture.quiet import quiet, silent
 from deploykit.capture.sources import Source
 from deploykit.errors import CaptureError, UsageError
+from deploykit.quiet import quiet, silent
 
 Reference = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 

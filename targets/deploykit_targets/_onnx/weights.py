@@ -19,8 +19,8 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from deploykit.errors import ConversionError
+from deploykit.quiet import kept_quiet
 from deploykit_targets._onnx.edit import Editor
-from deploykit_targets._onnx.quiet import kept_quiet
 
 FLOAT16_MAX = 65504.0
 _MASK = -1e30  # what masks are filled with; as -65504 it still masks

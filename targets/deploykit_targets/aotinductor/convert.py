@@ -14,9 +14,9 @@ from deploykit._optional import versions
 from deploykit.errors import ConversionError, DeviceError
 from deploykit.host import this_host
 from deploykit.precision import Precision
+from deploykit.quiet import kept_quiet
 from deploykit.target import Conversion, ConversionJob
 from deploykit_calibration.layers import float_layers, reconcile
-from deploykit_targets._onnx.quiet import kept_quiet
 from deploykit_targets.aotinductor.retype import retyped
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from deploykit.achieved import Achieved
 from deploykit.errors import CalibrationError
 from deploykit.estimate import TRAFFIC
 from deploykit.precision import Precision
+from deploykit.quiet import kept_quiet
 from deploykit.target import Conversion, ConversionJob
 from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.op_kinds import data_arguments, shape_of
@@ -24,7 +25,6 @@ from deploykit_targets.coreml.compress import WEIGHT_ONLY, compress
 from deploykit_targets.coreml.count import Counted, count, sources
 from deploykit_targets.coreml.lower import Exported, exported, without_high_ranks
 from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
-from deploykit_targets.coreml.quiet import kept_quiet
 from deploykit_targets.coreml.scheme import OS_FLOOR, SCHEME, op_set_of
 
 if TYPE_CHECKING:
