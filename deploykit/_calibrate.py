@@ -27,7 +27,7 @@ def calibrate(
 
     Args:
         model, example_inputs, dynamic_batch, dynamic_shapes: as `deploykit.export` takes them.
-        data: as `calibration=` of `deploykit.export`.
+        data: as `calibration=` of `deploykit.export`; None takes the model's own.
         extend: an older table of this model, to which the new samples are added.
         limit: use at most this many samples.
         cache_dir: keep the statistics here and reuse them for the same model and data.
@@ -38,13 +38,10 @@ def calibrate(
         CaptureError: the model cannot be traced.
         CalibrationError: the data is empty, malformed or not finite.
     """
-    from deploykit.capture import capture, inputs_from_file, load_model
+    from deploykit.capture import capture, open_model
 
-    model, offered = load_model(model)
-    example_inputs = offered if example_inputs is None else example_inputs
-    if example_inputs is None and isinstance(data, str | Path) and data != "synthetic":
-        example_inputs = inputs_from_file(model, Path(data))
-    captured = capture(model, example_inputs=example_inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+    model, inputs, data = open_model(model, example_inputs, data)
+    captured = capture(model, example_inputs=inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
     run = calibration_service().run_calibration(
         captured, data, progress=progress, cache_dir=cache_dir, extend=extend, limit=limit
     )

@@ -126,19 +126,15 @@ def export(
 def _capture(
     plan: Plan, model: Any, example_inputs: Any, dynamic_batch: bool, dynamic_shapes: Any, calibration: Any
 ) -> tuple[CapturedModel, Any]:
-    from deploykit.capture import calibration_source, capture, inputs_from_file, load_model
+    from deploykit.capture import capture, open_model
 
-    found, offered = load_model(model)  # once: a factory may be slow, or random
-    data = calibration if calibration is not None else calibration_source(found)
+    found, inputs, data = open_model(model, example_inputs, calibration)
     if data is None and plan.precision.is_static:
         raise CalibrationError(
             f"{plan.precision} fixes activation ranges at export, and there is no data to take them from",
             hint='pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable), choose "int8-dynamic",'
             ' or say calibration="synthetic" for made-up ranges',
         )
-    inputs = offered if example_inputs is None else example_inputs
-    if inputs is None and isinstance(data, str | Path) and data != "synthetic":
-        inputs = inputs_from_file(found, Path(data))
     return capture(found, example_inputs=inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes), data
 
 

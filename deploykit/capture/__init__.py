@@ -9,7 +9,7 @@ from deploykit.capture.inputs import InputTree
 from deploykit.capture.model import CapturedModel
 from deploykit.capture.origins import Origin
 from deploykit.capture.recurrent import unroll_recurrent
-from deploykit.capture.sources import calibration_source, inputs_from_file, load_model
+from deploykit.capture.sources import calibration_source, open_model
 
 __all__ = [
     "CapturedModel",
@@ -17,7 +17,6 @@ __all__ = [
     "Origin",
     "calibration_source",
     "capture",
-    "inputs_from_file",
-    "load_model",
+    "open_model",
     "unroll_recurrent",
 ]

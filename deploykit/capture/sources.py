@@ -88,18 +88,33 @@ def load_model(model: Any) -> tuple[nn.Module | ExportedProgram, Any]:
     )
 
 
-def inputs_from_file(model: nn.Module | ExportedProgram, path: Path) -> dict[str, Tensor] | tuple[Tensor, ...] | None:
-    """The first sample of a data file as example inputs, for a model that tells none itself.
+def open_model(model: Any, example_inputs: Any, data: Any) -> tuple[nn.Module | ExportedProgram, Any, Any]:
+    """Resolve what the user passed, each once: a factory may be slow, or random.
 
     Args:
-        model: as `load_model` gives it.
-        path: `.npz` or `.safetensors` with arrays named like forward's arguments; the only array may have any name.
+        model: anything `load_model` takes.
+        example_inputs: as the user gave them; None takes the factory's, else the first sample of a data file.
+        data: calibration data; None takes the model's own, where it has some.
 
     Returns:
-        Example inputs with a batch of one; None where the model tells its own, or the file's names do not fit.
+        (model, example inputs or None, data or None).
 
     Raises:
-        CalibrationError: the file is missing or damaged.
+        UsageError: see `load_model`.
+        CalibrationError: the data file is missing or damaged, or the model's own loader failed.
+    """
+    found, offered = load_model(model)
+    data = calibration_source(found) if data is None else data
+    inputs = offered if example_inputs is None else example_inputs
+    if inputs is None and isinstance(data, str | Path) and data != "synthetic":
+        inputs = _inputs_from_file(found, Path(data))
+    return found, inputs, data
+
+
+def _inputs_from_file(model: nn.Module | ExportedProgram, path: Path) -> dict[str, Tensor] | tuple[Tensor, ...] | None:
+    """The first sample of a file with arrays named like forward's arguments; the only array may have any name.
+
+    None where the model tells its own inputs, or the file's names do not fit.
     """
     if isinstance(model, ExportedProgram) or _own_inputs(model) is not None:
         return None

@@ -6,7 +6,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from deploykit.capture import inputs_from_file
+from deploykit.capture import open_model
 from deploykit.capture.example_file import first_rows
 from deploykit.errors import CalibrationError
 
@@ -55,22 +55,22 @@ def test_a_file_that_cannot_be_read(tmp_path, name):
 
 def test_arguments_are_found_by_name(tmp_path, arrays):
     np.savez(tmp_path / "data.npz", labels=np.zeros(4, np.int64), **arrays)
-    found = inputs_from_file(TwoInputs(), tmp_path / "data.npz")
+    _, found, _ = open_model(TwoInputs(), None, tmp_path / "data.npz")
     assert isinstance(found, dict) and found.keys() == {"image", "features"}
 
 
 def test_the_only_array_may_have_any_name(tmp_path):
     np.savez(tmp_path / "data.npz", np.zeros((2, 3), np.float32))
-    found = inputs_from_file(nn.Linear(3, 1), tmp_path / "data.npz")
+    _, found, _ = open_model(nn.Linear(3, 1), None, tmp_path / "data.npz")
     assert isinstance(found, tuple) and found[0].shape == (1, 3)
 
 
 def test_names_that_fit_nothing(tmp_path, arrays):
     np.savez(tmp_path / "data.npz", **arrays)
-    assert inputs_from_file(nn.Linear(3, 1), tmp_path / "data.npz") is None
+    assert open_model(nn.Linear(3, 1), None, str(tmp_path / "data.npz"))[1] is None
 
 
 def test_a_model_that_tells_its_inputs_is_believed(tmp_path, arrays):
     model = TwoInputs()
     model.example_input_array = (torch.zeros(1, 3), torch.zeros(1, 2))
-    assert inputs_from_file(model, tmp_path / "not read.npz") is None
+    assert open_model(model, None, tmp_path / "not read.npz")[1] is None
