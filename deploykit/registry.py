@@ -136,6 +136,7 @@ def resolve(typed: str) -> Resolved:
 
     Raises:
         UnknownTargetError: no such name; the message offers near ones.
+        DeploykitError: two plugins claim to be the device's default.
     """
     if not isinstance(typed, str):
         raise UnknownTargetError(f"a target is a string, not {typed!r}", hint='such as target="x86-cpu"')
@@ -152,8 +153,22 @@ def resolve(typed: str) -> Resolved:
     serving = _serving(name)
     if not serving:
         raise UnknownTargetError(f"unknown target {typed!r}", hint=_suggestion(typed))
-    best = next((pair for pair in serving if pair[1].default), serving[0])
-    return Resolved(typed, *best)
+    chosen_by = [pair for pair in serving if pair[1].default] or serving[:1]
+    if len(chosen_by) > 1:
+        claims = " and ".join(plugin.name for plugin, _ in chosen_by)
+        raise DeploykitError(
+            f"{claims} each call themselves the default toolchain of {typed!r}",
+            hint=f'say which: "{typed}:{chosen_by[0][0].name}"',
+        )
+    return Resolved(typed, *chosen_by[0])
+
+
+def _is_default(plugin: Target, device: str) -> bool:
+    """Whether the device's name alone means this plugin; of two that claim it, neither."""
+    try:
+        return resolve(device).target is plugin
+    except DeploykitError:
+        return False
 
 
 def _serving(device: str) -> list[tuple[Target, Device]]:
@@ -184,7 +199,7 @@ def _infos(plugin: Target) -> Iterator[TargetInfo]:
     can_export = all(requirement.installed for requirement in own.export_requires)
     can_run = all(requirement.installed for requirement in own.runtime_requires)
     for device in own.devices.values():
-        is_default = resolve(device.name).target is plugin
+        is_default = _is_default(plugin, device.name)
         yield TargetInfo(
             name=device.name if is_default else f"{device.name}:{plugin.name}",
             device=device.name,

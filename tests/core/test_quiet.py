@@ -2,6 +2,8 @@ import logging
 import sys
 import warnings
 
+import pytest
+
 from deploykit.quiet import kept_quiet, quiet
 
 
@@ -44,12 +46,9 @@ def test_loggers_that_write_to_the_terminal_themselves_are_caught_and_restored(c
 
 def test_an_error_passes_and_what_was_said_before_is_kept():
     log = []
-    try:
-        with kept_quiet(log):
-            print("last words")
-            raise ValueError("broken")
-    except ValueError as error:
-        assert str(error) == "broken"
+    with pytest.raises(ValueError, match="broken"), kept_quiet(log):
+        print("last words")
+        raise ValueError("broken")
     assert log == ["last words"]
 
 

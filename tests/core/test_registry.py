@@ -152,3 +152,12 @@ def test_no_plugins_at_all(monkeypatch):
             toolchain("onnxruntime")
     finally:
         registry._plugins.cache_clear()
+
+
+def test_two_defaults_of_one_device_are_refused_and_both_stay_usable(toy, install):
+    install("rival-plugin", {"rival": "toy_toolchain:RivalTarget"})
+    with pytest.raises(DeploykitError, match="rival and toy each call themselves the default toolchain of 'toy-board'"):
+        resolve("toy-board")
+    assert resolve("toy-board:rival").target.name == "rival"
+    names = {found.name for found in targets()}
+    assert {"toy-board:toy", "toy-board:rival"} <= names and "toy-board" not in names

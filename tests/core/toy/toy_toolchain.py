@@ -102,6 +102,12 @@ class AbsentTarget(ToyTarget):
         )
 
 
+class RivalTarget(ToyTarget):
+    """Claims the toy's board as its own."""
+
+    name = "rival"
+
+
 class UnreadyTarget(ToyTarget):
     """Does not even construct."""
 
