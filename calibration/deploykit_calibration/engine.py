@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from deploykit_calibration.data import Batch
+from deploykit_calibration.batching import Batch
 from deploykit_calibration.execution import CONVOLUTIONS, Executor
 from deploykit_calibration.observer import Extremes, Observer, agree
 from deploykit_calibration.table import CalibrationTable

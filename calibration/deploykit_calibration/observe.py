@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit_calibration.batching import Batch, DataDigest
 from deploykit_calibration.cache import TableCache
-from deploykit_calibration.data import Batch, CalibrationData, DataDigest, open_data
+from deploykit_calibration.data import CalibrationData, open_data
 from deploykit_calibration.engine import Engine
 from deploykit_calibration.sampling import SAMPLE_SIZE
 from deploykit_calibration.statistics import BINS

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from deploykit.capture import CapturedModel, capture
 from deploykit.errors import CalibrationError, UsageError
-from deploykit_calibration.data import DYNAMIC_ROWS, Batch, DataDigest, open_data
+from deploykit_calibration.batching import DYNAMIC_ROWS, Batch, DataDigest
+from deploykit_calibration.data import open_data
 
 
 class Two(nn.Module):

@@ -18,7 +18,8 @@ from deploykit.capture import CapturedModel, capture
 from deploykit.errors import CalibrationError
 from deploykit.testing import models
 from deploykit_calibration import engine, observe
-from deploykit_calibration.data import Batch, open_data
+from deploykit_calibration.batching import Batch
+from deploykit_calibration.data import open_data
 from deploykit_calibration.engine import Engine, suits_bfloat16
 from deploykit_calibration.execution import Executor, floating_nodes
 from deploykit_calibration.observe import CalibrationRun, calibrate, first_samples, run_calibration

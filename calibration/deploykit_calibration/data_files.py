@@ -1,0 +1,131 @@
+"""Files of calibration data, `.npz` and `.safetensors`, read in pieces: a file larger than memory can be used."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import CalibrationError, UsageError
+
+_FILE_ROWS = 32
+
+Slicer = Callable[[int], Any]  # the next n rows, fewer or none at the end
+Reader = Callable[[Path, list[str]], dict[str, Slicer]]
+
+
+def open_file(path: Path, names: list[str]) -> Callable[[], Iterator[Any]]:
+    """Begin passes over a file's batches, dicts of arrays by input name; nothing is read yet.
+
+    Args:
+        names: the inputs' names, which the file's arrays must have; the only array may be unnamed.
+
+    Raises:
+        UsageError: no suffix that is known here.
+        CalibrationError: while a pass runs: the file is missing, damaged, or lacks an input.
+    """
+    readers: dict[str, Reader] = {".npz": _npz_arrays, ".safetensors": _safetensors_arrays}
+    if path.suffix not in readers:
+        raise UsageError(
+            f"{path}: calibration files are {' or '.join(readers)}, not {path.suffix or 'without a suffix'}",
+            hint='save arrays named like the inputs with numpy.savez, or pass "synthetic" for random data',
+        )
+    return lambda: _batches(path, readers[path.suffix], names)
+
+
+def _batches(path: Path, reader: Reader, names: list[str]) -> Iterator[Any]:
+    try:
+        arrays = reader(path, names)
+        while True:
+            batch = {name: take(_FILE_ROWS) for name, take in arrays.items()}
+            if not any(len(x) for x in batch.values()):
+                return
+            yield batch
+    except CalibrationError:
+        raise
+    except Exception as error:  # zip, npy and safetensors raise a dozen kinds
+        raise CalibrationError(f"{path}: cannot read this calibration file: {error}") from error
+
+
+_UNNAMED = "arr_0"  # what numpy.savez calls an array that was given no name
+
+
+def _select(path: Path, have: list[str], names: list[str]) -> dict[str, str]:
+    """Input name -> name in the file. An array saved without a name serves a model with one input."""
+    if all(name in have for name in names):
+        return {name: name for name in names}
+    if len(names) == 1 and have == [_UNNAMED]:
+        return {names[0]: have[0]}
+    raise CalibrationError(
+        f"{path}: has the arrays {', '.join(sorted(have)) or '(none)'}; the model's inputs are {', '.join(names)}",
+        hint="name the arrays like the inputs: numpy.savez(path, " + ", ".join(f"{n}=..." for n in names) + ")",
+    )
+
+
+def _npz_arrays(path: Path, names: list[str]) -> dict[str, Slicer]:
+    """Rows streamed out of the archive's members, so that a file larger than memory can be used."""
+    archive = zipfile.ZipFile(path)
+    members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+    chosen = _select(path, list(members), names)
+    return {name: _npy_rows(archive, members[member]) for name, member in chosen.items()}
+
+
+def _npy_rows(archive: zipfile.ZipFile, member: str) -> Slicer:
+    file = archive.open(member)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise CalibrationError(f"{archive.filename}: {member} holds Python objects, which are not read")
+    if not shape:
+        raise CalibrationError(f"{archive.filename}: {member} is a single number; axis 0 must count samples")
+    if fortran:  # rows are scattered over the file
+        with archive.open(member) as whole:
+            return _rows_in_memory(np.lib.format.read_array(whole, allow_pickle=False))
+    row_bytes = dtype.itemsize * math.prod(shape[1:])
+    left = shape[0]
+
+    def take(rows: int) -> Any:
+        nonlocal left
+        rows = min(rows, left)
+        left -= rows
+        content = bytearray(file.read(rows * row_bytes))
+        if len(content) != rows * row_bytes:
+            raise CalibrationError(f"{archive.filename}: {member} is cut short")
+        return np.frombuffer(content, dtype=dtype).reshape(rows, *shape[1:])
+
+    return take
+
+
+def _rows_in_memory(array: Any) -> Slicer:
+    at = 0
+
+    def take(rows: int) -> Any:
+        nonlocal at
+        at += rows
+        return array[at - rows : at]
+
+    return take
+
+
+def _safetensors_arrays(path: Path, names: list[str]) -> dict[str, Slicer]:
+    from safetensors import safe_open
+
+    file: Any = safe_open(path, framework="pt")
+    chosen = _select(path, list(file.keys()), names)
+    return {name: _safetensors_rows(file.get_slice(member)) for name, member in chosen.items()}
+
+
+def _safetensors_rows(stored: Any) -> Slicer:
+    at, count = 0, stored.get_shape()[0]
+
+    def take(rows: int) -> Any:
+        nonlocal at
+        first, at = at, min(at + rows, count)
+        return stored[first:at]
+
+    return take
