@@ -19,6 +19,8 @@ from tvm.script import tirx as T
 
 from deploykit.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import (
+    UNSCALED,
+    Affine,
     Expr,
     cast,
     clip,
@@ -26,8 +28,10 @@ from deploykit_targets.tvm.kernels.expressions import (
     limits_of,
     pick,
     quantized,
+    rounded,
     span,
     vector_start,
+    widen,
 )
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Array, pack_constants, pack_matrix
@@ -192,34 +196,88 @@ def pack_conv_constants(plan: ConvPlan, bias: Array, scale: Array | None = None)
     return np.stack(packed).ravel()
 
 
-def conv(plan: ConvPlan, *, limits: tuple[float, float] | None = None) -> Expr:
+@dataclass(frozen=True)
+class Residual:
+    """A tensor of the output's shape that is added to a convolution's result before it is clipped and stored.
+
+    Args:
+        other: quantization of that tensor; unused where the output is float32, as the following are.
+        to: of the sum.
+        through: of the convolution's own result, where that is rounded before it is added, as the graph has it; then
+            the constants lead to this scale and zero point. Without it they lead to those of `to`.
+        through_limits: clip the convolution's own result to these, in quantized units of `through`.
+    """
+
+    other: Affine = UNSCALED
+    to: Affine = UNSCALED
+    through: Affine | None = None
+    through_limits: tuple[float, float] | None = None
+
+    def sum(self, value: Expr, other: Expr, dot: Dot) -> Expr:
+        """The sum in units of `to`, not yet clipped.
+
+        Args:
+            value: float32, the convolution's result as the constants scale it.
+            other: as stored, eight bits.
+        """
+        lanes, offset = dot.lanes, -self.other.zero_point * self.other.scale / self.to.scale
+        if self.through is not None:
+            limits, ratio = self.through_limits or limits_of(dot.activation), self.through.scale / self.to.scale
+            value = rounded(value, limits, lanes) * fill(ratio, "float32", lanes)
+            offset += self.to.zero_point - self.through.zero_point * ratio
+        scaled = widen(other, lanes) * fill(self.other.scale / self.to.scale, "float32", lanes)
+        return value + (scaled + fill(offset, "float32", lanes))
+
+
+def conv(
+    plan: ConvPlan,
+    *,
+    limits: tuple[float, float] | None = None,
+    residual: Residual | None = None,
+    output: str | None = None,
+) -> Expr:
     """Generate the kernel: (input, packed weights, packed constants, output), all flat.
 
     Args:
         plan: sizes and tile.
-        limits: clip the result to these (a fused activation); for int8 in quantized units, within the dtype's own.
+        limits: clip the result to these (a fused activation); in units of the output, within its dtype's own.
+        residual: add one more tensor, the kernel's argument before the output; `limits` clip the sum. The output may
+            not share memory with it.
+        output: dtype of residual and output, the plan's activation dtype by default; "float32" stores
+            `sum * scale + bias` of an int8 convolution as it is.
     Returns:
-        A TIR function. Input and output have the plan's activation dtype, constants are float32.
+        A TIR function. Constants are float32.
     """
     shape, dot, rows, tile = plan.shape, plan.dot, plan.rows, plan.tile
     lanes, group, steps, runs, kernel_h = dot.lanes, dot.group, plan.steps, plan.runs, shape.kernel[0]
     columns, tasks, spans = plan.group_columns, shape.groups * plan.blocks * plan.lines, math.ceil(plan.pixels / rows)
-    address, finish = _Address(plan), _finish(dot, limits)
+    dtype = output or dot.activation
+    address, finish = _Address(plan), _finish(dot, limits, residual, dtype)
     constants = (2 if dot.quantized else 1) * lanes
     narrow, wide = columns < lanes, dot.read_at_once(steps)
 
-    @T.prim_func(s_tir=True)
-    def kernel(  # noqa: PLR0912 -- the loops of a kernel
-        a: T.Buffer((plan.input_elements,), dot.activation),
-        w: T.Buffer((plan.weight_elements,), dot.weight),
-        c: T.Buffer((plan.constant_elements,), "float32"),
-        y: T.Buffer((plan.output_elements,), dot.activation),
-    ):
-        T.func_attr({"tirx.noalias": True})
+    def read(b: Expr | None, index: Expr) -> Expr | None:
+        return None if b is None else b[index]
+
+    @T.inline
+    def store(acc, c, b, y, start, first):
+        """One vector of results; `b` is the residual, or None."""
+        if narrow:
+            out = T.alloc_buffer((lanes,), dot.activation, scope="local")
+            if b is not None:
+                for i in T.serial(columns):
+                    out[i] = b[first + i]
+            out[span(0, lanes)] = finish(acc, c, start, out[span(0, lanes)])
+            for i in T.serial(columns):
+                y[first + i] = out[i]
+        else:
+            y[span(first, lanes)] = finish(acc, c, start, read(b, span(first, lanes)))
+
+    @T.inline
+    def tiles(a, w, c, b, y):
         for task in T.parallel(tasks):
             for x in T.serial(spans):
                 acc = T.alloc_buffer((rows * tile * lanes,), dot.accumulator, scope="local")
-                out = T.alloc_buffer((lanes,), dot.activation, scope="local")
                 for i in T.unroll(rows * tile):
                     acc[T.Ramp(i * lanes, 1, lanes)] = fill(0, dot.accumulator, lanes)
                 for ky in T.serial(kernel_h):
@@ -244,18 +302,41 @@ def conv(plan: ConvPlan, *, limits: tuple[float, float] | None = None) -> Expr:
                                         )
                 for r in T.unroll(rows):
                     for v in T.unroll(tile):
-                        if narrow:
-                            out[T.Ramp(0, 1, lanes)] = finish(
-                                acc[T.Ramp((r * tile + v) * lanes, 1, lanes)], c, address.vector(task, v) * constants
-                            )
-                            for i in T.serial(columns):
-                                y[address.write(task, x, r, v) + i] = out[i]
-                        else:
-                            y[T.Ramp(address.write(task, x, r, v), 1, lanes)] = finish(
-                                acc[T.Ramp((r * tile + v) * lanes, 1, lanes)], c, address.vector(task, v) * constants
-                            )
+                        store(
+                            acc[T.Ramp((r * tile + v) * lanes, 1, lanes)],
+                            c,
+                            b,
+                            y,
+                            address.vector(task, v) * constants,
+                            address.write(task, x, r, v),
+                        )
 
-    return kernel
+    if residual is None:
+
+        @T.prim_func(s_tir=True)
+        def kernel(
+            a: T.Buffer((plan.input_elements,), dot.activation),
+            w: T.Buffer((plan.weight_elements,), dot.weight),
+            c: T.Buffer((plan.constant_elements,), "float32"),
+            y: T.Buffer((plan.output_elements,), dtype),
+        ):
+            T.func_attr({"tirx.noalias": True})
+            tiles(a, w, c, None, y)
+
+        return kernel
+
+    @T.prim_func(s_tir=True)
+    def adding(
+        a: T.Buffer((plan.input_elements,), dot.activation),
+        w: T.Buffer((plan.weight_elements,), dot.weight),
+        c: T.Buffer((plan.constant_elements,), "float32"),
+        b: T.Buffer((plan.output_elements,), dtype),
+        y: T.Buffer((plan.output_elements,), dtype),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        tiles(a, w, c, b, y)
+
+    return adding
 
 
 @dataclass(frozen=True)
@@ -307,16 +388,21 @@ class _Address:
         return pixel * plan.shape.columns + group * plan.group_columns + first
 
 
-def _finish(dot: Dot, limits: tuple[float, float] | None) -> Callable[[Expr, Expr, Expr], Expr]:
-    """From accumulators to outputs: (accumulator, constants, first constant of the vector) -> value to store."""
+def _finish(
+    dot: Dot, limits: tuple[float, float] | None, residual: Residual | None, dtype: str
+) -> Callable[[Expr, Expr, Expr, Expr | None], Expr]:
+    """From accumulators to outputs: (accumulator, constants, first constant of the vector, residual) -> to store."""
     lanes = dot.lanes
 
-    def integer(acc: Expr, c: Expr, start: Expr) -> Expr:
-        value = cast(acc, "float32", lanes) * c[T.Ramp(start, 1, lanes)] + c[T.Ramp(start + lanes, 1, lanes)]
-        return quantized(value, limits or limits_of(dot.activation), dot.activation, lanes)
-
-    def floating(acc: Expr, c: Expr, start: Expr) -> Expr:
-        value = acc + c[T.Ramp(start, 1, lanes)]
+    def finish(acc: Expr, c: Expr, start: Expr, other: Expr | None) -> Expr:
+        if dot.quantized:
+            value = cast(acc, "float32", lanes) * c[T.Ramp(start, 1, lanes)] + c[T.Ramp(start + lanes, 1, lanes)]
+        else:
+            value = acc + c[T.Ramp(start, 1, lanes)]
+        if residual is not None:
+            value = value + other if dtype == "float32" else residual.sum(value, other, dot)
+        if dtype != "float32":
+            return quantized(value, limits or limits_of(dtype), dtype, lanes)
         return value if limits is None else clip(value, limits, "float32", lanes)
 
-    return integer if dot.quantized else floating
+    return finish

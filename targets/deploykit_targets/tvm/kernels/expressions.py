@@ -75,6 +75,11 @@ def quantized(value: Expr, limits: tuple[float, float], dtype: str, lanes: int) 
     return cast(T.reinterpret("int32" if lanes == 1 else f"int32x{lanes}", shifted), dtype, lanes)
 
 
+def rounded(value: Expr, limits: tuple[float, float], lanes: int) -> Expr:
+    """float32 -> float32: what `quantized` returns, without leaving float32."""
+    return T.nearbyint(clip(value, limits, "float32", lanes))
+
+
 def limits_of(dtype: str) -> tuple[int, int]:
     """Smallest and largest value of an eight-bit dtype."""
     return (0, 255) if dtype == "uint8" else (-128, 127)

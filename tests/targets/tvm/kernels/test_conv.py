@@ -13,13 +13,14 @@ pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
 from deploykit_targets.tvm.kernels.conv import (
     ConvShape,
+    Residual,
     conv,
     pack_conv,
     pack_conv_constants,
     plan_conv,
 )
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
-from deploykit_targets.tvm.kernels.expressions import limits_of
+from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
 from deploykit_targets.tvm.kernels.isa import Dot, Isa
 
 few = settings(
@@ -161,3 +162,59 @@ def test_shapes_that_cannot_be_are_refused(host_isa: Isa) -> None:
         ConvShape(1, 4, 4, 6, 8, (5, 5))
     with pytest.raises(UsageError, match="not depthwise"):
         depthwise(ConvShape(1, 4, 4, 6, 12, groups=6), host_isa.int8)
+
+
+def residual_reference(
+    sums: np.ndarray, scale: Any, bias: np.ndarray, other: np.ndarray, added: Residual, limits: tuple[int, int]
+) -> np.ndarray:
+    """Of int8, in units of `added.to`; `limits` are the dtype's."""
+    value, to = sums * scale + bias, added.to
+    if added.through is not None:
+        rounded = np.clip(np.rint(value), *(added.through_limits or limits))
+        value = (rounded - added.through.zero_point) * added.through.scale / to.scale + to.zero_point
+    return value + (other.astype(np.float64) - added.other.zero_point) * added.other.scale / to.scale
+
+
+@pytest.mark.parametrize("columns", [70, 5], ids=["vectors", "narrow"])
+@pytest.mark.parametrize("through", [None, Affine(0.031, 120)], ids=["fused", "rounded between"])
+def test_int8_with_a_residual(
+    columns: int, through: Affine | None, host_isa: Isa, execute: Any, within_one: Any
+) -> None:
+    dot, shape = host_isa.int8, ConvShape(2, 6, 9, 24, columns, (3, 3))
+    plan = plan_conv(shape, dot)
+    x, weight, bias, scale = random_data(shape, dot, plan.input_elements)
+    other = np.random.default_rng(3).integers(0, 256, plan.output_elements).astype("uint8")
+    added = Residual(Affine(0.017, 97), Affine(0.0437, 60), through, None if through is None else (100, 255))
+    inputs = x, pack_conv(plan, weight), pack_conv_constants(plan, bias, scale), other
+    kernel = conv(plan, limits=(60, 255), residual=added)
+    result = execute(kernel, host_isa, *inputs, elements=plan.output_elements, dtype=dot.activation)
+    sums = reference(shape, x[: 2 * 6 * 9 * 24], weight)
+    expected = residual_reference(sums, scale, bias, other.reshape(sums.shape), added, (0, 255))
+    within_one(result, np.clip(np.rint(expected), 60, 255))
+
+
+@pytest.mark.parametrize("columns", [70, 5], ids=["vectors", "narrow"])
+def test_float32_with_a_residual(columns: int, host_isa: Isa, execute: Any, close: Any) -> None:
+    dot, shape = host_isa.float32, ConvShape(1, 6, 9, 24, columns, (3, 3))
+    plan = plan_conv(shape, dot)
+    x, weight, bias, _ = random_data(shape, dot, plan.input_elements)
+    other = np.random.default_rng(3).normal(size=plan.output_elements).astype("f4")
+    inputs = x, pack_conv(plan, weight), pack_conv_constants(plan, bias), other
+    kernel = conv(plan, limits=(0, 1e9), residual=Residual())
+    result = execute(kernel, host_isa, *inputs, elements=plan.output_elements, dtype="float32")
+    sums = reference(shape, x, weight)
+    close(result, np.maximum(sums + bias + other.reshape(sums.shape), 0))
+
+
+@pytest.mark.parametrize("added", [False, True], ids=["alone", "with a residual"])
+def test_int8_products_stored_as_float32(added: bool, host_isa: Isa, execute: Any, close: Any) -> None:
+    dot, shape = host_isa.int8, ConvShape(1, 1, 9, 24, 37)
+    plan = plan_conv(shape, dot)
+    x, weight, bias, scale = random_data(shape, dot, plan.input_elements)
+    inputs = [x, pack_conv(plan, weight), pack_conv_constants(plan, bias, scale)]
+    expected = reference(shape, x[: 9 * 24], weight) * scale + bias
+    if added:
+        inputs.append(np.random.default_rng(3).normal(size=plan.output_elements).astype("f4"))
+        expected = expected + inputs[-1].reshape(expected.shape)
+    kernel = conv(plan, output="float32", residual=Residual() if added else None)
+    close(execute(kernel, host_isa, *inputs, elements=plan.output_elements, dtype="float32"), expected)
