@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
@@ -78,6 +79,15 @@ def quantized(value: Expr, limits: tuple[float, float], dtype: str, lanes: int) 
 def rounded(value: Expr, limits: tuple[float, float], lanes: int) -> Expr:
     """float32 -> float32: what `quantized` returns, without leaving float32."""
     return T.nearbyint(clip(value, limits, "float32", lanes))
+
+
+def fold(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """All lanes of a vector combined to a scalar, in halves. The vector is evaluated `lanes` times: pass a load."""
+    while lanes > 1:
+        lanes //= 2
+        low, high = (list(range(start, start + lanes)) for start in (0, lanes))
+        vector = combine(T.Shuffle([vector], low), T.Shuffle([vector], high))
+    return vector
 
 
 def limits_of(dtype: str) -> tuple[int, int]:
