@@ -71,6 +71,17 @@ class SystemTool:
         """The command that installs it on Debian and Ubuntu."""
         return f"sudo apt-get install {self.package}"
 
+    def find(self) -> str:
+        """Its path.
+
+        Raises:
+            MissingDependencyError: it is not installed; the message has the command that installs it.
+        """
+        path = shutil.which(self.command)
+        if path is None:
+            raise MissingDependencyError(self.command, extra="", purpose=self.purpose, command=self.install_command)
+        return path
+
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Import `module`, or say which extra of deploykit installs it.

@@ -68,13 +68,16 @@ class MissingDependencyError(DeploykitError):
         extra: the extra of deploykit that brings it, for the pip command in the message.
         purpose: what needed it, as the end of "... is needed to".
         distribution: that has the extra, where it is a third party's.
+        command: that installs it, where that is not pip.
     """
 
     exit_code = 3
 
-    def __init__(self, package: str, *, extra: str, purpose: str, distribution: str = "deploykit") -> None:
+    def __init__(
+        self, package: str, *, extra: str, purpose: str, distribution: str = "deploykit", command: str | None = None
+    ) -> None:
         self.package = package
-        self.command = install_command(extra, distribution)
+        self.command = command or install_command(extra, distribution)
         super().__init__(f"{package} is needed to {purpose}, and is not installed", hint=self.command)
 
 

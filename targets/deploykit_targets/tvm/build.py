@@ -1,0 +1,124 @@
+"""Kernels and program -> a library, and for boards a program, that need nothing of TVM.
+
+TVM's LLVM compiles the kernels to one object file; the C compiler of the architecture compiles the executor
+(`runtime/`) and links both. The same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deploykit._optional import SystemTool
+from deploykit.devices import Device
+from deploykit.errors import ConversionError
+from deploykit.storage import write_file
+from deploykit_targets.tvm.processor import Processor, processor_of
+from deploykit_targets.tvm.program import Program
+from deploykit_targets.tvm.runtime.features import needed_features
+from deploykit_targets.tvm.runtime.table import table_source
+from deploykit_targets.tvm.tools import compiler_for
+
+LIBRARY, RUNNER, CONSTANTS, PROGRAM = "model.so", "run", "constants.bin", "program.json"
+METADATA = "library"
+"""Key of the manifest's metadata under which `Library.metadata` stands."""
+
+_SOURCES = Path(__file__).parent / "runtime"
+_COMPILE = ("-std=c11", "-O2", "-pthread")
+_LIBRARY = ("-shared", "-fPIC", "-fvisibility=hidden", "-Wl,--no-undefined,-z,now,--build-id=none", "-s")
+_RUNNER = ("-static", "-Wl,--build-id=none", "-s")
+_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Library:
+    """What was built.
+
+    Attributes:
+        processor: that it is for.
+        needs: CPU features that are checked when it is opened, LLVM's spelling.
+        files: bytes by name of the files that running needs: nothing else has to be on the device.
+        assembly: of the kernels, for `disassemble`.
+    """
+
+    processor: Processor
+    needs: tuple[str, ...]
+    files: dict[str, int]
+    assembly: str
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """For the manifest, under `METADATA`."""
+        processor = msgspec.to_builtins(self.processor)
+        return {**processor, "arch": self.processor.arch, "needs": list(self.needs), "runtime_files": self.files}
+
+
+def build_library(module: Any, program: Program, constants: bytes, device: Device, folder: Path) -> Library:
+    """Write `model.so`, `constants.bin`, `program.json` and, for Arm, the program `run` into a folder.
+
+    Args:
+        module: `tvm.IRModule` of TIR functions whose global symbols are those of the program's steps.
+        program: what to call.
+        constants: of `program.constant_bytes`.
+        device: of `devices.toml`.
+        folder: takes the files.
+    Raises:
+        MissingDependencyError: the C compiler of the architecture is not installed.
+        ConversionError: TVM or the compiler refused, or program and constants do not fit each other.
+    """
+    if len(constants) != program.constant_bytes:
+        raise ConversionError(f"tvm: {len(constants)} bytes of constants, the program has {program.constant_bytes}")
+    processor = processor_of(device)
+    compiler = compiler_for(processor.arch)
+    compiler.find()  # before minutes are spent
+    needs = needed_features(processor.target)
+    kernels = compile_kernels(module, processor)
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = Path(scratch) / "kernels.o"
+        kernels.write_to_file(str(objects), "o")
+        Path(scratch, "program.c").write_text(table_source(program, needs), encoding="utf-8")
+        _link(compiler, scratch, [*_LIBRARY, f"-Wl,--version-script={_SOURCES / 'exports.map'}"], folder / LIBRARY, [])
+        if processor.arch == "aarch64":
+            _link(compiler, scratch, _RUNNER, folder / RUNNER, ["run.c"])
+    write_file(folder / CONSTANTS, constants)
+    write_file(folder / PROGRAM, msgspec.json.format(msgspec.json.encode(program)) + b"\n")
+    names = (LIBRARY, RUNNER, CONSTANTS)
+    files = {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
+    return Library(processor, needs, files, kernels.inspect_source("asm"))
+
+
+def compile_kernels(module: Any, processor: Processor) -> Any:
+    """TVM's runtime module of the kernels' machine code.
+
+    Raises:
+        ConversionError: TVM refused.
+    """
+    import tvm
+
+    try:
+        return tvm.compile(module, target=tvm.target.Target(processor.target)).mod
+    except Exception as error:  # TVM's errors have no common base
+        raise ConversionError(f"TVM cannot compile the kernels for {processor.mcpu}: {error}") from error
+
+
+def read_program(path: Path) -> Program:
+    """Read `program.json`."""
+    return msgspec.json.decode(path.read_bytes(), type=Program)
+
+
+def _link(compiler: SystemTool, scratch: str, options: Sequence[str], output: Path, more: Sequence[str]) -> None:
+    own = [str(_SOURCES / name) for name in ("executor.c", "pool.c", "cpu.c", *more)]
+    command = [compiler.find(), *_COMPILE, f"-I{_SOURCES}", *options, "-o", str(output), *own]
+    command += [f"{scratch}/program.c", f"{scratch}/kernels.o", "-lm"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConversionError(f"{compiler.command} cannot be run: {error}") from error
+    if done.returncode:
+        raise ConversionError(f"{compiler.command} cannot link {output.name}: {done.stderr[-2000:]}")

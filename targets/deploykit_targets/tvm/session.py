@@ -1,0 +1,123 @@
+"""Sessions over a compiled library: in this process where the CPU can run it; `runner.py` has those elsewhere."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.errors import ArtifactError, DeviceError
+from deploykit.session import OpTime, Session
+from deploykit.tensors import Feeds
+from deploykit_targets.tvm.build import CONSTANTS, LIBRARY, METADATA, PROGRAM, read_program
+from deploykit_targets.tvm.program import Port
+from deploykit_targets.tvm.runtime.table import port_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploykit.artifact import Artifact
+    from deploykit_targets.tvm.program import Step
+
+_MESSAGE_BYTES = 768
+
+
+class NativeSession(Session):
+    """Runs `model.so` in this process.
+
+    Calls from several threads wait for each other: a model has one arena. Sessions do not share anything but the
+    pages of the constants.
+
+    Args:
+        artifact: of the `tvm` toolchain.
+        threads: of this session's own pool, the caller's included.
+
+    Raises:
+        DeviceError: another architecture, or the CPU lacks an instruction set that the kernels use.
+        ArtifactError: the library cannot be loaded, or does not fit its constants.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        super().__init__(artifact.inputs, artifact.outputs, threads=threads)
+        arch = artifact.manifest.metadata[METADATA]["arch"]
+        if arch != platform.machine():
+            raise DeviceError(f"{artifact.path.name} is code for {arch}; this machine is {platform.machine()}")
+        self._program = read_program(artifact.path / PROGRAM)
+        self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
+        self._lock = threading.Lock()
+        self._library = _load(artifact)
+        error = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        constants = str(artifact.path / CONSTANTS).encode()
+        self._model = self._library.deploykit_create(constants, threads, error, len(error))
+        if not self._model:
+            self._closed = True
+            raise DeviceError(f"{artifact.path.name}: {error.value.decode(errors='replace')}")
+        ports = self._program
+        self._feeding = [(p.name, self._view(self._library.deploykit_input, i, p)) for i, p in enumerate(ports.inputs)]
+        self._reading = [
+            (p.name, self._view(self._library.deploykit_output, i, p)) for i, p in enumerate(ports.outputs)
+        ]
+
+    def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
+        """See `Session.op_times`."""
+        once = np.zeros(max(1, len(self._program.steps)))
+        total = np.zeros_like(once)
+        for _ in range(runs):
+            self._run(feeds, once)
+            total += once
+        return op_times_of(self._program.steps, total / runs, self._module_paths)
+
+    def _run(self, feeds: Feeds, step_us: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        with self._lock:
+            for name, memory in self._feeding:
+                np.copyto(memory, feeds[name])
+            if self._library.deploykit_run(self._model, None if step_us is None else step_us.ctypes.data):
+                words = self._library.deploykit_error(self._model).decode(errors="replace")
+                raise DeviceError(f"the compiled model failed: {words}")
+            return {name: memory.copy() for name, memory in self._reading}
+
+    def _view(self, address: Any, index: int, port: Port) -> np.ndarray:
+        """The model's own memory of an input or output as an array; valid until the session is closed."""
+        memory: Any = (ctypes.c_char * port_bytes(port)).from_address(address(self._model, index))
+        view: np.ndarray = np.frombuffer(memory, port.dtype).reshape(port.shape)
+        return view
+
+    def _close(self) -> None:
+        with self._lock:
+            self._feeding, self._reading = [], []
+            self._library.deploykit_destroy(self._model)
+
+
+def op_times_of(
+    steps: Sequence[Step], mean_us: Sequence[float] | np.ndarray, module_paths: dict[str, str]
+) -> tuple[OpTime, ...]:
+    """Time per node of the captured graph, slowest first: a layer's steps (padding, packing, product) are summed.
+
+    Args:
+        mean_us: microseconds of every step.
+        module_paths: by node.
+    """
+    nodes: dict[str, tuple[str, float]] = {}
+    for step, own in zip(steps, mean_us, strict=False):
+        kind, before = nodes.get(step.node, (step.kind, 0.0))
+        nodes[step.node] = (step.kind if step.macs else kind, before + float(own))
+    times = (OpTime(node, kind, module_paths.get(node, ""), spent) for node, (kind, spent) in nodes.items())
+    return tuple(sorted(times, key=lambda time: -time.mean_us))
+
+
+def _load(artifact: Artifact) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(artifact.path / LIBRARY))
+        library.deploykit_create.restype = ctypes.c_void_p
+    except (OSError, AttributeError) as error:
+        raise ArtifactError(f"{LIBRARY} cannot be loaded: {error}", hint="export the model again") from error
+    library.deploykit_create.argtypes = [ctypes.c_char_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_size_t]
+    for function in (library.deploykit_input, library.deploykit_output):
+        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_void_p
+    library.deploykit_run.argtypes, library.deploykit_run.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int32
+    library.deploykit_error.argtypes, library.deploykit_error.restype = [ctypes.c_void_p], ctypes.c_char_p
+    library.deploykit_destroy.argtypes, library.deploykit_destroy.restype = [ctypes.c_void_p], None
+    return library

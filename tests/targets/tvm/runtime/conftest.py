@@ -1,0 +1,159 @@
+"""A small quantised model compiled by hand: quantise, two convolutions, an addition, dequantise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.devices import Device, load_devices
+from deploykit.tensors import TensorSpec
+from deploykit_targets.tvm.program import ALIGNMENT, Operand, Port, Program, Region, Step
+
+DEVICES = Path(__file__).parents[4] / "targets/deploykit_targets/tvm/devices.toml"
+SIDE, CHANNELS = 12, 32
+
+
+@dataclass(frozen=True)
+class Made:
+    """A compiled model and what it should compute, up to one unit of the last scale."""
+
+    folder: Path
+    library: Any
+    program: Program
+    feeds: dict[str, np.ndarray]
+    expected: np.ndarray
+
+
+class Places:
+    """Hands out aligned offsets of a region."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def take(self, size: int) -> int:
+        at = self.bytes
+        self.bytes += -(-size // ALIGNMENT) * ALIGNMENT
+        return at
+
+
+def device_named(name: str) -> Device:
+    return load_devices(DEVICES, toolchain="tvm")[name]
+
+
+def make_model(device: Device, folder: Path) -> Made:
+    """Compile for a device; `x` is float32 [1, 12, 12, 32], weights are 1x1."""
+    tvm = pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
+    from deploykit_targets.tvm.build import build_library
+    from deploykit_targets.tvm.kernels.conv import ConvShape, conv, pack_conv, pack_conv_constants, plan_conv
+    from deploykit_targets.tvm.kernels.elementwise import add_quantized, dequantize, quantize
+    from deploykit_targets.tvm.kernels.expressions import Affine
+    from deploykit_targets.tvm.kernels.isa import isa
+    from deploykit_targets.tvm.processor import processor_of
+
+    rng = np.random.default_rng(0)
+    dot = isa(processor_of(device).isa).int8
+    zero = 128 if dot.activation == "uint8" else 0
+    to = Affine(0.05, zero)
+    plan = plan_conv(ConvShape(1, SIDE, SIDE, CHANNELS, CHANNELS), dot)
+    count = plan.output_elements
+    kernels = {
+        "quantize_0": quantize(count, dot.activation, to),
+        "conv_0": conv(plan),
+        "add_0": add_quantized(count, dot.activation, (to, to), to),
+        "dequantize_0": dequantize(count, dot.activation, to),
+    }
+    x = rng.normal(0, 2, (1, SIDE, SIDE, CHANNELS)).astype("f4")
+    weight = rng.integers(-20, 21, (CHANNELS, CHANNELS, 1, 1)).astype(np.int8)
+    scale = np.full(CHANNELS, 1 / 100, "f4")
+    sums_of_weights = weight.reshape(CHANNELS, -1).sum(1)
+    bias = (zero - zero * sums_of_weights * scale).astype("f4")
+    packed, constants = pack_conv(plan, weight), pack_conv_constants(plan, bias, scale)
+
+    consts, arena = Places(), Places()
+    weight_at, constant_at = consts.take(packed.nbytes), consts.take(constants.nbytes)
+    data = np.zeros(consts.bytes, np.uint8)
+    data[weight_at : weight_at + packed.nbytes] = packed.view(np.uint8).ravel()
+    data[constant_at : constant_at + constants.nbytes] = constants.view(np.uint8).ravel()
+    x_at, y_at = arena.take(4 * count), arena.take(4 * count)
+    a_at, b_at, c_at = arena.take(count), arena.take(count), arena.take(count)
+
+    def here(at: int, dtype: str) -> Operand:
+        return Operand(Region.ARENA, at, count, dtype)
+
+    quantised = dot.activation
+    weights = (
+        Operand(Region.CONSTANTS, weight_at, packed.size, str(packed.dtype)),
+        Operand(Region.CONSTANTS, constant_at, constants.size, "float32"),
+    )
+    macs = plan.macs
+    program = Program(
+        inputs=(Port("x", x.shape, "float32", x_at),),
+        outputs=(Port("y", x.shape, "float32", y_at),),
+        steps=(
+            Step("quantize_0", (here(x_at, "float32"), here(a_at, quantised)), "quantize", "quantize"),
+            Step("conv_0", (here(a_at, quantised), *weights, here(b_at, quantised)), "conv", "conv", macs, True),
+            Step("add_0", (here(a_at, quantised), here(b_at, quantised), here(c_at, quantised)), "add", "add"),
+            Step("dequantize_0", (here(c_at, quantised), here(y_at, "float32")), "add", "dequantize"),
+        ),
+        constant_bytes=consts.bytes,
+        arena_bytes=arena.bytes,
+    )
+    module = tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()})
+    library = build_library(module, program, data.tobytes(), device, folder)
+    return Made(folder, library, program, {"x": x}, _reference(x, weight, scale))
+
+
+def _reference(x: np.ndarray, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """In units of 0.05, symmetric around 0; int8 and uint8 with zero point 128 have the same range."""
+    a = np.clip(np.rint(x.astype("f8") / np.float32(0.05)), -128, 127)
+    b = np.clip(np.rint((a @ weight[:, :, 0, 0].T.astype("f8")) * scale), -128, 127)
+    expected: np.ndarray = np.clip(a + b, -128, 127) * 0.05
+    return expected
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Achieved:
+    layers: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What sessions need of an artifact."""
+
+    path: Path
+    manifest: _Manifest
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    achieved: _Achieved = _Achieved()
+
+
+def artifact_of(made: Made) -> Any:
+    from deploykit_targets.tvm.build import METADATA
+
+    def specs(ports: tuple[Port, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(port.name, port.shape, port.dtype) for port in ports)
+
+    program = made.program
+    manifest = _Manifest({METADATA: made.library.metadata})
+    return Opened(made.folder, manifest, specs(program.inputs), specs(program.outputs))
+
+
+@pytest.fixture(scope="session")
+def make() -> Callable[[str, Path], Made]:
+    """(device, folder) -> compiled model."""
+    return lambda name, folder: make_model(device_named(name), folder)
+
+
+@pytest.fixture(scope="session")
+def host_model(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make_model(device_named("x86-cpu"), tmp_path_factory.mktemp("host"))
