@@ -1,0 +1,132 @@
+"""Which instructions a kernel really consists of, read in the assembly that TVM's LLVM made of it.
+
+A layer is claimed to run in int8 by the lowering; here that claim meets the machine code. A kernel is its function and
+all local functions that it mentions: TVM puts the body of a parallel loop into one of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from deploykit.errors import ConversionError
+from deploykit_targets.tvm.program import Program, Step
+
+
+class Product(StrEnum):
+    """How a kernel multiplies, best first."""
+
+    DOT = "integer dot products"  # several 8- or 16-bit products summed into 32 bits by one instruction
+    INTEGER = "integer multiplications"  # widening products and sums (plain NEON, depthwise on Arm)
+    FLOAT = "float multiplications"
+    NONE = "no multiplications"
+
+
+# What the vector units of both architectures have; AVX forms carry a `v`.
+_DOT = r"[su]dot|usdot|[su]mmla|usmmla|vpdpbusds?|vpdpwssds?|vpmaddwd|vpmaddubsw"
+_INTEGER = r"[su]ml[as]l2?|[su]mull2?|[su]adalp|vpmull[wdq]|vpmulh\w*"
+_FLOAT = r"fml[as]|fmadd|fmsub|fmul|bfdot|bfmmla|vf(?:n?m)(?:add|sub)\d+[ps][sd]|vmul[ps][sd]"
+_KINDS = (
+    (Product.DOT, re.compile(_DOT)),
+    (Product.INTEGER, re.compile(_INTEGER)),
+    (Product.FLOAT, re.compile(_FLOAT)),
+)
+_FUNCTION = re.compile(r"^\s+\.type\s+([.\w$]+),\s*[@%]function", re.MULTILINE)
+# Arm spells scalar and vector products alike: `umull x8, w9, w10` divides an address, `umull v0.8h, ...` multiplies data.
+_INSTRUCTION = re.compile(r"^\s+([a-z][a-z0-9]*)(?:\.[a-z0-9]+)?\s+(?![wx]\d)", re.MULTILINE)
+_NAME = re.compile(r"[.\w$]+")
+_PREFIX = "__tvm_ffi_"
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """The instructions of a kernel.
+
+    Attributes:
+        mnemonics: how often each multiplying instruction stands in the code (not: how often it runs).
+    """
+
+    mnemonics: Mapping[str, int]
+
+    @property
+    def product(self) -> Product:
+        """How it multiplies; scaling an integer sum back takes float multiplications, too, which do not count then."""
+        for kind, pattern in _KINDS:
+            if any(pattern.fullmatch(name) for name in self.mnemonics):
+                return kind
+        return Product.NONE
+
+    @property
+    def integer(self) -> bool:
+        """Whether it multiplies integers in its vectors."""
+        return self.product in (Product.DOT, Product.INTEGER)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in sorted(self.mnemonics.items())) or "no multiplications"
+
+
+def kernels_in(assembly: str, symbols: Iterable[str]) -> dict[str, Instructions]:
+    """The instructions of each kernel.
+
+    Args:
+        assembly: `inspect_source("asm")` of TVM's module.
+        symbols: of the program's steps.
+    Raises:
+        ConversionError: a symbol is not in the assembly.
+    """
+    functions = _functions(assembly)
+    mentioned = {name: set(_NAME.findall(body)) & functions.keys() for name, body in functions.items()}
+    own = {name: _multiplications(body) for name, body in functions.items()}
+    found = {}
+    for symbol in dict.fromkeys(symbols):
+        if _PREFIX + symbol not in functions:
+            raise ConversionError(f"tvm: the assembly has no function of kernel {symbol}")
+        found[symbol] = Instructions(sum((own[name] for name in _reachable(_PREFIX + symbol, mentioned)), Counter()))
+    return found
+
+
+def confirm(assembly: str, program: Program) -> dict[str, Instructions]:
+    """The instructions of every layer with multiply-accumulates, by node.
+
+    Raises:
+        ConversionError: a step claims to multiply integers, and its kernel has no such instruction. A defect.
+    """
+    counted = [step for step in program.steps if step.macs]
+    kernels = kernels_in(assembly, (step.symbol for step in counted))
+    for step in counted:
+        _check_claim(step, kernels[step.symbol])
+    return {step.node: kernels[step.symbol] for step in counted}
+
+
+def _check_claim(step: Step, found: Instructions) -> None:
+    if step.integer and not found.integer:
+        raise ConversionError(
+            f"tvm: {step.node} is to run in integers, and the machine code of {step.symbol} has {found}",
+            hint="this is a defect of deploykit's kernels; please report it",
+        )
+
+
+def _functions(assembly: str) -> dict[str, str]:
+    """Body of each function by its name."""
+    places = [(match.group(1), match.start()) for match in _FUNCTION.finditer(assembly)]
+    ends = [start for _, start in places[1:]] + [len(assembly)]
+    return {name: assembly[start:end] for (name, start), end in zip(places, ends, strict=True)}
+
+
+def _multiplications(body: str) -> Counter[str]:
+    names = _INSTRUCTION.findall(body)
+    return Counter(name for name in names if any(pattern.fullmatch(name) for _, pattern in _KINDS))
+
+
+def _reachable(first: str, mentioned: Mapping[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    waiting = [first]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += mentioned[name]
+    return seen
