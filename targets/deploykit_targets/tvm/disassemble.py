@@ -35,7 +35,7 @@ _KINDS = (
     (Product.FLOAT, re.compile(_FLOAT)),
 )
 _FUNCTION = re.compile(r"^\s+\.type\s+([.\w$]+),\s*[@%]function", re.MULTILINE)
-# Arm spells scalar and vector products alike: `umull x8, w9, w10` divides an address, `umull v0.8h, ...` multiplies data.
+# Arm spells scalar and vector products alike: `umull x8, w9, w10` divides an address and is no product of data.
 _INSTRUCTION = re.compile(r"^\s+([a-z][a-z0-9]*)(?:\.[a-z0-9]+)?\s+(?![wx]\d)", re.MULTILINE)
 _NAME = re.compile(r"[.\w$]+")
 _PREFIX = "__tvm_ffi_"
