@@ -2,13 +2,14 @@
 # (TVMScript: annotations are buffers, and TVM has no types)
 """Depthwise convolution: one filter per channel, int8 or float32; vectors run over channels.
 
-The input is already padded (`pad`). Refused: more than one output per channel, which `conv` computes with groups.
+The input is padded by the kernel itself, or before (`pad`). Refused: more than one output per channel, which `conv` computes with groups.
 Rounding of int8 is that of `conv`.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from tvm.script import tirx as T
@@ -46,15 +47,25 @@ def pack_depthwise(weight: Array, dot: Dot) -> Array:
     return np.ascontiguousarray(weight.reshape(weight.shape[0], -1).T.astype(dtype)).ravel()
 
 
-def depthwise(shape: ConvShape, dot: Dot, *, limits: tuple[float, float] | None = None) -> Expr:
+def depthwise(
+    shape: ConvShape,
+    dot: Dot,
+    *,
+    limits: tuple[float, float] | None = None,
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    zero: int = 0,
+) -> Expr:
     """Generate the kernel: (input, packed weights, constants, output), flat.
 
     The constants are float32: for int8 all scales, then all biases (`packing.fold_requantization`); else the biases.
 
     Args:
-        shape: with as many groups and columns as channels.
+        shape: of the padded input, with as many groups and columns as channels.
         dot: precision and dtypes.
         limits: clip the result to these (a fused activation); for int8 in quantized units.
+        padding: top, bottom, left, right: how much of `shape` the input buffer lacks. Windows are cut there, no copy
+            is made. Without it the buffer is padded (`pad`).
+        zero: the value outside, for int8 the input's zero point.
     Raises:
         UsageError: the convolution is not depthwise.
     """
@@ -64,27 +75,67 @@ def depthwise(shape: ConvShape, dot: Dot, *, limits: tuple[float, float] | None 
             hint="use the kernel of conv, which takes groups",
         )
     channels, (kernel_h, kernel_w), (height, width) = shape.channels, shape.kernel, shape.output
-    lanes, pixels = vector_lanes(channels, _LANES), min(width, _PIXELS)
-    vectors, spans, lines = math.ceil(channels / lanes), math.ceil(width / pixels), shape.batch * height
+    tile = _Tile(shape, padding)
+    lanes, pixels = vector_lanes(channels, _LANES), tile.pixels
+    vectors, lines, (first, last) = math.ceil(channels / lanes), shape.batch * height, tile.inner
     parts = 2 if dot.quantized else 1
-
-    def read(line: Expr, x: Expr, ky: Expr, kx: Expr) -> Expr:
-        row = line // height * shape.height + line % height * shape.stride[0] + ky * shape.dilation[0]
-        return (row * shape.width + x * shape.stride[1] + kx * shape.dilation[1]) * channels
+    outside = fill(zero, dot.activation, lanes)
 
     def step(acc: Expr, a: Expr, w: Expr) -> Expr:
         return acc + cast(a, "int32", lanes) * cast(w, "int32", lanes) if dot.quantized else fma(a, w, acc, lanes)
 
-    def finish(acc: Expr, c: Expr, first: Expr) -> Expr:
+    def take(a: Expr, line: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr, c: Expr, cut: bool) -> Expr:
+        inputs = a[span(tile.read(line, x, r, ky, kx) + c, lanes)]
+        return T.if_then_else(tile.meets_column(x, r, kx), inputs, outside) if cut else inputs
+
+    def finish(acc: Expr, c: Expr, start: Expr) -> Expr:
         if not dot.quantized:
-            value = acc + c[span(first, lanes)]
+            value = acc + c[span(start, lanes)]
             return value if limits is None else clip(value, limits, "float32", lanes)
-        value = cast(acc, "float32", lanes) * c[span(first, lanes)] + c[span(channels + first, lanes)]
+        value = cast(acc, "float32", lanes) * c[span(start, lanes)] + c[span(channels + start, lanes)]
         return quantized(value, limits or limits_of(dot.activation), dot.activation, lanes)
+
+    @T.inline
+    def add_row(acc, a, w, line, x, ky, c, cut):
+        for kx in T.unroll(kernel_w):
+            for r in T.unroll(pixels):
+                acc[span(r * lanes, lanes)] = step(
+                    acc[span(r * lanes, lanes)],
+                    take(a, line, x, r, ky, kx, c, cut),
+                    w[span((ky * kernel_w + kx) * channels + c, lanes)],
+                )
+
+    @T.inline
+    def add_outside(acc, w, ky, c):
+        """A row of the window that meets no data; of float32 it adds nothing."""
+        if zero != 0:
+            for kx in T.unroll(kernel_w):
+                for r in T.unroll(pixels):
+                    acc[span(r * lanes, lanes)] = step(
+                        acc[span(r * lanes, lanes)], outside, w[span((ky * kernel_w + kx) * channels + c, lanes)]
+                    )
+
+    @T.inline
+    def pixels_of(a, w, constants, y, line, x, c, cut):
+        acc = T.alloc_buffer((pixels * lanes,), dot.accumulator, scope="local")
+        for r in T.unroll(pixels):
+            acc[span(r * lanes, lanes)] = fill(0, dot.accumulator, lanes)
+        for ky in T.unroll(kernel_h):
+            if tile.meets_every_row:
+                add_row(acc, a, w, line, x, ky, c, cut)
+            else:
+                if tile.meets_row(line, ky):
+                    add_row(acc, a, w, line, x, ky, c, cut)
+                else:
+                    add_outside(acc, w, ky, c)
+        for r in T.unroll(pixels):
+            y[span((line * width + tile.pixel(x) + r) * channels + c, lanes)] = finish(
+                acc[span(r * lanes, lanes)], constants, c
+            )
 
     @T.prim_func(s_tir=True)
     def kernel(
-        a: T.Buffer((shape.batch * shape.height * shape.width * channels,), dot.activation),
+        a: T.Buffer((tile.input_elements,), dot.activation),
         w: T.Buffer((kernel_h * kernel_w * channels,), "int16" if dot.quantized else "float32"),
         c: T.Buffer((parts * channels,), "float32"),
         y: T.Buffer((lines * width * channels,), dot.activation),
@@ -92,31 +143,81 @@ def depthwise(shape: ConvShape, dot: Dot, *, limits: tuple[float, float] | None 
         T.func_attr({"tirx.noalias": True})
         for line in T.parallel(lines):
             for v in T.serial(vectors):
-                for x in T.serial(spans):
-                    acc = T.alloc_buffer((pixels * lanes,), dot.accumulator, scope="local")
-                    for r in T.unroll(pixels):
-                        acc[span(r * lanes, lanes)] = fill(0, dot.accumulator, lanes)
-                    for ky in T.unroll(kernel_h):
-                        for kx in T.unroll(kernel_w):
-                            for r in T.unroll(pixels):
-                                acc[span(r * lanes, lanes)] = step(
-                                    acc[span(r * lanes, lanes)],
-                                    a[
-                                        span(
-                                            read(line, vector_start(x, pixels, width) + r, ky, kx)
-                                            + vector_start(v, lanes, channels),
-                                            lanes,
-                                        )
-                                    ],
-                                    w[span((ky * kernel_w + kx) * channels + vector_start(v, lanes, channels), lanes)],
-                                )
-                    for r in T.unroll(pixels):
-                        y[
-                            span(
-                                (line * width + vector_start(x, pixels, width) + r) * channels
-                                + vector_start(v, lanes, channels),
-                                lanes,
-                            )
-                        ] = finish(acc[span(r * lanes, lanes)], c, vector_start(v, lanes, channels))
+                for x in T.unroll(first):
+                    pixels_of(a, w, c, y, line, x, vector_start(v, lanes, channels), True)
+                for x in T.serial(last - first):
+                    pixels_of(a, w, c, y, line, x + first, vector_start(v, lanes, channels), False)
+                for x in T.unroll(tile.spans - last):
+                    pixels_of(a, w, c, y, line, x + last, vector_start(v, lanes, channels), True)
 
     return kernel
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Neighbouring pixels of an output line, and where their windows meet data."""
+
+    shape: ConvShape
+    padding: tuple[int, int, int, int]
+
+    @property
+    def pixels(self) -> int:
+        """Of a tile."""
+        return min(self.shape.output[1], _PIXELS)
+
+    @property
+    def spans(self) -> int:
+        """Tiles that cover a line; the last may overlap the one before."""
+        return math.ceil(self.shape.output[1] / self.pixels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input buffer."""
+        top, bottom, left, right = self.padding
+        return self.shape.height - top - bottom, self.shape.width - left - right
+
+    @property
+    def input_elements(self) -> int:
+        """Elements of the input buffer."""
+        return self.shape.batch * math.prod(self.size) * self.shape.channels
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """Numbers of the first tile all of whose windows lie within the buffer's columns, and of the first after."""
+        (_, width), reach = self.size, (self.shape.kernel[1] - 1) * self.shape.dilation[1]
+        starts = [min(x * self.pixels, self.shape.output[1] - self.pixels) for x in range(self.spans)]
+        left = [start * self.shape.stride[1] - self.padding[2] for start in starts]
+        right = [first + (self.pixels - 1) * self.shape.stride[1] + reach for first in left]
+        within = [x for x in range(self.spans) if left[x] >= 0 and right[x] < width]
+        return (within[0], within[-1] + 1) if within else (self.spans, self.spans)
+
+    @property
+    def meets_every_row(self) -> bool:
+        """Whether no line's window goes beyond the buffer."""
+        return self.padding[:2] == (0, 0)
+
+    def pixel(self, x: Expr) -> Expr:
+        """First pixel of tile `x`."""
+        return vector_start(x, self.pixels, self.shape.output[1])
+
+    def _row(self, line: Expr, ky: Expr) -> Expr:
+        """Of the buffer's image; it may lie outside."""
+        shape = self.shape
+        return line % shape.output[0] * shape.stride[0] + ky * shape.dilation[0] - self.padding[0]
+
+    def _column(self, x: Expr, r: Expr, kx: Expr) -> Expr:
+        return (self.pixel(x) + r) * self.shape.stride[1] + kx * self.shape.dilation[1] - self.padding[2]
+
+    def meets_row(self, line: Expr, ky: Expr) -> Expr:
+        """Whether the window's row `ky` lies in the buffer."""
+        return T.And(self._row(line, ky) >= 0, self._row(line, ky) < self.size[0])
+
+    def meets_column(self, x: Expr, r: Expr, kx: Expr) -> Expr:
+        """Whether pixel `r` of a tile finds data in the window's column `kx`."""
+        return T.And(self._column(x, r, kx) >= 0, self._column(x, r, kx) < self.size[1])
+
+    def read(self, line: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr) -> Expr:
+        """First input of pixel `r` of a tile, at one position of its window."""
+        height, width = self.size
+        row = line // self.shape.output[0] * height + self._row(line, ky)
+        return (row * width + self._column(x, r, kx)) * self.shape.channels

@@ -35,7 +35,8 @@ def make_table(function: Callable[[Array], Array], source: str, dtype: str, of: 
     real = (np.arange(low, high + 1, dtype=np.float64) - of.zero_point) * of.scale
     with np.errstate(over="ignore"):
         value = np.rint(function(real) / to.scale) + to.zero_point
-    return np.clip(value, *limits_of(dtype)).astype(dtype)
+    entries: Array = np.clip(value, *limits_of(dtype)).astype(dtype)
+    return entries
 
 
 def table(length: int, source: str, dtype: str) -> Expr:

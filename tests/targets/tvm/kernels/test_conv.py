@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import UsageError
@@ -135,6 +136,43 @@ def test_bytes_beyond_the_input_do_not_count(host_isa: Isa, execute: Any) -> Non
         inputs = x, pack_conv(plan, weight), pack_conv_constants(plan, bias, scale)
         results.append(execute(conv(plan), host_isa, *inputs, elements=plan.output_elements, dtype=dot.activation))
     np.testing.assert_array_equal(*results)
+
+
+@few
+@given(
+    data=st.data(),
+    padding=st.tuples(*[st.integers(0, 2)] * 4),
+    size=st.tuples(st.integers(1, 14), st.integers(1, 40)),
+    window=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 2), st.integers(1, 2)),
+)
+def test_depthwise_with_padding(
+    data: st.DataObject,
+    padding: tuple[int, int, int, int],
+    size: tuple[int, int],
+    window: tuple[int, int, int, int],
+    host_isa: Isa,
+    execute: Any,
+    close: Any,
+    within_one: Any,
+) -> None:
+    channels, (top, bottom, left, right) = data.draw(st.integers(1, 40)), padding
+    kernel, stride = (window[0], window[1]), (window[2], window[3])
+    height, width = (max(n + a + b, k) for n, a, b, k in zip(size, (top, left), (bottom, right), kernel, strict=True))
+    shape = ConvShape(2, height, width, channels, channels, kernel, stride, groups=channels)
+    cut = 2, height - top - bottom, width - left - right, channels
+    assume(min(cut) > 0)
+    for dot, zero in ((host_isa.int8, 119), (host_isa.float32, 0)):
+        x, weight, bias, scale = random_data(shape, dot, math.prod(cut))
+        constants = bias if scale is None else np.concatenate([scale, bias])
+        inputs = x, pack_depthwise(weight, dot), constants.astype(np.float32)
+        whole = np.pad(x.reshape(cut), ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=zero)
+        sums = reference(shape, whole, weight)
+        result_kernel = depthwise(shape, dot, padding=padding, zero=zero)
+        result = execute(result_kernel, host_isa, *inputs, elements=sums.size, dtype=dot.activation)
+        if dot.quantized:
+            within_one(result, np.clip(np.rint(sums * scale + bias), *limits_of(dot.activation)))
+        else:
+            close(result, sums + bias)
 
 
 @few
