@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from deploykit._optional import versions
@@ -15,11 +15,11 @@ from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.placement import LayerPlacement, place
 from deploykit_calibration.simulate import SimulatedModel
-from deploykit_targets.litert import convert_child, flatbuffer
+from deploykit_targets.litert import flatbuffer, program
 from deploykit_targets.litert.count import executed, stored
 from deploykit_targets.litert.quantize import RECIPES
 from deploykit_targets.litert.scheme import scheme
-from deploykit_targets.litert.worker import Worker
+from deploykit_targets.litert.worker import Request, worker
 
 if TYPE_CHECKING:
     import torch
@@ -68,11 +68,16 @@ def convert(job: ConversionJob) -> Conversion:
         ConversionError: the converter refused or crashed; the message names op, module path and source line.
     """
     _check(job)
-    with Worker() as worker:
-        source = _quantized(job) if job.precision is Precision.INT8 else _float(job)
-        _save_program(source, worker.folder)
-        interface, log = worker.convert(_request(job, source), source.captured.origins)
-        shutil.copyfile(worker.folder / convert_child.OUTPUT, job.folder / _ENTRY)
+    worker().start()  # its imports run beside our own work
+    source = _quantized(job) if job.precision is Precision.INT8 else _float(job)
+    labels = _labels(source)
+    request = Request(
+        settings=_settings(job, source, labels),
+        write_program=lambda path: program.save(path, source.graph_module, source.captured.example_inputs, labels),
+        origins=source.captured.origins,
+        destination=job.folder / _ENTRY,
+    )
+    interface, log = worker().convert(request)
     return Conversion(
         entry=_ENTRY,
         achieved=_achieved(job, source),
@@ -110,23 +115,21 @@ def _float(job: ConversionJob) -> _Source:
     return _Source(job.captured, job.captured.graph_module, layers, None, kept)
 
 
-def _save_program(source: _Source, folder: Path) -> None:
-    import torch
-
-    program = source.captured.export_program(source.graph_module)
-    torch.export.save(program, str(folder / convert_child.PROGRAM))
-
-
-def _request(job: ConversionJob, source: _Source) -> dict[str, Any]:
-    layout = job.options.layout
+def _settings(job: ConversionJob, source: _Source, labels: dict[str, str]) -> dict[str, Any]:
+    """What the converter's process is told; see `convert_child`."""
+    layout, static = job.options.layout, job.precision is Precision.INT8
+    ends = {
+        "inputs": [_wanted(spec, layout) for spec in source.captured.inputs],
+        "outputs": [_wanted(spec, layout) for spec in source.captured.outputs],
+    }
+    float_file = [source.captured.fingerprint, sorted(labels.items()), ends]
     return {
-        "labels": _labels(source),
-        "static": job.precision is Precision.INT8,
+        "static": static,
+        "float_key": None if static else hashlib.sha256(json.dumps(float_file).encode()).hexdigest(),
         "recipe": job.precision.value if job.precision.value in RECIPES else None,
         "kept_float": sorted(source.kept),
         "io": job.options.io,
-        "inputs": [_wanted(spec, layout) for spec in source.captured.inputs],
-        "outputs": [_wanted(spec, layout) for spec in source.captured.outputs],
+        **ends,
     }
 
 
@@ -135,15 +138,12 @@ def _wanted(spec: TensorSpec, layout: str) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "layout": "NHWC" if channels_last else spec.layout}
 
 
-def _labels(source: _Source) -> list[str]:
-    """A name for every operation, in order: its own; what quantizes a weight is named for the layer it belongs to."""
+def _labels(source: _Source) -> dict[str, str]:
+    """Names in the file that are not those of the nodes: what quantizes a weight is named for its layer."""
     layers = {layer.name for layer in source.layers}
-    labels = []
-    for node in source.graph_module.graph.nodes:
-        if convert_child.is_operation(node):
-            owner = node.name.split("_weight_")[0]
-            labels.append(owner if owner in layers else node.name)
-    return labels
+    names = (node.name for node in source.graph_module.graph.nodes if node.op == "call_function")
+    owners = ((name, name.split("_weight_")[0]) for name in names)
+    return {name: owner for name, owner in owners if owner != name and owner in layers}
 
 
 def _achieved(job: ConversionJob, source: _Source) -> Achieved:

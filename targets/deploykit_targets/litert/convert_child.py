@@ -1,82 +1,107 @@
-"""The conversion itself, as a process of its own: `python -m deploykit_targets.litert.convert_child <folder>`.
+"""The conversions, in a process of its own: `python -m deploykit_targets.litert.convert_child <folder>`.
 
 litert-torch prints at C level, changes global state of PyTorch and JAX, and can crash in native code. Here it can do
-all that: the parent reads a request from and writes a result to a folder, and keeps what was printed as a log.
+all that. The process serves one request after the other, because its imports cost seconds: a line of JSON on standard
+input, a line of JSON on what was standard output. All that is printed goes to standard error, which is the parent's
+log file. It ends when its parent does, or when nothing was asked for a while.
 """
 
 from __future__ import annotations
 
+import gc
 import json
-import operator
+import os
+import select
+import shutil
+import signal
 import sys
+import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from deploykit_targets.litert import program
 from deploykit_targets.litert.boundary import finish
+from deploykit_targets.litert.float_files import FloatFiles
 from deploykit_targets.litert.quantize import quantize
 
-REQUEST, PROGRAM, RESULT, ERROR = "request.json", "program.pt2", "result.json", "error.json"
-RAW, OUTPUT = "raw.tflite", "model.tflite"
+PROGRAM, OUTPUT, LOG = "program.pt2", "model.tflite", "log"
+_RAW = "raw.tflite"
+IDLE_SECONDS = 300.0
+_LOOK_SECONDS = 2.0
 
 
 def main(folder: Path) -> int:
-    """Convert what lies in `folder`; 0 on success, else 1 with the error written beside it.
+    """Serve requests until there are no more; `folder` is removed at the end.
 
-    The slow imports come first; then a line on standard input says that the request is complete.
+    The slow imports come first: the parent has other work meanwhile.
     """
+    answers = _answers()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it ends this process
     import litert_torch  # noqa: F401
 
-    if not sys.stdin.readline():
-        return 0  # the parent gave up
-    request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
-    try:
-        result = _convert(folder, request)
-    except Exception as error:  # whatever it is, the parent turns it into words
-        found = {"type": type(error).__name__, "message": str(error)}
-        (folder / ERROR).write_text(json.dumps(found), encoding="utf-8")
-        traceback.print_exc()
-        return 1
-    (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
+    gc.collect()
+    gc.freeze()  # what the imports left is never garbage: not looking at it makes conversions a fifth faster
+    floats = FloatFiles(folder)
+    while request := _next_request():
+        answers.write(json.dumps(_answer(json.loads(request), floats, folder / LOG)) + "\n")
+        answers.flush()
+    shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 
-def _convert(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    import litert_torch
-    import torch
+def _answers() -> TextIO:
+    """Standard output for ourselves; what anyone else prints there goes to the log."""
+    sys.stdout.flush()
+    own = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return own
 
-    module, examples = _load(folder, request["labels"])
-    examples = _channels_last(module, examples, request)
-    with torch.no_grad():
-        converted = litert_torch.convert(module, tuple(examples), quant_config=_quant_config(request["static"]))
-    raw = folder / RAW
-    converted.export(str(raw))
+
+def _next_request() -> str:
+    """The next line; "" where there is none: the parent is gone, or has nothing to convert any more."""
+    parent, began = os.getppid(), time.monotonic()
+    while not select.select([sys.stdin], [], [], _LOOK_SECONDS)[0]:
+        if os.getppid() != parent or time.monotonic() - began > IDLE_SECONDS:
+            return ""
+    return sys.stdin.readline()
+
+
+def _answer(request: dict[str, Any], floats: FloatFiles, log: Path) -> dict[str, Any]:
+    """`interface` on success, else `error`."""
+    found: dict[str, Any]
+    try:
+        found = {"interface": _convert(request, floats, log)}
+    except Exception as error:  # whatever it is, the parent turns it into words
+        traceback.print_exc()
+        found = {"error": str(error) or type(error).__name__}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return found
+
+
+def _convert(request: dict[str, Any], floats: FloatFiles, log: Path) -> dict[str, Any]:
+    folder = Path(request["folder"])
+    raw = folder / _RAW
+    key = request["float_key"]
+    if key is None:
+        _lower(folder, raw, request)
+    elif not floats.take(key, raw):
+        _lower(folder, raw, request)
+        floats.keep(key, raw, log)
     quantize(raw, request["recipe"], request["kept_float"])
     return finish(raw, folder / OUTPUT, request)
 
 
-def _load(folder: Path, labels: list[str]) -> tuple[Any, list[Any]]:
-    """The program as a module whose nodes are marked with the names of the captured graph."""
+def _lower(folder: Path, raw: Path, request: dict[str, Any]) -> None:
+    import litert_torch
     import torch
-    import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 
-    program = torch.export.load(str(folder / PROGRAM))
-    exported: Any = program.module(check_guards=False)
-    # without the hook that checks inputs, which a change of layout contradicts
-    module: Any = torch.fx.GraphModule(exported, exported.graph)
-    calls = [node for node in module.graph.nodes if is_operation(node)]
-    if len(calls) != len(labels):
-        raise RuntimeError(f"the saved program has {len(calls)} operations, and {len(labels)} names came with it")
-    for node, label in zip(calls, labels, strict=True):
-        # The converter names tensors after this stack; counting reads the names back from the file.
-        node.meta["nn_module_stack"] = {label: ("", label)}
-    arguments, _ = program.example_inputs or ((), {})
-    return module, list(arguments)
-
-
-def is_operation(node: Any) -> bool:
-    """Whether a node computes: saving a program adds picks of unused results, which need no name."""
-    return bool(node.op == "call_function" and node.target is not operator.getitem)
+    module, examples = program.load(folder / PROGRAM)
+    examples = _channels_last(module, examples, request)
+    with torch.no_grad():
+        converted = litert_torch.convert(module, tuple(examples), quant_config=_quant_config(request["static"]))
+    converted.export(str(raw))
 
 
 def _channels_last(module: Any, examples: list[Any], request: dict[str, Any]) -> list[Any]:

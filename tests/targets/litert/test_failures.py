@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_dynamic_shapes_and_int8_ends_of_float_models_are_refused_before_convert
     import torch
     from torch import nn
 
-    arguments = {"example_inputs": (torch.randn(2, 4),), "output": tmp_path / "never", "progress": False}
+    arguments: Any = {"example_inputs": (torch.randn(2, 4),), "output": tmp_path / "never", "progress": False}
     with pytest.raises(deploykit.UsageError, match="fixed shapes"):
         deploykit.export(nn.Linear(4, 2), "android", "fp32", dynamic_batch=True, **arguments)
     with pytest.raises(deploykit.UsageError, match="static int8"):
