@@ -43,12 +43,14 @@ class Library:
     Attributes:
         processor: that it is for.
         needs: CPU features that are checked when it is opened, LLVM's spelling.
+        emulators: QEMU's names of its CPU, best first.
         files: bytes by name of the files that running needs: nothing else has to be on the device.
         assembly: of the kernels, for `disassemble`.
     """
 
     processor: Processor
     needs: tuple[str, ...]
+    emulators: tuple[str, ...]
     files: dict[str, int]
     assembly: str
 
@@ -56,7 +58,8 @@ class Library:
     def metadata(self) -> dict[str, Any]:
         """For the manifest, under `METADATA`."""
         processor = msgspec.to_builtins(self.processor)
-        return {**processor, "arch": self.processor.arch, "needs": list(self.needs), "runtime_files": self.files}
+        facts = {"arch": self.processor.arch, "needs": list(self.needs), "emulators": list(self.emulators)}
+        return {**processor, **facts, "runtime_files": self.files}
 
 
 def build_library(module: Any, program: Program, constants: bytes, device: Device, folder: Path) -> Library:
@@ -90,7 +93,7 @@ def build_library(module: Any, program: Program, constants: bytes, device: Devic
     write_file(folder / PROGRAM, msgspec.json.format(msgspec.json.encode(program)) + b"\n")
     names = (LIBRARY, RUNNER, CONSTANTS)
     files = {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
-    return Library(processor, needs, files, kernels.inspect_source("asm"))
+    return Library(processor, needs, tuple(device.extra.get("emulators", ())), files, kernels.inspect_source("asm"))
 
 
 def compile_kernels(module: Any, processor: Processor) -> Any:

@@ -25,6 +25,25 @@ if TYPE_CHECKING:
 _MESSAGE_BYTES = 768
 
 
+def is_native(artifact: Artifact) -> bool:
+    """Whether the artifact is code for this machine's architecture."""
+    return bool(artifact.manifest.metadata[METADATA]["arch"] == platform.machine())
+
+
+def open_session(artifact: Artifact, threads: int) -> Session:
+    """In this process where the artifact is code for this architecture; else under emulation.
+
+    Raises:
+        MissingDependencyError: the emulator is not installed.
+        DeviceError, ArtifactError: the CPU, or the artifact, is not fit.
+    """
+    if is_native(artifact):
+        return NativeSession(artifact, threads)
+    from deploykit_targets.tvm.runner import EmulatedSession
+
+    return EmulatedSession(artifact, threads)
+
+
 class NativeSession(Session):
     """Runs `model.so` in this process.
 
