@@ -263,7 +263,7 @@ def conv(
     def store(acc, c, b, y, start, first):
         """One vector of results; `b` is the residual, or None."""
         if narrow:
-            out = T.alloc_buffer((lanes,), dot.activation, scope="local")
+            out = T.alloc_buffer((lanes,), dtype, scope="local")
             if b is not None:
                 for i in T.serial(columns):
                     out[i] = b[first + i]
