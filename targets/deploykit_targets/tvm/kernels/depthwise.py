@@ -2,7 +2,8 @@
 # (TVMScript: annotations are buffers, and TVM has no types)
 """Depthwise convolution: one filter per channel, int8 or float32; vectors run over channels.
 
-The input is padded by the kernel itself, or before (`pad`). Refused: more than one output per channel, which `conv` computes with groups.
+The input is padded by the kernel itself, or before (`pad`). Refused: more than one output per channel, which `conv`
+computes with groups.
 Rounding of int8 is that of `conv`.
 """
 
@@ -82,7 +83,9 @@ def depthwise(
     outside = fill(zero, dot.activation, lanes)
 
     def step(acc: Expr, a: Expr, w: Expr) -> Expr:
-        return acc + cast(a, "int32", lanes) * cast(w, "int32", lanes) if dot.quantized else fma(a, w, acc, lanes)
+        if not dot.quantized:
+            return fma(a, w, acc, lanes)
+        return dot.lane_by_lane(acc, cast(a, "int32", lanes), cast(w, "int32", lanes), lanes)
 
     def take(a: Expr, line: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr, c: Expr, cut: bool) -> Expr:
         inputs = a[span(tile.read(line, x, r, ky, kx) + c, lanes)]
@@ -123,11 +126,10 @@ def depthwise(
         for ky in T.unroll(kernel_h):
             if tile.meets_every_row:
                 add_row(acc, a, w, line, x, ky, c, cut)
+            elif tile.meets_row(line, ky):
+                add_row(acc, a, w, line, x, ky, c, cut)
             else:
-                if tile.meets_row(line, ky):
-                    add_row(acc, a, w, line, x, ky, c, cut)
-                else:
-                    add_outside(acc, w, ky, c)
+                add_outside(acc, w, ky, c)
         for r in T.unroll(pixels):
             y[span((line * width + tile.pixel(x) + r) * channels + c, lanes)] = finish(
                 acc[span(r * lanes, lanes)], constants, c

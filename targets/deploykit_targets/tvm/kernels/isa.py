@@ -17,6 +17,10 @@ from deploykit.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import Expr, cast, fma, spread
 
 
+def _multiply_add(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:  # noqa: ARG001 -- as `Dot.lane_by_lane` has it
+    return acc + a * w
+
+
 @dataclass(frozen=True)
 class Dot:
     """One multiply-accumulate step over a register of accumulators.
@@ -27,6 +31,7 @@ class Dot:
         activation, weight, accumulator: dtypes in memory (activation, packed weight) and in the register.
         registers: vector registers that a tile may fill (accumulators, weights and one broadcast activation).
         mnemonic: the instruction that the assembly of a kernel must contain.
+        lane_by_lane: (accumulator, a, w, lanes) -> accumulator + a * w, both bytes widened to int32; for integers.
         wide: steps whose activations are best loaded together, where an instruction can then read one lane.
         step: (accumulator, `group` activations, lanes * group weights) -> accumulator, as TIR expressions.
     """
@@ -39,6 +44,7 @@ class Dot:
     registers: int
     mnemonic: str
     step: Callable[[Expr, Expr, Expr], Expr]
+    lane_by_lane: Callable[[Expr, Expr, Expr, int], Expr] = _multiply_add
     wide: int = 1
 
     def read_at_once(self, steps: int) -> int:
@@ -83,6 +89,14 @@ def _vpdpbusd(bits: int) -> Callable[[Expr, Expr, Expr], Expr]:
     )
 
 
+def _vpdpbusd_lanes(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
+    """Of the four bytes in each lane of `a` three are zero: one instruction, where `vpmaddwd` needs an addition."""
+    if lanes < 4:
+        return acc + a * w
+    a, w = (T.reinterpret(f"int8x{lanes * 4}", value) for value in (a, w))
+    return _intrinsic(f"llvm.x86.avx512.vpdpbusd.{lanes * 32}", f"int32x{lanes}", acc, a, w)
+
+
 def _vpmaddwd(acc: Expr, a: Expr, w: Expr) -> Expr:
     """16-bit products: `vpmaddubsw`, which takes bytes, would saturate."""
     pair = _repeat(cast(a, "int16", 2), "int16x16", 8)
@@ -124,7 +138,7 @@ ISAS: Mapping[str, Isa] = {
         Isa(
             "avx512_vnni",
             _x86("cascadelake"),
-            Dot(16, 4, "uint8", "int8", "int32", 32, "vpdpbusd", _vpdpbusd(512)),
+            Dot(16, 4, "uint8", "int8", "int32", 32, "vpdpbusd", _vpdpbusd(512), _vpdpbusd_lanes),
             _float(16, 32, "vfmadd"),
         ),
         Isa(
