@@ -1,0 +1,16 @@
+"""Translations of ATen operators to kernels; importing this package fills the table."""
+
+from deploykit_targets.tvm.ops import (  # noqa: F401 -- each registers its translations
+    alias,
+    convolution,
+    elementwise,
+    indexing,
+    joining,
+    linear,
+    pooling,
+    quantisation,
+    rows,
+)
+from deploykit_targets.tvm.ops.table import Call, NotCoveredError, known_operators, lookup
+
+__all__ = ["Call", "NotCoveredError", "known_operators", "lookup"]

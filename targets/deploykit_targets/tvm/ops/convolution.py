@@ -1,0 +1,233 @@
+"""Convolutions: any padding, stride, dilation and groups in one or two dimensions; transposed ones over spread inputs.
+
+What follows is computed with it: clipping, rounding, and the addition of a residual that is there already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch.fx import Node
+
+from deploykit_targets.tvm.emit import Part, dtype_of, whole
+from deploykit_targets.tvm.kernels.conv import ConvPlan, ConvShape, Residual, conv, pack_conv, pack_conv_constants, plan_conv
+from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
+from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine
+from deploykit_targets.tvm.kernels.isa import Dot
+from deploykit_targets.tvm.kernels.packing import fold_requantization
+from deploykit_targets.tvm.ops.alias import reshaped
+from deploykit_targets.tvm.ops.table import Call, NotCoveredError, Tail, affine_of, consumers, is_dequantize, lowers, tail_of
+from deploykit_targets.tvm.values import Array, Constant, Tensor, View, elements
+
+_NHWC = (0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Sizes of a two-dimensional convolution: (vertical, horizontal), padding top, bottom, left, right."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+@lowers("aten.conv2d.default", "aten.conv1d.default", "aten.conv2d.padding", "aten.conv1d.padding")
+def convolution(c: Call) -> Tensor:
+    """conv1d and conv2d."""
+    weight = c.constant("weight")
+    assert weight is not None
+    flat = weight.array.ndim == 3
+    kernel = weight.array.shape[2:]
+    stride, dilation = _pair(c["stride"], flat, 1), _pair(c["dilation"], flat, 1)
+    if isinstance(c["padding"], str):
+        padding = _named_padding(c["padding"], (1, *kernel) if flat else kernel, dilation)
+    else:
+        vertical, horizontal = _pair(c["padding"], flat, 0)
+        padding = (vertical, vertical, horizontal, horizontal)
+    window = Window(stride, padding, dilation, int(c["groups"]))
+    value = c.tensor("input")
+    if not flat:
+        return _convolved(c, value, weight, window)
+    image = reshaped(c.emit, value, (*value.shape[:2], 1, value.shape[2]))
+    tall = replace(weight, array=weight.array[:, :, None])
+    return _convolved(c, image, tall, window)
+
+
+def _pair(value: Any, flat: bool, missing: int) -> tuple[int, int]:
+    """(vertical, horizontal) of an argument; of one dimension, vertically nothing."""
+    numbers = [int(x) for x in value] if isinstance(value, (list, tuple)) else [int(value)]
+    if flat:
+        return missing, numbers[0]
+    return numbers[0], numbers[-1]
+
+
+def _named_padding(name: str, kernel: tuple[int, ...], dilation: tuple[int, int]) -> tuple[int, int, int, int]:
+    if name == "valid":
+        return 0, 0, 0, 0
+    totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in totals)
+    return top, bottom, left, right
+
+
+def _convolved(c: Call, value: Tensor, weight: Constant, window: Window) -> Tensor:
+    """The convolution with its tail."""
+    of = affine_of(value) if weight.scales is not None else None
+    dot = c.emit.isa.int8 if of is not None else c.emit.isa.float32
+    if of is None and affine_of(value) is not None:
+        value = c.emit.dense(value, _NHWC, real=True)
+    source = c.emit.padded(value, window.padding, 0 if of is None else of.zero_point)
+    batch, channels, height, width = source.shape
+    shape = ConvShape(
+        batch, height, width, channels, weight.shape[0],
+        (weight.shape[2], weight.shape[3]), window.stride, window.dilation, window.groups,
+    )
+    layer = Layer(c, shape, dot, weight, c.constant("bias"), of)
+    return layer.finish(source)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One convolution (or dense layer) with its weights.
+
+    Attributes:
+        shape: padding included.
+        of: quantization of the input; None computes in float32.
+        shown: shape of the result, where it is not an image; then `order` is that of its axes.
+    """
+
+    call: Call
+    shape: ConvShape
+    dot: Dot
+    weight: Constant
+    bias: Constant | None
+    of: Affine | None
+    shown: tuple[int, ...] = ()
+    order: tuple[int, ...] = _NHWC
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel has a filter of its own."""
+        return 1 < self.shape.groups == self.shape.channels == self.shape.columns
+
+    @property
+    def result_shape(self) -> tuple[int, int, int, int]:
+        """Batch, channels, height, width."""
+        return (self.shape.batch, self.shape.columns, *self.shape.output)
+
+    def constants(self, to: Affine | None) -> tuple[Array, Array | None]:
+        """Bias and scale per channel; the latter for integers only."""
+        columns = self.shape.columns
+        bias = np.zeros(columns, np.float32) if self.bias is None else self.bias.real.astype(np.float32)
+        if self.of is None:
+            return bias, None
+        assert self.weight.scales is not None
+        scale, folded = fold_requantization(
+            self.weight.array.reshape(columns, -1).sum(axis=1, dtype=np.int64),
+            bias,
+            input_scale=self.of.scale,
+            input_zero_point=self.of.zero_point,
+            weight_scale=self.weight.scales,
+            output_scale=1.0 if to is None else to.scale,
+            output_zero_point=0 if to is None else to.zero_point,
+        )
+        return folded, scale
+
+    def finish(self, source: View) -> View:
+        """Add the step, with as much of what follows as its kernel computes."""
+        tail = tail_of(self.call.node)
+        joined = None if self.depthwise else _residual(self, tail)
+        return self.run(source, tail) if joined is None else self.run(source, joined[0], joined[1], tail)
+
+    def run(self, source: View, tail: Tail, joined: Joined | None = None, own: Tail | None = None) -> View:
+        """Add the step.
+
+        Args:
+            source: dense NHWC, padded.
+            tail: what follows the layer, or the addition where there is one.
+            joined: the residual that is added.
+            own: with it: what follows the convolution before the addition.
+        """
+        emit, dot = self.call.emit, self.dot
+        integer = self.of is not None
+        # its own rounding comes first, where a residual is added
+        first = tail if own is None else own
+        bias, scale = self.constants(first.affine)
+        values = self.weight.array if integer else self.weight.real.astype(np.float32)
+        result = emit.new(self.shown or self.result_shape, tail.dtype, self.order, tail.affine)
+        macs = self.shape.batch * elements(self.result_shape[1:]) * elements(self.weight.shape[1:])
+        if self.depthwise and not (integer and tail.affine is None):
+            self._depthwise(source, result, values, bias, scale, tail, macs)
+        else:
+            plan = plan_conv(self.shape, dot)
+            residual = None if joined is None else joined.residual(tail, own)
+            packed, constants = pack_conv(plan, values), pack_conv_constants(plan, bias, scale)
+            reads = [
+                whole(source, plan.input_elements),
+                Part(emit.constant(packed), packed.size),
+                Part(emit.constant(constants), constants.size),
+            ]
+            if joined is not None:
+                reads.append(whole(joined.view))
+            output = "float32" if integer and tail.affine is None else None
+            emit.call(
+                "conv", (plan.shape, dot.mnemonic, tail.clip, residual, output),
+                lambda: conv(plan, limits=tail.clip, residual=residual, output=output),
+                reads, [whole(result)], macs=macs, integer=integer,
+            )
+        for node in (*first.nodes, *tail.nodes):
+            self.call.lowering.values[node] = result
+        return result
+
+    def _depthwise(
+        self, source: View, result: View, values: Array, bias: Array, scale: Array | None, tail: Tail, macs: int
+    ) -> None:
+        emit, dot = self.call.emit, self.dot
+        weights = pack_depthwise(values, dot)
+        constants = bias if scale is None else np.concatenate([scale, bias])
+        emit.call(
+            "depthwise", (self.shape, dot.mnemonic, tail.clip),
+            lambda: depthwise(self.shape, dot, limits=tail.clip),
+            [whole(source), Part(emit.constant(weights), weights.size), Part(emit.constant(constants), constants.size)],
+            [whole(result)], macs=macs, integer=scale is not None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """A residual that is added to a layer's result."""
+
+    view: View
+
+    def residual(self, tail: Tail, own: Tail | None) -> Residual:
+        """As the kernel takes it."""
+        if tail.affine is None:
+            return Residual()
+        assert own is not None
+        return Residual(self.view.affine or UNSCALED, tail.affine, own.affine, own.clip)
+
+
+def _residual(layer: Layer, own: Tail) -> tuple[Tail, Joined] | None:
+    """The addition that follows a layer, and what it adds, where that is in memory as the layer's result will be."""
+    c, last = layer.call, own.last
+    if own.affine is not None and consumers(last) == 1 and all(is_dequantize(user) for user in last.users):
+        last = next(iter(last.users))
+    elif own.affine is not None or own.limits is not None:
+        return None
+    if len(last.users) != 1:
+        return None
+    (add,) = last.users
+    if str(add.target) != "aten.add.Tensor" or add.kwargs.get("alpha", 1) != 1:
+        return None
+    others = [argument for argument in add.args if argument is not last]
+    if len(others) != 1 or not isinstance(others[0], Node) or others[0] not in c.lowering.values:
+        return None
+    other = c.lowering.tensor(others[0])
+    tail = tail_of(add)
+    if other.shape != (layer.shown or layer.result_shape) or (tail.affine is None) != (own.affine is None) or isinstance(other, Constant):
+        return None
+    if (affine_of(other) is None) != (tail.affine is None) or dtype_of(other) != tail.dtype:
+        return None
+    return tail, Joined(c.emit.dense(other, layer.order))

@@ -1,0 +1,116 @@
+"""Softmax, normalisation and reductions: what needs sums over some axes, which a copy brings to the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from deploykit_targets.tvm.emit import Part, whole
+from deploykit_targets.tvm.kernels.reduce import reduce
+from deploykit_targets.tvm.kernels.rows import layer_norm, softmax
+from deploykit_targets.tvm.ops.pooling import spatial_mean
+from deploykit_targets.tvm.ops.table import Call, NotCoveredError, affine_of, lowers, tail_of
+from deploykit_targets.tvm.values import Array, Tensor, View, dense_strides
+
+
+@lowers("aten.softmax.int", "aten._softmax.default")
+def softmax_of(c: Call) -> Tensor:
+    """Softmax along any axis, rounded at once where nothing else reads it."""
+    order = _ending(c.shape, [int(c["dim"])])
+    source = c.emit.dense(c.tensor("self"), order, real=True)
+    tail = tail_of(c.node)
+    to = tail.affine if tail.limits is None else None
+    dtype = tail.dtype if to is not None else "float32"
+    columns = c.shape[order[-1]]
+    rows = math.prod(c.shape) // columns
+    result = c.emit.new(c.shape, dtype, order, to)
+    key = (rows, columns, to, dtype)
+    c.emit.call("softmax", key, lambda: softmax(rows, columns, to=to, dtype=dtype), [whole(source)], [whole(result)])
+    return _given(c, result, rounded=to is not None)
+
+
+@lowers("aten.layer_norm.default")
+def layer_norm_of(c: Call) -> Tensor:
+    """Layer normalisation over the last axes."""
+    return _normalised(c, "input", len(c["normalized_shape"]), float(c["eps"]), centred=True)
+
+
+@lowers("aten.rms_norm.default")
+def rms_norm_of(c: Call) -> Tensor:
+    """RMS normalisation over the last axes."""
+    eps = c["eps"]
+    return _normalised(
+        c, "input", len(c["normalized_shape"]), 1.1920929e-07 if eps is None else float(eps), centred=False
+    )
+
+
+def _normalised(c: Call, name: str, axes: int, epsilon: float, *, centred: bool) -> Tensor:
+    source = c.emit.dense(c.tensor(name), real=True)
+    columns = math.prod(c.shape[-axes:])
+    rows = math.prod(c.shape) // columns
+    weight, bias = c.constant("weight"), c.constant("bias") if "bias" in c.arguments else None
+    scales = np.ones(columns, np.float32) if weight is None else weight.real
+    shifts = np.zeros(columns, np.float32) if bias is None else bias.real
+    return _norm(c, source, (rows, columns), (scales, shifts), epsilon, centred=centred)
+
+
+def _norm(
+    c: Call, source: View, size: tuple[int, int], parameters: tuple[Array, Array], epsilon: float, *, centred: bool
+) -> Tensor:
+    rows, columns = size
+    tail = tail_of(c.node)
+    to = tail.affine if tail.limits is None else None
+    dtype = tail.dtype if to is not None else "float32"
+    result = c.emit.new(c.shape, dtype, None, to)
+    weights = [Part(c.emit.constant(parameter), columns) for parameter in parameters]
+    c.emit.call(
+        "norm",
+        (rows, columns, epsilon, centred, to, dtype),
+        lambda: layer_norm(rows, columns, epsilon, centred=centred, to=to, dtype=dtype),
+        [whole(source), *weights],
+        [whole(result)],
+    )
+    return _given(c, result, rounded=to is not None)
+
+
+def _given(c: Call, result: View, *, rounded: bool) -> View:
+    for node in tail_of(c.node).nodes if rounded else (c.node,):
+        c.lowering.values[node] = result
+    return result
+
+
+@lowers("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default", "aten.mean.default")
+def reduced(c: Call) -> Tensor:
+    """Sum, mean, maximum or minimum over some axes."""
+    kind = str(c.node.target).split(".")[1]
+    value = c.tensor("self")
+    rank = len(value.shape)
+    axes = sorted(int(axis) % rank for axis in (c.arguments.get("dim") or range(rank)))
+    if kind == "mean" and rank == 4 and axes == [2, 3]:
+        return spatial_mean(c)
+    return reduction(c, value, axes, kind)
+
+
+def reduction(c: Call, value: Tensor, axes: Sequence[int], kind: str) -> View:
+    """A reduction over some axes, in float32."""
+    if value.shape and c.dtype != "float32":
+        raise NotCoveredError(f"a {kind} of {c.dtype}")
+    kept = [axis for axis in range(len(value.shape)) if axis not in axes]
+    # Axes that follow all reduced ones in memory stay there: vectors then run over them.
+    source = c.emit.dense(value, (*kept, *axes), real=affine_of(value) is not None)
+    length = math.prod(value.shape[axis] for axis in axes)
+    rows = math.prod(value.shape[axis] for axis in kept)
+    kept_shape = tuple(value.shape[axis] for axis in kept)
+    result = c.emit.new(kept_shape, "float32")
+    key = (rows, length, kind)
+    c.emit.call("reduce", key, lambda: reduce(rows, length, kind), [whole(source)], [whole(result)])
+    return replace(result, shape=c.shape, strides=dense_strides(c.shape, range(len(c.shape))))
+
+
+def _ending(shape: Sequence[int], last: Sequence[int]) -> tuple[int, ...]:
+    """All axes, the given ones at the end."""
+    chosen = [axis % len(shape) for axis in last]
+    return (*(axis for axis in range(len(shape)) if axis not in chosen), *chosen)
