@@ -182,9 +182,7 @@ class Emitter:
             accesses.append(access)
             parts.append(Part(view.buffer, access.extent(sizes), start))
         key = (sizes, tuple(accesses), found.key)
-        self.call(
-            "map", key, lambda: mapped(sizes, accesses[:-1], accesses[-1], found.compute), parts[:-1], parts[-1:]
-        )
+        self.call("map", key, lambda: mapped(sizes, accesses[:-1], accesses[-1], found.compute), parts[:-1], parts[-1:])
 
     def _looked_up(self, value: Tensor, found: Expression, into: View) -> bool:
         """Whether a table did it: of one quantized tensor, and more than a change of scale."""
@@ -225,9 +223,7 @@ class Emitter:
         affine = quantization(value)
         dtype = dtype_of(value)
         result = self.new((batch, channels, tall, wide), dtype, order, affine)
-        inner = replace(
-            result, shape=value.shape, offset=top * result.strides[2] + left * result.strides[3]
-        )
+        inner = replace(result, shape=value.shape, offset=top * result.strides[2] + left * result.strides[3])
         self.store(value, inner)
         shape = (batch, height, width, channels)
         key = (shape, padding, dtype, fill)

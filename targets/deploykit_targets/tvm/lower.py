@@ -141,5 +141,3 @@ def _number(value: Any) -> np.ndarray[Any, Any]:
     if isinstance(value, bool):
         return np.asarray(value)
     return np.asarray(value, dtype=np.int64 if isinstance(value, int) else np.float32)
-
-

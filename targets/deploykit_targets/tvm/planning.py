@@ -13,7 +13,9 @@ from deploykit_targets.tvm.values import Buffer
 Touched = tuple[Sequence[Buffer], Sequence[Buffer]]
 
 
-def place(steps: Sequence[Touched], inputs: Sequence[Buffer], outputs: Sequence[Buffer]) -> tuple[dict[Buffer, int], int]:
+def place(
+    steps: Sequence[Touched], inputs: Sequence[Buffer], outputs: Sequence[Buffer]
+) -> tuple[dict[Buffer, int], int]:
     """Plan the arena.
 
     Args:

@@ -12,13 +12,30 @@ import numpy as np
 from torch.fx import Node
 
 from deploykit_targets.tvm.emit import Part, dtype_of, whole
-from deploykit_targets.tvm.kernels.conv import ConvPlan, ConvShape, Residual, conv, pack_conv, pack_conv_constants, plan_conv
+from deploykit_targets.tvm.kernels.conv import (
+    ConvPlan,
+    ConvShape,
+    Residual,
+    conv,
+    pack_conv,
+    pack_conv_constants,
+    plan_conv,
+)
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
 from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import fold_requantization
 from deploykit_targets.tvm.ops.alias import reshaped
-from deploykit_targets.tvm.ops.table import Call, NotCoveredError, Tail, affine_of, consumers, is_dequantize, lowers, tail_of
+from deploykit_targets.tvm.ops.table import (
+    Call,
+    NotCoveredError,
+    Tail,
+    affine_of,
+    consumers,
+    is_dequantize,
+    lowers,
+    tail_of,
+)
 from deploykit_targets.tvm.values import Array, Constant, Tensor, View, elements
 
 _NHWC = (0, 2, 3, 1)
@@ -81,8 +98,15 @@ def _convolved(c: Call, value: Tensor, weight: Constant, window: Window) -> Tens
     source = c.emit.padded(value, window.padding, 0 if of is None else of.zero_point)
     batch, channels, height, width = source.shape
     shape = ConvShape(
-        batch, height, width, channels, weight.shape[0],
-        (weight.shape[2], weight.shape[3]), window.stride, window.dilation, window.groups,
+        batch,
+        height,
+        width,
+        channels,
+        weight.shape[0],
+        (weight.shape[2], weight.shape[3]),
+        window.stride,
+        window.dilation,
+        window.groups,
     )
     layer = Layer(c, shape, dot, weight, c.constant("bias"), of)
     return layer.finish(source)
@@ -173,9 +197,13 @@ class Layer:
                 reads.append(whole(joined.view))
             output = "float32" if integer and tail.affine is None else None
             emit.call(
-                "conv", (plan.shape, dot.mnemonic, tail.clip, residual, output),
+                "conv",
+                (plan.shape, dot.mnemonic, tail.clip, residual, output),
                 lambda: conv(plan, limits=tail.clip, residual=residual, output=output),
-                reads, [whole(result)], macs=macs, integer=integer,
+                reads,
+                [whole(result)],
+                macs=macs,
+                integer=integer,
             )
         for node in (*first.nodes, *tail.nodes):
             self.call.lowering.values[node] = result
@@ -188,10 +216,13 @@ class Layer:
         weights = pack_depthwise(values, dot)
         constants = bias if scale is None else np.concatenate([scale, bias])
         emit.call(
-            "depthwise", (self.shape, dot.mnemonic, tail.clip),
+            "depthwise",
+            (self.shape, dot.mnemonic, tail.clip),
             lambda: depthwise(self.shape, dot, limits=tail.clip),
             [whole(source), Part(emit.constant(weights), weights.size), Part(emit.constant(constants), constants.size)],
-            [whole(result)], macs=macs, integer=scale is not None,
+            [whole(result)],
+            macs=macs,
+            integer=scale is not None,
         )
 
 
@@ -226,7 +257,11 @@ def _residual(layer: Layer, own: Tail) -> tuple[Tail, Joined] | None:
         return None
     other = c.lowering.tensor(others[0])
     tail = tail_of(add)
-    if other.shape != (layer.shown or layer.result_shape) or (tail.affine is None) != (own.affine is None) or isinstance(other, Constant):
+    if (
+        other.shape != (layer.shown or layer.result_shape)
+        or (tail.affine is None) != (own.affine is None)
+        or isinstance(other, Constant)
+    ):
         return None
     if (affine_of(other) is None) != (tail.affine is None) or dtype_of(other) != tail.dtype:
         return None

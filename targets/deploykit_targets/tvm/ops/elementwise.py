@@ -464,5 +464,3 @@ def _masked_fill(v: Vectors) -> Expr:
 @_rule("to.dtype", "_to_copy.default", "to.dtype_layout", "float.default")
 def _to(v: Vectors) -> Expr:
     return v["self"]
-
-

@@ -1,0 +1,75 @@
+"""Captured model -> library, program and constants, and what its steps compute in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from deploykit._optional import versions
+from deploykit.capture import unroll_recurrent
+from deploykit.errors import CalibrationError, UsageError
+from deploykit.precision import Precision
+from deploykit.target import Conversion, ConversionJob
+from deploykit_calibration.layers import float_layers, reconcile
+from deploykit_calibration.placement import LayerPlacement, place
+from deploykit_calibration.simulate import SimulatedModel
+from deploykit_targets.tvm.build import LIBRARY, METADATA, build_library
+from deploykit_targets.tvm.kernels.isa import isa
+from deploykit_targets.tvm.lower import lower
+from deploykit_targets.tvm.processor import processor_of
+from deploykit_targets.tvm.scheme import scheme_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from deploykit.achieved import Achieved
+    from deploykit_calibration.table import CalibrationTable
+    from deploykit_targets.tvm.program import Program
+
+
+def convert(job: ConversionJob) -> Conversion:
+    """Write the library, its constants and its program.
+
+    Raises:
+        UsageError: the model was captured with dynamic shapes.
+        CaptureError: a recurrent layer cannot be unrolled.
+        CalibrationError: static int8 without a table.
+        ConversionError: an operator has no kernels; the message names op, module path and source line.
+        MissingDependencyError: the C compiler for the device is not installed.
+    """
+    _refuse_dynamic(job)
+    job = replace(job, captured=unroll_recurrent(job.captured))
+    kernels = isa(processor_of(job.device).isa)
+    if job.precision is Precision.INT8:
+        if job.table is None:
+            raise CalibrationError("a static int8 conversion needs a calibration table", hint="pass calibration=")
+        scheme, table = scheme_of(kernels.int8.activation), cast("CalibrationTable", job.table)
+        quantized = place(job.captured, table, scheme, method=job.method, include=job.include, exclude=job.exclude)
+        layers, simulation = quantized.layers, SimulatedModel(job.captured, quantized)
+        finished = lower(job.captured, kernels, quantized.graph_module)
+    else:
+        layers, simulation = float_layers(job.captured), None
+        finished = lower(job.captured, kernels)
+    library = build_library(finished.module, finished.program, finished.constants, job.device, job.folder)
+    return Conversion(
+        entry=LIBRARY,
+        achieved=_achieved(job, layers, finished.program),
+        tool_versions=versions("torch", "apache-tvm", "apache-tvm-ffi"),
+        simulation=simulation,
+        metadata={METADATA: library.metadata},
+    )
+
+
+def _refuse_dynamic(job: ConversionJob) -> None:
+    dynamic = sorted(name for name, axes in job.captured.dynamic_axes.items() if axes)
+    if dynamic:
+        raise UsageError(
+            f"kernels are compiled for fixed shapes, and {', '.join(dynamic)} was captured with dynamic axes",
+            hint="export with example_inputs of the batch size that the device runs, and no dynamic_batch or"
+            " dynamic_shapes; one export per batch size",
+        )
+
+
+def _achieved(job: ConversionJob, layers: Iterable[LayerPlacement], program: Program) -> Achieved:
+    executed = {step.node: "int8" if step.integer else "float32" for step in program.steps if step.macs}
+    return reconcile(job.precision, layers, executed, source="the kernels that the compiled program calls")
