@@ -11,7 +11,7 @@ from deploykit.precision import Precision
 WEIGHT_ONLY = frozenset(
     {Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY, Precision.INT4_PALETTE, Precision.INT6_PALETTE}
 )
-_BITS = {Precision.INT4_PALETTE: 4, Precision.INT6_PALETTE: 6}
+PALETTE_BITS = {Precision.INT4_PALETTE: 4, Precision.INT6_PALETTE: 6}
 _ROUNDS = 30
 
 Array = np.ndarray[Any, Any]
@@ -29,8 +29,8 @@ def compress(model: Any, precision: Precision, *, threshold: int, block_size: in
     import coremltools.optimize.coreml as optimize
 
     limit = threshold - 1  # coremltools compresses what is larger than its threshold
-    if precision in _BITS:
-        bits = _BITS[precision]
+    if precision in PALETTE_BITS:
+        bits = PALETTE_BITS[precision]
         palette = optimize.OpPalettizerConfig(
             mode="custom", lut_function=lambda weight: palettize(weight, bits), weight_threshold=limit
         )

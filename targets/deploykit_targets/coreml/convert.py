@@ -1,6 +1,7 @@
-"""Captured model -> .mlpackage in canonical form, and what the ML Program in it says it computes in.
+"""Captured model -> .mlpackage in canonical form (or the .mlmodel of old systems), and what it says it computes in.
 
 lower (names) ─▶ prescan ─▶ coremltools.convert ─▶ compress ─▶ interface ─▶ package ─▶ count
+                                                └▶ network: the same steps in the old form
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from deploykit.achieved import Achieved
 from deploykit.errors import CalibrationError
 from deploykit.estimate import TRAFFIC
 from deploykit.precision import Precision
+from deploykit.profiling import DEFAULT_EFFORT
 from deploykit.quiet import kept_quiet
 from deploykit.target import Conversion, ConversionJob
 from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.op_kinds import data_arguments, shape_of
 from deploykit_calibration.placement import LayerPlacement, place
 from deploykit_calibration.simulate import SimulatedModel
-from deploykit_targets.coreml import interface, package, prescan
+from deploykit_targets.coreml import interface, network, package, prescan
 from deploykit_targets.coreml.compress import WEIGHT_ONLY, compress
 from deploykit_targets.coreml.count import Counted, count, sources
 from deploykit_targets.coreml.lower import Exported, exported, without_high_ranks
 from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
 from deploykit_targets.coreml.scheme import OS_FLOOR, SCHEME, op_set_of
+from deploykit_targets.coreml.target import BATCH_SIZES
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -52,38 +55,47 @@ class _Source:
     simulation: SimulatedModel | None
 
 
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What was written: the file to open, what it was counted to hold, and what is recorded of it."""
+
+    entry: str
+    counted: Counted
+    facts: dict[str, Any]
+    made_for: dict[str, str]
+
+
 def convert(job: ConversionJob) -> Conversion:
-    """Write `model.mlpackage`.
+    """Write `model.mlpackage`, or `model.mlmodel` in the old form.
 
     Raises:
         CalibrationError: static int8 without a table.
         ConversionError: an operator has no Core ML form; names op, module and source line.
+        UnsupportedPrecisionError: the old form does not have it.
         UsageError: an option does not fit the model.
     """
     options: CoreMLOptions = job.options
     interface.check(job.captured, options)
+    if options.form == network.FORM:
+        network.check(job.precision, options)
     log: list[str] = []
     with kept_quiet(log):
         import_coremltools()
         prescan.register_lstm()
         source = _source(job)
         prescan.check(source.captured, source.lowered)
-        op_set = op_set_of(options.deployment_target or str(job.device.extra["deployment_target"]), job.precision)
-        model = _converted(job, source, op_set)
-        made_for = sources(model._mil_program, source.lowered.names)
-        if job.precision in WEIGHT_ONLY:
-            threshold, block_size = options.weight_threshold, options.block_size
-            model = compress(model, job.precision, threshold=threshold, block_size=block_size)
-        model = interface.finished(model, job.captured, options)
-        written = package.write(model, job.folder)
-        counted = count(written, made_for)
+        try:
+            model = _network(job, source) if options.form == network.FORM else _program(job, source)
+        except Exception as error:
+            raise prescan.refused(source.captured, source.lowered, error) from error
+        made = _written(job, source, model)
     return Conversion(
-        entry=package.ENTRY,
-        achieved=_achieved(job.precision, source, counted),
+        entry=made.entry,
+        achieved=_achieved(job, source, made.counted),
         tool_versions=versions("torch", "coremltools"),
         simulation=source.simulation,
         log="\n".join(log),
-        metadata=_metadata(source, counted, op_set, written) | {"made_for": made_for},
+        metadata=_metadata(source, made) | {"made_for": made.made_for, BATCH_SIZES: _batch_sizes(job)},
     )
 
 
@@ -99,29 +111,54 @@ def _source(job: ConversionJob) -> _Source:
     return _Source(job.captured, lowered, placed.layers, SimulatedModel(job.captured, placed))
 
 
-def _converted(job: ConversionJob, source: _Source, op_set: str) -> Any:
+def _batch_sizes(job: ConversionJob) -> list[int]:
+    return interface.batch_sizes(job.captured, job.options, DEFAULT_EFFORT.batch_sizes)
+
+
+def _op_set(job: ConversionJob) -> str:
+    return op_set_of(job.options.deployment_target or str(job.device.extra["deployment_target"]), job.precision)
+
+
+def _program(job: ConversionJob, source: _Source) -> Any:
+    """The ML Program as coremltools makes it."""
     import coremltools
 
     options: CoreMLOptions = job.options
     precision = coremltools.precision
     inputs, outputs = interface.types(job.captured, options)
-    classifier = coremltools.ClassifierConfig(list(options.class_labels)) if options.class_labels else None
-    try:
-        return coremltools.convert(
-            source.lowered.program,
-            inputs=inputs,
-            outputs=outputs,
-            classifier_config=classifier,
-            minimum_deployment_target=coremltools.target[op_set],
-            compute_precision=precision.FLOAT32 if job.precision is Precision.FP32 else precision.FLOAT16,
-            convert_to="mlprogram",
-            skip_model_load=True,
-        )
-    except Exception as error:
-        raise prescan.refused(source.captured, source.lowered, error) from error
+    return coremltools.convert(
+        source.lowered.program,
+        inputs=inputs,
+        outputs=outputs,
+        classifier_config=interface.classifier(options),
+        minimum_deployment_target=coremltools.target[_op_set(job)],
+        compute_precision=precision.FLOAT32 if job.precision is Precision.FP32 else precision.FLOAT16,
+        convert_to="mlprogram",
+        skip_model_load=True,
+    )
 
 
-def _achieved(precision: Precision, source: _Source, counted: Counted) -> Achieved:
+def _network(job: ConversionJob, source: _Source) -> Any:
+    return network.converted(job, source.lowered)
+
+
+def _written(job: ConversionJob, source: _Source, model: Any) -> _Made:
+    """Compress, declare and write a converted model, and read it again."""
+    options: CoreMLOptions = job.options
+    made_for = sources(model._mil_program, source.lowered.names)
+    if options.form == network.FORM:
+        model = network.compressed(model, job.precision, threshold=options.weight_threshold)
+        path = network.write(interface.finished(model, job.captured, options), job.folder)
+        counted, facts = network.count(path, job.precision, made_for)
+        return _Made(network.ENTRY, counted, facts, made_for)
+    if job.precision in WEIGHT_ONLY:
+        model = compress(model, job.precision, threshold=options.weight_threshold, block_size=options.block_size)
+    path = package.write(interface.finished(model, job.captured, options), job.folder)
+    return _Made(package.ENTRY, count(path, made_for), _program_facts(path, _op_set(job)), made_for)
+
+
+def _achieved(job: ConversionJob, source: _Source, counted: Counted) -> Achieved:
+    precision, old = job.precision, job.options.form == network.FORM
     tails = layer_aliases(source.captured)
     executed = {tails.get(name, name): found for name, found in counted.executed.items()}
     executed |= counted.executed
@@ -133,26 +170,28 @@ def _achieved(precision: Precision, source: _Source, counted: Counted) -> Achiev
         for layer in source.layers
         if held and layer.weights and layer.name not in counted.held
     }
-    notes = (_HELD_AS,) if held else _NOTES.get(precision, ())
-    return reconcile(precision, source.layers, executed, source="the ML Program", reasons=reasons, notes=notes)
+    notes = (network.NOTE,) if old else (_HELD_AS,) if held else _NOTES.get(precision, ())
+    read = "the neural network" if old else "the ML Program"
+    return reconcile(precision, source.layers, executed, source=read, reasons=reasons, notes=notes)
 
 
-def _metadata(source: _Source, counted: Counted, op_set: str, written: Path) -> dict[str, Any]:
-    nodes = {node.name: node for node in source.captured.graph_module.graph.nodes}
-    traffic = {layer.name: _elements(nodes[layer.name]) for layer in source.layers if layer.name in nodes}
-    moved = sum(
-        sum(elements) * _WIDTHS.get(counted.executed.get(name, "float16"), 2) for name, elements in traffic.items()
-    )
+def _program_facts(written: Path, op_set: str) -> dict[str, Any]:
     weights = written / "Data" / "com.apple.CoreML" / "weights"
     return {
+        "form": "mlprogram",
         "op_set": op_set,
         "os_floor": OS_FLOOR[op_set],
         "specification_version": {"iOS16": 7, "iOS17": 8, "iOS18": 9}[op_set],
-        "ops": counted.ops,
         "weight_bytes": sum(path.stat().st_size for path in weights.iterdir()) if weights.is_dir() else 0,
-        "activation_bytes": moved,
-        TRAFFIC: traffic,
     }
+
+
+def _metadata(source: _Source, made: _Made) -> dict[str, Any]:
+    nodes = {node.name: node for node in source.captured.graph_module.graph.nodes}
+    traffic = {layer.name: _elements(nodes[layer.name]) for layer in source.layers if layer.name in nodes}
+    executed = made.counted.executed
+    moved = sum(sum(elements) * _WIDTHS.get(executed.get(name, "float16"), 2) for name, elements in traffic.items())
+    return {**made.facts, "ops": made.counted.ops, "activation_bytes": moved, TRAFFIC: traffic}
 
 
 def _elements(node: Any) -> list[int]:

@@ -40,7 +40,7 @@ class Counted:
 
 
 def sources(program: Any, names: Sequence[str]) -> dict[str, str]:
-    """Output of an op -> captured node that it was made for, read from a program that coremltools just converted.
+    """Op, or output of one -> captured node that it was made for, read from a program that coremltools just converted.
 
     Args:
         program: PyMIL program.
@@ -52,7 +52,7 @@ def sources(program: Any, names: Sequence[str]) -> dict[str, str]:
     for op in _operations(program.functions["main"]):
         for handle in op.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) or ():
             if handle is not None:
-                found.update((output.name, names[int(handle)]) for output in op.outputs)
+                found.update(dict.fromkeys([op.name, *(output.name for output in op.outputs)], names[int(handle)]))
     return found
 
 

@@ -5,6 +5,7 @@ Names are always set. Arrays stay float32 (int32 for integers) at the border, wh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,6 +87,13 @@ def types(captured: CapturedModel, options: CoreMLOptions) -> tuple[list[Any], l
     return inputs, outputs
 
 
+def classifier(options: CoreMLOptions) -> Any:
+    """What `coremltools.convert` wants to know of a classifier; None for other models."""
+    import coremltools
+
+    return coremltools.ClassifierConfig(list(options.class_labels)) if options.class_labels else None
+
+
 def _input(captured: CapturedModel, spec: TensorSpec, options: CoreMLOptions) -> Any:
     import coremltools
 
@@ -107,10 +115,27 @@ def _size(captured: CapturedModel, spec: TensorSpec, axis: int, options: CoreMLO
         return size
     import coremltools
 
-    low, high = captured.symbol_ranges.get(size, (1, None))
-    example = captured.example_feeds()[spec.name].shape[axis]
-    upper = max(options.max_size, example) if high is None else high
-    return coremltools.RangeDim(lower_bound=low, upper_bound=upper, default=int(example), symbol=None)
+    low, high, example = _range(captured, spec, axis, options)
+    return coremltools.RangeDim(lower_bound=low, upper_bound=high, default=example, symbol=None)
+
+
+def _range(captured: CapturedModel, spec: TensorSpec, axis: int, options: CoreMLOptions) -> tuple[int, int, int]:
+    """Bounds of a dynamic axis, and its size in the example inputs."""
+    low, high = captured.symbol_ranges.get(str(spec.shape[axis]), (1, None))
+    example = int(captured.example_feeds()[spec.name].shape[axis])
+    return low, max(options.max_size, example) if high is None else high, example
+
+
+def batch_sizes(captured: CapturedModel, options: CoreMLOptions, wanted: Iterable[int]) -> list[int]:
+    """Those of the `wanted` sizes of axis 0 that the model takes wherever that axis is dynamic."""
+    found = list(wanted)
+    for spec in captured.inputs:
+        if not spec.shape or isinstance(spec.shape[0], int):
+            continue
+        low, high, _ = _range(captured, spec, 0, options)
+        listed = {shape[0] for shape in options.enumerated_shapes.get(spec.name, ())}
+        found = [size for size in found if low <= size <= high and (not listed or size in listed)]
+    return found
 
 
 def finished(model: Any, captured: CapturedModel, options: CoreMLOptions) -> Any:

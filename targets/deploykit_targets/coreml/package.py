@@ -17,7 +17,7 @@ NAME = "model.mlpackage"
 ENTRY = f"{NAME}/Manifest.json"
 _MODEL = "com.apple.CoreML/model.mlmodel"
 _WEIGHTS = "com.apple.CoreML/weights"
-_DROPPED = ("com.github.apple.coremltools.conversion_date",)
+DROPPED = ("com.github.apple.coremltools.conversion_date",)
 
 
 def write(model: Any, folder: Path) -> Path:
@@ -33,7 +33,7 @@ def write(model: Any, folder: Path) -> Path:
     specification = package / "Data" / _MODEL
     specification.parent.mkdir(parents=True)
     spec = model.get_spec()
-    for key in _DROPPED:
+    for key in DROPPED:
         spec.description.metadata.userDefined.pop(key, None)
     specification.write_bytes(spec.SerializeToString(deterministic=True))
     digests = {_MODEL: _digest(specification)}

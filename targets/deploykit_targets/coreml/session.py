@@ -1,4 +1,4 @@
-"""An ML Program opened: in Core ML on macOS, in the evaluator of this folder elsewhere.
+"""A Core ML model opened: in Core ML on macOS, in the evaluator of its form in this folder elsewhere.
 
 Both take the captured model's own tensors: an image input is turned back into pixels, 64-bit integers become the 32-bit
 ones that Core ML has, a classifier gives its probabilities in the order of the labels.
@@ -6,7 +6,10 @@ ones that Core ML has, a classifier gives its probabilities in the order of the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -17,13 +20,14 @@ from deploykit.tensors import Feeds, TensorSpec
 from deploykit_targets.coreml import interface
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deploykit.artifact import Artifact
+    from deploykit_targets.coreml.mil_evaluator import Program
     from deploykit_targets.coreml.mil_evaluator.specs import ValueSpec
+    from deploykit_targets.coreml.nn_evaluator import Network
 
 Array = np.ndarray[Any, Any]
 
+_NETWORK_SUFFIX = ".mlmodel"
 _UNITS = {
     "all": "ALL",
     "cpu-only": "CPU_ONLY",
@@ -37,16 +41,36 @@ def open_session(artifact: Artifact, threads: int, *, native: bool) -> Session:
     return CoreMLSession(artifact) if native else EvaluatorSession(artifact, threads)
 
 
+def model_path(artifact: Artifact) -> Path:
+    """What Core ML opens: the package around its manifest, or the one file of the old form."""
+    entry = artifact.entry
+    return entry if entry.suffix == _NETWORK_SUFFIX else entry.parent
+
+
+def evaluator(path: Path) -> Program | Network:
+    """The model at `path` in the evaluator of its form.
+
+    Raises:
+        ArtifactError: it is damaged, or of neither form.
+        ConversionError: it holds an op or a layer without a rule.
+    """
+    if path.suffix == _NETWORK_SUFFIX:
+        from deploykit_targets.coreml.nn_evaluator import load as load_network
+
+        return load_network(path)
+    from deploykit_targets.coreml.mil_evaluator import load
+
+    return load(path)
+
+
 class EvaluatorSession(Session):
     """Runs an artifact's program in PyTorch: evidence of level `reference`."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         require("torch", extra="coreml", purpose="evaluate ML Programs where Core ML is not")
-        from deploykit_targets.coreml.mil_evaluator import load
-
         self._border = Border(artifact)
-        self._program = load(artifact.entry.parent)
+        self._program = evaluator(model_path(artifact))
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         import torch
@@ -61,19 +85,19 @@ class EvaluatorSession(Session):
 
 
 class ProgramSession(Session):
-    """Any ML Program package in the evaluator, also one that deploykit did not make. State lives for the session."""
+    """Any .mlpackage or .mlmodel in its evaluator, also one made by others. State lives for the session."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        require("torch", extra="coreml", purpose="evaluate ML Programs")
-        from deploykit_targets.coreml.mil_evaluator import load
-
-        self._program = load(path)
-        self._state = self._program.make_state() if self._program.states else None
-        given = [spec for spec in self._program.inputs if spec.default is None]
-        super().__init__([_spec(s) for s in given], [_spec(s) for s in self._program.outputs], threads=threads)
+        require("torch", extra="coreml", purpose="evaluate Core ML models")
+        program = evaluator(path)
+        self._evaluate: Callable[[Feeds], dict[str, Array]] = program.run
+        if path.suffix != _NETWORK_SUFFIX and (stateful := cast("Program", program)).states:
+            self._evaluate = partial(stateful.run, state=stateful.make_state())
+        given = [spec for spec in program.inputs if spec.default is None]
+        super().__init__([_spec(s) for s in given], [_spec(s) for s in program.outputs], threads=threads)
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        return self._program.run(dict(feeds), state=self._state)
+        return self._evaluate(dict(feeds))
 
 
 def _spec(value: ValueSpec) -> TensorSpec:
@@ -96,7 +120,8 @@ class CoreMLSession(Session):
         self._labels = list(artifact.manifest.options.get("class_labels", ()))
         self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
         self._made_for: dict[str, str] = artifact.manifest.metadata.get("made_for", {})
-        self._model = tools.models.MLModel(str(artifact.entry.parent), compute_units=self._units)
+        self._has_costs = artifact.entry.suffix != _NETWORK_SUFFIX
+        self._model = tools.models.MLModel(str(model_path(artifact)), compute_units=self._units)
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         results = self._model.predict(self._border.into(feeds, images=True))
@@ -109,7 +134,12 @@ class CoreMLSession(Session):
         return np.asarray([value[label] for label in self._labels] if isinstance(value, dict) else value)
 
     def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
-        """Core ML's own estimate of each op's share, times the measured run; the op's unit stands behind its type."""
+        """Core ML's own estimate of each op's share, times the measured run; the op's unit stands behind its type.
+
+        None for the old form: Core ML estimates costs of ML Programs only.
+        """
+        if not self._has_costs:
+            return ()
         import time
 
         from coremltools.models.compute_plan import MLComputePlan
@@ -141,7 +171,9 @@ class Border:
 
     def __init__(self, artifact: Artifact) -> None:
         options = artifact.manifest.options
-        self._classifies = bool(options.get("class_labels"))
+        self._probabilities = interface.PROBABILITIES if options.get("class_labels") else ""
+        if artifact.entry.suffix == _NETWORK_SUFFIX:
+            self._probabilities = ""  # the old form keeps the output's own name
         self._image: str = options.get("image_input", "")
         self._color: str = options.get("image_color", "RGB")
         self._scale = np.float32(options.get("image_scale", 1.0))
@@ -149,7 +181,7 @@ class Border:
 
     def name(self, spec: TensorSpec) -> str:
         """Name of an output in the program; a classifier's probabilities have one of their own."""
-        return interface.PROBABILITIES if self._classifies else spec.name
+        return self._probabilities or spec.name
 
     def into(self, feeds: Feeds, *, images: bool = False) -> dict[str, Any]:
         """Arrays for the program.

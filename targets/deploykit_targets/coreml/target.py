@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from deploykit.parity import ParityReport
     from deploykit.session import Session
 
-EVALUATED_NOTE = "evaluated in PyTorch from the ML Program; not run by Core ML, and not on the Neural Engine"
+EVALUATED_NOTE = "evaluated in PyTorch from the written model; not run by Core ML, and not on the Neural Engine"
+
+
+BATCH_SIZES = "batch_sizes"
+"""Key of an artifact's metadata: the batch sizes, of those that a profile tries, which its shapes allow."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class CoreMLOptions:
     """Options of the Core ML toolchain.
 
     Attributes:
+        form: `mlprogram` (iOS 16 and later), or `neuralnetwork` for older systems (iOS 13 or 14; no int8 activations).
         compute_units: what Core ML may use when the artifact is opened on macOS.
         deployment_target: oldest op set to convert to; "" for the device's own. A precision may raise it.
         image_input: name of the input (1 x channels x height x width) that apps feed with an image; "" for none.
@@ -44,6 +49,7 @@ class CoreMLOptions:
         weight_threshold: weights with fewer elements are not compressed.
     """
 
+    form: Literal["mlprogram", "neuralnetwork"] = "mlprogram"
     compute_units: Literal["all", "cpu-only", "cpu-and-gpu", "cpu-and-neural-engine"] = "all"
     deployment_target: Literal["", "iOS16", "iOS17", "iOS18"] = ""
     image_input: str = ""
@@ -82,7 +88,7 @@ class CoreMLTarget(Target):
             export_requires=(Requirement("torch"), Requirement("coremltools")),
             runtime_requires=(Requirement("coremltools"),),
             evidence=Evidence.DEVICE if has_core_ml() else Evidence.REFERENCE,
-            opens=(".mlpackage",),
+            opens=(".mlpackage", ".mlmodel"),
         )
 
     def check_installed(self, *, export: bool) -> None:
@@ -103,6 +109,8 @@ class CoreMLTarget(Target):
         """Measured on macOS; elsewhere an estimate, or the evaluator's own time where no rates are published."""
         device = self.capabilities().devices[artifact.manifest.device]
         facts = _facts(artifact)
+        allowed = artifact.manifest.metadata.get(BATCH_SIZES, effort.batch_sizes)
+        effort = replace(effort, batch_sizes=tuple(size for size in effort.batch_sizes if size in allowed))
         if has_core_ml():
             measured = super().profile(artifact, baseline=baseline, effort=effort)
             return replace(measured, notes=(*measured.notes, _mac_note(artifact), *facts))

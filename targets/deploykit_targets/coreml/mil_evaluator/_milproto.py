@@ -51,17 +51,27 @@ def import_coremltools() -> ModuleType:
     return module
 
 
-def read_specification(path: Path) -> Any:
-    """The protobuf `Model` in file `path`.
+def parsed_model(path: Path) -> Any:
+    """The protobuf `Model` in file `path`, of any kind.
 
     Raises:
-        ArtifactError: it is not a Core ML specification, or not an ML Program.
+        ArtifactError: it is not a Core ML specification.
     """
     model = import_coremltools().proto.Model_pb2.Model()
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as error:
         raise ArtifactError(f"{path} is not a Core ML specification: {error}") from error
+    return model
+
+
+def read_specification(path: Path) -> Any:
+    """The protobuf `Model` of the ML Program in file `path`.
+
+    Raises:
+        ArtifactError: it is not a Core ML specification, or not an ML Program.
+    """
+    model = parsed_model(path)
     kind = model.WhichOneof("Type")
     if kind != "mlProgram":
         raise ArtifactError(

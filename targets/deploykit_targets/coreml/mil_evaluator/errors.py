@@ -39,9 +39,12 @@ class EvaluationError(ConversionError):
         message: what is wrong with the values.
         op_type: MIL name of the op.
         output: name of the op's first output.
+        what: kind of thing that refused: an op of an ML Program, or a layer of a neural network.
     """
 
-    def __init__(self, message: str, *, op_type: str, output: str, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, op_type: str, output: str, hint: str | None = None, what: str = "MIL op"
+    ) -> None:
         self.op_type = op_type
         self.output = output
-        super().__init__(f"MIL op {op_type!r} (output {output!r}): {message}", hint=hint)
+        super().__init__(f"{what} {op_type!r} (output {output!r}): {message}", hint=hint)

@@ -89,6 +89,14 @@ class ValueSpec:
             return f"({', '.join(spans)})"
         return f"({', '.join('?' if size is None else str(size) for size in self.shape)})"
 
+    def widened(self) -> ValueSpec:
+        """The spec with unknown sizes where its ranges or enumerated shapes let them vary."""
+        spans = self.ranges or tuple((min(sizes), max(sizes)) for sizes in zip(*self.enumerated, strict=True))
+        if not spans:
+            return self
+        sizes = zip(self.shape, spans, strict=True)
+        return replace(self, shape=tuple(size if low == high else None for size, (low, high) in sizes))
+
     def __str__(self) -> str:
         kind = f" {self.image.color} image" if self.image else ""
         return f"{self.name}: {self.dtype}[{', '.join('?' if s is None else str(s) for s in self.shape)}]{kind}"
@@ -110,14 +118,14 @@ def interface_of(function: Any, description: Any | None) -> Interface:
         function: PyMIL function.
         description: protobuf description of the function, or None when there is no package.
     """
-    described = {} if description is None else {feature.name: feature.type for feature in description.input}
+    features = {} if description is None else {feature.name: feature.type for feature in description.input}
     inputs, states = [], []
     for name, variable in function.inputs.items():
         spec = ValueSpec(name, *_tensor_type(variable))
         if _milproto.is_state(variable):
             states.append(spec)
         else:
-            inputs.append(_described(spec, described[name]) if name in described else spec)
+            inputs.append(described(spec, features[name]) if name in features else spec)
     return Interface(tuple(inputs), tuple(_outputs(function, description)), tuple(states))
 
 
@@ -127,7 +135,7 @@ def _tensor_type(variable: Any) -> tuple[str, Shape]:
 
 
 def _outputs(function: Any, description: Any | None) -> list[ValueSpec]:
-    described = {} if description is None else {feature.name: feature.type for feature in description.output}
+    features = {} if description is None else {feature.name: feature.type for feature in description.output}
     specs = []
     for variable in function.outputs:
         operation = variable.op
@@ -135,7 +143,7 @@ def _outputs(function: Any, description: Any | None) -> list[ValueSpec]:
             specs.append(_classifier_output(variable, operation))
             continue
         spec = ValueSpec(variable.name, *_tensor_type(variable))
-        specs.append(replace(spec, image=_image(described.get(variable.name))))
+        specs.append(replace(spec, image=_image(features.get(variable.name))))
     return specs
 
 
@@ -153,8 +161,8 @@ def _image(kind: Any | None) -> ImageSpec | None:
     return ImageSpec(image.ColorSpace.Name(image.colorSpace), image.width, image.height)
 
 
-def _described(spec: ValueSpec, kind: Any) -> ValueSpec:
-    """`spec` with what only the description knows."""
+def described(spec: ValueSpec, kind: Any) -> ValueSpec:
+    """`spec` with what only the description of a feature knows."""
     if kind.WhichOneof("Type") == "imageType":
         return _described_image(spec, kind)
     array = kind.multiArrayType
