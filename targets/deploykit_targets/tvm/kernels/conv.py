@@ -82,7 +82,10 @@ class ConvShape:
 
 @dataclass(frozen=True)
 class ConvPlan:
-    """How one convolution is laid out: what packing and kernel must agree on. Made by `plan_conv`."""
+    """How one convolution is laid out: what packing and kernel must agree on. Made by `plan_conv`.
+
+    `dot` is the step that the kernel takes, which short lines may have of their own (`Dot.alone`).
+    """
 
     shape: ConvShape
     dot: Dot
@@ -154,8 +157,10 @@ def plan_conv(shape: ConvShape, dot: Dot, *, weights_per_image: bool = False) ->
     vectors = math.ceil(shape.columns // shape.groups / dot.lanes)
     if shape.pointwise:
         apart = shape.batch if weights_per_image else 1
+        dot = dot.for_pixels(lines * pixels // apart)
         lines, pixels = fold_rows(lines * pixels // apart, vectors, dot)
         lines *= apart
+    dot = dot.for_pixels(pixels)
     rows, tile = choose_tile(pixels, vectors, dot)
     contiguous = shape.groups == 1 and shape.dilation[1] == 1
     runs = 1 if contiguous else shape.kernel[1]
@@ -253,11 +258,17 @@ def conv(
     columns, tasks, spans = plan.group_columns, shape.groups * plan.blocks * plan.lines, math.ceil(plan.pixels / rows)
     dtype = output or dot.activation
     address, finish = _Address(plan), _finish(dot, limits, residual, dtype)
-    constants = (2 if dot.quantized else 1) * lanes
-    narrow, wide = columns < lanes, dot.read_at_once(steps)
+    constants, sums = (2 if dot.quantized else 1) * lanes, dot.pair * lanes
+    narrow, wide, pair = columns < lanes, dot.read_at_once(steps), dot.pair
 
     def read(b: Expr | None, index: Expr) -> Expr | None:
         return None if b is None else b[index]
+
+    def take(a: Expr, task: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr, k: Expr) -> Expr:
+        """Activations of the rows of one step, one row after another."""
+        count = wide * group
+        parts = [a[span(address.read(task, x, r * pair + i, ky, kx) + k * count, count)] for i in range(pair)]
+        return parts[0] if pair == 1 else T.Shuffle(parts, list(range(pair * count)))
 
     @T.inline
     def store(acc, c, b, y, start, first):
@@ -274,42 +285,33 @@ def conv(
             y[span(first, lanes)] = finish(acc, c, start, read(b, span(first, lanes)))
 
     @T.inline
+    def store_row(acc, row, task, x, r, v, c, b, y):
+        start = address.vector(task, v) * constants
+        store(dot.row(acc, row), c, b, y, start, address.write(task, x, r * pair + row, v))
+
+    @T.inline
     def tiles(a, w, c, b, y):
         for task in T.parallel(tasks):
             for x in T.serial(spans):
                 acc = T.alloc_buffer((rows * tile * lanes,), dot.accumulator, scope="local")
-                for i in T.unroll(rows * tile):
-                    acc[T.Ramp(i * lanes, 1, lanes)] = fill(0, dot.accumulator, lanes)
+                for i in T.unroll(rows // pair * tile):
+                    acc[T.Ramp(i * sums, 1, sums)] = fill(0, dot.accumulator, sums)
                 for ky in T.serial(kernel_h):
                     for kx in T.serial(runs):
                         for k in T.serial(steps // wide):
                             for j in T.unroll(wide):
-                                for r in T.unroll(rows):
+                                for r in T.unroll(rows // pair):
                                     for v in T.unroll(tile):
-                                        acc[T.Ramp((r * tile + v) * lanes, 1, lanes)] = dot.step(
-                                            acc[T.Ramp((r * tile + v) * lanes, 1, lanes)],
-                                            pick(
-                                                a[
-                                                    span(
-                                                        address.read(task, x, r, ky, kx) + k * (wide * group),
-                                                        wide * group,
-                                                    )
-                                                ],
-                                                j,
-                                                wide,
-                                            ),
+                                        acc[T.Ramp((r * tile + v) * sums, 1, sums)] = dot.step(
+                                            acc[T.Ramp((r * tile + v) * sums, 1, sums)],
+                                            pick(take(a, task, x, r, ky, kx, k), j, wide),
                                             w[T.Ramp(address.weight(task, ky, kx, k * wide + j, v), 1, lanes * group)],
                                         )
-                for r in T.unroll(rows):
+                for r in T.unroll(rows // pair):
                     for v in T.unroll(tile):
-                        store(
-                            acc[T.Ramp((r * tile + v) * lanes, 1, lanes)],
-                            c,
-                            b,
-                            y,
-                            address.vector(task, v) * constants,
-                            address.write(task, x, r, v),
-                        )
+                        store_row(acc[T.Ramp((r * tile + v) * sums, 1, sums)], 0, task, x, r, v, c, b, y)
+                        if pair == 2:
+                            store_row(acc[T.Ramp((r * tile + v) * sums, 1, sums)], 1, task, x, r, v, c, b, y)
 
     if residual is None:
 

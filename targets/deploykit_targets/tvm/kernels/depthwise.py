@@ -124,9 +124,7 @@ def depthwise(
         for r in T.unroll(pixels):
             acc[span(r * lanes, lanes)] = fill(0, dot.accumulator, lanes)
         for ky in T.unroll(kernel_h):
-            if tile.meets_every_row:
-                add_row(acc, a, w, line, x, ky, c, cut)
-            elif tile.meets_row(line, ky):
+            if tile.meets_row(line, ky):
                 add_row(acc, a, w, line, x, ky, c, cut)
             else:
                 add_outside(acc, w, ky, c)
@@ -193,11 +191,6 @@ class _Tile:
         within = [x for x in range(self.spans) if left[x] >= 0 and right[x] < width]
         return (within[0], within[-1] + 1) if within else (self.spans, self.spans)
 
-    @property
-    def meets_every_row(self) -> bool:
-        """Whether no line's window goes beyond the buffer."""
-        return self.padding[:2] == (0, 0)
-
     def pixel(self, x: Expr) -> Expr:
         """First pixel of tile `x`."""
         return vector_start(x, self.pixels, self.shape.output[1])
@@ -211,7 +204,9 @@ class _Tile:
         return (self.pixel(x) + r) * self.shape.stride[1] + kx * self.shape.dilation[1] - self.padding[2]
 
     def meets_row(self, line: Expr, ky: Expr) -> Expr:
-        """Whether the window's row `ky` lies in the buffer."""
+        """Whether the window's row `ky` lies in the buffer; `True` where every line's does."""
+        if self.padding[:2] == (0, 0):
+            return True
         return T.And(self._row(line, ky) >= 0, self._row(line, ky) < self.size[0])
 
     def meets_column(self, x: Expr, r: Expr, kx: Expr) -> Expr:

@@ -17,7 +17,7 @@ from deploykit.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import Expr, cast, fma, spread
 
 
-def _multiply_add(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:  # noqa: ARG001 -- as `Dot.lane_by_lane` has it
+def _multiply_add(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
     return acc + a * w
 
 
@@ -32,8 +32,11 @@ class Dot:
         registers: vector registers that a tile may fill (accumulators, weights and one broadcast activation).
         mnemonic: the instruction that the assembly of a kernel must contain.
         lane_by_lane: (accumulator, a, w, lanes) -> accumulator + a * w, both bytes widened to int32; for integers.
+        pair: rows that one step takes; each has `group` activations, and its accumulators are told apart by `row`.
+        alone: what a line of one pixel takes instead, where a step takes more rows.
         wide: steps whose activations are best loaded together, where an instruction can then read one lane.
-        step: (accumulator, `group` activations, lanes * group weights) -> accumulator, as TIR expressions.
+        step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
+            expressions.
     """
 
     lanes: int
@@ -46,6 +49,19 @@ class Dot:
     step: Callable[[Expr, Expr, Expr], Expr]
     lane_by_lane: Callable[[Expr, Expr, Expr, int], Expr] = _multiply_add
     wide: int = 1
+    pair: int = 1
+    alone: Dot | None = None
+
+    def row(self, accumulators: Expr, row: int) -> Expr:
+        """Those of one row, of a step's."""
+        if self.pair == 1:
+            return accumulators
+        quads = range(0, self.lanes * self.pair, 4)  # (row 0, column 0), (0, 1), (1, 0), (1, 1), and so on
+        return T.Shuffle([accumulators], [quad + 2 * row + column for quad in quads for column in range(2)])
+
+    def for_pixels(self, pixels: int) -> Dot:
+        """This step, or the one for lines too short for it."""
+        return self.alone if self.alone is not None and pixels < self.pair else self
 
     def read_at_once(self, steps: int) -> int:
         """Steps whose activations one load brings, of a stretch of that many."""
@@ -108,6 +124,16 @@ def _sdot(acc: Expr, a: Expr, w: Expr) -> Expr:
     return _intrinsic("llvm.aarch64.neon.sdot.v4i32.v16i8", "int32x4", acc, w, _repeat(a, "int8x16", 4))
 
 
+def _smmla(acc: Expr, a: Expr, w: Expr) -> Expr:
+    """Two rows by four columns, as two products of 2x8 by 8x2."""
+    name, halves = "llvm.aarch64.neon.smmla.v4i32.v16i8", []
+    for half in range(2):
+        columns, sums = (list(range(size * half, size * (half + 1))) for size in (16, 4))
+        products = _intrinsic(name, "int32x4", T.Shuffle([acc], sums), a, T.Shuffle([w], columns))
+        halves.append(products)
+    return T.Shuffle(halves, list(range(8)))
+
+
 def _smull_sadalp(acc: Expr, a: Expr, w: Expr) -> Expr:
     """Two products per lane, each exact in 16 bits, summed in 32."""
     pair = T.reinterpret("int8x8", T.Broadcast(T.reinterpret("int16", a), 4))
@@ -132,6 +158,8 @@ def _arm(mcpu: str, *mattr: str) -> dict[str, Any]:
     return {"kind": "llvm", "keys": keys, "mtriple": "aarch64-linux-gnu", "mcpu": mcpu, "mattr": list(mattr)}
 
 
+_SDOT = Dot(4, 4, "int8", "int8", "int32", 32, "sdot", _sdot, wide=4)
+
 ISAS: Mapping[str, Isa] = {
     isa.name: isa
     for isa in (
@@ -150,7 +178,13 @@ ISAS: Mapping[str, Isa] = {
         Isa(
             "sdot",
             _arm("cortex-a76", "+neon", "+dotprod", "+fullfp16"),
-            Dot(4, 4, "int8", "int8", "int32", 32, "sdot", _sdot, wide=4),
+            _SDOT,
+            _float(4, 32, "fmla"),
+        ),
+        Isa(
+            "i8mm",
+            _arm("neoverse-v1", "+neon", "+dotprod", "+i8mm", "+fullfp16"),
+            Dot(4, 8, "int8", "int8", "int32", 32, "smmla", _smmla, pair=2, alone=_SDOT),
             _float(4, 32, "fmla"),
         ),
         Isa(

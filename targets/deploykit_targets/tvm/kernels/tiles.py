@@ -24,20 +24,24 @@ def choose_tile(rows: int, vectors: int, dot: Dot) -> tuple[int, int]:
         vectors: column vectors.
         dot: whose registers hold accumulators, weights, and one activation, or one per row where it reads lanes.
     Returns:
-        Rows (at most `rows`) and vectors of the tile.
+        Rows (at most `rows`, a multiple of the step's) and vectors of the tile.
     """
-    tiles = [(r, v) for v in range(1, vectors + 1) for r in range(1, rows + 1) if _held(r, v, dot) <= dot.registers]
-    return min(tiles, key=lambda tile: (_cycles(rows, vectors, *tile), tile[0] / dot.wide + tile[1]))
+    counts = range(dot.pair, rows + 1, dot.pair)
+    tiles = [(r, v) for v in range(1, vectors + 1) for r in counts if _held(r, v, dot) <= dot.registers]
+    return min(tiles, key=lambda tile: (_cycles(rows, vectors, *tile, dot), tile[0] / dot.wide + tile[1]))
 
 
 def _held(r: int, v: int, dot: Dot) -> int:
     """Registers of a tile."""
+    if dot.pair > 1:  # weights fill a register per two columns: two of them at a time
+        return r * v + r // dot.pair + 2
     return r * v + v + (r if dot.wide > 1 else 1)
 
 
-def _cycles(rows: int, vectors: int, r: int, v: int) -> float:
+def _cycles(rows: int, vectors: int, r: int, v: int, dot: Dot) -> float:
     steps = -(-rows // r) * -(-vectors // v)
-    return steps * (max(r * v, r + v, _PIPELINE) + 0.5)
+    loads = r + v if dot.pair == 1 else 1.5 * (r + 2 * v)  # three beside four products
+    return steps * (max(r * v, loads, _PIPELINE) + 0.5)
 
 
 def fold_rows(count: int, vectors: int, dot: Dot) -> tuple[int, int]:
@@ -48,7 +52,7 @@ def fold_rows(count: int, vectors: int, dot: Dot) -> tuple[int, int]:
     lengths = [length for length in range(32, min(count, 256) + 1) if count % length == 0]
 
     def cost(length: int) -> float:
-        return _cycles(length, vectors, *choose_tile(length, vectors, dot)) / length
+        return _cycles(length, vectors, *choose_tile(length, vectors, dot), dot) / length
 
     length = min(lengths, key=cost, default=count)
     return count // length, length

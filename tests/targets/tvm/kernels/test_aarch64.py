@@ -22,7 +22,8 @@ from deploykit_targets.tvm.kernels.expressions import Affine
 from deploykit_targets.tvm.kernels.isa import isa
 
 SHAPE = ConvShape(1, 6, 7, 16, 20, (3, 3))
-CPUS = {"sdot": "cortex-a76", "neon": "cortex-a72"}  # Raspberry Pi 5, and 4, which has no dot products
+# Raspberry Pi 5, and 4, which has no dot products; QEMU has no Neoverse V1 before version 9, but all of its features.
+CPUS = {"sdot": "cortex-a76", "neon": "cortex-a72", "i8mm": "max"}
 
 
 def build(kernel: Any, name: str) -> Any:
@@ -42,6 +43,13 @@ def test_sdot_reads_activations_by_lane() -> None:
     assembly = build(conv(plan_conv(SHAPE, isa("sdot").int8)), "sdot").inspect_source("asm")
     steps = re.findall(r"^\s+sdot\s.*", assembly, re.MULTILINE)
     assert all(re.search(r"\.4b\[[0-3]\]$", step.strip()) for step in steps)
+
+
+def test_i8mm_takes_single_rows_by_dot_products() -> None:
+    plan = plan_conv(ConvShape(1, 1, 1, 64, 40), isa("i8mm").int8)
+    assembly = build(conv(plan), "i8mm").inspect_source("asm")
+    assert re.search(r"^\s+sdot\s", assembly, re.MULTILINE)
+    assert "smmla" not in assembly
 
 
 def test_a_board_without_dot_products_gets_none() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows
 
-VNNI, SDOT = SimpleNamespace(registers=32, wide=1), SimpleNamespace(registers=32, wide=4)
+VNNI, SDOT, SMMLA = (SimpleNamespace(registers=32, wide=w, pair=p) for w, p in ((1, 1), (4, 1), (1, 2)))
 
 
 @settings(deadline=None)
@@ -34,3 +34,10 @@ def test_folded_lines_hold_all_pixels(count: int) -> None:
 
 def test_many_pixels_become_many_lines() -> None:
     assert fold_rows(3136, 16, VNNI)[0] >= 8  # work for eight threads
+
+
+@given(rows=st.integers(2, 60), vectors=st.integers(1, 40))
+def test_steps_of_two_rows_get_tiles_of_pairs(rows: int, vectors: int) -> None:
+    r, v = choose_tile(rows, vectors, SMMLA)
+    assert r % 2 == 0
+    assert r * v + r // 2 + 2 <= SMMLA.registers
