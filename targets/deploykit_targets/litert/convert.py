@@ -35,8 +35,10 @@ _NOTES = {
     Precision.FP16: (f"weights are stored in float16; {_DIALECT}, in float16 where the app asks XNNPACK for it",),
     Precision.INT8_DYNAMIC: ("activations are rounded to int8 at run time",),
     Precision.INT8_WEIGHT_ONLY: (f"weights are stored in int8; {_DIALECT}",),
+    Precision.INT16X8: ("int16 activations are for NPUs and microcontrollers: on a CPU they are slower than float",),
     Precision.INT4_WEIGHT_ONLY: (f"weights are stored in int4; {_DIALECT}",),
 }
+_LEFT = {Precision.INT16X8: "no 16-bit kernel, or a step inside it that calibration does not see"}
 _HELD = (Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY, Precision.FP16)
 
 
@@ -100,12 +102,15 @@ def _check(job: ConversionJob) -> None:
 
 
 def _quantized(job: ConversionJob) -> _Source:
-    if job.table is None:
-        raise CalibrationError("a static int8 conversion needs a calibration table", hint="pass calibration=")
-    table = cast("CalibrationTable", job.table)
-    quantized = place(job.captured, table, scheme(), method=job.method, include=job.include, exclude=job.exclude)
+    quantized = place(job.captured, _table(job), scheme(), method=job.method, include=job.include, exclude=job.exclude)
     simulation = SimulatedModel(job.captured, quantized)
     return _Source(job.captured, quantized.graph_module, quantized.layers, simulation, {})
+
+
+def _table(job: ConversionJob) -> CalibrationTable:
+    if job.table is None:
+        raise CalibrationError(f"{job.precision} needs a calibration table", hint="pass calibration=")
+    return cast("CalibrationTable", job.table)
 
 
 def _float(job: ConversionJob) -> _Source:
@@ -128,9 +133,21 @@ def _settings(job: ConversionJob, source: _Source, labels: dict[str, str]) -> di
         "float_key": None if static else hashlib.sha256(json.dumps(float_file).encode()).hexdigest(),
         "recipe": job.precision.value if job.precision.value in RECIPES else None,
         "kept_float": sorted(source.kept),
+        "ranges": _ranges(job, source) if job.precision is Precision.INT16X8 else {},
         "io": job.options.io,
         **ends,
     }
+
+
+def _ranges(job: ConversionJob, source: _Source) -> dict[str, tuple[float, float]]:
+    """What our calibration saw, for symmetric 16 bit: of every node, and of the ends by the converter's names."""
+    table = _table(job)
+    found = {name: table.range(name, method=job.method, symmetric=True, bits=16) for name in table.statistics}
+    graph = source.captured.graph_module.graph
+    (end,) = graph.find_nodes(op="output")
+    ends = {f"args_{i}": node for i, node in enumerate(graph.find_nodes(op="placeholder"))}
+    ends.update({f"output_{i}": node for i, node in enumerate(end.args[0])})
+    return {**found, **{name: found[node.name] for name, node in ends.items() if getattr(node, "name", "") in found}}
 
 
 def _wanted(spec: TensorSpec, layout: str) -> dict[str, Any]:
@@ -168,7 +185,7 @@ def _reasons(job: ConversionJob, source: _Source, found: dict[str, str]) -> dict
     if job.precision is Precision.FP32:
         return {}
     return {
-        layer.name: "ai-edge-quantizer leaves this kind of layer in float"
+        layer.name: _LEFT.get(job.precision, "ai-edge-quantizer leaves this kind of layer in float")
         for layer in source.layers
         if layer.macs and not layer.reason and found.get(layer.name) == "float32"
     }

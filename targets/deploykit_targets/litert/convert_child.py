@@ -89,7 +89,7 @@ def _convert(request: dict[str, Any], floats: FloatFiles, log: Path) -> dict[str
     elif not floats.take(key, raw):
         _lower(folder, raw, request)
         floats.keep(key, raw, log)
-    quantize(raw, request["recipe"], request["kept_float"])
+    quantize(raw, request["recipe"], request["kept_float"], request["ranges"])
     return finish(raw, folder / OUTPUT, request)
 
 

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deploykit._optional import require
 from deploykit.errors import ArtifactError
 
@@ -75,6 +77,11 @@ def operators(model: Any) -> Iterator[Operator]:
         kind = kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
         inputs = tuple(tensors[i] if i >= 0 else None for i in _list(op.inputs))
         yield Operator(kind, inputs, tuple(tensors[i] for i in _list(op.outputs)))
+
+
+def constant(model: Any, index: int) -> np.ndarray:
+    """The float32 values of a tensor that the file holds; empty where it holds none."""
+    return np.frombuffer(bytes(_list(model.buffers[model.subgraphs[0].tensors[index].buffer].data)), np.float32)
 
 
 def type_name(tensor: Any) -> str:

@@ -1,39 +1,63 @@
-"""Precisions that need no calibration, written by ai-edge-quantizer into a float .tflite file.
+"""Precisions that ai-edge-quantizer writes into a float .tflite file.
 
-Its static precisions are not used: its calibration is a moving average, which clips.
+Its own calibration is not used: it is a moving average, which clips. For int16x8 it gets the ranges of ours.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deploykit_targets.litert import flatbuffer
 from deploykit_targets.litert.count import layer_outputs
+from deploykit_targets.litert.file_ranges import Range, file_ranges, pad_within, without_range
 
 # name of the request -> what is called on the quantizer
-RECIPES = ("fp16", "int8-dynamic", "int8-weight-only", "int4-weight-only")
+RECIPES = ("fp16", "int8-dynamic", "int8-weight-only", "int4-weight-only", "int16x8")
 
 
-def quantize(path: Path, recipe: str | None, kept_float: list[str]) -> None:
-    """Quantize the weights of a float file in place.
+def quantize(path: Path, recipe: str | None, kept_float: list[str], ranges: Mapping[str, Range]) -> None:
+    """Quantize a float file in place.
 
     Args:
         path: the file.
         recipe: one of `RECIPES`; None leaves the file as it is.
         kept_float: layers of the captured graph that stay as they are.
+        ranges: of the captured graph's nodes, for int16x8; see `file_ranges`.
     """
     if recipe is None:
         return
     from ai_edge_quantizer import quantizer
 
+    model = flatbuffer.read(path)
+    found = file_ranges(model, ranges) if recipe == "int16x8" else None
+    if found is not None:
+        pad_within(model, found)
+        flatbuffer.write(model, path)
     tool: Any = quantizer.Quantizer(bytearray(path.read_bytes()))
     _configure(tool, recipe)
-    for name in sorted(layer_outputs(flatbuffer.read(path), kept_float)):
-        # scopes are names of output tensors, each with a separator behind it
-        tool.update_quantization_recipe(f"^{re.escape(name)};?$", "*", algorithm_key="no_quantize")
-    path.write_bytes(bytes(tool.quantize(enable_progress_report=False).quantized_model))
+    kept: set[tuple[str, ...]] = {(name,) for name in layer_outputs(model, kept_float)}
+    kept.update(without_range(model, found) if found is not None else ())
+    for names in sorted(kept):
+        tool.update_quantization_recipe(_scope(names), "*", algorithm_key="no_quantize")
+    result = tool.quantize(None if found is None else _as_arrays(found), enable_progress_report=False)
+    path.write_bytes(bytes(result.quantized_model))
+
+
+def _scope(names: tuple[str, ...]) -> str:
+    """The pattern of one operator: the quantizer knows it by the names of its outputs, each with a separator."""
+    return f"^{re.escape(';'.join(names))};$"
+
+
+def _as_arrays(ranges: Mapping[str, Range]) -> dict[str, dict[str, Any]]:
+    import numpy as np
+
+    return {
+        name: {"min": np.array([[lo]], np.float32), "max": np.array([[hi]], np.float32)}
+        for name, (lo, hi) in ranges.items()
+    }
 
 
 def _configure(tool: Any, recipe: str) -> None:
@@ -47,6 +71,8 @@ def _configure(tool: Any, recipe: str) -> None:
             tool.add_weight_only_config(".*", every, num_bits=8)
         case "int4-weight-only":
             tool.add_weight_only_config(".*", every, num_bits=4)
+        case "int16x8":
+            tool.add_static_config(".*", every, activation_num_bits=16, weight_num_bits=8)
         case "fp16":
             weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
             config = qtyping.OpQuantizationConfig(

@@ -53,6 +53,7 @@ class LiteRTTarget(Target):
                 Precision.FP32,
                 Precision.FP16,
                 Precision.INT8_DYNAMIC,
+                Precision.INT16X8,
                 Precision.INT8_WEIGHT_ONLY,
                 Precision.INT4_WEIGHT_ONLY,
             ),

@@ -132,6 +132,40 @@ def test_excluded_layers_stay_float_in_dynamic_int8_too(export: Export) -> None:
     }
 
 
+def test_int16x8_has_16_bit_activations_and_8_bit_weights_between_float_ends(export: Export) -> None:
+    artifact = export("residual_cnn", "int16x8")
+    kinds = [op.kind for op in operators(artifact)]
+    assert kinds.count("QUANTIZE") == 1 and kinds.count("DEQUANTIZE") == 1
+    for op in operators(artifact)[:-1]:
+        assert op.outputs[0].dtype == "INT16", op
+    weights = [op.inputs[1] for op in operators(artifact) if op.kind == "CONV_2D"]
+    assert all(weight is not None and weight.dtype == "INT8" for weight in weights)
+    assert artifact.achieved.macs_fraction("int16x8") == 1.0
+
+
+def test_int16x8_has_the_ranges_of_our_calibration(export: Export) -> None:
+    """Extremes of all samples, not a moving average of them; rounded to bfloat16 where calibration ran in it."""
+    artifact = export("residual_cnn", "int16x8")
+    _, example_inputs = models.residual_cnn()
+    largest = max(float(sample[0].abs().max()) for sample in batches(example_inputs, 8))
+    graph = flatbuffer.read(artifact.entry).subgraphs[0]
+    scale = next(t.quantization.scale[0] for t in graph.tensors if flatbuffer.type_name(t) == "INT16")
+    assert scale == pytest.approx(largest / 32767, rel=2**-8)
+
+
+def test_int16x8_leaves_what_calibration_does_not_see_in_float(export: Export) -> None:
+    artifact = export("transformer_encoder", "int16x8")
+    assert artifact.achieved.macs_fraction("int16x8") == 1.0
+    norms = [layer for layer in artifact.achieved.layers if layer.op == "layer_norm"]
+    assert all(layer.precision == "float32" for layer in norms)
+
+
+def test_excluded_layers_stay_float_in_int16x8(export: Export) -> None:
+    artifact = export("residual_cnn", "int16x8", exclude=("fc",))
+    found = {layer.module_path: layer.precision for layer in artifact.achieved.layers if layer.macs}
+    assert [path for path, precision in found.items() if precision != "int16x8"] == ["fc"]
+
+
 @pytest.mark.parametrize("kernels", ["builtin", "reference"])
 def test_other_kernels_agree_up_to_rounding(export: Export, kernels: str, tmp_path: Path) -> None:
     artifact = export("mobilenet_like", "int8")
