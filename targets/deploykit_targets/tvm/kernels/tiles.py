@@ -28,17 +28,17 @@ def choose_tile(rows: int, vectors: int, dot: Dot) -> tuple[int, int]:
     """
     counts = range(dot.pair, rows + 1, dot.pair)
     tiles = [(r, v) for v in range(1, vectors + 1) for r in counts if _held(r, v, dot) <= dot.registers]
-    return min(tiles, key=lambda tile: (_cycles(rows, vectors, *tile, dot), tile[0] / dot.wide + tile[1]))
+    return min(tiles, key=lambda tile: (_cycles(rows, vectors, dot, *tile), tile[0] / dot.wide + tile[1]))
 
 
 def _held(r: int, v: int, dot: Dot) -> int:
     """Registers of a tile."""
-    if dot.pair > 1:  # weights fill a register per two columns: two of them at a time
-        return r * v + r // dot.pair + 2
+    if dot.pair > 1:  # weights fill a register per two columns, activations one per two rows, two at a time
+        return r * v + 2 * v + 2
     return r * v + v + (r if dot.wide > 1 else 1)
 
 
-def _cycles(rows: int, vectors: int, r: int, v: int, dot: Dot) -> float:
+def _cycles(rows: int, vectors: int, dot: Dot, r: int, v: int) -> float:
     steps = -(-rows // r) * -(-vectors // v)
     loads = r + v if dot.pair == 1 else 1.5 * (r + 2 * v)  # three beside four products
     return steps * (max(r * v, loads, _PIPELINE) + 0.5)
@@ -52,7 +52,7 @@ def fold_rows(count: int, vectors: int, dot: Dot) -> tuple[int, int]:
     lengths = [length for length in range(32, min(count, 256) + 1) if count % length == 0]
 
     def cost(length: int) -> float:
-        return _cycles(length, vectors, *choose_tile(length, vectors, dot), dot) / length
+        return _cycles(length, vectors, dot, *choose_tile(length, vectors, dot)) / length
 
     length = min(lengths, key=cost, default=count)
     return count // length, length

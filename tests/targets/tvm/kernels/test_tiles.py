@@ -40,4 +40,4 @@ def test_many_pixels_become_many_lines() -> None:
 def test_steps_of_two_rows_get_tiles_of_pairs(rows: int, vectors: int) -> None:
     r, v = choose_tile(rows, vectors, SMMLA)
     assert r % 2 == 0
-    assert r * v + r // 2 + 2 <= SMMLA.registers
+    assert r * v + 2 * v + 2 <= SMMLA.registers
