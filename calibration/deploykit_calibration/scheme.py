@@ -200,6 +200,13 @@ ONNX_X86_NO_VNNI = replace(ONNX_X86, name="onnx-x86-no-vnni", reduce_range=True)
 # Reads the same file; its convolutions may write float.
 OPENVINO = replace(ONNX_X86, name="openvino", rules=with_rules(ONNX_X86, conv=INT8_IN_OUT))
 
+# PyTorch's compiler gives convolution and linear to oneDNN, which adds a float bias; products of two activations stay
+# float there.
+AOTINDUCTOR = replace(
+    ONNX_X86, name="aotinductor", bias="float", rules=with_rules(ONNX_X86, matmul=_no_kernel("matmul"))
+)
+AOTINDUCTOR_NO_VNNI = replace(AOTINDUCTOR, name="aotinductor-no-vnni", reduce_range=True)
+
 # A classifier narrower than an int8 tile of the tensor cores is no faster in int8, and costs 4 dB on a digits ResNet.
 # After NVIDIA's explicit-quantization guide: inputs only, symmetric, and of a residual addition only the skip
 # connection, so that convolution, addition and activation fuse into one kernel.
@@ -299,6 +306,10 @@ TVM = QuantScheme(
 )
 
 SCHEMES: Mapping[str, QuantScheme] = {
-    scheme.name: scheme for scheme in (ONNX_X86, ONNX_X86_NO_VNNI, OPENVINO, TENSORRT, MIGRAPHX, LITERT, COREML, TVM)
+    scheme.name: scheme
+    for scheme in (
+        *(ONNX_X86, ONNX_X86_NO_VNNI, OPENVINO, AOTINDUCTOR, AOTINDUCTOR_NO_VNNI),
+        *(TENSORRT, MIGRAPHX, LITERT, COREML, TVM),
+    )
 }
 """The ready-made schemes by name."""

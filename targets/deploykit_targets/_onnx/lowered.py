@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from deploykit.errors import CalibrationError, UsageError
+from deploykit.errors import UsageError
+from deploykit_calibration.job import quantize
 from deploykit_calibration.layers import float_layers
-from deploykit_calibration.placement import LayerPlacement, place
+from deploykit_calibration.placement import LayerPlacement
 from deploykit_calibration.scheme import QuantScheme
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets._onnx.lower import to_onnx
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     import onnx
 
     from deploykit.target import ConversionJob
-    from deploykit_calibration.table import CalibrationTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +49,7 @@ def lower_quantized(job: ConversionJob, scheme: QuantScheme, *, opset: int = 20)
     Raises:
         CalibrationError: the job has no table.
     """
-    if job.table is None:
-        raise CalibrationError("a static int8 conversion needs a calibration table", hint="pass calibration=")
-    table = cast("CalibrationTable", job.table)
-    quantized = place(job.captured, table, scheme, method=job.method, include=job.include, exclude=job.exclude)
+    quantized = quantize(job, scheme)
     log: list[str] = []
     model = to_onnx(job.captured, quantized.graph_module, opset=opset, log=log)
     return Lowered(model, quantized.layers, SimulatedModel(job.captured, quantized), "\n".join(log))

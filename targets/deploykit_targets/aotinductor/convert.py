@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._inductor import aoti_compile_and_package
 from torch.export.passes import move_to_device_pass
+from torch.fx import GraphModule
 
 from deploykit._optional import versions
 from deploykit.errors import ConversionError, DeviceError
@@ -16,8 +18,13 @@ from deploykit.host import this_host
 from deploykit.precision import Precision
 from deploykit.quiet import kept_quiet
 from deploykit.target import Conversion, ConversionJob
+from deploykit_calibration.job import quantize
 from deploykit_calibration.layers import float_layers, reconcile
+from deploykit_calibration.placement import LayerPlacement
+from deploykit_calibration.simulate import SimulatedModel
+from deploykit_targets.aotinductor.count import integer_layers
 from deploykit_targets.aotinductor.retype import retyped
+from deploykit_targets.aotinductor.scheme import scheme_of
 
 if TYPE_CHECKING:
     from deploykit.devices import Device
@@ -27,41 +34,76 @@ _DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precisi
 _NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
 
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What is compiled: a graph, its layers, and the q/dq graph in PyTorch where there is one."""
+
+    graph_module: GraphModule
+    layers: tuple[LayerPlacement, ...]
+    simulation: SimulatedModel | None
+
+
 def convert(job: ConversionJob) -> Conversion:
     """Write `model.pt2`.
 
     Raises:
         DeviceError: the device is a GPU, and this machine has none of its architecture.
+        CalibrationError: int8 without a table.
         ConversionError: the compiler refused.
     """
     place = torch_device(job.device)
+    source = _quantized(job) if job.precision is Precision.INT8 else _float(job)
     log: list[str] = []
     with kept_quiet(log):
-        program: Any = job.captured.export_program(retyped(job.captured, _DTYPES[job.precision]))
+        program: Any = job.captured.export_program(source.graph_module)
         if place == "cuda":
             program = move_to_device_pass(program, place)
         try:
-            _compile(program, job.folder / ENTRY, job.options.max_autotune)
+            _compile(program, job, job.folder / ENTRY)
         except Exception as error:  # the compiler's errors have no common base
             raise ConversionError(
                 f"AOTInductor cannot compile the model: {error}",
                 hint="a C++ compiler is needed; see `deploykit doctor`",
             ) from error
-    executed = {layer.name: _NAMES[job.precision] for layer in float_layers(job.captured)}
+    executed = _executed(job, source)
+    _canonical(job.folder / ENTRY)
     return Conversion(
         entry=ENTRY,
-        achieved=reconcile(job.precision, float_layers(job.captured), executed, source="types of the compiled graph"),
+        achieved=reconcile(job.precision, source.layers, executed, source="the compiler's generated code"),
         tool_versions=versions("torch"),
+        simulation=source.simulation,
         log="\n".join(log),
         metadata={"compiled_for": compiled_for(job.device), "torch_device": place},
     )
 
 
-def _compile(program: Any, path: Path, max_autotune: bool) -> None:
-    # Kernels ask at run time how many threads there are, so that `open(threads=)` means something.
-    configs = {"max_autotune": max_autotune, "cpp.dynamic_threads": True}
-    aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
-    _canonical(path)
+def _float(job: ConversionJob) -> _Source:
+    return _Source(retyped(job.captured, _DTYPES[job.precision]), float_layers(job.captured), None)
+
+
+def _quantized(job: ConversionJob) -> _Source:
+    quantized = quantize(job, scheme_of(this_host()))
+    return _Source(quantized.graph_module, quantized.layers, SimulatedModel(job.captured, quantized))
+
+
+def _executed(job: ConversionJob, source: _Source) -> dict[str, str]:
+    """Layer name to precision. Float graphs are typed throughout; int8 is what calls an integer kernel."""
+    if job.precision is not Precision.INT8:
+        return {layer.name: _NAMES[job.precision] for layer in source.layers}
+    integer = integer_layers(job.folder / ENTRY, source.layers)
+    return {layer.name: "int8" if layer.name in integer else "float32" for layer in source.layers if layer.macs}
+
+
+def _compile(program: Any, job: ConversionJob, path: Path) -> None:
+    configs = {
+        "max_autotune": job.options.max_autotune,
+        # kernels ask at run time how many threads there are, so that `open(threads=)` means something
+        "cpp.dynamic_threads": True,
+        # the compiler looks for q/dq patterns only where weights are constants that it may pack
+        "freezing": job.precision is Precision.INT8,
+    }
+    with torch.no_grad():
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
 
 
 def _canonical(path: Path) -> None:

@@ -1,7 +1,6 @@
 """The AOTInductor plugin: PyTorch's own compiler, ahead of time, into a package of native code.
 
-For machines that have an NVIDIA GPU but no TensorRT, and to compare with. Float only: static int8 is what the other
-toolchains are for.
+For machines that have an NVIDIA GPU but no TensorRT, for CPUs with AMX, and to compare with.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class AotInductorTarget(Target):
         """See `Target.capabilities`."""
         return Capabilities(
             summary="CPUs and NVIDIA GPUs through PyTorch's AOTInductor",
-            precisions=(Precision.FP32, Precision.FP16, Precision.BF16),
+            precisions=(Precision.INT8, Precision.FP32, Precision.FP16, Precision.BF16),
             devices=load_devices(Path(__file__).with_name("devices.toml"), toolchain=self.name),
             export_extra="aotinductor",
             runtime_extra="aotinductor",

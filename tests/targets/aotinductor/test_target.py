@@ -11,6 +11,8 @@ import torch
 import deploykit
 from deploykit.capture import capture
 from deploykit.testing import models
+from deploykit_calibration.placement import LayerPlacement
+from deploykit_targets.aotinductor.count import integer_layers
 from deploykit_targets.aotinductor.retype import retyped
 
 
@@ -61,3 +63,53 @@ def test_a_narrow_graph_keeps_its_interface(dtype: torch.dtype) -> None:
     weights = [value for value in retyped(captured, dtype).state_dict().values() if value.is_floating_point()]
     assert all(value.dtype is dtype for value in weights)
     assert all(value.dtype is not dtype for value in captured.graph_module.state_dict().values())
+
+
+@pytest.fixture(scope="module")
+def int8_artifact(tmp_path_factory: pytest.TempPathFactory) -> deploykit.Artifact:
+    model, example_inputs = models.residual_cnn()
+    return deploykit.export(
+        model, target="x86-cpu:aotinductor", precision="int8", example_inputs=example_inputs,
+        calibration=[example_inputs], output=tmp_path_factory.mktemp("int8") / "a", progress=False, profile=False,
+    )  # fmt: skip
+
+
+def test_int8_is_what_calls_integer_kernels(int8_artifact: deploykit.Artifact) -> None:
+    achieved = int8_artifact.achieved
+    assert {layer.precision for layer in achieved.layers if layer.macs} == {"int8"}
+    assert achieved.source == "the compiler's generated code"
+
+
+def test_int8_computes_what_was_simulated(int8_artifact: deploykit.Artifact) -> None:
+    parity = int8_artifact.parity
+    assert parity is not None
+    # integers are the same; what is left is the order of float additions
+    assert next(link.worst.sqnr_db for link in parity.chain if "simulated" in link.reference) > 100.0
+
+
+def call(kind: str, scales: str) -> str:
+    return (
+        f"    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__q{kind}_pointwise_tensor(buf0, x_scale, x_zp, p0, {scales}));"
+    )
+
+
+@pytest.mark.parametrize(
+    ("calls", "integer"),
+    [
+        ([call("conv", "a_weight_scale, a_weight_zero_point"), call("conv", "b_weight_scale_0, z")], {"a", "b"}),
+        ([call("conv", "a_weight_scale, a_weight_zero_point"), call("conv", "buf2, buf3")], {"a", "b"}),
+        ([call("conv", "buf2, buf3")], set()),
+        ([call("linear", "c_weight_scale, z"), "aoti_torch_cpu_bmm_out(buf1, a_weight_scale)"], {"c"}),
+        ([], set()),
+    ],
+    ids=["by name", "the only one left", "one of two", "other kernels", "none"],
+)
+def test_calls_are_ascribed_to_layers(tmp_path: Path, calls: list[str], integer: set[str]) -> None:
+    package = tmp_path / "model.pt2"
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("model/data/wrapper.cpp", "\n".join(calls))
+    layers = [
+        LayerPlacement(name, name, kind, 1, 1, "int8", "")
+        for name, kind in {"a": "conv", "b": "conv", "c": "linear"}.items()
+    ]
+    assert integer_layers(package, layers) == integer
