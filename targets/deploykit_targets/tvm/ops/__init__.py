@@ -9,6 +9,7 @@ from deploykit_targets.tvm.ops import (  # noqa: F401 -- each registers its tran
     linear,
     pooling,
     quantisation,
+    resize,
     rows,
 )
 from deploykit_targets.tvm.ops.table import Call, NotCoveredError, known_operators, lookup

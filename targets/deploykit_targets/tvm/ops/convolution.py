@@ -73,6 +73,75 @@ def convolution(c: Call) -> Tensor:
     return _convolved(c, image, tall, window)
 
 
+@lowers("aten.conv_transpose2d.input", "aten.conv_transpose1d.default")
+def transposed(c: Call) -> Tensor:
+    """Transposed convolutions: a product and a rearrangement where windows do not overlap, else over spread inputs."""
+    weight = c.constant("weight")
+    assert weight is not None
+    flat = weight.array.ndim == 3
+    value = c.tensor("input")
+    real = weight.real[:, :, None] if flat else weight.real
+    if flat:
+        value = reshaped(c.emit, value, (*value.shape[:2], 1, value.shape[2]))
+    stride, dilation, padding = (
+        _pair(c[name], flat, n) for name, n in (("stride", 1), ("dilation", 1), ("padding", 0))
+    )
+    extra, groups = _pair(c["output_padding"], flat, 0), int(c["groups"])
+    apart = stride == real.shape[2:] and (dilation, padding, extra, groups) == ((1, 1), (0, 0), (0, 0), 1)
+    result = (
+        _side_by_side(c, value, real) if apart else _spread(c, value, real, stride, dilation, padding, extra, groups)
+    )
+    return reshaped(c.emit, result, c.shape)
+
+
+def _side_by_side(c: Call, value: Tensor, weight: Array) -> Tensor:
+    """Every input makes a block of outputs by itself: a 1x1 convolution to (kernel, channels) columns, then moved."""
+    inputs, columns, tall, wide = weight.shape
+    batch, _, height, width = value.shape
+    filters = Constant(weight.transpose(2, 3, 1, 0).reshape(tall * wide * columns, inputs, 1, 1))
+    bias = c.constant("bias")
+    repeated = None if bias is None else Constant(np.tile(bias.real, tall * wide))
+    shape = ConvShape(batch, height, width, inputs, tall * wide * columns)
+    layer = Layer(c, shape, c.emit.isa.float32, filters, repeated, None)
+    blocks = layer.run(c.emit.dense(value, _NHWC, real=True), Tail((c.node,)))
+    # (batch, height, width, tall, wide, columns) in memory
+    step = blocks.strides[3] // (tall * wide)
+    strides = (blocks.strides[0], 1, blocks.strides[2], wide * step, blocks.strides[3], step)
+    moved = replace(blocks, shape=(batch, columns, height, tall, width, wide), strides=strides)
+    target = c.emit.new((batch, columns, height, tall, width, wide), "float32", (0, 2, 3, 4, 5, 1))
+    return c.emit.store(moved, target)
+
+
+def _spread(
+    c: Call,
+    value: Tensor,
+    weight: Array,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    padding: tuple[int, int],
+    extra: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """A convolution with turned filters over inputs that are `stride` apart, zeros between."""
+    batch, channels, height, width = value.shape
+    kernel = weight.shape[2:]
+    first = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    if min(first) < 0:
+        raise NotCoveredError("it cuts off more than its window")
+    sizes = [(n - 1) * s + 1 for n, s in zip((height, width), stride, strict=True)]
+    tall, wide = (n + 2 * f + e for n, f, e in zip(sizes, first, extra, strict=True))
+    source = c.emit.new((batch, channels, tall, wide), "float32", _NHWC)
+    c.emit.fill(source, 0)
+    strides = source.strides
+    offset = first[0] * strides[2] + first[1] * strides[3]
+    apart = (strides[0], strides[1], strides[2] * stride[0], strides[3] * stride[1])
+    c.emit.store(value, replace(source, shape=value.shape, strides=apart, offset=offset))
+    per_group = weight.reshape(groups, channels // groups, *weight.shape[1:])[..., ::-1, ::-1]
+    filters = Constant(per_group.swapaxes(1, 2).reshape(-1, channels // groups, *kernel).copy())
+    shape = ConvShape(batch, tall, wide, channels, filters.shape[0], (kernel[0], kernel[1]), (1, 1), dilation, groups)
+    return Layer(c, shape, c.emit.isa.float32, filters, c.constant("bias"), None).finish(source)
+
+
 def _pair(value: Any, flat: bool, missing: int) -> tuple[int, int]:
     """(vertical, horizontal) of an argument; of one dimension, vertically nothing."""
     numbers = [int(x) for x in value] if isinstance(value, (list, tuple)) else [int(value)]
@@ -89,18 +158,15 @@ def _named_padding(name: str, kernel: tuple[int, ...], dilation: tuple[int, int]
     return top, bottom, left, right
 
 
-def _convolved(c: Call, value: Tensor, weight: Constant, window: Window) -> Tensor:
+def _convolved(c: Call, value: Tensor, weight: Constant, window: Window) -> View:
     """The convolution with its tail."""
     of = affine_of(value) if weight.scales is not None else None
-    dot = c.emit.isa.int8 if of is not None else c.emit.isa.float32
-    if of is None and affine_of(value) is not None:
-        value = c.emit.dense(value, _NHWC, real=True)
-    source = c.emit.padded(value, window.padding, 0 if of is None else of.zero_point)
-    batch, channels, height, width = source.shape
+    batch, channels, height, width = value.shape
+    top, bottom, left, right = window.padding
     shape = ConvShape(
         batch,
-        height,
-        width,
+        height + top + bottom,
+        width + left + right,
         channels,
         weight.shape[0],
         (weight.shape[2], weight.shape[3]),
@@ -108,8 +174,13 @@ def _convolved(c: Call, value: Tensor, weight: Constant, window: Window) -> Tens
         window.dilation,
         window.groups,
     )
-    layer = Layer(c, shape, dot, weight, c.constant("bias"), of)
-    return layer.finish(source)
+    dot = c.emit.isa.int8 if of is not None else c.emit.isa.float32
+    layer = Layer(c, shape, dot, weight, c.constant("bias"), of, padding=window.padding)
+    if layer.depthwise:
+        return layer.finish(c.emit.dense(value, _NHWC, real=of is None))
+    if of is None and affine_of(value) is not None:
+        value = c.emit.dense(value, _NHWC, real=True)
+    return layer.finish(c.emit.padded(value, window.padding, 0 if of is None else of.zero_point))
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +189,7 @@ class Layer:
 
     Attributes:
         shape: padding included.
+        padding: top, bottom, left, right.
         of: quantization of the input; None computes in float32.
         shown: shape of the result, where it is not an image; then `order` is that of its axes.
     """
@@ -130,11 +202,13 @@ class Layer:
     of: Affine | None
     shown: tuple[int, ...] = ()
     order: tuple[int, ...] = _NHWC
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def depthwise(self) -> bool:
-        """Whether each channel has a filter of its own."""
-        return 1 < self.shape.groups == self.shape.channels == self.shape.columns
+        """Whether the kernel for one filter per channel computes it; that one does not store int8 sums as float32."""
+        rounded = self.of is None or tail_of(self.call.node).affine is not None
+        return rounded and 1 < self.shape.groups == self.shape.channels == self.shape.columns
 
     @property
     def result_shape(self) -> tuple[int, int, int, int]:
@@ -169,7 +243,7 @@ class Layer:
         """Add the step.
 
         Args:
-            source: dense NHWC, padded.
+            source: dense NHWC; padded, unless it is depthwise.
             tail: what follows the layer, or the addition where there is one.
             joined: the residual that is added.
             own: with it: what follows the convolution before the addition.
@@ -182,7 +256,7 @@ class Layer:
         values = self.weight.array if integer else self.weight.real.astype(np.float32)
         result = emit.new(self.shown or self.result_shape, tail.dtype, self.order, tail.affine)
         macs = self.shape.batch * elements(self.result_shape[1:]) * elements(self.weight.shape[1:])
-        if self.depthwise and not (integer and tail.affine is None):
+        if self.depthwise:
             self._depthwise(source, result, values, bias, scale, tail, macs)
         else:
             plan = plan_conv(self.shape, dot)
@@ -213,12 +287,12 @@ class Layer:
         self, source: View, result: View, values: Array, bias: Array, scale: Array | None, tail: Tail, macs: int
     ) -> None:
         emit, dot = self.call.emit, self.dot
-        weights = pack_depthwise(values, dot)
+        weights, zero = pack_depthwise(values, dot), 0 if self.of is None else self.of.zero_point
         constants = bias if scale is None else np.concatenate([scale, bias])
         emit.call(
             "depthwise",
-            (self.shape, dot.mnemonic, tail.clip),
-            lambda: depthwise(self.shape, dot, limits=tail.clip),
+            (self.shape, self.padding, zero, dot.mnemonic, tail.clip),
+            lambda: depthwise(self.shape, dot, limits=tail.clip, padding=self.padding, zero=zero),
             [whole(source), Part(emit.constant(weights), weights.size), Part(emit.constant(constants), constants.size)],
             [whole(result)],
             macs=macs,
