@@ -184,7 +184,7 @@ ISAS: Mapping[str, Isa] = {
         Isa(
             "i8mm",
             _arm("neoverse-v1", "+neon", "+dotprod", "+i8mm", "+fullfp16"),
-            Dot(4, 8, "int8", "int8", "int32", 30, "smmla", _smmla, pair=2, alone=_SDOT),
+            Dot(4, 8, "int8", "int8", "int32", 28, "smmla", _smmla, pair=2, alone=_SDOT),
             _float(4, 32, "fmla"),
         ),
         Isa(
