@@ -105,10 +105,12 @@ def _measure(task: Task, reference: Session, artifact: Artifact, target: Target)
 def profile(plan: Plan, artifact: Artifact, job: ConversionJob) -> Profile | None:
     """Measured (or, where the device is not here, estimated) speed beside the float build.
 
-    None where it is not wanted, and under emulation, whose speed means nothing.
+    None where it is not wanted, and under emulation, whose speed means nothing, of a device without published rates.
     """
     target = plan.resolved.target
-    if not plan.profile or target.evidence(artifact) is Evidence.EMULATOR:
+    if not plan.profile:
+        return None
+    if target.evidence(artifact) is Evidence.EMULATOR and not plan.resolved.device.peak_tops:
         return None
     can_float = Precision.FP32 in target.capabilities().precisions and Precision.FP32 in plan.resolved.device.precisions
     if plan.precision is Precision.FP32 or not can_float:

@@ -44,11 +44,13 @@ class Artifact:
     Args:
         path: its folder.
         manifest: its validated manifest.
+        board: address of the machine that it is run on; None for this one. See `on_board`.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, board: str | None = None) -> None:
         self.path = path
         self.manifest = manifest
+        self._board = board
 
     @property
     def target(self) -> str:
@@ -114,7 +116,24 @@ class Artifact:
             MissingDependencyError: the runtime is not installed.
             DeviceError: the artifact must first be built on its device, or the device is not here.
         """
-        return self._target().open(self, threads=threads)
+        return self.plugin().open(self, threads=threads)
+
+    def on_board(self, address: str) -> Artifact:
+        """The same artifact, opened, verified and profiled on a board; see `Target.on_board`.
+
+        Its program is copied to the board over SSH and executed there.
+
+        Args:
+            address: as for `ssh`, such as `user@host`.
+        """
+        return Artifact(self.path, self.manifest, board=address)
+
+    def plugin(self) -> Target:
+        """The toolchain that it was made with and is run by."""
+        from deploykit.registry import toolchain
+
+        found = toolchain(self.manifest.toolchain)
+        return found if self._board is None else found.on_board(self._board)
 
     def golden(self) -> Golden:
         """Read the golden inputs and outputs.
@@ -162,11 +181,6 @@ class Artifact:
 
     def __repr__(self) -> str:
         return f"<Artifact {self.target} {self.precision} {self.status} at {str(self.path)!r}>"
-
-    def _target(self) -> Target:
-        from deploykit.registry import toolchain
-
-        return toolchain(self.manifest.toolchain)
 
     def _require_parity(self) -> ParityReport:
         if self.manifest.parity is None:

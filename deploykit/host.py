@@ -54,8 +54,13 @@ def usable_cores() -> int:
 
 def _read_isa() -> tuple[str, ...]:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return isa_in(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return ()
+
+
+def isa_in(cpuinfo: str) -> tuple[str, ...]:
+    """The instruction sets that matter, of the text of a /proc/cpuinfo (of this machine or another one)."""
+    lines = cpuinfo.splitlines()
     flags = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split(":", 1)[1].split()}
     return tuple(name for name in _ISA_OF_INTEREST if name in flags)

@@ -26,6 +26,7 @@ from deploykit._optional import Requirement, SystemTool
 from deploykit.achieved import Achieved
 from deploykit.devices import Device
 from deploykit.errors import ArtifactError, DeviceError, MissingDependencyError, UnsupportedPrecisionError, UsageError
+from deploykit.estimate import estimate
 from deploykit.host import this_host
 from deploykit.manifest import PendingBuild
 from deploykit.parity import LayerParity, ParityReport, Stage, Tolerance, compare_chain
@@ -318,9 +319,15 @@ class Target(ABC):
     ) -> Profile:
         """Measure an artifact on its golden inputs, in turns with a float build where given.
 
+        Where running it here means emulation, whose speed says nothing, it is an estimate from the device table.
+
         Args:
             baseline: what to call it, and the float build.
+        Raises:
+            DeviceError: neither is possible: under emulation, and the table has no rates.
         """
+        if self.evidence(artifact) is Evidence.EMULATOR:
+            return estimate(artifact, self.capabilities().devices[artifact.manifest.device], baseline=baseline)
         feeds = artifact.golden().inputs[0]
         measuring = Measuring(artifact.size_bytes, self.evidence(artifact), peak_memory_bytes(artifact.path), effort)
         with self.open(artifact, threads=effort.threads) as session:
@@ -332,6 +339,18 @@ class Target(ABC):
     def evidence(self, artifact: Artifact) -> Evidence:
         """Evidence level of running `artifact` here; override where it depends on the machine."""
         return self.capabilities().evidence
+
+    def on_board(self, address: str) -> Target:
+        """This toolchain with a board on the network as the machine that its artifacts are run on.
+
+        Using it copies the artifact's program to the board and executes it there.
+
+        Args:
+            address: as for `ssh`, such as `user@host`; nothing is contacted before an artifact is opened.
+        Raises:
+            UsageError: the toolchain has no programs for boards, or this is no address.
+        """
+        raise UsageError(f"{self.name} cannot run artifacts on a board over SSH", hint="copy the artifact to the board")
 
     # -- hooks ----------------------------------------------------------------------------------------------
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deploykit.cli.output import note
 from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
 
 # Both are acted on in `app.run`, which must know them even where the parsing of the rest fails.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
@@ -18,6 +22,14 @@ ArtifactPath = Annotated[str, typer.Argument(metavar="ARTIFACT", help="Folder of
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the runtime; all usable cores if not given.")
 ]
+Board = Annotated[
+    str | None,
+    typer.Option(
+        "--board",
+        metavar="ADDRESS",
+        help="Run on this machine, as for ssh (user@host): copies the artifact's program there and executes it.",
+    ),
+]
 Options = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the toolchain; repeatable.")
 ]
@@ -25,6 +37,17 @@ NoProfile = Annotated[bool, typer.Option("--no-profile", help="Measure no speed.
 NoStrict = Annotated[
     bool, typer.Option("--no-strict", help="Keep an artifact that misses a gate, marked failed, and exit with 0.")
 ]
+
+
+def load_on(path: str, board: str | None) -> Artifact:
+    """Load an artifact, to be run here or on the board that the user named."""
+    from deploykit.artifact import load
+
+    found = load(path)
+    if board is None:
+        return found
+    note(f"this copies a program to {board} over SSH and executes it there")
+    return found.on_board(board)
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`deploykit profile`: measure an artifact on this machine."""
+"""`deploykit profile`: measure an artifact on this machine, or on a board."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploykit.cli.output import Answer, note
-from deploykit.cli.parameters import ArtifactPath, Debug, Json, Threads
+from deploykit.cli.parameters import ArtifactPath, Board, Debug, Json, Threads, load_on
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,24 +26,24 @@ def profile(
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="Another artifact, measured in turns with this one.")
     ] = None,
+    board: Board = None,
     save: Annotated[bool, typer.Option("--save", help="Keep the profile in the artifact.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Measure the speed of an artifact here.
+    """Measure the speed of an artifact here, or on a board.
 
     Latency, throughput and memory, on the golden inputs.
     """
     from deploykit.artifact import load
     from deploykit.profiling import Effort
     from deploykit.progress import Steps
-    from deploykit.registry import toolchain
 
-    found = load(artifact)
+    found = load_on(artifact, board)
     other = None if baseline is None else (baseline, _same_toolchain(load(baseline), found))
     effort = Effort(seconds=seconds, threads=threads)
     with Steps().step("measuring"):
-        measured = toolchain(found.manifest.toolchain).profile(found, baseline=other, effort=effort)
+        measured = found.plugin().profile(found, baseline=other, effort=effort)
     if save:
         found.save_profile(measured)
         if other is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.cli.output import Answer, note
-from deploykit.cli.parameters import Debug, Json, Threads
+from deploykit.cli.parameters import Board, Debug, Json, Threads, load_on
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def run(
         str, typer.Option("--output", "-o", metavar="FILE", help=".npz or .safetensors for the outputs.")
     ],
     threads: Threads = None,
+    board: Board = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -52,7 +53,7 @@ def run(
 
     _check_suffix(destination)
     arrays = _read(source)
-    with _open(artifact, threads) as session:
+    with _open(artifact, threads, board) as session:
         batches = _batches(session.inputs, _pick(session.inputs, arrays, source))
         outputs = _join([session.run(feeds) for feeds in batches], session)
     write_file(Path(destination), _encode(outputs, destination))
@@ -64,12 +65,15 @@ def run(
     )
 
 
-def _open(path: str, threads: int | None) -> Session:
-    from deploykit.artifact import load
+def _open(path: str, threads: int | None, board: str | None) -> Session:
     from deploykit.registry import opener_of
 
     opener = opener_of(Path(path))
-    return load(path).open(threads=threads) if opener is None else opener.open_file(Path(path), threads=threads)
+    if opener is None:
+        return load_on(path, board).open(threads=threads)
+    if board is not None:
+        raise UsageError(f"--board takes an exported artifact, not {path}")
+    return opener.open_file(Path(path), threads=threads)
 
 
 def _check_suffix(path: str, suffixes: tuple[str, ...] = _SUFFIXES) -> None:

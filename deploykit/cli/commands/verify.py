@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from deploykit.cli.output import Answer
-from deploykit.cli.parameters import ArtifactPath, Debug, Json
+from deploykit.cli.parameters import ArtifactPath, Board, Debug, Json, load_on
 
 
-def verify(artifact: ArtifactPath, json: Json = False, debug: Debug = False) -> Answer:
-    """Check an artifact on this machine.
+def verify(artifact: ArtifactPath, board: Board = None, json: Json = False, debug: Debug = False) -> Answer:
+    """Check an artifact on this machine, or on a board.
 
     Every hash is checked, the golden inputs are run, and the results compared with the golden outputs.
     """
-    from deploykit.artifact import golden_tolerance, load
+    from deploykit.artifact import golden_tolerance
     from deploykit.cli import figures
     from deploykit.cli.tables import pairs
     from deploykit.progress import Steps
 
     steps = Steps()
     with steps.step("checking hashes"):
-        found = load(artifact)
+        found = load_on(artifact, board)
     with steps.step("running golden data"):
         metrics = found.verify()
         samples = len(found.golden().inputs)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from deploykit._optional import SystemTool
 from deploykit.errors import DeviceError, UsageError
+from deploykit.host import Host, isa_in
 from deploykit.storage import sha256_of
 from deploykit_targets._board.child import Child
 
@@ -50,15 +51,26 @@ class Board:
         if not _ADDRESS.fullmatch(address):
             raise UsageError(f"{address!r} is not an address that ssh takes", hint="user@host")
         self.address = address
+        self._host: Host | None = None
 
-    def machine(self) -> str:
-        """Its architecture, as `uname -m` has it.
+    def cores(self) -> int:
+        """How many cores its programs may use."""
+        return self.host().cores
+
+    def host(self) -> Host:
+        """What machine it is; asked once.
 
         Raises:
             MissingDependencyError: there is no `ssh` here.
-            DeviceError: it cannot be reached.
+            DeviceError: it cannot be reached, or is no Linux machine.
         """
-        return self._run("uname -m").stdout.decode(errors="replace").strip()
+        if self._host is None:
+            said = self._run("uname -m; uname -s; nproc; cat /proc/cpuinfo").stdout.decode(errors="replace")
+            arch, system, cores, cpuinfo = (said.split("\n", 3) + [""] * 4)[:4]
+            if not cores.isdigit():
+                raise DeviceError(f"{self} does not answer like a Linux machine: {said[:200]}", hint=self._hint)
+            self._host = Host(arch, isa_in(cpuinfo), int(cores), system)
+        return self._host
 
     def upload(self, files: Sequence[Path], *, executable: str) -> str:
         """Copy files into one folder on the board.

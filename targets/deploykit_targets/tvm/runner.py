@@ -137,7 +137,7 @@ class BoardSession(RunnerSession):
 
     def __init__(self, artifact: Artifact, threads: int, board: Board) -> None:
         wanted = artifact.manifest.metadata[METADATA]["arch"]
-        if (found := board.machine()) != wanted:
+        if (found := board.host().arch) != wanted:
             raise DeviceError(f"{board} is a {found}; {artifact.path.name} is code for {wanted}")
         folder = board.upload([artifact.path / RUNNER, artifact.path / CONSTANTS], executable=RUNNER)
         child = board.start(

@@ -1,0 +1,110 @@
+"""`RunsCompiled`: where a compiled artifact is run, and what running it there proves.
+
+In this process where the artifact is code for this architecture; on a board that the user names; else under emulation
+of the board's CPU, whose results count and whose times do not.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from deploykit.precision import Evidence
+from deploykit.profiling import DEFAULT_EFFORT, MIN_RUNS, WARM_UP_RUNS, Effort, Percentiles, Profile, batch_size
+from deploykit.target import Target
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+    from deploykit.session import Session
+    from deploykit.tensors import Feeds
+    from deploykit_targets._board.ssh import Board
+    from deploykit_targets.tvm.runner import BoardSession, Timing
+
+
+class RunsCompiled(Target):
+    """Base of the plugin: everything that has to do with running."""
+
+    _board: Board | None = None
+
+    def on_board(self, address: str) -> Target:
+        """See `Target.on_board`."""
+        from deploykit_targets._board.ssh import Board
+
+        other = copy.copy(self)
+        other._board = Board(address)
+        return other
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> Session:
+        """See `Target.open`; all cores are those of the machine that runs the artifact."""
+        if threads is None and self._board is not None:
+            threads = self._board.cores()
+        return super().open(artifact, threads=threads)
+
+    def evidence(self, artifact: Artifact) -> Evidence:
+        """`device` on a board and where the artifact is code for this architecture; else `emulator`."""
+        from deploykit_targets.tvm.session import is_native
+
+        return Evidence.DEVICE if self._board is not None or is_native(artifact) else Evidence.EMULATOR
+
+    def profile(
+        self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT
+    ) -> Profile:
+        """See `Target.profile`; a board measures with its own clock, without what the network takes."""
+        if self._board is None:
+            return super().profile(artifact, baseline=baseline, effort=effort)
+        return measure_on_board(self._board, artifact, effort, baseline)
+
+    def _open(self, artifact: Artifact, threads: int) -> Session:
+        if self._board is not None:
+            from deploykit_targets.tvm.runner import BoardSession
+
+            return BoardSession(artifact, threads, self._board)
+        from deploykit_targets.tvm.session import open_session
+
+        return open_session(artifact, threads)
+
+
+def measure_on_board(
+    board: Board, artifact: Artifact, effort: Effort, baseline: tuple[str, Artifact] | None = None
+) -> Profile:
+    """Profile an artifact on a board, and a float build of the same model after it.
+
+    The time is for inputs that are in the program's memory to outputs that are: no network, no Python.
+    """
+    from deploykit_targets.tvm.runner import BoardSession
+
+    threads = effort.threads or board.cores()
+    feeds = artifact.golden().inputs[0]
+    with BoardSession(artifact, threads, board) as session:
+        timing = _timed(session, feeds, effort)
+        op_times = session.op_times_from(timing)
+    other = None
+    if baseline is not None:
+        with BoardSession(baseline[1], threads, board) as session:
+            other = Percentiles.of(_timed(session, feeds, effort).run_ms.tolist())
+    latency = Percentiles.of(timing.run_ms.tolist())
+    rows = batch_size(artifact.inputs, feeds)
+    return Profile(
+        latency_ms=latency,
+        batch_size=rows,
+        throughput_per_s=rows / (latency.mean / 1e3),
+        throughput_by_batch={str(rows): rows / (latency.mean / 1e3)},
+        peak_memory_bytes=timing.peak_bytes,
+        size_bytes=artifact.size_bytes,
+        evidence=Evidence.DEVICE,
+        threads=threads,
+        warm_up=WARM_UP_RUNS,
+        runs=len(timing.run_ms),
+        host=board.host(),
+        op_times=op_times,
+        baseline=baseline[0] if baseline else "",
+        baseline_latency_ms=other,
+        baseline_size_bytes=baseline[1].size_bytes if baseline else None,
+        notes=(f"measured on {board} with its own clock; memory is that of the whole program",),
+    )
+
+
+def _timed(session: BoardSession, feeds: Feeds, effort: Effort) -> Timing:
+    """As many runs as fit the effort's time."""
+    once_ms = float(session.timed(feeds, runs=1).run_ms[0])
+    return session.timed(feeds, runs=min(effort.max_runs, max(MIN_RUNS, int(effort.seconds * 1e3 / once_ms))))
