@@ -200,6 +200,72 @@ def parser_of(description: str, add_help: bool = True) -> argparse.ArgumentParse
     return parser
 
 
+def add_shape_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+    """The options of dynamic shapes; `defaults` are those that the artifact was exported with."""
+    batch = "largest size of a dynamic axis 0 that --shape does not name"
+    parser.add_argument("--max-batch", type=int, default=defaults.get("max_batch", 8), help=batch)
+    ranges = (
+        "smallest, usual and largest shape of an input with dynamic axes, as in x=1x3x224x224:4x3x224x224:8x3x224x224"
+    )
+    given = list(defaults.get("shapes", ()))
+    parser.add_argument("--shape", action="append", default=given, metavar="NAME=MIN:OPT:MAX", help=ranges)
+
+
+def shape_ranges(recipe: dict[str, Any], options: Any) -> dict[str, Any]:
+    """(smallest, usual, largest) shape of every input, each a tuple of sizes, by name.
+
+    Where `--shape` says nothing, the example's shape is the usual one, axis 0 goes from 1 to `--max-batch` and other
+    dynamic axes from 1 to the example's size. The last `--shape` of an input wins.
+
+    Raises:
+        RecipeError: `--shape` is malformed, names no input, or contradicts the model's fixed sizes.
+    """
+    inputs = {spec["name"]: spec for spec in recipe["inputs"]}
+    found = {name: _default_range(spec, options.max_batch) for name, spec in inputs.items()}
+    for text in options.shape:
+        name, shapes = _parse_shape(text)
+        if name not in inputs:
+            raise RecipeError(2, f"--shape {text}: there is no input {name!r}", f"inputs: {', '.join(inputs)}")
+        _check_range(text, inputs[name], shapes)
+        found[name] = shapes
+    return found
+
+
+def _default_range(spec: dict[str, Any], max_batch: int) -> tuple[Any, ...]:
+    usual = tuple(spec["example"])
+    low, high = list(usual), list(usual)
+    for axis, size in enumerate(spec["shape"]):
+        if isinstance(size, str):
+            low[axis] = 1
+            high[axis] = max(usual[axis], max_batch) if axis == 0 else usual[axis]
+    return tuple(low), usual, tuple(high)
+
+
+def _parse_shape(text: str) -> tuple[Any, ...]:
+    """`x=1x3x8x8:4x3x8x8:8x3x8x8` -> ("x", ((1, 3, 8, 8), (4, 3, 8, 8), (8, 3, 8, 8)))."""
+    name, _, ranges = text.partition("=")
+    try:
+        shapes = tuple(tuple(int(size) for size in part.split("x")) for part in ranges.split(":") if part)
+    except ValueError:
+        shapes = ()
+    if not name or len(shapes) != 3:
+        raise RecipeError(
+            2, f"--shape {text} is not NAME=MIN:OPT:MAX", "as in --shape x=1x3x224x224:4x3x224x224:8x3x224x224"
+        )
+    return name, shapes
+
+
+def _check_range(text: str, spec: dict[str, Any], shapes: tuple[Any, ...]) -> None:
+    sizes = spec["shape"]
+    if any(len(shape) != len(sizes) for shape in shapes):
+        raise RecipeError(2, f"--shape {text}: {spec['name']} has {len(sizes)} axes: {sizes}")
+    for axis, (size, low, usual, high) in enumerate(zip(sizes, *shapes)):  # noqa: B905 -- not in Python 3.8
+        if not isinstance(size, str) and {low, usual, high} != {size}:
+            raise RecipeError(2, f"--shape {text}: axis {axis} of {spec['name']} is always {size}")
+        if not 1 <= low <= usual <= high:
+            raise RecipeError(2, f"--shape {text}: axis {axis} is not 1 <= {low} <= {usual} <= {high}")
+
+
 def run_program(main: Any, arguments: Any) -> int:
     """Run `main(arguments) -> report`; print the report, or the failure, as one line of JSON; return the exit code."""
     try:

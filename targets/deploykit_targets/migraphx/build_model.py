@@ -102,28 +102,19 @@ def compile_program(migraphx: Any, recipe: dict[str, Any], options: Any) -> Any:
 
 
 def _shapes(migraphx: Any, recipe: dict[str, Any], options: Any) -> dict[str, Any]:
-    """Sizes as in the example, except a dynamic axis 0, which gets the range 1 to `max_batch`.
+    """Sizes as in the example, except of dynamic axes, which get their ranges.
 
     MIGraphX takes fixed sizes or ranges, never both: with one dynamic input, the others are ranges of one size.
     """
     inputs = recipe["inputs"]
     if not any(isinstance(size, str) for spec in inputs for size in spec["shape"]):
         return {"map_input_dims": {spec["name"]: list(spec["example"]) for spec in inputs}}
+    dimension = migraphx.shape.dynamic_dimension
     ranges = {
-        spec["name"]: [
-            _dimension(migraphx, size, spec["example"][axis], options.max_batch if axis == 0 else None)
-            for axis, size in enumerate(spec["shape"])
-        ]
-        for spec in inputs
+        name: [dimension(low[axis], high[axis]) for axis in range(len(low))]
+        for name, (low, _, high) in board.shape_ranges(recipe, options).items()
     }
     return {"map_dyn_input_dims": ranges}
-
-
-def _dimension(migraphx: Any, size: Any, example: int, largest: Any) -> Any:
-    dimension = migraphx.shape.dynamic_dimension
-    if isinstance(size, str) and largest:
-        return dimension(1, max(example, largest))
-    return dimension(example, example)
 
 
 class Program:
@@ -280,7 +271,7 @@ def parse(arguments: list[str], recipe_options: dict[str, Any]) -> argparse.Name
     command.add_argument(
         "--runtime", choices=("migraphx", "onnxruntime"), default=recipe_options.get("runtime", "migraphx")
     )
-    command.add_argument("--max-batch", type=int, default=recipe_options.get("max_batch", 8))
+    board.add_shape_options(command, recipe_options)
     tune, fast = recipe_options.get("exhaustive_tune", False), recipe_options.get("fast_math", False)
     command.add_argument("--exhaustive-tune", action="store_true", default=tune)
     command.add_argument("--fast-math", action="store_true", default=fast)

@@ -66,4 +66,5 @@ def arguments_of(options: MigraphxOptions) -> list[str]:
     """Options as the recipe's command line takes them."""
     flags = {"--exhaustive-tune": options.exhaustive_tune, "--fast-math": options.fast_math}
     chosen = [flag for flag, wanted in flags.items() if wanted]
-    return ["--runtime", options.runtime, "--max-batch", str(options.max_batch), *chosen]
+    shapes = [part for shape in options.shapes for part in ("--shape", shape)]
+    return ["--runtime", options.runtime, "--max-batch", str(options.max_batch), *shapes, *chosen]

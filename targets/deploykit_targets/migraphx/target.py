@@ -30,12 +30,14 @@ class MigraphxOptions:
         exhaustive_tune: try every kernel; compiles for much longer.
         fast_math: approximate exp, tanh and the like.
         max_batch: largest batch of a dynamic batch axis.
+        shapes: `NAME=MIN:OPT:MAX` for inputs with other dynamic axes, such as `ids=1x8:1x64:1x512`.
     """
 
     runtime: Literal["migraphx", "onnxruntime"] = "migraphx"
     exhaustive_tune: bool = False
     fast_math: bool = False
     max_batch: int = 8
+    shapes: tuple[str, ...] = ()
 
 
 class MigraphxTarget(BuiltOnDevice):

@@ -271,34 +271,11 @@ def _hardware(trt: Any, wanted: str) -> Any:
 
 
 def _profile(builder: Any, recipe: dict[str, Any], options: Any) -> Any:
-    """One optimization profile: `--shape` where given, else the example's shape as optimum and 1 to `max_batch`."""
-    given = dict(_parse_shape(text) for text in options.shape)
+    """One optimization profile over the ranges of all inputs."""
     profile = builder.create_optimization_profile()
-    for spec in recipe["inputs"]:
-        shapes = given.get(spec["name"]) or _default_shapes(spec, options.max_batch)
-        profile.set_shape(spec["name"], *shapes)
+    for name, shapes in board.shape_ranges(recipe, options).items():
+        profile.set_shape(name, *shapes)
     return profile
-
-
-def _default_shapes(spec: dict[str, Any], max_batch: int) -> tuple[Any, ...]:
-    best = tuple(spec["example"])
-    low, high = list(best), list(best)
-    for axis, size in enumerate(spec["shape"]):
-        if isinstance(size, str):
-            low[axis] = 1
-            high[axis] = max(best[axis], max_batch) if axis == 0 else best[axis]
-    return tuple(low), best, tuple(high)
-
-
-def _parse_shape(text: str) -> tuple[Any, ...]:
-    """`x=1x3x8x8:4x3x8x8:8x3x8x8` -> ("x", ((1, 3, 8, 8), (4, 3, 8, 8), (8, 3, 8, 8)))."""
-    name, _, ranges = text.partition("=")
-    shapes = tuple(tuple(int(size) for size in part.split("x")) for part in ranges.split(":") if part)
-    if not name or len(shapes) != 3:
-        raise RecipeError(
-            2, f"--shape {text} is not NAME=MIN:OPT:MAX", "as in --shape x=1x3x224x224:4x3x224x224:8x3x224x224"
-        )
-    return name, shapes
 
 
 def _timing_cache(config: Any, path: Path) -> Any:
@@ -591,8 +568,7 @@ def parse(arguments: list[Any], recipe_options: dict[str, Any]) -> argparse.Name
     command.add_argument("--version-compatible", action="store_true", default=versions)
     hardware = recipe_options.get("hardware", "none")
     command.add_argument("--hardware", choices=("none", "ampere+", "same-sm"), default=hardware)
-    command.add_argument("--max-batch", type=int, default=recipe_options.get("max_batch", 8))
-    command.add_argument("--shape", action="append", default=[], metavar="NAME=MIN:OPT:MAX")
+    board.add_shape_options(command, recipe_options)
     command.add_argument("--any-device", action="store_true", help="build although the GPU is another one")
     return command.parse_args(arguments)
 

@@ -63,6 +63,7 @@ def recipe_options(options: TensorRtOptions) -> dict[str, Any]:
         "version_compatible": options.version_compatible,
         "hardware": options.hardware,
         "max_batch": options.max_batch,
+        "shapes": list(options.shapes),
     }
 
 
@@ -77,4 +78,5 @@ def arguments_of(options: TensorRtOptions) -> list[str]:
     }
     arguments = [part for flag, value in given.items() if value is not None for part in (flag, str(value))]
     flags = {"--no-gpu-fallback": not options.gpu_fallback, "--version-compatible": options.version_compatible}
+    arguments += [part for shape in options.shapes for part in ("--shape", shape)]
     return arguments + [flag for flag, wanted in flags.items() if wanted]

@@ -33,6 +33,7 @@ class TensorRtOptions:
         version_compatible: the engine may be run by later TensorRT versions of the same major version.
         hardware: `none`, `ampere+` (every GPU from Ampere on) or `same-sm` (every GPU of the same architecture).
         max_batch: largest batch of a dynamic batch axis.
+        shapes: `NAME=MIN:OPT:MAX` for inputs with other dynamic axes, such as `ids=1x8:1x64:1x512`.
     """
 
     workspace_mib: int | None = None
@@ -42,6 +43,7 @@ class TensorRtOptions:
     version_compatible: bool = False
     hardware: Literal["none", "ampere+", "same-sm"] = "none"
     max_batch: int = 8
+    shapes: tuple[str, ...] = ()
 
 
 class TensorRtTarget(BuiltOnDevice):

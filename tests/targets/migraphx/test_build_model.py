@@ -122,6 +122,13 @@ def test_a_dynamic_batch_gets_a_range_and_other_axes_do_not(tmp_path: Path) -> N
     assert migraphx.log[0][1] == ("model.onnx", {"x": [(1, 16), (4, 4)]})
 
 
+def test_another_dynamic_axis_gets_the_range_it_is_given(tmp_path: Path) -> None:
+    words = {**RECIPE, "inputs": [{"name": "ids", "shape": [1, "length"], "dtype": "int64", "example": [1, 16]}]}
+    migraphx = FakeMigraphx()
+    recipe_program.compile_program(migraphx, words, options(tmp_path, "--shape", "ids=1x8:1x64:1x512"))
+    assert migraphx.log[0][1] == ("model.onnx", {"ids": [(1, 1), (8, 512)]})
+
+
 def test_a_static_input_beside_a_dynamic_one_is_a_range_of_one_size(tmp_path: Path) -> None:
     other = {"name": "m", "shape": [3], "dtype": "float32", "example": [3]}
     migraphx = FakeMigraphx()

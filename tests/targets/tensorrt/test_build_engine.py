@@ -105,12 +105,33 @@ def test_dynamic_axes_get_a_profile_around_the_golden_shape(version: str, tmp_pa
     assert len(trt.calls("IBuilderConfig.add_optimization_profile")) == 1
 
 
-def test_a_given_range_wins_and_a_malformed_one_is_said(tmp_path: Path) -> None:
+def test_a_given_range_wins(tmp_path: Path) -> None:
     trt = FakeTensorRT("10.3.0")
     built(trt, tmp_path, "--shape", "x=2x4:4x4:16x4", recipe=DYNAMIC)
     assert trt.calls("IOptimizationProfile.set_shape") == [("x", (2, 4), (4, 4), (16, 4))]
-    with pytest.raises(RecipeError, match="NAME=MIN:OPT:MAX"):
-        built(trt, tmp_path, "--shape", "x=2x4", recipe=DYNAMIC)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ("x=2x4", "NAME=MIN:OPT:MAX"),
+        ("x=2xfour:2x4:2x4", "NAME=MIN:OPT:MAX"),
+        ("z=2x4:4x4:8x4", "there is no input 'z'"),
+        ("x=2:4:8", "x has 2 axes"),
+        ("x=2x4:4x4:8x5", "axis 1 of x is always 4"),
+        ("x=4x4:2x4:8x4", "not 1 <= 4 <= 2 <= 8"),
+        ("x=0x4:2x4:8x4", "not 1 <= 0"),
+    ],
+)
+def test_a_range_that_cannot_be_is_said(shape: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=said):
+        built(FakeTensorRT("10.3.0"), tmp_path, "--shape", shape, recipe=DYNAMIC)
+
+
+def test_ranges_of_the_export_are_the_recipes_defaults(tmp_path: Path) -> None:
+    trt = FakeTensorRT("10.3.0")
+    recipe_program.build(trt, DYNAMIC, options(tmp_path, shapes=["x=2x4:4x4:16x4"]))
+    assert trt.calls("IOptimizationProfile.set_shape") == [("x", (2, 4), (4, 4), (16, 4))]
 
 
 def test_static_shapes_need_no_profile(tmp_path: Path) -> None:
