@@ -117,15 +117,15 @@ class _Ranges:
         found = (self._scheme.fixed_outputs.get(self._view.kinds[node]) for node in self._view.same_data(tensor))
         return next((params for params in found if params is not None), None)
 
-    def observed(self, tensor: Node) -> tuple[float, float]:
-        """The range of a tensor; of what it was moved from where it has none of its own."""
+    def observed(self, tensor: Node, *, symmetric: bool) -> tuple[float, float]:
+        """The range of a tensor for symmetric or affine parameters; of what it was moved from where it has none."""
         fixed = self.fixed(tensor)
         if fixed is not None:
             return self.covered(fixed)
         source = next(node for node in self._view.same_data(tensor) if node.name in self._table.statistics)
-        lo, hi = self._table.range(source.name, method=self._method, symmetric=self._scheme.activation.symmetric)
+        lo, hi = self._table.range(source.name, method=self._method, symmetric=symmetric)
         kind = self._view.kinds[source]
-        if kind in _NOT_NEGATIVE and not self._scheme.activation.symmetric:
+        if kind in _NOT_NEGATIVE and not symmetric:
             lo = 0.0
         return (lo, min(hi, 6.0)) if kind == "relu6" else (lo, hi)
 
@@ -146,25 +146,34 @@ def _params(view: GraphView, plan: Plan, planner: Planner, ranges: _Ranges) -> d
         results = [result for result in planner.results(op) if result in plan.quantized]
         if view.kinds[op] in scheme.same_scale and results:
             groups.join([*reads, *results])
+    centred = _centred(view, plan, scheme)
     found = {}
     for group in groups:
-        params = _group_params(group, ranges, scheme)
+        params = _group_params(group, ranges, scheme, centred=not centred.isdisjoint(group))
         found.update(dict.fromkeys(group, params))
     return found
 
 
-def _group_params(group: tuple[Node, ...], ranges: _Ranges, scheme: QuantScheme) -> TensorParams:
-    observed = [ranges.observed(tensor) for tensor in group]
+def _centred(view: GraphView, plan: Plan, scheme: QuantScheme) -> set[Node]:
+    """Tensors whose zero-point is in the middle, because of what reads them."""
+    pairs = (view.operands(op) for op in plan.reads if view.kinds[op] in scheme.symmetric_second)
+    return {operands[1] for operands in pairs}
+
+
+def _group_params(
+    group: tuple[Node, ...], ranges: _Ranges, scheme: QuantScheme, *, centred: bool = False
+) -> TensorParams:
+    symmetric = centred or scheme.activation.symmetric
+    lo, hi = union_range([ranges.observed(tensor, symmetric=symmetric) for tensor in group])
     fixed = next((params for params in map(ranges.fixed, group) if params is not None), None)
-    lo, hi = union_range(observed)
-    if fixed is not None:
+    if fixed is not None and not centred:
         # Built-in parameters hold for the group unless another member does not fit into them.
         covered = ranges.covered(fixed)
         if covered[0] <= lo and hi <= covered[1]:
             return TensorParams(float(np.float32(fixed.scale)), fixed.zero_point)
     activation = scheme.activation
     limits = {"quant_min": activation.quant_min, "quant_max": activation.quant_max}
-    params = affine_qparams(lo, hi, symmetric=activation.symmetric, what=group[0].name, **limits)
+    params = affine_qparams(lo, hi, symmetric=symmetric, what=group[0].name, **limits)
     return TensorParams(float(params.scale), int(params.zero_point))
 
 

@@ -114,6 +114,7 @@ class QuantScheme:
         fused_activations: activations that kernels apply before they round their output: q goes behind them.
         same_scale: kinds whose quantized inputs and outputs share one scale.
         fixed_outputs: kinds whose output has built-in parameters.
+        symmetric_second: kinds whose second operand has its zero-point in the middle, as kernels take it for a weight.
         residual_policy: `int8` or `float` for all additions of two activations; `auto` keeps the residual stream of
             a transformer (what reaches a layer norm) in float and lets those of CNNs be int8.
         bias: `float`, or `int32` with scale = input scale x weight scale.
@@ -130,6 +131,7 @@ class QuantScheme:
     fused_activations: frozenset[str] = frozenset({"relu", "relu6"})
     same_scale: frozenset[str] = frozenset({"concat", "reshape", "split", "max_pool", "resize_nearest"})
     fixed_outputs: Mapping[str, FixedParams] = field(default_factory=dict)
+    symmetric_second: frozenset[str] = frozenset()
     residual_policy: Literal["int8", "float", "auto"] = "auto"
     bias: Literal["float", "int32"] = "float"
     weights: Literal["folded", "unfolded"] = "folded"
@@ -303,13 +305,16 @@ TVM = QuantScheme(
         "mean": FOLLOW,
     },
     fixed_outputs={"softmax": FixedParams(1 / 256, -128)},
+    symmetric_second=frozenset({"matmul"}),
 )
+# x86 multiplies unsigned by signed bytes.
+TVM_X86 = replace(TVM, name="tvm-x86", activation=UINT8_AFFINE, fixed_outputs={"softmax": FixedParams(1 / 256, 0)})
 
 SCHEMES: Mapping[str, QuantScheme] = {
     scheme.name: scheme
     for scheme in (
         *(ONNX_X86, ONNX_X86_NO_VNNI, OPENVINO, AOTINDUCTOR, AOTINDUCTOR_NO_VNNI),
-        *(TENSORRT, MIGRAPHX, LITERT, COREML, TVM),
+        *(TENSORRT, MIGRAPHX, LITERT, COREML, TVM, TVM_X86),
     )
 }
 """The ready-made schemes by name."""

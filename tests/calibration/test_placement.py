@@ -24,6 +24,8 @@ from deploykit_calibration.scheme import (
     OPENVINO,
     SCHEMES,
     TENSORRT,
+    TVM,
+    TVM_X86,
     QuantScheme,
     with_rules,
 )
@@ -225,6 +227,18 @@ def test_built_in_parameters_are_used(case_of: Callable[..., Any]) -> None:
     nodes = _nodes(_placed(case_of(Gated(), (torch.randn(1, 3, 6, 6),)), LITERT))
     assert _params(nodes["sigmoid_dq"]) == (1 / 256, -128)
     assert _params(nodes["tanh_dq"]) == (1 / 128, 0)
+
+
+@pytest.mark.parametrize(("scheme", "middle"), [(TVM, 0), (TVM_X86, 128)], ids=["int8", "uint8"])
+def test_the_second_operand_of_a_product_is_centred_where_kernels_need_it(
+    zoo: Zoo, scheme: QuantScheme, middle: int
+) -> None:
+    nodes = _nodes(_placed(zoo("transformer_encoder"), scheme))
+    products = [node for node in nodes.values() if kind_of(node) == "matmul"]
+    assert products
+    for product in products:
+        assert _params(product.args[1])[1] == middle
+    assert any(_params(product.args[0])[1] not in (0, 128) for product in products)
 
 
 def test_layers_with_one_weight_share_its_integers(case_of: Callable[..., Any]) -> None:
