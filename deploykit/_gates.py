@@ -35,7 +35,8 @@ class Gates:
     Attributes:
         precision: requested.
         tolerance: parity gate.
-        min_placement: share of multiply-accumulates in the requested precision; None for "more than none".
+        min_placement: share of multiply-accumulates in the requested precision, and in the runtime's accelerated part
+            where it has one; None for "more than none" in the precision.
         min_speedup: float latency over own latency.
     """
 
@@ -46,7 +47,12 @@ class Gates:
 
     def misses(self, achieved: Achieved, report: ParityReport, profile: Profile | None) -> list[Miss]:
         """The missed gates, parity first; empty where the artifact may be published as verified."""
-        found = (self._parity(report), self._placement(achieved), self._performance(profile))
+        found = (
+            self._parity(report),
+            self._placement(achieved),
+            self._delegation(achieved),
+            self._performance(profile),
+        )
         return [miss for miss in found if miss is not None]
 
     def _parity(self, report: ParityReport) -> Miss | None:
@@ -84,6 +90,18 @@ class Gates:
         message += f" ({reasons})" if reasons else ""
         hint = "see artifact.achieved.layers for every reason"
         hint += ', try precision="int8-dynamic"' if self.precision is Precision.INT8 else ""
+        hint += "; strict=False returns the candidate"
+        return Miss(message, lambda artifact: PlacementError(message, candidate=artifact, hint=hint))
+
+    def _delegation(self, achieved: Achieved) -> Miss | None:
+        found = achieved.delegation
+        if self.min_placement is None or found is None or found.macs_fraction >= self.min_placement:
+            return None
+        message = (
+            f"{found.name} takes {found.macs_fraction:.1%} of multiply-accumulates; "
+            f"{self.min_placement:.1%} were asked for ({found})"
+        )
+        hint = "write those parts with other operators, ask for another precision, or lower min_placement"
         hint += "; strict=False returns the candidate"
         return Miss(message, lambda artifact: PlacementError(message, candidate=artifact, hint=hint))
 

@@ -31,6 +31,30 @@ class LayerAchieved:
 
 
 @dataclass(frozen=True)
+class Delegation:
+    """What a runtime hands to its accelerated part, where it has one that may refuse operators.
+
+    Attributes:
+        name: of the accelerated part, such as `XNNPACK`.
+        operators, delegated: how many the file has, and how many of them are taken.
+        macs_fraction: share of multiply-accumulates that is taken, 0 to 1; 1 where there are none.
+        partitions: in how many pieces; data crosses over at every border.
+        left: kinds of the others -> how many, most first.
+    """
+
+    name: str
+    operators: int
+    delegated: int
+    macs_fraction: float
+    partitions: int
+    left: dict[str, int]
+
+    def __str__(self) -> str:
+        left = ", ".join(f"{count} {kind}" for kind, count in self.left.items())
+        return f"{self.name} takes {self.delegated} of {self.operators} operators" + (f", not {left}" if left else "")
+
+
+@dataclass(frozen=True)
 class Achieved:
     """Counts by the precision that is really used.
 
@@ -40,6 +64,7 @@ class Achieved:
         ops, macs, weights: number of operators, multiply-accumulates and weight elements by precision.
         layers: every operator that was counted.
         notes: what a reader must know to use the counts, such as "computed in float32 by inserted casts".
+        delegation: what the runtime's accelerated part takes; None where there is no such part, or it takes all.
     """
 
     requested: str
@@ -49,6 +74,7 @@ class Achieved:
     weights: dict[str, int]
     layers: tuple[LayerAchieved, ...] = ()
     notes: tuple[str, ...] = ()
+    delegation: Delegation | None = None
 
     @classmethod
     def count(

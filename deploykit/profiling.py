@@ -68,6 +68,8 @@ class Profile:
         op_times: mean microseconds per operator, slowest first; empty where the runtime cannot tell.
         baseline: what `worth_it` compares with, such as "fp32 artifact"; "" where there was none.
         baseline_latency_ms: of that baseline, measured in the same loop.
+        latency_by_threads_ms: by number of threads, measured in turns; empty where only `threads` was measured.
+        operators: how many of each kind the deployed model has; empty where the runtime cannot tell.
     """
 
     latency_ms: Percentiles
@@ -86,6 +88,8 @@ class Profile:
     baseline_latency_ms: Percentiles | None = None
     baseline_size_bytes: int | None = None
     notes: tuple[str, ...] = field(default=())
+    latency_by_threads_ms: dict[str, Percentiles] = field(default_factory=dict)
+    operators: dict[str, int] = field(default_factory=dict)
 
     @property
     def worth_it(self) -> float | None:

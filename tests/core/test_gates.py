@@ -1,11 +1,12 @@
 """The gates between an artifact and its publication."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from deploykit._gates import Gates
-from deploykit.achieved import Achieved, LayerAchieved
+from deploykit.achieved import Achieved, Delegation, LayerAchieved
 from deploykit.errors import ParityError, PerformanceError, PlacementError
 from deploykit.precision import Precision
 
@@ -105,3 +106,13 @@ def test_several_misses_parity_first(toy):
     gates = Gates(Precision.INT8, min_placement=1.0, min_speedup=9.0)
     errors = [miss.error(CANDIDATE) for miss in gates.misses(achieved(int8=1, float32=1), report, toy.make_profile())]
     assert [type(error) for error in errors] == [ParityError, PlacementError, PerformanceError]
+
+
+def test_placement_asked_for_holds_for_the_delegate_too(parity):
+    taken = Delegation("XNNPACK", operators=9, delegated=7, macs_fraction=0.8, partitions=2, left={"GELU": 2})
+    counted = replace(achieved(int8=10), delegation=taken)
+    assert Gates(Precision.INT8).misses(counted, parity, None) == []
+    assert Gates(Precision.INT8, min_placement=0.8).misses(counted, parity, None) == []
+    error = only(Gates(Precision.INT8, min_placement=0.9), counted, parity, None)
+    assert isinstance(error, PlacementError)
+    assert "XNNPACK takes 80.0%" in error.message and "not 2 GELU" in error.message

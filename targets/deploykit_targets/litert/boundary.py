@@ -7,6 +7,7 @@ graph, unless int8 is asked for.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,16 @@ def finish(source: Path, destination: Path, request: dict[str, Any]) -> dict[str
         source: what the converter (and quantizer) wrote; its signature has `args_<i>` and `output_<i>`.
         request: `inputs` and `outputs` with `name`, `dtype` and `layout`; `io` is `float` or `int8`.
     Returns:
-        `inputs` and `outputs` as the file has them: name, dtype, shape, layout, and scale and zero-point of integers.
+        `inputs` and `outputs` as the file has them: name, dtype, shape, layout, and scale and zero-point of integers;
+        `operators`: how many of each kind it has.
     """
     model = flatbuffer.read(source)
     boundary = _Boundary(model, keep_integers=request["io"] == "int8")
     interface = {"inputs": boundary.inputs(request["inputs"]), "outputs": boundary.outputs(request["outputs"])}
     model.description = b"exported by deploykit"
     flatbuffer.write(model, destination)
-    return interface
+    kinds = Counter(op.kind for op in flatbuffer.operators(model))
+    return {**interface, "operators": dict(sorted(kinds.items()))}
 
 
 class _Boundary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from deploykit._optional import versions
@@ -17,6 +17,7 @@ from deploykit_calibration.placement import LayerPlacement, place
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets.litert import flatbuffer, program
 from deploykit_targets.litert.count import executed, stored
+from deploykit_targets.litert.delegation import delegation
 from deploykit_targets.litert.quantize import RECIPES
 from deploykit_targets.litert.scheme import scheme
 from deploykit_targets.litert.worker import Request, worker
@@ -171,7 +172,7 @@ def _achieved(job: ConversionJob, source: _Source) -> Achieved:
     if job.precision in _HELD:  # the precision is that of the stored weights, not that of the arithmetic
         found.update(stored(model, names))
     renamed = {tails.get(name, name): what for name, what in found.items() if tails.get(name, name) not in found}
-    return reconcile(
+    counted = reconcile(
         job.precision,
         source.layers,
         {**renamed, **found},
@@ -179,6 +180,10 @@ def _achieved(job: ConversionJob, source: _Source) -> Achieved:
         reasons={**_reasons(job, source, {**renamed, **found}), **source.kept},
         notes=_NOTES.get(job.precision, ()),
     )
+    if job.options.kernels != "xnnpack":
+        return counted
+    macs = {layer.name: layer.macs for layer in source.layers if layer.macs}
+    return replace(counted, delegation=delegation(job.folder / _ENTRY, macs, tails))
 
 
 def _reasons(job: ConversionJob, source: _Source, found: dict[str, str]) -> dict[str, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from deploykit._optional import Requirement
 from deploykit.devices import load_devices
+from deploykit.host import this_host
 from deploykit.precision import Evidence, Precision
+from deploykit.profiling import DEFAULT_EFFORT, Effort, Percentiles, Profile, measure_interleaved
 from deploykit.target import Capabilities, Conversion, ConversionJob, Target
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from deploykit.session import Session
 
 
+_PROFILED_THREADS = (1, 2)  # a phone's app gets one or two fast cores
 _ARCHITECTURES = {"aarch64": "arm64", "arm64": "arm64"}
 
 
@@ -76,6 +80,20 @@ class LiteRTTarget(Target):
         wanted = "" if device is None else device.arch
         own = _ARCHITECTURES.get(platform.machine().lower(), "")
         return Evidence.DEVICE if wanted in ("any", own) else Evidence.REFERENCE
+
+    def profile(
+        self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT
+    ) -> Profile:
+        """See `Target.profile`; with latency at 1 and 2 threads, and the operators of the file."""
+        found = super().profile(artifact, baseline=baseline, effort=effort)
+        feeds = artifact.golden().inputs[0]
+        counts = [count for count in _PROFILED_THREADS if count <= this_host().cores]
+        with contextlib.ExitStack() as stack:
+            sessions = [stack.enter_context(self.open(artifact, threads=count)) for count in counts]
+            times, _ = measure_interleaved(sessions, feeds, replace(effort, seconds=effort.seconds / 2))
+        by_threads = {str(count): Percentiles.of(values) for count, values in zip(counts, times, strict=True)}
+        operators = artifact.manifest.metadata["file"].get("operators", {})
+        return replace(found, latency_by_threads_ms=by_threads, operators=operators)
 
     def _convert(self, job: ConversionJob) -> Conversion:
         from deploykit_targets.litert.convert import convert
