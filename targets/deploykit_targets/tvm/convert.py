@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from deploykit._optional import versions
 from deploykit.capture import unroll_recurrent
 from deploykit.errors import CalibrationError, UsageError
+from deploykit.estimate import TRAFFIC
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
 from deploykit_calibration.layers import float_layers, reconcile
 from deploykit_calibration.placement import LayerPlacement, place
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets.tvm.build import LIBRARY, METADATA, build_library
+from deploykit_targets.tvm.disassemble import confirm
 from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower
 from deploykit_targets.tvm.processor import processor_of
 from deploykit_targets.tvm.scheme import scheme_of
+from deploykit_targets.tvm.traffic import traffic_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from deploykit.achieved import Achieved
     from deploykit_calibration.table import CalibrationTable
+    from deploykit_targets.tvm.disassemble import Instructions
     from deploykit_targets.tvm.program import Program
 
 
@@ -51,12 +56,17 @@ def convert(job: ConversionJob) -> Conversion:
         layers, simulation = float_layers(job.captured), None
         finished = lower(job.captured, kernels)
     library = build_library(finished.module, finished.program, finished.constants, job.device, job.folder)
+    found = confirm(library.assembly, finished.program)
     return Conversion(
         entry=LIBRARY,
-        achieved=_achieved(job, layers, finished.program),
+        achieved=_achieved(job, layers, finished.program, found),
         tool_versions=versions("torch", "apache-tvm", "apache-tvm-ffi"),
         simulation=simulation,
-        metadata={METADATA: library.metadata},
+        metadata={
+            METADATA: library.metadata,
+            TRAFFIC: traffic_of(finished.program),
+            "instructions": {node: str(instructions) for node, instructions in found.items()},
+        },
     )
 
 
@@ -70,6 +80,12 @@ def _refuse_dynamic(job: ConversionJob) -> None:
         )
 
 
-def _achieved(job: ConversionJob, layers: Iterable[LayerPlacement], program: Program) -> Achieved:
+def _achieved(
+    job: ConversionJob, layers: Iterable[LayerPlacement], program: Program, found: Mapping[str, Instructions]
+) -> Achieved:
     executed = {step.node: "int8" if step.integer else "float32" for step in program.steps if step.macs}
-    return reconcile(job.precision, layers, executed, source="the kernels that the compiled program calls")
+    kinds = Counter(instructions.product.value for node, instructions in found.items() if executed[node] == "int8")
+    counted = ", ".join(f"{count} by {kind}" for kind, count in sorted(kinds.items()))
+    notes = [f"int8 layers: {counted}"] if counted else []
+    source = "the machine code of the kernels that the compiled program calls"
+    return reconcile(job.precision, layers, executed, source=source, notes=notes)

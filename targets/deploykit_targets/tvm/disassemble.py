@@ -111,9 +111,12 @@ def _check_claim(step: Step, found: Instructions) -> None:
 
 def _functions(assembly: str) -> dict[str, str]:
     """Body of each function by its name."""
-    places = [(match.group(1), match.start()) for match in _FUNCTION.finditer(assembly)]
-    ends = [start for _, start in places[1:]] + [len(assembly)]
-    return {name: assembly[start:end] for (name, start), end in zip(places, ends, strict=True)}
+    found = {}
+    for match in _FUNCTION.finditer(assembly):
+        name = match.group(1)
+        end = assembly.find(f".size\t{name},", match.end())  # what follows the last one names all functions
+        found[name] = assembly[match.start() : end if end >= 0 else len(assembly)]
+    return found
 
 
 def _multiplications(body: str) -> Counter[str]:

@@ -1,25 +1,19 @@
-"""The TVM plugin: capabilities, and the hooks that its siblings in this folder fill."""
+"""The TVM plugin: capabilities and conversion; `running.py` has what runs artifacts."""
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from deploykit._optional import Requirement
 from deploykit.devices import load_devices
-from deploykit.precision import Evidence, Precision
-from deploykit.target import Capabilities, Conversion, ConversionJob, Target
+from deploykit.precision import Precision
+from deploykit.target import Capabilities, Conversion, ConversionJob
+from deploykit_targets.tvm.running import RunsCompiled
 from deploykit_targets.tvm.tools import system_tools
 
-if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
-    from deploykit.session import Session
 
-_ARCHITECTURES = {"x86_64": "x86-64", "aarch64": "arm64", "arm64": "arm64"}
-
-
-class TvmTarget(Target):
+class TvmTarget(RunsCompiled):
     """Arm and x86 CPUs through kernels that TVM compiles; nothing of TVM is on the device."""
 
     name: ClassVar[str] = "tvm"
@@ -38,18 +32,7 @@ class TvmTarget(Target):
             system_tools=system_tools(),
         )
 
-    def evidence(self, artifact: Artifact) -> Evidence:
-        """`device` where the processor is of the device's kind, else the emulated CPU."""
-        device = self.capabilities().devices.get(artifact.manifest.device)
-        own = _ARCHITECTURES.get(platform.machine().lower(), "")
-        return Evidence.DEVICE if device is not None and device.arch == own else Evidence.EMULATOR
-
     def _convert(self, job: ConversionJob) -> Conversion:
         from deploykit_targets.tvm.convert import convert
 
         return convert(job)
-
-    def _open(self, artifact: Artifact, threads: int) -> Session:
-        from deploykit_targets.tvm.session import open_session
-
-        return open_session(artifact, threads)

@@ -13,36 +13,47 @@ ARM = """
 __tvm_ffi_conv:
 \tumull\tx8, w9, w10
 \tbl\tconv_compute_
+\t.size\t__tvm_ffi_conv, .Lend-__tvm_ffi_conv
 \t.type\tconv_compute_,@function
 conv_compute_:
 \tadrp\tx0, .L__tvm_parallel_lambda
+\t.size\tconv_compute_, .Lend-conv_compute_
 \t.type\t.L__tvm_parallel_lambda,@function
 .L__tvm_parallel_lambda:
 \tsdot\tv16.4s, v12.16b, v8.4b[0]
 \tsdot\tv17.4s, v12.16b, v8.4b[1]
 \tfmla\tv0.4s, v1.4s, v2.4s
+\t.size\t.L__tvm_parallel_lambda, .Lend-.L__tvm_parallel_lambda
 \t.type\t__tvm_ffi_dense,@function
 __tvm_ffi_dense:
 \tumull\tx8, w9, w10
 \tadrp\tx0, .L__tvm_parallel_lambda.7
+\t.size\t__tvm_ffi_dense, .Lend-__tvm_ffi_dense
 \t.type\t.L__tvm_parallel_lambda.7,@function
 .L__tvm_parallel_lambda.7:
 \tfmla\tv0.4s, v1.4s, v2.4s
+\t.size\t.L__tvm_parallel_lambda.7, .Lend-.L__tvm_parallel_lambda.7
 \t.type\t__tvm_ffi_depthwise,@function
 __tvm_ffi_depthwise:
 \tsmlal2\tv0.4s, v1.8h, v2.8h
+\t.size\t__tvm_ffi_depthwise, .Lend-__tvm_ffi_depthwise
 \t.type\t__tvm_ffi_pool,@function
 __tvm_ffi_pool:
 \tsmax\tv0.16b, v0.16b, v1.16b
+\t.size\t__tvm_ffi_pool, .Lend-__tvm_ffi_pool
+\t.quad\t__tvm_ffi_conv
 """
 X86 = """
 \t.type\t__tvm_ffi_conv,@function
 __tvm_ffi_conv:
 \tcallq\tconv_compute_
+\t.size\t__tvm_ffi_conv, .Lend-__tvm_ffi_conv
 \t.type\tconv_compute_,@function
 conv_compute_:
 \tvpdpbusd\t(%rax){1to16}, %zmm0, %zmm1
 \tvfmadd213ps\t(%rdi), %zmm1, %zmm2
+\t.size\tconv_compute_, .Lend-conv_compute_
+\t.quad\t__tvm_ffi_conv
 """
 
 
