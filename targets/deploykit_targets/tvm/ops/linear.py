@@ -11,6 +11,7 @@ from deploykit_targets.tvm.kernels.expressions import UNSCALED
 from deploykit_targets.tvm.kernels.matmul import pack_operand, plan_matmul
 from deploykit_targets.tvm.ops.alias import reshaped
 from deploykit_targets.tvm.ops.convolution import Layer
+from deploykit_targets.tvm.ops.rows import rows_order
 from deploykit_targets.tvm.ops.table import Call, NotCoveredError, affine_of, lowers, tail_of
 from deploykit_targets.tvm.values import Buffer, Constant, Tensor, View
 
@@ -23,7 +24,7 @@ def linear(c: Call) -> Tensor:
         return _run_time_weight(c)
     value = c.tensor("input")
     of = affine_of(value) if weight.scales is not None else None
-    order = tuple(range(len(value.shape)))
+    order = rows_order(value, [-1])
     source = c.emit.dense(value, order, real=of is None)
     columns, inputs = weight.shape
     shape = ConvShape(1, 1, math.prod(value.shape[:-1]), inputs, columns)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from deploykit_targets.tvm.emit import Part, whole
+from deploykit_targets.tvm.emit import Part, natural_order, whole
 from deploykit_targets.tvm.kernels.reduce import reduce
 from deploykit_targets.tvm.kernels.rows import layer_norm, softmax
 from deploykit_targets.tvm.ops.pooling import spatial_mean
@@ -19,8 +19,9 @@ from deploykit_targets.tvm.values import Array, Tensor, View, dense_strides
 @lowers("aten.softmax.int", "aten._softmax.default")
 def softmax_of(c: Call) -> Tensor:
     """Softmax along any axis, rounded at once where nothing else reads it."""
-    order = _ending(c.shape, [int(c["dim"])])
-    source = c.emit.dense(c.tensor("self"), order, real=True)
+    value = c.tensor("self")
+    order = rows_order(value, [int(c["dim"])])
+    source = c.emit.dense(value, order, real=True)
     tail = tail_of(c.node)
     to = tail.affine if tail.limits is None else None
     dtype = tail.dtype if to is not None else "float32"
@@ -48,7 +49,8 @@ def rms_norm_of(c: Call) -> Tensor:
 
 
 def _normalised(c: Call, name: str, axes: int, epsilon: float, *, centred: bool) -> Tensor:
-    source = c.emit.dense(c.tensor(name), real=True)
+    value = c.tensor(name)
+    source = c.emit.dense(value, rows_order(value, range(-axes, 0)), real=True)
     columns = math.prod(c.shape[-axes:])
     rows = math.prod(c.shape) // columns
     weight, bias = c.constant("weight"), c.constant("bias") if "bias" in c.arguments else None
@@ -64,7 +66,7 @@ def _norm(
     tail = tail_of(c.node)
     to = tail.affine if tail.limits is None else None
     dtype = tail.dtype if to is not None else "float32"
-    result = c.emit.new(c.shape, dtype, None, to)
+    result = c.emit.new(c.shape, dtype, source.order, to)
     weights = [Part(c.emit.constant(parameter), columns) for parameter in parameters]
     c.emit.call(
         "norm",
@@ -110,7 +112,8 @@ def reduction(c: Call, value: Tensor, axes: Sequence[int], kind: str) -> View:
     return replace(result, shape=c.shape, strides=dense_strides(c.shape, range(len(c.shape))))
 
 
-def _ending(shape: Sequence[int], last: Sequence[int]) -> tuple[int, ...]:
-    """All axes, the given ones at the end."""
-    chosen = [axis % len(shape) for axis in last]
-    return (*(axis for axis in range(len(shape)) if axis not in chosen), *chosen)
+def rows_order(value: Tensor, last: Iterable[int]) -> tuple[int, ...]:
+    """The order in which a value lies in memory, with some axes at the end: what is computed row by row fits any."""
+    rank = len(value.shape)
+    chosen = [axis % rank for axis in last]
+    return (*(axis for axis in natural_order(value) if axis not in chosen), *chosen)
