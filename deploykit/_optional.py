@@ -23,10 +23,12 @@ class Requirement:
     Attributes:
         module: import name, such as `onnxruntime`.
         distribution: name on the package index, where it differs from `module`.
+        how: to get it, where the package index does not have it.
     """
 
     module: str
     distribution: str = ""
+    how: str = ""
 
     @property
     def project(self) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from deploykit._optional import Requirement
 from deploykit.devices import Device
 from deploykit.errors import DeploykitError, UnknownTargetError, install_command
 from deploykit.precision import Precision
@@ -32,7 +33,7 @@ class TargetInfo:
         summary: one line.
         precisions: that both silicon and toolchain have.
         can_export, can_run: whether the packages are installed.
-        export_command, run_command: the pip commands that install them.
+        export_command, run_command: the pip commands that install them, or what to do where pip cannot.
     """
 
     name: str
@@ -208,6 +209,10 @@ def _infos(plugin: Target) -> Iterator[TargetInfo]:
             precisions=tuple(p for p in own.precisions if p in device.precisions),
             can_export=can_export,
             can_run=can_run,
-            export_command=install_command(own.export_extra, own.distribution),
-            run_command=install_command(own.runtime_extra, own.distribution),
+            export_command=_how(own.export_requires, own.export_extra, own.distribution),
+            run_command=_how(own.runtime_requires, own.runtime_extra, own.distribution),
         )
+
+
+def _how(requirements: tuple[Requirement, ...], extra: str, distribution: str) -> str:
+    return next((found.how for found in requirements if found.how), install_command(extra, distribution))

@@ -213,7 +213,11 @@ class Target(ABC):
             if not requirement.installed:
                 purpose = f"{'export to' if export else 'run artifacts of'} {self.name}"
                 raise MissingDependencyError(
-                    requirement.project, extra=extra, purpose=purpose, distribution=own.distribution
+                    requirement.project,
+                    extra=extra,
+                    purpose=purpose,
+                    distribution=own.distribution,
+                    command=requirement.how or None,
                 )
 
     def parse_options(self, options: object | Mapping[str, Any] | None) -> Any:

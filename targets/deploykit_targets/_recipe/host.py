@@ -80,8 +80,9 @@ def failure_of(answer: Mapping[str, Any] | None, returncode: int, log: str, *, t
         how = f"was killed by signal {-returncode}" if returncode < 0 else f"ended with code {returncode}"
         return DeviceError(f"the {toolchain} process {how}", hint=log[-1500:] or None)
     if answer["code"] == 3:
-        error = MissingDependencyError(toolchain, extra=f"{toolchain}-build", purpose="build and run on the device")
-        error.add_note(f"{answer['error']}; {answer['hint']}")
+        extra, hint = f"{toolchain}-build", answer["hint"] or None
+        error = MissingDependencyError(toolchain, extra=extra, purpose="build and run on the device", command=hint)
+        error.add_note(answer["error"])
         return error
     return _ERRORS.get(answer["code"], DeviceError)(answer["error"], hint=answer["hint"] or None)
 

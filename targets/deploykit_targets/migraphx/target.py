@@ -56,7 +56,9 @@ class MigraphxTarget(BuiltOnDevice):
             export_extra="migraphx",
             runtime_extra="migraphx-build",
             export_requires=(Requirement("torch"), Requirement("onnx"), Requirement("onnxruntime")),
-            runtime_requires=(Requirement("migraphx"),),
+            runtime_requires=(
+                Requirement("migraphx", how="sudo apt-get install migraphx, from AMD's ROCm repository"),
+            ),
             evidence=Evidence.REFERENCE,
         )
 

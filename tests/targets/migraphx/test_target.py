@@ -54,3 +54,9 @@ def test_fp8_only_where_the_silicon_has_it() -> None:
         "amd-mi300x": "fnuz",
         "amd-rx9070xt": "fn",
     }
+
+
+def test_what_pip_does_not_have_is_not_offered_as_a_pip_command() -> None:
+    (info,) = [found for found in deploykit.targets() if found.name == "amd-mi300x"]
+    assert info.export_command == 'pip install "deploykit[migraphx]"'
+    assert "pip" not in info.run_command and "ROCm" in info.run_command
