@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from deploykit_targets.litert import flatbuffer
+from deploykit_targets.litert import flatbuffer, metadata
 
 _TYPES = {"float32": "FLOAT32", "float16": "FLOAT16", "float64": "FLOAT64", "int64": "INT64", "int32": "INT32"}
 # (type of the model, type in the file's graph) -> the operator that leads in, the operator that leads out
@@ -28,7 +28,8 @@ def finish(source: Path, destination: Path, request: dict[str, Any]) -> dict[str
 
     Args:
         source: what the converter (and quantizer) wrote; its signature has `args_<i>` and `output_<i>`.
-        request: `inputs` and `outputs` with `name`, `dtype` and `layout`; `io` is `float` or `int8`.
+        request: `inputs` and `outputs` with `name`, `dtype` and `layout`; `io` is `float` or `int8`; `about` is what
+            the file's metadata says: `name`, `description`, `mean`, `std`, and `observed` extremes by input.
     Returns:
         `inputs` and `outputs` as the file has them: name, dtype, shape, layout, and scale and zero-point of integers;
         `operators`: how many of each kind it has.
@@ -36,7 +37,10 @@ def finish(source: Path, destination: Path, request: dict[str, Any]) -> dict[str
     model = flatbuffer.read(source)
     boundary = _Boundary(model, keep_integers=request["io"] == "int8")
     interface = {"inputs": boundary.inputs(request["inputs"]), "outputs": boundary.outputs(request["outputs"])}
-    model.description = b"exported by deploykit"
+    about = request["about"]
+    model.description = about["description"].encode()
+    described = [[_described(entry, about) for entry in interface[end]] for end in ("inputs", "outputs")]
+    metadata.attach(model, about["name"], about["description"], *described)
     flatbuffer.write(model, destination)
     kinds = Counter(op.kind for op in flatbuffer.operators(model))
     return {**interface, "operators": dict(sorted(kinds.items()))}
@@ -135,6 +139,27 @@ class _Boundary:
                 found["zero_point"] = int(quantization.zeroPoint[0])
             described.append(found)
         return described
+
+
+def _described(entry: dict[str, Any], about: dict[str, Any]) -> metadata.Described:
+    layout, shape = entry["layout"] or "", tuple(entry["shape"])
+    image = len(layout) == len(shape) == 4 and shape[layout.index("C")] in (1, 3)
+    text = f"{entry['dtype']} {list(shape)}"
+    if "scale" in entry:
+        text += f", real value = {entry['scale']:.9g} x (q - {entry['zero_point']})"
+    observed = about["observed"].get(entry["name"])
+    normalised = image and entry["name"] in about["inputs"]
+    return metadata.Described(
+        name=entry["name"],
+        description=text,
+        layout=layout if len(layout) == len(shape) else "",
+        shape=shape,
+        image=image,
+        mean=tuple(about["mean"]) if normalised else (),
+        std=tuple(about["std"]) if normalised else (),
+        minimum=() if observed is None else (observed[0],),
+        maximum=() if observed is None else (observed[1],),
+    )
 
 
 def _by_position(maps: list[Any]) -> list[int]:

@@ -98,8 +98,23 @@ def _check(job: ConversionJob) -> None:
             f"LiteRT files have fixed shapes here, and {', '.join(dynamic)} was captured with dynamic axes",
             hint="export with example_inputs of the size that the device runs, and no dynamic_batch or dynamic_shapes",
         )
+    _check_normalisation(job)
     if job.options.io == "int8" and job.precision not in (Precision.INT8, Precision.FP32):
         raise UsageError(f'io="int8" needs static int8, not {job.precision}', hint='precision="int8", or io="float"')
+
+
+def _check_normalisation(job: ConversionJob) -> None:
+    mean, std = job.options.mean, job.options.std
+    if not mean and not std:
+        return
+    images = [spec for spec in job.captured.inputs if spec.layout in ("NCHW", "NHWC")]
+    channels = {int(spec.shape[spec.layout.index("C")]) for spec in images if spec.layout}
+    if len(mean) != len(std) or {len(mean)} not in ({1}, channels) or 0.0 in std or not images:
+        raise UsageError(
+            f"mean={mean} and std={std} do not fit: one number each, or one for each channel of the image inputs"
+            f" ({', '.join(map(str, images)) or 'there are none'}); std is not 0",
+            hint="they only describe what the app does before it runs the file: (pixel - mean) / std",
+        )
 
 
 def _quantized(job: ConversionJob) -> _Source:
@@ -136,7 +151,27 @@ def _settings(job: ConversionJob, source: _Source, labels: dict[str, str]) -> di
         "kept_float": sorted(source.kept),
         "ranges": _ranges(job, source) if job.precision is Precision.INT16X8 else {},
         "io": job.options.io,
+        "about": _about(job),
         **ends,
+    }
+
+
+def _about(job: ConversionJob) -> dict[str, Any]:
+    """What the file's metadata says beside what the file itself does."""
+    options, inputs = job.options, [spec.name for spec in job.captured.inputs]
+    observed = {}
+    if job.table is not None:
+        nodes = {str(node.target): node.name for node in job.captured.graph_module.graph.find_nodes(op="placeholder")}
+        statistics = _table(job).statistics
+        seen = {name: statistics[nodes[name]] for name in inputs if nodes[name] in statistics}
+        observed = {name: (found.minimum, found.maximum) for name, found in seen.items() if found.count}
+    return {
+        "name": options.name,
+        "description": options.description or f"{job.precision} for {job.device.name}, exported by deploykit",
+        "mean": options.mean,
+        "std": options.std,
+        "inputs": inputs,
+        "observed": observed,
     }
 
 
