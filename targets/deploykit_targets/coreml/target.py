@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from deploykit._optional import Requirement
 from deploykit.devices import load_devices
 from deploykit.errors import MissingDependencyError
-from deploykit.estimate import estimate
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import DEFAULT_EFFORT, Effort, Profile
 from deploykit.target import Capabilities, Conversion, ConversionJob, Target, Validation
+from deploykit_targets.coreml.units import estimated
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
@@ -114,10 +114,9 @@ class CoreMLTarget(Target):
         if has_core_ml():
             measured = super().profile(artifact, baseline=baseline, effort=effort)
             return replace(measured, notes=(*measured.notes, _mac_note(artifact), *facts))
-        if device.peak_tops:
-            estimated = estimate(artifact, device, baseline=baseline)
-            unit = "compute unit: the Neural Engine; no rates of the CPU and the GPU are published"
-            return replace(estimated, notes=(*estimated.notes, unit, *facts))
+        found = estimated(artifact, device, baseline)
+        if found is not None:
+            return replace(found, notes=(*found.notes, *facts))
         measured = super().profile(artifact, baseline=baseline, effort=effort)
         said = f"time of the evaluator in PyTorch on this machine; it says nothing of {device.name}"
         return replace(measured, notes=(*measured.notes, said, *facts))
