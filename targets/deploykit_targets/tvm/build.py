@@ -59,7 +59,7 @@ class Library:
         """For the manifest, under `METADATA`."""
         processor = msgspec.to_builtins(self.processor)
         facts = {"arch": self.processor.arch, "needs": list(self.needs), "emulators": list(self.emulators)}
-        return {**processor, **facts, "runtime_files": self.files}
+        return {**processor, **facts, "runtime_files": dict(self.files)}
 
 
 def build_library(module: Any, program: Program, constants: bytes, device: Device, folder: Path) -> Library:

@@ -24,7 +24,7 @@ from deploykit_targets._board.child import Child
 from deploykit_targets._board.emulator import bare_environment, crash_of, emulator_for
 from deploykit_targets.tvm.build import CONSTANTS, METADATA, PROGRAM, RUNNER, read_program
 from deploykit_targets.tvm.runtime.table import port_bytes
-from deploykit_targets.tvm.session import op_times_of
+from deploykit_targets.tvm.session import check_sizes, op_times_of
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
@@ -114,6 +114,7 @@ class EmulatedSession(RunnerSession):
         Args:
             cpus: QEMU's names, best first; none for those of the artifact's device.
         """
+        check_sizes(artifact)
         self._scratch = contextlib.ExitStack()
         emulator = emulator_for(cpus or artifact.manifest.metadata[METADATA]["emulators"])
         self.cpu = emulator.cpu
@@ -136,6 +137,7 @@ class BoardSession(RunnerSession):
     """The program on a real board; it and the constants are copied there first, unless they are there already."""
 
     def __init__(self, artifact: Artifact, threads: int, board: Board) -> None:
+        check_sizes(artifact)
         wanted = artifact.manifest.metadata[METADATA]["arch"]
         if (found := board.host().arch) != wanted:
             raise DeviceError(f"{board} is a {found}; {artifact.path.name} is code for {wanted}")
@@ -168,8 +170,6 @@ class BoardSession(RunnerSession):
 
 def _executable(program: Path, scratch: contextlib.ExitStack) -> Path:
     """The program, or a copy that may be executed: archives and copies lose that permission."""
-    if not program.is_file():
-        raise ArtifactError(f"{program} is missing", hint="copy the artifact again, or export again")
     if os.access(program, os.X_OK):
         return program
     copy = Path(scratch.enter_context(tempfile.TemporaryDirectory())) / program.name

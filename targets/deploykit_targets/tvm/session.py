@@ -127,7 +127,25 @@ def op_times_of(
     return tuple(sorted(times, key=lambda time: -time.mean_us))
 
 
+def check_sizes(artifact: Artifact) -> None:
+    """Refuse files that were cut since the artifact was loaded: the system's loader would die of one.
+
+    Raises:
+        ArtifactError: names the file.
+    """
+    for name, size in artifact.manifest.metadata[METADATA]["runtime_files"].items():
+        path = artifact.path / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            raise ArtifactError(
+                f"{name} of {artifact.path.name} "
+                + ("is missing" if found is None else f"has {found} bytes, not {size}"),
+                hint="copy the artifact again, or export again",
+            )
+
+
 def _load(artifact: Artifact) -> ctypes.CDLL:
+    check_sizes(artifact)
     try:
         library = ctypes.CDLL(str(artifact.path / LIBRARY))
         library.deploykit_create.restype = ctypes.c_void_p

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from deploykit.devices import Device, load_devices
 from deploykit.tensors import TensorSpec
 from deploykit_targets.tvm.program import ALIGNMENT, Operand, Port, Program, Region, Step
 
-DEVICES = Path(__file__).parents[4] / "targets/deploykit_targets/tvm/devices.toml"
+DEVICES = Path(__file__).parents[3] / "targets/deploykit_targets/tvm/devices.toml"
 SIDE, CHANNELS = 12, 32
 
 
@@ -39,10 +41,6 @@ class Places:
         at = self.bytes
         self.bytes += -(-size // ALIGNMENT) * ALIGNMENT
         return at
-
-
-def device_named(name: str) -> Device:
-    return load_devices(DEVICES, toolchain="tvm")[name]
 
 
 def make_model(device: Device, folder: Path) -> Made:
@@ -137,7 +135,7 @@ class Opened:
     achieved: _Achieved = _Achieved()
 
 
-def artifact_of(made: Made) -> Any:
+def _artifact_of(made: Made) -> Any:
     from deploykit_targets.tvm.build import METADATA
 
     def specs(ports: tuple[Port, ...]) -> tuple[TensorSpec, ...]:
@@ -149,11 +147,27 @@ def artifact_of(made: Made) -> Any:
 
 
 @pytest.fixture(scope="session")
-def make() -> Callable[[str, Path], Made]:
-    """(device, folder) -> compiled model."""
-    return lambda name, folder: make_model(device_named(name), folder)
+def artifact_of() -> Callable[[Made], Any]:
+    """What sessions need of an artifact, of a compiled model."""
+    return _artifact_of
 
 
 @pytest.fixture(scope="session")
-def host_model(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make_model(device_named("x86-cpu"), tmp_path_factory.mktemp("host"))
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """Device -> compiled model; each is compiled once and must not be changed."""
+    made: dict[str, Made] = {}
+
+    def compile_for(name: str) -> Made:
+        device = load_devices(DEVICES, toolchain="tvm")[name]
+        if name not in made:
+            if device.arch == "arm64" and platform.machine() != "aarch64":
+                _skip_without("aarch64-linux-gnu-gcc", "qemu-aarch64-static")
+            made[name] = make_model(device, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return compile_for
+
+
+def _skip_without(*programs: str) -> None:
+    if not all(map(shutil.which, programs)):
+        pytest.skip("needs the Debian packages gcc-aarch64-linux-gnu and qemu-user-static")
