@@ -26,7 +26,9 @@ from deploykit_targets.tvm.kernels.expressions import (
     clip,
     fill,
     limits_of,
+    on_stack,
     pick,
+    prefetch,
     quantized,
     rounded,
     span,
@@ -36,6 +38,10 @@ from deploykit_targets.tvm.kernels.expressions import (
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Array, pack_constants, pack_matrix
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows
+
+
+_CACHE_LINE = 64  # bytes
+_STAYS_BYTES = 256 << 10  # weights of fewer bytes stay in a second-level cache from one run of a model to the next
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,22 @@ class ConvPlan:
         """Elements of the packed weights."""
         window = self.shape.kernel[0] * self.runs * self.steps
         return self.vectors * window * self.dot.lanes * self.dot.group
+
+    @property
+    def passes(self) -> int:
+        """Tiles of rows that read the weights of a block, one after another."""
+        return self.lines // self.weight_sets * math.ceil(self.pixels / self.rows)
+
+    @property
+    def ahead(self) -> int:
+        """Weights of the next block that each step's loads bring closer, so that all are there after this block."""
+        return math.ceil(self.dot.read_at_once(self.steps) * self.tile * self.dot.lanes * self.dot.group / self.passes)
+
+    @property
+    def prefetches(self) -> int:
+        """Cache lines that a step asks for; none where the weights stay in a cache."""
+        size = np.dtype(self.dot.weight).itemsize
+        return math.ceil(self.ahead * size / _CACHE_LINE) if self.weight_elements * size >= _STAYS_BYTES else 0
 
     @property
     def constant_elements(self) -> int:
@@ -274,7 +296,8 @@ def conv(
     def store(acc, c, b, y, start, first):
         """One vector of results; `b` is the residual, or None."""
         if narrow:
-            out = T.alloc_buffer((lanes,), dtype, scope="local")
+            out_at: T.let = on_stack(lanes, dtype)
+            out = T.decl_buffer((lanes,), dtype, data=out_at, scope="local")
             if b is not None:
                 for i in T.serial(columns):
                     out[i] = b[first + i]
@@ -286,19 +309,23 @@ def conv(
 
     @T.inline
     def store_row(acc, row, task, x, r, v, c, b, y):
-        start = address.vector(task, v) * constants
-        store(dot.row(acc, row), c, b, y, start, address.write(task, x, r * pair + row, v))
+        store(
+            dot.row(acc, row), c, b, y, address.vector(task, v) * constants, address.write(task, x, r * pair + row, v)
+        )
 
     @T.inline
     def tiles(a, w, c, b, y):
         for task in T.parallel(tasks):
             for x in T.serial(spans):
-                acc = T.alloc_buffer((rows * tile * lanes,), dot.accumulator, scope="local")
+                acc_at: T.let = on_stack(rows * tile * lanes, dot.accumulator)
+                acc = T.decl_buffer((rows * tile * lanes,), dot.accumulator, data=acc_at, scope="local")
                 for i in T.unroll(rows // pair * tile):
                     acc[T.Ramp(i * sums, 1, sums)] = fill(0, dot.accumulator, sums)
                 for ky in T.serial(kernel_h):
                     for kx in T.serial(runs):
                         for k in T.serial(steps // wide):
+                            for ahead in T.unroll(plan.prefetches):
+                                prefetch(w, address.ahead(task, x, ky, kx, k, ahead))
                             for j in T.unroll(wide):
                                 for r in T.unroll(rows // pair):
                                     for v in T.unroll(tile):
@@ -376,6 +403,18 @@ class _Address:
         plan = self.plan
         stretch = (self._block(task) * plan.shape.kernel[0] + ky) * plan.runs + kx
         return ((stretch * plan.steps + k) * plan.tile + v) * (plan.dot.lanes * plan.dot.group)
+
+    def ahead(self, task: Expr, x: Expr, ky: Expr, kx: Expr, k: Expr, index: Expr) -> Expr:
+        """What a step prefetches: a part of the weights of the block after this one, or addresses beyond the last."""
+        plan = self.plan
+        per_pass = plan.shape.kernel[0] * plan.runs * (plan.steps // plan.dot.read_at_once(plan.steps))
+        number = task % (plan.lines // plan.weight_sets) * math.ceil(plan.pixels / plan.rows) + x
+        step = (number * plan.shape.kernel[0] + ky) * plan.runs * (per_pass // plan.shape.kernel[0] // plan.runs)
+        step = step + kx * (per_pass // plan.shape.kernel[0] // plan.runs) + k
+        line = index * (_CACHE_LINE // np.dtype(plan.dot.weight).itemsize)
+        return (
+            self.weight(task, 0, 0, 0, 0) + plan.weight_elements // plan.vectors * plan.tile + step * plan.ahead + line
+        )
 
     def vector(self, task: Expr, v: Expr) -> Expr:
         """Number of a column vector, over all groups and weight sets."""

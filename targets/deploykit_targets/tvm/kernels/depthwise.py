@@ -24,6 +24,7 @@ from deploykit_targets.tvm.kernels.expressions import (
     fill,
     fma,
     limits_of,
+    on_stack,
     quantized,
     span,
     vector_lanes,
@@ -120,7 +121,8 @@ def depthwise(
 
     @T.inline
     def pixels_of(a, w, constants, y, line, x, c, cut):
-        acc = T.alloc_buffer((pixels * lanes,), dot.accumulator, scope="local")
+        acc_at: T.let = on_stack(pixels * lanes, dot.accumulator)
+        acc = T.decl_buffer((pixels * lanes,), dot.accumulator, data=acc_at, scope="local")
         for r in T.unroll(pixels):
             acc[span(r * lanes, lanes)] = fill(0, dot.accumulator, lanes)
         for ky in T.unroll(kernel_h):

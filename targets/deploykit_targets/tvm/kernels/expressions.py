@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tvm.ir import PointerType, PrimType
 from tvm.script import tirx as T
+from tvm.tirx import call_intrin
 
 Expr = Any  # a tvm PrimExpr or Buffer; TVM ships no types
 
@@ -18,6 +20,7 @@ class Affine(NamedTuple):
 
 
 UNSCALED = Affine(1.0, 0)
+_ELEMENT_BYTES = {"uint8": 1, "int8": 1, "int32": 4, "float32": 4}
 
 
 def span(start: Expr, lanes: int) -> Expr:
@@ -34,6 +37,24 @@ def fill(value: float, dtype: str, lanes: int) -> Expr:
 def spread(value: Expr, lanes: int) -> Expr:
     """A scalar in each lane."""
     return value if lanes == 1 else T.Broadcast(value, lanes)
+
+
+def on_stack(elements: int, dtype: str) -> Expr:
+    """A pointer to memory of the calling function, for a buffer that LLVM then keeps in registers.
+
+    `T.alloc_buffer` calls an allocator, whatever the size. Bind the pointer (`where: T.let = ...`), then declare the
+    buffer: `T.decl_buffer((elements,), dtype, data=where, scope="local")`.
+    """
+    words = -(-elements * _ELEMENT_BYTES[dtype] // 8)
+    kind = PointerType(PrimType(dtype), "local")
+    return call_intrin(kind, "tirx.tvm_stack_alloca", "shape", words)
+
+
+def prefetch(buffer: Expr, index: Expr) -> Expr:
+    """Ask for a cache line that will be read soon, in the second-level cache; any address is allowed."""
+    to_read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
+    intrinsic = T.llvm_lookup_intrinsic_id("llvm.prefetch")
+    return T.call_llvm_intrin("void", intrinsic, T.address_of(buffer[index]), to_read, second_level, data)
 
 
 def pick(vector: Expr, index: Expr, count: int) -> Expr:

@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 
 from deploykit.errors import UsageError
 from deploykit_targets.tvm.kernels.conv import ConvPlan, ConvShape, plan_conv
-from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine, Expr
+from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine, Expr, on_stack
 from deploykit_targets.tvm.kernels.isa import Dot
 
 
@@ -100,7 +100,8 @@ def pack_operand(
         for task in T.parallel(sets * heads * blocks):
             for v in T.serial(tile):
                 for lane in T.serial(lanes):
-                    column_sum = T.alloc_buffer((1,), total, scope="local")
+                    column_sum_at: T.let = on_stack(1, total)
+                    column_sum = T.decl_buffer((1,), total, data=column_sum_at, scope="local")
                     column_sum[0] = T.Cast(total, 0)
                     for k in T.serial(steps * group):
                         w[weight_at(task, v, k, lane)] = T.Cast(dot.weight, value(b, task, k, start(task, v) + lane))

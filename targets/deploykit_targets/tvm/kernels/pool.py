@@ -21,6 +21,7 @@ from deploykit_targets.tvm.kernels.expressions import (
     cast,
     fill,
     limits_of,
+    on_stack,
     quantized,
     span,
     spread,
@@ -95,7 +96,8 @@ def max_pool(shape: PoolShape, dtype: str) -> Expr:
         for line in T.parallel(lines):
             for x in T.serial(width):
                 for v in T.serial(vectors):
-                    best = T.alloc_buffer((lanes,), dtype, scope="local")
+                    best_at: T.let = on_stack(lanes, dtype)
+                    best = T.decl_buffer((lanes,), dtype, data=best_at, scope="local")
                     best[span(0, lanes)] = a[at(line, x, 0, 0, v)]
                     for ky in T.serial(kernel_h):
                         for kx in T.serial(kernel_w):
@@ -152,7 +154,8 @@ def average_pool(
         for line in T.parallel(lines):
             for x in T.serial(width):
                 for v in T.serial(vectors):
-                    acc = T.alloc_buffer((lanes,), total, scope="local")
+                    acc_at: T.let = on_stack(lanes, total)
+                    acc = T.decl_buffer((lanes,), total, data=acc_at, scope="local")
                     acc[span(0, lanes)] = fill(0, total, lanes)
                     for ky in T.serial(T.max(0, -top(line)), T.min(kernel_h, shape.height - top(line))):
                         for kx in T.serial(T.max(0, -left(x)), T.min(kernel_w, shape.width - left(x))):

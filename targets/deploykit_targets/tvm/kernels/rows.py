@@ -19,6 +19,7 @@ from deploykit_targets.tvm.kernels.expressions import (
     fill,
     fold,
     limits_of,
+    on_stack,
     quantized,
     span,
     spread,
@@ -51,9 +52,12 @@ def softmax(rows: int, columns: int, *, to: Affine | None = None, dtype: str = "
         T.func_attr({"tirx.noalias": True})
         for task in T.parallel(tasks):
             for r in T.serial(T.min(share, rows - task * share)):
-                best = T.alloc_buffer((lanes,), "float32", scope="local")
-                total = T.alloc_buffer((lanes,), "float32", scope="local")
-                scalar = T.alloc_buffer((2,), "float32", scope="local")
+                best_at: T.let = on_stack(lanes, "float32")
+                best = T.decl_buffer((lanes,), "float32", data=best_at, scope="local")
+                total_at: T.let = on_stack(lanes, "float32")
+                total = T.decl_buffer((lanes,), "float32", data=total_at, scope="local")
+                scalar_at: T.let = on_stack(2, "float32")
+                scalar = T.decl_buffer((2,), "float32", data=scalar_at, scope="local")
                 best[span(0, lanes)] = a[at(task * share + r, 0)]
                 for v in T.serial(vectors):
                     best[span(0, lanes)] = T.max(best[span(0, lanes)], a[at(task * share + r, v)])
@@ -107,8 +111,10 @@ def layer_norm(
         T.func_attr({"tirx.noalias": True})
         for task in T.parallel(tasks):
             for r in T.serial(T.min(share, rows - task * share)):
-                total = T.alloc_buffer((lanes,), "float32", scope="local")
-                scalar = T.alloc_buffer((2,), "float32", scope="local")
+                total_at: T.let = on_stack(lanes, "float32")
+                total = T.decl_buffer((lanes,), "float32", data=total_at, scope="local")
+                scalar_at: T.let = on_stack(2, "float32")
+                scalar = T.decl_buffer((2,), "float32", data=scalar_at, scope="local")
                 scalar[0] = T.float32(0)
                 if centred:
                     total[span(0, lanes)] = fill(0, "float32", lanes)
