@@ -61,7 +61,8 @@ def export(
             calibration file tells the inputs.
         calibration: for static precisions: iterable of tensors, `(inputs, labels)` tuples or dicts, a DataLoader, a
             `.npz` or `.safetensors` path, a `CalibrationTable`, or `"synthetic"` (made-up data, marked as such).
-        calibration_method: `minmax`, `percentile`, `entropy`, `mse`, or `default` (the best measured per scheme).
+        calibration_method: `minmax`, `percentile` (99.99, or `percentile:99.9`), `entropy`, `mse`, `default` (chosen
+            for each tensor), or `best` (several are tried on a few samples, and the most accurate is kept).
         dynamic_batch: keep axis 0 of every input dynamic.
         dynamic_shapes: as `torch.export.export` takes them; instead of `dynamic_batch`.
         include, exclude: module-path patterns (`"encoder.layer.*"`) of layers to quantise, or to keep in float.
@@ -157,6 +158,7 @@ def _job(plan: Plan, captured: CapturedModel, run: CalibrationRun | None, folder
         include=plan.include,
         exclude=plan.exclude,
         options=plan.options,
+        samples=run.samples if run else (),
     )
 
 

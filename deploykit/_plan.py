@@ -16,7 +16,7 @@ from deploykit.parity import DEFAULT_TOLERANCES, Tolerance
 from deploykit.precision import Precision
 from deploykit.registry import Resolved, resolve
 
-METHODS = ("default", "minmax", "percentile", "entropy", "mse")
+METHODS = ("default", "best", "minmax", "percentile", "entropy", "mse")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def make_plan(
     """
     resolved = resolve(target)
     wanted = _precision(precision)
-    if method not in METHODS:
+    if method.partition(":")[0] not in METHODS:
         raise UsageError(f"unknown calibration_method {method!r}", hint=f"one of {', '.join(METHODS)}")
     include, exclude = (_patterns(name, given) for name, given in zip(("include", "exclude"), patterns, strict=True))
     resolved.target.check_precision(wanted, resolved.device)

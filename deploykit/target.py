@@ -36,6 +36,8 @@ from deploykit.session import FunctionSession, Session
 from deploykit.tensors import Feeds
 
 if TYPE_CHECKING:
+    import torch
+
     from deploykit.artifact import Artifact
     from deploykit.capture import CapturedModel
 
@@ -119,6 +121,7 @@ class ConversionJob:
         method: how ranges are chosen from the statistics.
         include, exclude: module-path patterns of the layers to quantise; an empty include is all.
         options: the toolchain's own options dataclass.
+        samples: a few of the calibration data, feeds by input name; empty where there is only a finished table.
     """
 
     captured: CapturedModel
@@ -130,6 +133,7 @@ class ConversionJob:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     options: Any = field(default_factory=NoOptions)
+    samples: Sequence[Mapping[str, torch.Tensor]] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,16 +1,33 @@
-"""A conversion job -> its q/dq graph: the step that every toolchain's static int8 begins with."""
+"""A conversion job -> its q/dq graph: the step that every toolchain's static int8 begins with.
+
+The method `best` places the graph with several methods, runs each on a few samples of the calibration data beside the
+float graph, and keeps the one with the highest SQNR: no single method is best for every network.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+import torch
+
 from deploykit.errors import CalibrationError
+from deploykit.parity import sqnr_db
 from deploykit_calibration.placement import QuantizedGraph, place
+from deploykit_calibration.simulate import SimulatedModel, run
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deploykit.target import ConversionJob
     from deploykit_calibration.scheme import QuantScheme
     from deploykit_calibration.table import CalibrationTable
+
+BEST = "best"
+CANDIDATES = ("default", "minmax", "mse", "percentile:99.999", "percentile")
+"""What `best` tries; of equals, the first is taken."""
+_SAMPLES = 4
 
 
 def quantize(job: ConversionJob, scheme: QuantScheme) -> QuantizedGraph:
@@ -22,5 +39,36 @@ def quantize(job: ConversionJob, scheme: QuantScheme) -> QuantizedGraph:
     """
     if job.table is None:
         raise CalibrationError("a static int8 conversion needs a calibration table", hint="pass calibration=")
+    if job.method != BEST:
+        return _placed(job, scheme, job.method)
+    samples = list(job.samples[:_SAMPLES]) or [_example(job)]
+    wanted = [run(job.captured.graph_module, feeds) for feeds in samples]
+    placed = (_placed(job, scheme, method) for method in CANDIDATES)
+    return max(placed, key=lambda quantized: _sqnr(job, quantized, samples, wanted))
+
+
+def _placed(job: ConversionJob, scheme: QuantScheme, method: str) -> QuantizedGraph:
     table = cast("CalibrationTable", job.table)
-    return place(job.captured, table, scheme, method=job.method, include=job.include, exclude=job.exclude)
+    return place(job.captured, table, scheme, method=method, include=job.include, exclude=job.exclude)
+
+
+def _example(job: ConversionJob) -> dict[str, Tensor]:
+    specs = zip(job.captured.inputs, job.captured.example_inputs, strict=True)
+    return {spec.name: tensor for spec, tensor in specs}
+
+
+def _sqnr(
+    job: ConversionJob,
+    quantized: QuantizedGraph,
+    samples: Sequence[Mapping[str, Tensor]],
+    wanted: Sequence[tuple[Tensor, ...]],
+) -> float:
+    """SQNR in dB of the worst floating output over all samples."""
+    simulated = SimulatedModel(job.captured, quantized).graph_module
+    powers = np.zeros((2, len(job.captured.outputs)))
+    for feeds, want in zip(samples, wanted, strict=True):
+        for index, (float_output, int8_output) in enumerate(zip(want, run(simulated, feeds), strict=True)):
+            if float_output.is_floating_point():
+                powers[0, index] += float(float_output.double().square().sum())
+                powers[1, index] += float((float_output - int8_output).double().square().sum())
+    return min((sqnr_db(*power) for power in powers.T if power[0] > 0.0), default=torch.inf)

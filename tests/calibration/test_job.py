@@ -1,0 +1,72 @@
+"""A conversion job's q/dq graph: the methods, and the best of several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deploykit.devices import Device
+from deploykit.errors import CalibrationError, UsageError
+from deploykit.parity import sqnr_db
+from deploykit.precision import Precision
+from deploykit.target import ConversionJob
+from deploykit_calibration.job import CANDIDATES, quantize
+from deploykit_calibration.placement import QuantizedGraph
+from deploykit_calibration.scheme import ONNX_X86, TENSORRT
+from deploykit_calibration.simulate import fuse, run
+
+
+def job_of(case: Any, **changes: Any) -> ConversionJob:
+    device = Device("any", "any", "any", "x86-64", (Precision.INT8,))
+    known = {"table": case.table, "samples": case.feeds, **changes}
+    return ConversionJob(case.captured, Precision.INT8, device, Path(), **known)
+
+
+def quality(case: Any, quantized: QuantizedGraph) -> float:
+    signal = noise = 0.0
+    for feeds in case.feeds[:4]:
+        for want, got in zip(
+            run(case.captured.graph_module, feeds), run(fuse(quantized.graph_module), feeds), strict=True
+        ):
+            signal += float(want.double().square().sum())
+            noise += float((want - got).double().square().sum())
+    return sqnr_db(signal, noise)
+
+
+@pytest.mark.parametrize("scheme", [ONNX_X86, TENSORRT], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("name", ["residual_cnn", "mobilenet_like"])
+def test_best_is_as_accurate_as_the_best_candidate(zoo: Any, name: str, scheme: Any) -> None:
+    case = zoo(name)
+    each = {method: quality(case, quantize(job_of(case, method=method), scheme)) for method in CANDIDATES}
+    assert len(set(each.values())) > 1, "else the choice says nothing"
+    assert quality(case, quantize(job_of(case, method="best"), scheme)) == max(each.values())
+
+
+def test_best_takes_the_example_inputs_where_there_are_no_samples(zoo: Any) -> None:
+    case = zoo("residual_cnn")
+    quantized = quantize(job_of(case, method="best", samples=()), ONNX_X86)
+    assert any(layer.precision == "int8" for layer in quantized.layers)
+
+
+def test_best_is_the_same_every_time(zoo: Any) -> None:
+    case = zoo("mobilenet_like")
+    first, second = (quantize(job_of(case, method="best"), ONNX_X86).graph_module for _ in range(2))
+    for a, b in zip(run(first, case.feeds[0]), run(second, case.feeds[0]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_patterns_and_methods_reach_the_placement(zoo: Any) -> None:
+    case = zoo("residual_cnn")
+    (first, *_) = [layer.module_path for layer in quantize(job_of(case), ONNX_X86).layers if layer.kind == "conv"]
+    kept = {layer.module_path: layer for layer in quantize(job_of(case, exclude=(first,)), ONNX_X86).layers}
+    assert kept[first].precision == "float"
+    with pytest.raises(UsageError, match="no calibration method 'guess'"):
+        quantize(job_of(case, method="guess"), ONNX_X86)
+
+
+def test_without_a_table_there_is_no_int8(zoo: Any) -> None:
+    with pytest.raises(CalibrationError, match="needs a calibration table"):
+        quantize(job_of(zoo("residual_cnn"), table=None), ONNX_X86)
