@@ -13,10 +13,10 @@ import numpy as np
 import tvm
 
 from deploykit_targets.tvm.expression import Expression, expression_of, table_of
+from deploykit_targets.tvm.kernels.border import border
 from deploykit_targets.tvm.kernels.expressions import Affine
 from deploykit_targets.tvm.kernels.isa import Isa
 from deploykit_targets.tvm.kernels.mapped import Access, mapped
-from deploykit_targets.tvm.kernels.border import border
 from deploykit_targets.tvm.kernels.table import table
 from deploykit_targets.tvm.planning import place
 from deploykit_targets.tvm.program import ALIGNMENT, Operand, Port, Program, Region, Step

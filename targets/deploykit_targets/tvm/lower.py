@@ -17,10 +17,12 @@ from torch.fx import GraphModule, Node
 
 from deploykit.errors import ConversionError
 from deploykit_targets.tvm.emit import Emitter, Finished, dtype_of
+from deploykit_targets.tvm.fallback import simpler
 from deploykit_targets.tvm.kernels.isa import Isa
 from deploykit_targets.tvm.ops import Call, NotCoveredError, lookup
-from deploykit_targets.tvm.ops.table import bind
-from deploykit_targets.tvm.values import Constant, Tensor, Value, View, elements
+from deploykit_targets.tvm.ops.decomposed import DECOMPOSITIONS
+from deploykit_targets.tvm.ops.table import bind, consumers
+from deploykit_targets.tvm.values import Constant, Lazy, Tensor, Value, View, elements
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -94,9 +96,38 @@ class Lowering:
         if node.target is operator.getitem:
             return self.values[node.args[0]][node.args[1]]  # type: ignore[index, return-value]
         translation = lookup(node.target)
-        if translation is None:
-            raise NotCoveredError("the target has no kernels for this operator")
-        return translation(Call(node, bind(node), self))
+        if translation is not None:
+            try:
+                return translation(Call(node, bind(node), self))
+            except NotCoveredError:
+                if node.target not in DECOMPOSITIONS:
+                    raise
+        return self._simplified(node)
+
+    def _simplified(self, node: Node) -> Value:
+        """An operator outside the table as PyTorch's own simpler ones."""
+        graph = simpler(node)
+        if graph is None:
+            raise NotCoveredError(f"the target has no kernels for {node.target}")
+        for inner, source in zip(graph.graph.find_nodes(op="placeholder"), node.all_input_nodes, strict=True):
+            self.values[inner] = self.values[source]
+        (output,) = graph.graph.find_nodes(op="output")
+        for inner in graph.graph.nodes:
+            if inner.op == "get_attr":
+                self.values[inner] = Constant(_attribute(inner).detach().cpu().numpy())
+            elif inner.op == "call_function" and inner.users and inner not in self.values:
+                self.values[inner] = self._translated(inner)
+        results = output.args[0]
+        if isinstance(results, (tuple, list)):
+            return tuple(self._kept(self.tensor(result)) for result in results if result is not None)
+        value = self.tensor(results)
+        return self._kept(value) if consumers(node) > 1 else value
+
+    def _kept(self, value: Tensor) -> Tensor:
+        """Several may read it: it is computed once."""
+        if isinstance(value, Lazy):
+            value.shared = True
+        return value
 
     def _refused(self, node: Node, reason: str) -> ConversionError:
         origin = self.captured.origins.get(node.name)

@@ -1,4 +1,4 @@
-"""Where a value of the captured graph is: bytes with strides, a part of a graph that is not computed yet, or a constant.
+"""Where a value of the captured graph is: bytes with strides, arithmetic that is still to be done, or a constant.
 
 Strides are PyTorch's: a permutation or slice is the same bytes seen otherwise, and the layout of an image (NHWC) is no
 more than the order of its strides. A value with an `affine` is held in eight bits and *means* the real numbers that

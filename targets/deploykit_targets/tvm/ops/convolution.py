@@ -13,7 +13,6 @@ from torch.fx import Node
 
 from deploykit_targets.tvm.emit import Part, dtype_of, whole
 from deploykit_targets.tvm.kernels.conv import (
-    ConvPlan,
     ConvShape,
     Residual,
     conv,
@@ -66,11 +65,24 @@ def convolution(c: Call) -> Tensor:
         padding = (vertical, vertical, horizontal, horizontal)
     window = Window(stride, padding, dilation, int(c["groups"]))
     value = c.tensor("input")
-    if not flat:
-        return _convolved(c, value, weight, window)
-    image = reshaped(c.emit, value, (*value.shape[:2], 1, value.shape[2]))
-    tall = replace(weight, array=weight.array[:, :, None])
-    return _convolved(c, image, tall, window)
+    spatial = value.shape[-1:] if flat else value.shape[-2:]
+    batch = () if len(value.shape) == weight.array.ndim - 1 else value.shape[:1]
+    image = reshaped(
+        c.emit, value, (*(batch or (1,)), weight_inputs(weight, window), *((1,) if flat else ()), *spatial)
+    )
+    filters = replace(weight, array=weight.array[:, :, None]) if flat else weight
+    return _convolved(c, image, filters, window, len(spatial))
+
+
+def weight_inputs(weight: Constant, window: Window) -> int:
+    """Input channels of all groups."""
+    return weight.shape[1] * window.groups
+
+
+@lowers("aten.convolution.default")
+def general(c: Call) -> Tensor:
+    """The form that PyTorch's own decompositions have."""
+    return transposed(c) if c["transposed"] else convolution(c)
 
 
 @lowers("aten.conv_transpose2d.input", "aten.conv_transpose1d.default")
@@ -158,8 +170,8 @@ def _named_padding(name: str, kernel: tuple[int, ...], dilation: tuple[int, int]
     return top, bottom, left, right
 
 
-def _convolved(c: Call, value: Tensor, weight: Constant, window: Window) -> View:
-    """The convolution with its tail."""
+def _convolved(c: Call, value: Tensor, weight: Constant, window: Window, spatial: int) -> View:
+    """The convolution with its tail; the result has `spatial` axes behind its channels."""
     of = affine_of(value) if weight.scales is not None else None
     batch, channels, height, width = value.shape
     top, bottom, left, right = window.padding
@@ -175,7 +187,9 @@ def _convolved(c: Call, value: Tensor, weight: Constant, window: Window) -> View
         window.groups,
     )
     dot = c.emit.isa.int8 if of is not None else c.emit.isa.float32
-    layer = Layer(c, shape, dot, weight, c.constant("bias"), of, padding=window.padding)
+    rank = len(c.shape)
+    order = (*range(rank - spatial - 1), *range(rank - spatial, rank), rank - spatial - 1)
+    layer = Layer(c, shape, dot, weight, c.constant("bias"), of, c.shape, order, window.padding)
     if layer.depthwise:
         return layer.finish(c.emit.dense(value, _NHWC, real=of is None))
     if of is None and affine_of(value) is not None:

@@ -113,11 +113,17 @@ def elementwise(c: Call) -> Tensor:
         c.dtype,
         compute,
         tensors,
-        tuple("bool" if name == "condition" or name == "mask" else dtype for name in names),
+        tuple("bool" if name in {"condition", "mask"} else dtype for name in names),
         f"{c.node.target}{mark}[{dtype},{names},{plain}]",
         run,
         shared=consumers(c.node) > 1,
     )
+
+
+def converted_value(value: Tensor, dtype: str) -> Lazy:
+    """A value as another dtype."""
+    wanted = getattr(torch, dtype)
+    return Lazy(value.shape, dtype, lambda v, _: v[0], (value,), (dtype,), f"to[{dtype}]", lambda x: x.to(wanted))
 
 
 def _eager(node: Node, names: list[str], tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -203,6 +209,13 @@ def _remainder(v: Vectors) -> Expr:
     return T.floormod(v["self"], v["other"])
 
 
+@_rule("fmod.Scalar", "fmod.Tensor")
+def _fmod(v: Vectors) -> Expr:
+    if v.dtype == "float32":
+        return v["self"] - T.trunc(v["self"] / v["other"]) * v["other"]
+    return T.truncmod(v["self"], v["other"])
+
+
 @_rule("neg.default")
 def _neg(v: Vectors) -> Expr:
     return v.number(0) - v["self"]
@@ -258,6 +271,11 @@ def _pow_tensor(v: Vectors) -> Expr:
     return T.pow(v["self"], v["exponent"])
 
 
+@_rule("pow.Scalar", costly=True)
+def _pow_scalar(v: Vectors) -> Expr:
+    return vector_math.exp(v["exponent"] * v.number(math.log(v.plain("self"))), v.lanes)
+
+
 @_rule("maximum.default", "max.other", "clamp_min.default", "clamp_min.Tensor")
 def _maximum(v: Vectors) -> Expr:
     return T.max(v["self"], v["other" if "other" in v.arguments else "min"])
@@ -276,6 +294,36 @@ def _exp(v: Vectors) -> Expr:
 @_rule("log.default", costly=True)
 def _log(v: Vectors) -> Expr:
     return T.log(v["self"])
+
+
+@_rule("log2.default", costly=True)
+def _log2(v: Vectors) -> Expr:
+    return T.log(v["self"]) * v.number(1 / math.log(2))
+
+
+@_rule("log10.default", costly=True)
+def _log10(v: Vectors) -> Expr:
+    return T.log(v["self"]) * v.number(1 / math.log(10))
+
+
+@_rule("exp2.default", costly=True)
+def _exp2(v: Vectors) -> Expr:
+    return vector_math.exp(v["self"] * v.number(math.log(2)), v.lanes)
+
+
+@_rule("expm1.default", costly=True)
+def _expm1(v: Vectors) -> Expr:
+    return vector_math.exp(v["self"], v.lanes) - v.number(1)
+
+
+@_rule("atan.default", costly=True)
+def _atan(v: Vectors) -> Expr:
+    return T.atan(v["self"])
+
+
+@_rule("tan.default", costly=True)
+def _tan(v: Vectors) -> Expr:
+    return T.tan(v["self"])
 
 
 @_rule("log1p.default", costly=True)
@@ -433,14 +481,29 @@ _comparison("gt", lambda a, b: a > b)
 _comparison("ge", lambda a, b: a >= b)
 
 
-@_rule("logical_and.default", "bitwise_and.Tensor")
+def _both(*names: str) -> list[str]:
+    return [f"{name}.{form}" for name in names for form in ("Tensor", "Scalar")]
+
+
+@_rule("logical_and.default", *_both("bitwise_and", "__and__"))
 def _and(v: Vectors) -> Expr:
     return T.And(v["self"], v["other"]) if v.dtype == "bool" else T.bitwise_and(v["self"], v["other"])
 
 
-@_rule("logical_or.default", "bitwise_or.Tensor")
+@_rule("logical_or.default", *_both("bitwise_or", "__or__"))
 def _or(v: Vectors) -> Expr:
     return T.Or(v["self"], v["other"]) if v.dtype == "bool" else T.bitwise_or(v["self"], v["other"])
+
+
+@_rule("logical_xor.default", *_both("bitwise_xor", "__xor__"))
+def _xor(v: Vectors) -> Expr:
+    a, b = v["self"], v["other"]
+    return T.And(T.Or(a, b), T.Not(T.And(a, b))) if v.dtype == "bool" else T.bitwise_xor(a, b)
+
+
+@_rule("isnan.default", inputs=True)
+def _isnan(v: Vectors) -> Expr:
+    return v["self"] != v["self"]
 
 
 @_rule("logical_not.default", "bitwise_not.default")

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from deploykit_targets.tvm.emit import Part, natural_order, whole
+from deploykit_targets.tvm.emit import Part, dtype_of, natural_order, whole
 from deploykit_targets.tvm.kernels.reduce import reduce
 from deploykit_targets.tvm.kernels.rows import layer_norm, softmax
+from deploykit_targets.tvm.ops.elementwise import converted_value
 from deploykit_targets.tvm.ops.pooling import spatial_mean
-from deploykit_targets.tvm.ops.table import Call, NotCoveredError, affine_of, lowers, tail_of
+from deploykit_targets.tvm.ops.table import Call, affine_of, lowers, tail_of
 from deploykit_targets.tvm.values import Array, Tensor, View, dense_strides
 
 
@@ -84,7 +85,14 @@ def _given(c: Call, result: View, *, rounded: bool) -> View:
     return result
 
 
-@lowers("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default", "aten.mean.default")
+@lowers(
+    "aten.mean.dim",
+    "aten.sum.dim_IntList",
+    "aten.amax.default",
+    "aten.amin.default",
+    "aten.mean.default",
+    "aten.sum.default",
+)
 def reduced(c: Call) -> Tensor:
     """Sum, mean, maximum or minimum over some axes."""
     kind = str(c.node.target).split(".")[1]
@@ -97,18 +105,18 @@ def reduced(c: Call) -> Tensor:
 
 
 def reduction(c: Call, value: Tensor, axes: Sequence[int], kind: str) -> View:
-    """A reduction over some axes, in float32."""
-    if value.shape and c.dtype != "float32":
-        raise NotCoveredError(f"a {kind} of {c.dtype}")
+    """A reduction over some axes, in the dtype of its result."""
+    dtype = c.dtype
+    if dtype_of(value) != dtype and affine_of(value) is None:
+        value = converted_value(value, dtype)
     kept = [axis for axis in range(len(value.shape)) if axis not in axes]
-    # Axes that follow all reduced ones in memory stay there: vectors then run over them.
     source = c.emit.dense(value, (*kept, *axes), real=affine_of(value) is not None)
     length = math.prod(value.shape[axis] for axis in axes)
     rows = math.prod(value.shape[axis] for axis in kept)
     kept_shape = tuple(value.shape[axis] for axis in kept)
-    result = c.emit.new(kept_shape, "float32")
-    key = (rows, length, kind)
-    c.emit.call("reduce", key, lambda: reduce(rows, length, kind), [whole(source)], [whole(result)])
+    result = c.emit.new(kept_shape, dtype)
+    key = (rows, length, kind, dtype)
+    c.emit.call("reduce", key, lambda: reduce(*key), [whole(source)], [whole(result)])
     return replace(result, shape=c.shape, strides=dense_strides(c.shape, range(len(c.shape))))
 
 

@@ -131,7 +131,7 @@ def clip_limits(node: Node) -> tuple[float, float] | None:
 
 
 def tail_of(node: Node) -> Tail:
-    """The activation that clips a layer's result, and its quantization, as far as nothing else reads what is between."""
+    """What clips a layer's result, and its quantization, as far as nothing else reads what is between."""
     tail = Tail((node,))
     while len(tail.last.users) == 1:
         (user,) = tail.last.users
