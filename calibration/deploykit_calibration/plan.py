@@ -88,7 +88,11 @@ class Planner:
         if rule.inputs is Inputs.FLOAT:
             return rule.reason or f"{self.scheme.name} keeps {self._view.kinds[op]} in float"
         return (
-            self._why_operands(op) or self._why_weight(op) or self._why_residual(op, rule) or self._why_output(op, rule)
+            self._why_rank(op)
+            or self._why_operands(op)
+            or self._why_weight(op)
+            or self._why_residual(op, rule)
+            or self._why_output(op, rule)
         )
 
     def _why_operands(self, op: Node) -> str | None:
@@ -104,6 +108,12 @@ class Planner:
             return "an operand is a constant, a mask, or computed from integers"
         if self._view.kinds[op] in _TWO_OPERANDS and len(operands) < 2:
             return "scalar arithmetic"
+        return None
+
+    def _why_rank(self, op: Node) -> str | None:
+        most = self.scheme.max_rank
+        if most and any(len(shape_of(tensor)) > most for tensor in (*self._view.operands(op), *self.results(op))):
+            return f"a tensor of more than {most} axes"
         return None
 
     def _why_weight(self, op: Node) -> str | None:

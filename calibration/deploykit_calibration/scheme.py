@@ -121,6 +121,7 @@ class QuantScheme:
         weights: `folded` (integer buffer and dequantize) or `unfolded` (float buffer, quantize and dequantize).
         float_outputs: what the graph returns is never rounded.
         min_linear: a linear layer with fewer inputs or outputs than this stays float.
+        max_rank: an op that reads or writes a tensor of more axes stays float; 0 is no limit.
         reduce_range: weights use one bit less, so that sums of two uint8 x int8 products cannot exceed 16 bits.
     """
 
@@ -137,6 +138,7 @@ class QuantScheme:
     weights: Literal["folded", "unfolded"] = "folded"
     float_outputs: bool = True
     min_linear: int = 0
+    max_rank: int = 0
     reduce_range: bool = False
 
     def rule(self, kind: str) -> OpRule:
@@ -266,6 +268,8 @@ LITERT = QuantScheme(
     float_outputs=False,
 )
 
+# A tensor of an ML Program has at most five axes. coremltools folds reshape, transpose, reshape over six of them
+# (windows of Swin) into what it has, where no quantize stands between.
 COREML = QuantScheme(
     name="coreml",
     activation=INT8_AFFINE,
@@ -284,6 +288,7 @@ COREML = QuantScheme(
         "mean": FOLLOW,
     },
     fixed_outputs={"softmax": FixedParams(1 / 256, -128)},
+    max_rank=5,
 )
 
 # The generated kernels multiply int8 by int8 (sdot), fold the zero-point into the bias and requantize at once.

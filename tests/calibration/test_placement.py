@@ -351,3 +351,28 @@ def test_the_result_can_be_exported(zoo: Zoo, scheme: QuantScheme) -> None:
     program = case.captured.export_program(quantized.graph_module)
     inputs = [case.feeds[0][spec.name] for spec in case.captured.inputs]
     assert torch.equal(quantized.graph_module(*inputs)[0], program.module()(*inputs)[0])
+
+
+class Windows(nn.Module):
+    """Windows as Swin makes them: reshape, transpose, reshape over six axes, between two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = self.before(x).reshape(1, 2, 2, 2, 2, 8).permute(0, 1, 3, 2, 4, 5).reshape(4, 4, 8)
+        return torch.relu(self.after(windows)).mean(1)
+
+
+def test_tensors_of_more_axes_than_a_target_has_are_not_rounded(case_of: Callable[..., Any]) -> None:
+    case = case_of(Windows(), (torch.randn(1, 4, 4, 8),))
+    quantized = _placed(case, COREML)
+    ranks = [node.meta["val"].dim() for node in _nodes(quantized).values() if _is_dq(node)]
+    assert max(ranks) <= COREML.max_rank == 5
+    reasons = set(_reasons(quantized).values())
+    assert [layer.precision for layer in quantized.layers if layer.kind == "linear"] == ["int8", "int8"]
+    assert all("axes" in reason for reason in reasons if "reshape" in reason)
+    unlimited = _placed(case, replace(COREML, max_rank=0))
+    assert max(node.meta["val"].dim() for node in _nodes(unlimited).values() if _is_dq(node)) == 6
+    assert _sqnr_db(case, quantized) > 35.0

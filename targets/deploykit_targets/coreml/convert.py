@@ -6,7 +6,7 @@ lower (names) ─▶ prescan ─▶ coremltools.convert ─▶ compress ─▶ i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +25,7 @@ from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets.coreml import interface, network, package, prescan
 from deploykit_targets.coreml.compress import WEIGHT_ONLY, compress
 from deploykit_targets.coreml.count import Counted, count, sources
-from deploykit_targets.coreml.lower import Exported, exported, without_high_ranks
+from deploykit_targets.coreml.lower import Exported, exported
 from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
 from deploykit_targets.coreml.scheme import OS_FLOOR, SCHEME, op_set_of
 from deploykit_targets.coreml.target import BATCH_SIZES
@@ -106,7 +106,6 @@ def _source(job: ConversionJob) -> _Source:
         raise CalibrationError("a static int8 conversion needs a calibration table", hint="pass calibration=")
     table = cast("CalibrationTable", job.table)
     placed = place(job.captured, table, SCHEME, method=job.method, include=job.include, exclude=job.exclude)
-    placed = replace(placed, graph_module=without_high_ranks(placed.graph_module))
     lowered = exported(job.captured, placed.graph_module)
     return _Source(job.captured, lowered, placed.layers, SimulatedModel(job.captured, placed))
 

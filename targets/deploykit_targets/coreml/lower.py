@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
 
 _KEY = "deploykit_node"
-_OPS = torch.ops.quantized_decomposed
-MAX_RANK = 5
-"""Most axes that a tensor of an ML Program has."""
 _UNROLLED = [torch.ops.aten.gru.input, torch.ops.aten.rnn_tanh.input, torch.ops.aten.rnn_relu.input]
 HANDLE = "debug_handle"
 """Key of node metadata that coremltools keeps with the ops it makes."""
@@ -70,37 +67,6 @@ def _tagged(module: GraphModule) -> GraphModule:
         if node.op == "call_function":
             copy.meta["custom"] = {**_custom(node), _KEY: node.name}
     return GraphModule(module, graph)
-
-
-def without_high_ranks(module: GraphModule) -> GraphModule:
-    """A copy of a q/dq graph without the pairs on tensors of more than five axes, which Core ML does not have.
-
-    coremltools folds reshape, transpose, reshape over six axes into what Core ML has, where nothing stands between.
-    """
-    graph, copies = Graph(), dict[Node, Node]()
-    for node in module.graph.nodes:
-        source = _quantized_from(node)
-        if source is not None and _rank(source) > MAX_RANK:
-            copies[node] = copies[source]
-        else:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    for node in reversed(graph.nodes):
-        if node.target is _OPS.quantize_per_tensor.default and not node.users:
-            graph.erase_node(node)
-    return GraphModule(module, graph)
-
-
-def _quantized_from(node: Node) -> Node | None:
-    """What a dequantize node's pair rounds; None for other nodes."""
-    pair = node.args[0] if node.target is _OPS.dequantize_per_tensor.default else None
-    if not isinstance(pair, Node) or pair.target is not _OPS.quantize_per_tensor.default:
-        return None
-    return pair.args[0] if isinstance(pair.args[0], Node) else None
-
-
-def _rank(node: Node) -> int:
-    value = node.meta.get("val")
-    return value.dim() if isinstance(value, torch.Tensor) else 0
 
 
 def _custom(node: Node) -> dict[str, Any]:
