@@ -153,19 +153,31 @@ def artifact_of() -> Callable[[Made], Any]:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+def compile_into() -> Callable[[str, Path], Made]:
+    """(device, folder) -> compiled model of the test's own."""
+
+    def compile_for(name: str, folder: Path) -> Made:
+        device = load_devices(DEVICES, toolchain="tvm")[name]
+        if device.arch == "arm64" and platform.machine() != "aarch64":
+            _skip_without("aarch64-linux-gnu-gcc", "qemu-aarch64-static")
+        return make_model(device, folder)
+
+    return compile_for
+
+
+@pytest.fixture(scope="session")
+def compiled(
+    tmp_path_factory: pytest.TempPathFactory, compile_into: Callable[[str, Path], Made]
+) -> Callable[[str], Made]:
     """Device -> compiled model; each is compiled once and must not be changed."""
     made: dict[str, Made] = {}
 
-    def compile_for(name: str) -> Made:
-        device = load_devices(DEVICES, toolchain="tvm")[name]
+    def once(name: str) -> Made:
         if name not in made:
-            if device.arch == "arm64" and platform.machine() != "aarch64":
-                _skip_without("aarch64-linux-gnu-gcc", "qemu-aarch64-static")
-            made[name] = make_model(device, tmp_path_factory.mktemp(name))
+            made[name] = compile_into(name, tmp_path_factory.mktemp(name))
         return made[name]
 
-    return compile_for
+    return once
 
 
 def _skip_without(*programs: str) -> None:
