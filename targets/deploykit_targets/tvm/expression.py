@@ -1,4 +1,4 @@
-"""Lazy values as one function of vectors: what `kernels.mapped` computes for each element, and tables of 256 entries."""
+"""Lazy values as one function of vectors: what `kernels.mapped` computes, and as a table of 256 entries."""
 
 from __future__ import annotations
 

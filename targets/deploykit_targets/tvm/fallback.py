@@ -37,7 +37,8 @@ def simpler(node: fx.Node) -> fx.GraphModule | None:
     def run(*tensors: torch.Tensor) -> Any:
         known = dict(zip(inputs, tensors, strict=True))
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known[n])
-        return DECOMPOSITIONS.get(node.target, node.target)(*args, **kwargs)
+        own: Any = node.target
+        return DECOMPOSITIONS.get(own, own)(*args, **kwargs)
 
     examples = [torch.empty(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in inputs]
     with quiet():

@@ -94,7 +94,7 @@ class Lowering:
 
     def _translated(self, node: Node) -> Value:
         if node.target is operator.getitem:
-            return self.values[node.args[0]][node.args[1]]  # type: ignore[index, return-value]
+            return self.values[node.args[0]][node.args[1]]  # type: ignore[index]
         translation = lookup(node.target)
         if translation is not None:
             try:

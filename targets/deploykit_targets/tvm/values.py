@@ -128,7 +128,7 @@ class Constant:
     @property
     def shape(self) -> Shape:
         """Logical shape."""
-        return self.array.shape
+        return tuple(self.array.shape)
 
     @property
     def real(self) -> Array:

@@ -8,7 +8,16 @@ import math
 
 from tvm.script import tirx as T
 
-from deploykit_targets.tvm.kernels.expressions import Expr, fill, fold, span, spread, vector_lanes, vector_start
+from deploykit_targets.tvm.kernels.expressions import (
+    Expr,
+    fill,
+    fold,
+    on_stack,
+    span,
+    spread,
+    vector_lanes,
+    vector_start,
+)
 
 _LANES = 16
 _LARGEST = 3.4028234663852886e38
@@ -40,7 +49,8 @@ def reduce(rows: int, length: int, kind: str, dtype: str = "float32") -> Expr:
     def kernel(a: T.Buffer((rows * length,), dtype), y: T.Buffer((rows,), dtype)):
         T.func_attr({"tirx.noalias": True})
         for row in T.parallel(rows):
-            total = T.alloc_buffer((lanes,), dtype, scope="local")
+            total_at: T.let = on_stack(lanes, dtype)
+            total = T.decl_buffer((lanes,), dtype, data=total_at, scope="local")
             total[span(0, lanes)] = fill(start, dtype, lanes)
             for v in T.serial(math.ceil(length / lanes)):
                 total[span(0, lanes)] = join(

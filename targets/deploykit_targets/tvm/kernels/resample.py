@@ -8,7 +8,16 @@ import math
 
 from tvm.script import tirx as T
 
-from deploykit_targets.tvm.kernels.expressions import Expr, fill, fma, span, spread, vector_lanes, vector_start
+from deploykit_targets.tvm.kernels.expressions import (
+    Expr,
+    fill,
+    fma,
+    on_stack,
+    span,
+    spread,
+    vector_lanes,
+    vector_start,
+)
 
 _LANES = 16
 
@@ -32,7 +41,8 @@ def resample(outer: int, count: int, inner: int, results: int, taps: int) -> Exp
         T.func_attr({"tirx.noalias": True})
         for row in T.parallel(outer * results):
             for v in T.serial(math.ceil(inner / lanes)):
-                total = T.alloc_buffer((lanes,), "float32", scope="local")
+                total_at: T.let = on_stack(lanes, "float32")
+                total = T.decl_buffer((lanes,), "float32", data=total_at, scope="local")
                 total[span(0, lanes)] = fill(0, "float32", lanes)
                 for t in T.unroll(taps):
                     total[span(0, lanes)] = fma(

@@ -35,7 +35,7 @@ from deploykit_targets.tvm.ops.table import (
     lowers,
     tail_of,
 )
-from deploykit_targets.tvm.values import Array, Constant, Tensor, View, elements
+from deploykit_targets.tvm.values import Array, Constant, Tensor, Value, View, elements
 
 _NHWC = (0, 2, 3, 1)
 
@@ -80,7 +80,7 @@ def weight_inputs(weight: Constant, window: Window) -> int:
 
 
 @lowers("aten.convolution.default")
-def general(c: Call) -> Tensor:
+def general(c: Call) -> Value:
     """The form that PyTorch's own decompositions have."""
     return transposed(c) if c["transposed"] else convolution(c)
 
@@ -286,7 +286,7 @@ class Layer:
             output = "float32" if integer and tail.affine is None else None
             emit.call(
                 "conv",
-                (plan.shape, dot.mnemonic, tail.clip, residual, output),
+                (plan.shape, plan.dot.mnemonic, tail.clip, residual, output),
                 lambda: conv(plan, limits=tail.clip, residual=residual, output=output),
                 reads,
                 [whole(result)],

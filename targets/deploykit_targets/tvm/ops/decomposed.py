@@ -1,3 +1,5 @@
+# mypy: disable-error-code="no-any-return"
+# (functions of PyTorch return Any)
 """Operators written as simpler ones, in PyTorch: traced for one node and lowered like everything else (`fallback`).
 
 Each function has the arguments of the overload that it stands for and is called with static shapes.
@@ -256,9 +258,10 @@ def _log_softmax_int(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
 
 @_stands_for(aten.logsumexp.default)
 def _logsumexp(x: Tensor, dim: Sequence[int], keepdim: bool = False) -> Tensor:
-    best = x.amax(dim, True)
-    total = (x - best).exp().sum(dim, True).log() + best
-    return total if keepdim else total.squeeze(tuple(dim))
+    axes = list(dim)
+    best = x.amax(axes, True)
+    total = (x - best).exp().sum(axes, True).log() + best
+    return total if keepdim else total.squeeze(tuple(axes))
 
 
 # Layers.
@@ -286,7 +289,7 @@ def _conv3d(
         own = bias if k == 0 else None
         part = F.conv2d(flat, weight[:, :, k], own, stride[1:], padding[1:], dilation[1:], groups)
         total = part if total is None else total + part
-    return total.reshape(x.shape[0], depth, *total.shape[1:]).transpose(1, 2)  # type: ignore[no-any-return]
+    return total.reshape(x.shape[0], depth, *total.shape[1:]).transpose(1, 2)
 
 
 def _windows(size: int, count: int) -> list[tuple[int, int]]:

@@ -87,8 +87,8 @@ def _product(c: Call, first: Tensor, second: Tensor) -> Tensor:
     tail = tail_of(c.node)
     to = tail.affine or UNSCALED
     first_affine, second_affine = (of, by) if of and by and integer else (UNSCALED, UNSCALED)
-    weights, constants = Buffer(dot.weight, plan.weight_elements), Buffer("float32", plan.constant_elements)
-    packing = (plan.shape, dot.mnemonic, transposed, first_affine, second_affine, to)
+    weights, constants = Buffer(plan.dot.weight, plan.weight_elements), Buffer("float32", plan.constant_elements)
+    packing = (plan.shape, plan.dot.mnemonic, transposed, first_affine, second_affine, to)
     emit.call(
         "pack",
         packing,
@@ -100,7 +100,7 @@ def _product(c: Call, first: Tensor, second: Tensor) -> Tensor:
     output = "float32" if integer and tail.affine is None else None
     emit.call(
         "matmul",
-        (plan.shape, dot.mnemonic, tail.clip, output),
+        (plan.shape, plan.dot.mnemonic, tail.clip, output),
         lambda: conv(plan, limits=tail.clip, output=output),
         [
             whole(a, plan.input_elements),

@@ -72,7 +72,7 @@ def _averaged(c: Call, value: Tensor, shape: PoolShape, *, count_padding: bool =
     c.emit.call(
         "average_pool",
         (shape, source.dtype, quantized["of"], quantized["to"], count_padding),
-        lambda: average_pool(shape, source.dtype, count_padding=count_padding, **quantized),  # type: ignore[arg-type]
+        lambda: average_pool(shape, source.dtype, count_padding=count_padding, **quantized),
         [whole(source)],
         [whole(result)],
     )
