@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit._optional import Requirement, require
-from deploykit.errors import ArtifactError
+from deploykit.errors import ArtifactError, MissingDependencyError
+from deploykit.precision import Precision
 from deploykit.session import Session
 from deploykit.tensors import Feeds, TensorSpec
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from deploykit.artifact import Artifact
 
 Convert = Callable[[np.ndarray], np.ndarray]
+_NOT_FOR_OLD_RUNTIME = (Precision.INT8_DYNAMIC, Precision.INT4_WEIGHT_ONLY, Precision.INT16X8)
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
@@ -30,6 +32,7 @@ class LiteRTSession(Session):
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
+        _check_runtime(artifact.manifest.precision)
         kernels = artifact.manifest.options.get("kernels", "xnnpack")
         self._interpreter = open_interpreter(str(artifact.entry), threads, kernels)
         interface = artifact.manifest.metadata["file"]
@@ -96,10 +99,23 @@ def _quiet_runtime() -> Iterator[None]:
 
 
 def _runtime() -> Any:
-    old = Requirement("tflite_runtime")
-    if old.installed and not Requirement("ai_edge_litert").installed:
-        return require("tflite_runtime.interpreter", extra="litert-runtime", purpose="run artifacts of litert")
-    return require("ai_edge_litert.interpreter", extra="litert-runtime", purpose="run artifacts of litert")
+    package = "tflite_runtime" if _only_old_runtime() else "ai_edge_litert"
+    return require(f"{package}.interpreter", extra="litert-runtime", purpose="run artifacts of litert")
+
+
+def _only_old_runtime() -> bool:
+    return Requirement("tflite_runtime").installed and not Requirement("ai_edge_litert").installed
+
+
+def _check_runtime(precision: Precision) -> None:
+    """Refuse what tflite-runtime computes wrongly without a word, or cannot run.
+
+    Seen with its last version, 2.14: one scale for all channels of a dynamic int8 FULLY_CONNECTED (1 dB), no int4, and
+    an XNNPACK that takes 16-bit activations and then fails.
+    """
+    if _only_old_runtime() and precision in _NOT_FOR_OLD_RUNTIME:
+        purpose = f"run {precision} (tflite-runtime, which is installed, gives wrong results or none)"
+        raise MissingDependencyError("ai-edge-litert", extra="litert-runtime", purpose=purpose)
 
 
 def _into_file(spec: TensorSpec, entry: dict[str, Any]) -> Convert:
