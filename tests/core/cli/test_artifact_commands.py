@@ -7,6 +7,7 @@ import pytest
 
 from deploykit import manifest as layout
 from deploykit.artifact import Golden, golden_bytes, load
+from deploykit.errors import DeviceError
 from deploykit.manifest import PendingBuild
 from deploykit.parity import TaskMetric
 from deploykit.precision import Evidence, Precision
@@ -149,6 +150,23 @@ def test_profile_document_and_save(cli, artifact):
     assert document["saved"] and document["profile"]["worth_it"] is None
     assert "no baseline" in result.err
     assert load("art").profile.runs == document["profile"]["runs"]
+
+
+@pytest.mark.parametrize("command", ["verify", "profile"])
+def test_a_toolchain_without_programs_for_boards_says_so(cli, artifact, command):
+    done = cli(command, "art", "--board", "user@board")
+    assert done.code == 2
+    assert "toy cannot run artifacts on a board over SSH" in done.err
+    assert "copies a program to user@board over SSH and executes it there" in done.err
+
+
+def test_under_emulation_a_profile_is_an_estimate_from_the_table(toy, artifact, monkeypatch):
+    """The toy's device has no rates; with some, the figure is marked."""
+    monkeypatch.setattr(toy.ToyTarget, "evidence", lambda self, artifact: Evidence.EMULATOR)
+    with pytest.raises(DeviceError, match="no published rates of toy-board"):
+        artifact.plugin().profile(artifact)
+    monkeypatch.setattr(toy, "BOARD", replace(toy.BOARD, peak_tops={"int8": 1.0, "fp32": 0.1}, source="made up"))
+    assert artifact.plugin().profile(artifact).evidence is Evidence.ESTIMATE
 
 
 def test_profile_in_turns_with_a_baseline(cli, toy, artifact):
