@@ -17,7 +17,7 @@ from deploykit_targets.coreml.mil_evaluator.dtypes import to_carrier
 from deploykit_targets.coreml.mil_evaluator.errors import UnsupportedOpError
 from deploykit_targets.coreml.mil_evaluator.operation import Op, OutputType
 from deploykit_targets.coreml.mil_evaluator.ops_control import EXECUTOR_OPS
-from deploykit_targets.coreml.mil_evaluator.rules import RULES, UNSUPPORTED
+from deploykit_targets.coreml.mil_evaluator.rules import RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,8 @@ class _Planner:
 
     def _steps(self, operation: Any) -> Iterator[Step]:
         """The step of an operation: none for a constant, nor for what is folded away."""
-        if operation.op_type == "const":
+        if operation.op_type in ("const", "_const_symbolic"):
+            self._check_known(operation)
             self.constants[id(operation.outputs[0])] = _constant(operation.outputs[0])
             return
         step = self._step(operation)
@@ -204,7 +205,17 @@ class _Planner:
                 operation.op_type,
                 output=operation.outputs[0].name if operation.outputs else "",
                 specification_version=self.opset,
-                reason=UNSUPPORTED.get(operation.op_type, ""),
+            )
+
+
+    def _check_known(self, operation: Any) -> None:
+        """Refuse a constant of symbols: sizes that coremltools did not know, which no input and no file gives."""
+        if operation.op_type == "_const_symbolic" and operation.outputs[0].val is None:
+            raise UnsupportedOpError(
+                operation.op_type,
+                output=operation.outputs[0].name,
+                specification_version=self.opset,
+                reason=f"its value {operation.outputs[0].sym_val} holds sizes that nothing binds, and has no file form",
             )
 
 

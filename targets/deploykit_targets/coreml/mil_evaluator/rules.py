@@ -47,11 +47,6 @@ RULES: Final[Mapping[str, Op]] = MappingProxyType({name: op for family in _FAMIL
 SUPPORTED: Final[frozenset[str]] = frozenset(RULES) | ops_control.EXECUTOR_OPS
 """Every op that can be evaluated."""
 
-UNSUPPORTED: Final[Mapping[str, str]] = MappingProxyType(
-    {"_const_symbolic": "internal to coremltools' own tests; it has no serialised form"}
-)
-"""Registered core ops without a rule, and why."""
-
 IN_DISTRIBUTION: Final[frozenset[str]] = frozenset(
     {"random_bernoulli", "random_categorical", "random_normal", "random_uniform"}
 )

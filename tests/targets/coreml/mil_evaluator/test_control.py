@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deploykit.errors import UsageError
-from deploykit_targets.coreml.mil_evaluator import EvaluationError, executor, from_mil
+from deploykit_targets.coreml.mil_evaluator import EvaluationError, UnsupportedOpError, executor, from_mil
 from deploykit_targets.coreml.mil_evaluator.operation import Settings
 
 
@@ -201,3 +201,19 @@ def test_values_of_a_loop_body_do_not_outlive_it(mil):
     tensors = program._tensors({"x": one(0)})
     result = executor.run(plan, {}, {plan.inputs[name]: value for name, value in tensors.items()}, frame)
     assert float(result[0]) == 50 and frame.peak_values <= 4 and len(frame.values) == 1
+
+
+def test_a_constant_of_symbols_has_a_value_where_all_are_known(mil):
+    """`_const_symbolic` lives in memory only; what it does not know, nobody can evaluate."""
+    mb = mil.mb
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+    def build(x, sizes):
+        return mb.add(x=x, y=mb.cast(x=mb._const_symbolic(val=sizes), dtype="fp32"))
+
+    program = mil.build(lambda x: build(x, np.array([10, 20, 30], np.int32)), [x])
+    (got,) = from_mil(program).run({"x": x}).values()
+    np.testing.assert_array_equal(got, x + np.array([10, 20, 30]))
+    unknown = mil.build(lambda x: build(x, np.array([mil.symbol(), 3, 4])), [x])
+    with pytest.raises(UnsupportedOpError, match=r"'_const_symbolic'.*sizes that nothing binds"):
+        from_mil(unknown)

@@ -194,6 +194,42 @@ def test_stateful_model(mil, tmp_path):
     np.testing.assert_allclose(memory.read("cache"), model.cache.numpy(), atol=2e-3)
 
 
+class Halving(nn.Module):
+    """A loop whose length depends on the values, and a branch behind it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = torch.zeros(1)
+        while bool(x.abs().sum() > 1.0):
+            x = x * 0.5
+            steps = steps + 1.0
+        return x + steps if bool(steps.sum() > 3.0) else x - steps
+
+
+def test_control_flow_of_a_scripted_model(mil, tmp_path):
+    with quiet():
+        scripted = torch.jit.script(Halving().eval())
+    x = example(1, 4)
+    program = load(mil.save(scripted, tmp_path / "m.mlpackage", inputs=[mil.ct.TensorType("x", shape=x.shape)]))
+    assert program.ops()["while_loop"] == 1 and program.ops()["cond"] == 1
+    for scale in (0.01, 1.0, 100.0):
+        compare(program, Halving(), [x * scale], 1e-5)
+
+
+def test_a_classifier_of_plain_coremltools(mil, tmp_path):
+    model, x, labels = seeded(Residual), example(1, 3, 32, 32), ["a", "b", "c", "d", "e"]
+    with quiet(), torch.no_grad():
+        traced = torch.jit.trace(nn.Sequential(model, nn.Softmax(1)), x)
+    options = {
+        "inputs": [mil.ct.TensorType("x", shape=x.shape)],
+        "classifier_config": mil.ct.ClassifierConfig(labels),
+    }
+    program = load(mil.save(traced, tmp_path / "m.mlpackage", **options))
+    label, probabilities = program.run({"x": x.numpy()}).values()
+    (want,) = answers(nn.Sequential(model, nn.Softmax(1)), [x])
+    np.testing.assert_allclose(probabilities, want[0], atol=1e-5)
+    assert program.ops()["classify"] == 1 and str(label) == labels[int(want.argmax())]
+
+
 # --- compressed weights -------------------------------------------------------------------------------------------
 
 
