@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from deploykit._optional import versions
 from deploykit.capture import unroll_recurrent
-from deploykit.errors import CalibrationError, UsageError
+from deploykit.errors import UsageError
 from deploykit.estimate import TRAFFIC
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
+from deploykit_calibration.job import quantize
 from deploykit_calibration.layers import float_layers, reconcile
-from deploykit_calibration.placement import LayerPlacement, place
+from deploykit_calibration.placement import LayerPlacement
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets.tvm.build import LIBRARY, METADATA, build_library
 from deploykit_targets.tvm.disassemble import confirm
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from deploykit.achieved import Achieved
-    from deploykit_calibration.table import CalibrationTable
     from deploykit_targets.tvm.disassemble import Instructions
     from deploykit_targets.tvm.program import Program
 
@@ -46,10 +46,7 @@ def convert(job: ConversionJob) -> Conversion:
     job = replace(job, captured=unroll_recurrent(job.captured))
     kernels = isa(processor_of(job.device).isa)
     if job.precision is Precision.INT8:
-        if job.table is None:
-            raise CalibrationError("a static int8 conversion needs a calibration table", hint="pass calibration=")
-        scheme, table = scheme_of(kernels.int8.activation), cast("CalibrationTable", job.table)
-        quantized = place(job.captured, table, scheme, method=job.method, include=job.include, exclude=job.exclude)
+        quantized = quantize(job, scheme_of(kernels.int8.activation))
         layers, simulation = quantized.layers, SimulatedModel(job.captured, quantized)
         finished = lower(job.captured, kernels, quantized.graph_module)
     else:
