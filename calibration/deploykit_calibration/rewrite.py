@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from deploykit.capture.calls import stored
 from deploykit.errors import ConversionError
 from deploykit_calibration.bias import INT32_MAX, quantize_bias, scale_floor
 from deploykit_calibration.graph_view import GraphView, is_constant
@@ -132,9 +133,7 @@ class Rewriter:
         ]
 
     def _value(self, node: Node) -> Tensor:
-        value: Any = self._source
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
+        value = stored(self._source, str(node.target))
         assert isinstance(value, Tensor)
         return value.detach()
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from deploykit.capture.calls import stored
 from deploykit.parity import LayerParity, sqnr_db
 
 if TYPE_CHECKING:
@@ -72,9 +73,7 @@ def fuse(graph_module: GraphModule) -> GraphModule:
 def _constant_value(module: GraphModule, node: Node) -> Tensor | None:
     """The value of a stored tensor, or of one that is (quantized and) dequantized."""
     if node.op == "get_attr":
-        value: Any = module
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
+        value = stored(module, str(node.target))
         return value.detach() if isinstance(value, Tensor) else None
     if node.target not in (*_DEQUANTIZE, _QUANTIZE[1]) and node.target is not _QUANTIZE[0]:
         return None
@@ -125,10 +124,7 @@ def values(module: GraphModule, inputs: Sequence[Tensor], watched: AbstractSet[s
 def evaluate(module: GraphModule, node: Node, environment: Mapping[Node, Any]) -> Any:
     """Compute a `get_attr` or `call_function` node from the values of its inputs."""
     if node.op == "get_attr":
-        value: Any = module
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        return value
+        return stored(module, str(node.target))
     args = map_arg(node.args, environment.__getitem__)
     kwargs = map_arg(node.kwargs, environment.__getitem__)
     return node.target(*args, **kwargs)  # type: ignore[operator]

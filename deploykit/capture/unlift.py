@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
+from deploykit.capture.calls import stored
 from deploykit.capture.editor import PROVENANCE, Call, Editor
 from deploykit.capture.origins import origin_of
 from deploykit.errors import CaptureError
@@ -95,7 +96,7 @@ def _inline(source: fx.GraphModule, graph: fx.Graph, env: dict[Call, Any], const
             elif name not in _BOOKKEEPING:
                 env[node] = _copy(graph, node, env)
         elif node.op == "get_attr" and node not in env:
-            value = _attribute(source, str(node.target))
+            value = stored(source, str(node.target))
             if isinstance(value, Tensor):
                 env[node] = _attribute_node(graph, node, value, constants)
         elif node.op == "output":
@@ -138,13 +139,6 @@ def _attribute_node(graph: fx.Graph, node: Call, value: Tensor, constants: dict[
     new = graph.create_node("get_attr", name)
     new.meta["val"] = node.meta.get("val", value)
     return new
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    found: Any = module
-    for step in path.split("."):
-        found = getattr(found, step)
-    return found
 
 
 def _output(graph: fx.Graph, program: torch.export.ExportedProgram, results: Any) -> list[int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import fx
 
+from deploykit.capture.calls import attribute
 from deploykit.errors import ConversionError
 from deploykit.precision import Precision
 from deploykit_calibration.layers import reconcile
@@ -23,7 +24,6 @@ from deploykit_targets._onnx.float8 import to_float8
 from deploykit_targets._onnx.lint import Finding, LintRules, errors_of, lint
 from deploykit_targets._onnx.lower import MIN_OPSET
 from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized
-from deploykit_targets._onnx.ops.table import attribute
 from deploykit_targets._onnx.retype import BFLOAT16, FLOAT16, retype
 
 if TYPE_CHECKING:

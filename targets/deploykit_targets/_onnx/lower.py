@@ -23,10 +23,11 @@ from onnx import helper
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from deploykit.capture.calls import attribute, bind
 from deploykit.errors import ConversionError
 from deploykit_targets._onnx.fallback import export_alone, splice
-from deploykit_targets._onnx.ops import Call, Value, lookup
-from deploykit_targets._onnx.ops.table import attribute, bind, dtype_named, scalar_operator
+from deploykit_targets._onnx.ops import TABLE, Call, Value
+from deploykit_targets._onnx.ops.table import dtype_named, scalar_operator
 from deploykit_targets._onnx.optimise import clean
 from deploykit_targets._onnx.writer import GraphWriter, element_type
 
@@ -156,7 +157,7 @@ class _Walk:
         if _is_complex(node):
             self.log.append(f"{node.name}: complex numbers; handed to torch.onnx")
             return self._alone(node)
-        translation = lookup(node.target)
+        translation = TABLE.lookup(node.target)
         if translation is None:
             simple = scalar_operator(node, self.writer, self)
             return simple if simple is not None else self._alone(node)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from deploykit.capture.calls import bind
 from deploykit_targets._onnx.ops.quantisation import per_channel
-from deploykit_targets._onnx.ops.table import Call, bind, tensor_meta, translates
+from deploykit_targets._onnx.ops.table import Call, tensor_meta, translates
 
 _PER_CHANNEL = "quantized_decomposed.dequantize_per_channel.default"
 

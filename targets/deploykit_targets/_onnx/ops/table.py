@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch.fx import Node
 
+from deploykit.capture.calls import OperatorTable, attribute
 from deploykit_targets._onnx.writer import GraphWriter, element_type
 
 Value = str | tuple[str, ...]
@@ -140,56 +140,9 @@ def _q_dtype(node: Node) -> torch.dtype:
     return dtype
 
 
-def attribute(node: Node) -> torch.Tensor:
-    """The tensor a get_attr node names."""
-    owner: Any = node.graph.owning_module
-    for part in str(node.target).split("."):
-        owner = getattr(owner, part)
-    assert isinstance(owner, torch.Tensor)
-    return owner
-
-
 Translation = Callable[[Call], Value]
-_TABLE: dict[str, Translation] = {}
-
-
-def translates(*targets: str) -> Callable[[Translation], Translation]:
-    """Register a translation for overloads written as `aten.add.Tensor`; a second claim is an error."""
-
-    def register(function: Translation) -> Translation:
-        for target in targets:
-            if target in _TABLE:
-                raise ValueError(f"{target} is translated twice")
-            _TABLE[target] = function
-        return function
-
-    return register
-
-
-def lookup(target: Any) -> Translation | None:
-    """The translation of an operator overload, or None."""
-    return _TABLE.get(str(target))
-
-
-def known_operators() -> tuple[str, ...]:
-    """Every overload that has a translation of our own, sorted."""
-    return tuple(sorted(_TABLE))
-
-
-@cache
-def _schema(target: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple((argument.name, argument.default_value) for argument in target._schema.arguments)
-
-
-def bind(node: Node) -> dict[str, Any]:
-    """Arguments of a captured call by schema name, defaults filled in."""
-    bound = {}
-    for position, (name, default) in enumerate(_schema(node.target)):
-        if position < len(node.args):
-            bound[name] = node.args[position]
-        else:
-            bound[name] = node.kwargs.get(name, default)
-    return bound
+TABLE: OperatorTable[Translation] = OperatorTable()
+translates = TABLE.register
 
 
 def dtype_named(name: str) -> torch.dtype:
