@@ -39,7 +39,6 @@ from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Array, pack_constants, pack_matrix
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows
 
-
 _CACHE_LINE = 64  # bytes
 _STAYS_BYTES = 256 << 10  # weights of fewer bytes stay in a second-level cache from one run of a model to the next
 
@@ -135,6 +134,13 @@ class ConvPlan:
         return self.lines // self.weight_sets * math.ceil(self.pixels / self.rows)
 
     @property
+    def by_line(self) -> bool:
+        """Whether all columns of a line are computed before the next line, so that a thread's share is a part of the
+        image, as in the layers before and after. Else all lines of a block of columns, whose weights are read once.
+        """
+        return self.weight_elements * np.dtype(self.dot.weight).itemsize < _STAYS_BYTES
+
+    @property
     def ahead(self) -> int:
         """Weights of the next block that each step's loads bring closer, so that all are there after this block."""
         return math.ceil(self.dot.read_at_once(self.steps) * self.tile * self.dot.lanes * self.dot.group / self.passes)
@@ -142,8 +148,7 @@ class ConvPlan:
     @property
     def prefetches(self) -> int:
         """Cache lines that a step asks for; none where the weights stay in a cache."""
-        size = np.dtype(self.dot.weight).itemsize
-        return math.ceil(self.ahead * size / _CACHE_LINE) if self.weight_elements * size >= _STAYS_BYTES else 0
+        return 0 if self.by_line else math.ceil(self.ahead * np.dtype(self.dot.weight).itemsize / _CACHE_LINE)
 
     @property
     def constant_elements(self) -> int:
@@ -314,7 +319,7 @@ def conv(
         )
 
     @T.inline
-    def tiles(a, w, c, b, y):
+    def tiles(a, w, c, b, y):  # noqa: PLR0912 -- the loops of a kernel
         for task in T.parallel(tasks):
             for x in T.serial(spans):
                 acc_at: T.let = on_stack(rows * tile * lanes, dot.accumulator)
@@ -370,9 +375,19 @@ def conv(
 
 @dataclass(frozen=True)
 class _Address:
-    """Where a tile finds its data, as TIR expressions. A task is (group, block of columns, line of pixels)."""
+    """Where a tile finds its data, as TIR expressions. A task is (group, block of columns) and line of pixels."""
 
     plan: ConvPlan
+
+    def _line(self, task: Expr) -> Expr:
+        """Line of pixels, over all images."""
+        plan = self.plan
+        return task // (plan.shape.groups * plan.blocks) if plan.by_line else task % plan.lines
+
+    def _columns(self, task: Expr) -> Expr:
+        """Number of a block of columns, over all groups."""
+        plan = self.plan
+        return task % (plan.shape.groups * plan.blocks) if plan.by_line else task // plan.lines
 
     def _pixel(self, x: Expr, r: Expr) -> Expr:
         """Pixel of a line; the last tile overlaps the one before."""
@@ -381,7 +396,7 @@ class _Address:
     def read(self, task: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr) -> Expr:
         """First input of a stretch."""
         plan, shape = self.plan, self.plan.shape
-        line, group = task % plan.lines, task // plan.lines // plan.blocks
+        line, group = self._line(task), self._columns(task) // plan.blocks
         if shape.pointwise:
             pixel = line * plan.pixels + self._pixel(x, r)
         else:
@@ -393,10 +408,10 @@ class _Address:
     def _block(self, task: Expr) -> Expr:
         """Number of a block of columns, over all groups and weight sets."""
         plan = self.plan
-        block = task // plan.lines
+        block = self._columns(task)
         if plan.weight_sets == 1:
             return block
-        return task % plan.lines // (plan.lines // plan.weight_sets) * (plan.shape.groups * plan.blocks) + block
+        return self._line(task) // (plan.lines // plan.weight_sets) * (plan.shape.groups * plan.blocks) + block
 
     def weight(self, task: Expr, ky: Expr, kx: Expr, k: Expr, v: Expr) -> Expr:
         """Packed weights of one step."""
@@ -406,15 +421,12 @@ class _Address:
 
     def ahead(self, task: Expr, x: Expr, ky: Expr, kx: Expr, k: Expr, index: Expr) -> Expr:
         """What a step prefetches: a part of the weights of the block after this one, or addresses beyond the last."""
-        plan = self.plan
-        per_pass = plan.shape.kernel[0] * plan.runs * (plan.steps // plan.dot.read_at_once(plan.steps))
-        number = task % (plan.lines // plan.weight_sets) * math.ceil(plan.pixels / plan.rows) + x
-        step = (number * plan.shape.kernel[0] + ky) * plan.runs * (per_pass // plan.shape.kernel[0] // plan.runs)
-        step = step + kx * (per_pass // plan.shape.kernel[0] // plan.runs) + k
+        plan, loads = self.plan, self.plan.steps // self.plan.dot.read_at_once(self.plan.steps)
+        number = self._line(task) % (plan.lines // plan.weight_sets) * math.ceil(plan.pixels / plan.rows) + x
+        step = ((number * plan.shape.kernel[0] + ky) * plan.runs + kx) * loads + k
+        block = plan.weight_elements // plan.vectors * plan.tile
         line = index * (_CACHE_LINE // np.dtype(plan.dot.weight).itemsize)
-        return (
-            self.weight(task, 0, 0, 0, 0) + plan.weight_elements // plan.vectors * plan.tile + step * plan.ahead + line
-        )
+        return self.weight(task, 0, 0, 0, 0) + block + step * plan.ahead + line
 
     def vector(self, task: Expr, v: Expr) -> Expr:
         """Number of a column vector, over all groups and weight sets."""
@@ -423,9 +435,9 @@ class _Address:
     def write(self, task: Expr, x: Expr, r: Expr, v: Expr) -> Expr:
         """First output of a column vector."""
         plan = self.plan
-        group, block = task // plan.lines // plan.blocks, task // plan.lines % plan.blocks
+        group, block = self._columns(task) // plan.blocks, self._columns(task) % plan.blocks
         first = T.max(0, T.min((block * plan.tile + v) * plan.dot.lanes, plan.group_columns - plan.dot.lanes))
-        pixel = task % plan.lines * plan.pixels + self._pixel(x, r)
+        pixel = self._line(task) * plan.pixels + self._pixel(x, r)
         return pixel * plan.shape.columns + group * plan.group_columns + first
 
 
