@@ -68,6 +68,17 @@ class Instructions:
         return ", ".join(f"{count} {name}" for name, count in sorted(self.mnemonics.items())) or "no multiplications"
 
 
+def code_of(assembly: str, symbol: str) -> list[str]:
+    """The bodies of all functions of a kernel, as text.
+
+    Raises:
+        ConversionError: the symbol is not in the assembly.
+    """
+    functions = _functions(assembly)
+    names = _reachable(_entry(symbol, functions), _mentioned(functions))
+    return [body for name, body in functions.items() if name in names]
+
+
 def kernels_in(assembly: str, symbols: Iterable[str]) -> dict[str, Instructions]:
     """The instructions of each kernel.
 
@@ -78,13 +89,12 @@ def kernels_in(assembly: str, symbols: Iterable[str]) -> dict[str, Instructions]
         ConversionError: a symbol is not in the assembly.
     """
     functions = _functions(assembly)
-    mentioned = {name: set(_NAME.findall(body)) & functions.keys() for name, body in functions.items()}
+    mentioned = _mentioned(functions)
     own = {name: _multiplications(body) for name, body in functions.items()}
     found = {}
     for symbol in dict.fromkeys(symbols):
-        if _PREFIX + symbol not in functions:
-            raise ConversionError(f"tvm: the assembly has no function of kernel {symbol}")
-        found[symbol] = Instructions(sum((own[name] for name in _reachable(_PREFIX + symbol, mentioned)), Counter()))
+        names = _reachable(_entry(symbol, functions), mentioned)
+        found[symbol] = Instructions(sum((own[name] for name in names), Counter()))
     return found
 
 
@@ -117,6 +127,17 @@ def _functions(assembly: str) -> dict[str, str]:
         end = assembly.find(f".size\t{name},", match.end())  # what follows the last one names all functions
         found[name] = assembly[match.start() : end if end >= 0 else len(assembly)]
     return found
+
+
+def _entry(symbol: str, functions: Mapping[str, str]) -> str:
+    if _PREFIX + symbol not in functions:
+        raise ConversionError(f"tvm: the assembly has no function of kernel {symbol}")
+    return _PREFIX + symbol
+
+
+def _mentioned(functions: Mapping[str, str]) -> dict[str, set[str]]:
+    """Function to the functions that its body names."""
+    return {name: set(_NAME.findall(body)) & functions.keys() for name, body in functions.items()}
 
 
 def _multiplications(body: str) -> Counter[str]:

@@ -1,0 +1,278 @@
+"""Arm kernels of whole networks, estimated: their hot loops in LLVM's model of the core.
+
+    OMP_NUM_THREADS=1 PYTHONPATH=.:calibration:targets python benchmarks/tvm_arm.py --llvm-mca PATH
+
+No Arm machine is measured here; every figure is an estimate. The kernels are those of an export: the model is captured,
+calibrated, quantised, lowered and compiled for the device, and the innermost loop with the most multiplications of each
+convolution and product is given to `llvm-mca`, which plays it on its model of the core's pipelines. Data are taken to
+be in the first-level cache; what surrounds the loops (rescaling, borders, other operators) is not in the figures.
+
+`ideal` is what the instruction's rate in the same model allows; `of_ideal` is the share that the loop reaches. Means
+over a network are weighted by the layers' multiply-accumulates, as times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import models
+import torch
+from harness import quiet, report
+
+import deploykit
+from deploykit.capture import capture
+from deploykit.devices import Device
+from deploykit.precision import Precision
+from deploykit.registry import resolve
+from deploykit.target import ConversionJob
+from deploykit_targets.tvm import convert as conversion
+from deploykit_targets.tvm.disassemble import code_of
+
+ITERATIONS = 200
+# Multiply-accumulates of one instruction.
+MACS = {"sdot": 16, "smmla": 32, "fmla": 4, "smull": 8, "smull2": 8, "smlal": 8, "smlal2": 8}
+FLOAT = ("fmla",)
+# Device -> LLVM's model. Cortex-A76 has none of its own; Neoverse N1 is its server form.
+CORES = {"raspberry-pi-5": "neoverse-n1", "raspberry-pi-4": "cortex-a72", "graviton3": "neoverse-v1"}
+MODELS = {"ResNet-50": models.resnet50, "ResNet-18": models.resnet18, "MobileNetV2": models.mobilenet_v2}
+ATTRIBUTES = "+dotprod,+i8mm,+fullfp16"
+
+_LABEL = re.compile(r"^(\.L\w+):")
+_BRANCH = re.compile(r"^\s+(?:b\.?\w*|cbn?z|tbn?z)\s.*?(\.L\w+)\s*$")
+_INSTRUCTION = re.compile(r"^\s+([a-z][a-z0-9]*)(?:\.[a-z0-9]+)?(?:\s|$)")
+
+
+@dataclass(frozen=True)
+class Width:
+    """How much a core may start per cycle, where LLVM's model is narrower than the vendor's description.
+
+    LLVM 22 lets Neoverse N1 start 3 micro-operations per cycle, so that the compiler is careful; Arm's guide to it (and
+    to Cortex-A76) says 4 decoded instructions and 8 micro-operations, and LLVM's model of 2021 said 8.
+    """
+
+    micro_operations: int
+    instructions: int
+
+
+WIDTHS = {"neoverse-n1": Width(8, 4)}
+
+
+@dataclass(frozen=True)
+class Core:
+    """LLVM's model of a core, and the tool that plays it."""
+
+    tool: str
+    name: str
+
+    def cycles(self, instructions: Sequence[str]) -> float:
+        """Cycles of one turn of a loop, in the steady state, with the width that the vendor describes."""
+        if self.name not in WIDTHS:
+            return self.narrow_cycles(instructions)
+        width = WIDTHS[self.name]
+        played = self._play(instructions, f"-dispatch={width.micro_operations}")
+        return max(played, len(instructions) / width.instructions)
+
+    def narrow_cycles(self, instructions: Sequence[str]) -> float:
+        """The same with the width of LLVM's model."""
+        return self._play(instructions)
+
+    def _play(self, instructions: Sequence[str], *options: str) -> float:
+        command = [self.tool, "-mtriple=aarch64-linux-gnu", f"-mcpu={self.name}", f"-mattr={ATTRIBUTES}"]
+        command += [f"-iterations={ITERATIONS}", *options, "-"]
+        text = "\n".join(instructions) + "\n"
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=300)
+        found = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
+        assert found is not None
+        return int(found.group(1)) / ITERATIONS
+
+    def ideal(self, mnemonic: str) -> float:
+        """Multiply-accumulates per cycle of nothing but this instruction, on independent registers."""
+        operands = {
+            "sdot": "v{0}.4s, v30.16b, v31.4b[0]",
+            "smmla": "v{0}.4s, v30.16b, v31.16b",
+            "fmla": "v{0}.4s, v30.4s, v31.s[0]",
+            "smull": "v{0}.8h, v30.8b, v31.8b",
+            "smull2": "v{0}.8h, v30.16b, v31.16b",
+            "smlal": "v{0}.4s, v30.4h, v31.4h",
+            "smlal2": "v{0}.4s, v30.8h, v31.8h",
+        }[mnemonic]
+        count = 24
+        return MACS[mnemonic] * count / self.cycles([f"\t{mnemonic} {operands.format(i)}" for i in range(count)])
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The hot loop of a kernel."""
+
+    instructions: tuple[str, ...]
+    mnemonics: Mapping[str, int]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per turn; of widening 16-bit products into 32 bits, an instruction has four."""
+        return sum(_macs_of(line) for line in self.instructions)
+
+    @property
+    def main(self) -> str:
+        """The multiplication it has most of."""
+        return max(self.mnemonics, key=lambda name: self.mnemonics[name])
+
+
+def _macs_of(line: str) -> int:
+    found = _INSTRUCTION.match(line)
+    if found is None or found.group(1) not in MACS:
+        return 0
+    return MACS[found.group(1)] // (2 if found.group(1).startswith(("smlal", "smull")) and ".4s" in line else 1)
+
+
+def loops_of(body: str) -> Iterator[list[str]]:
+    """Innermost loops of a function: from a label to the branch back to it, with no other such pair inside."""
+    lines = body.splitlines()
+    labels: dict[str, int] = {}
+    spans = []
+    for index, line in enumerate(lines):
+        if label := _LABEL.match(line):
+            labels[label.group(1)] = index
+        elif (branch := _BRANCH.match(line)) and branch.group(1) in labels:
+            spans.append((labels[branch.group(1)], index))
+    for first, last in spans:
+        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in spans):
+            yield [line for line in lines[first : last + 1] if _INSTRUCTION.match(line)]
+
+
+def hot_loop(assembly: str, symbol: str, *, integer: bool) -> Loop | None:
+    """The innermost loop of a kernel with the most multiplications of its kind; None where all is unrolled."""
+    wanted = [name for name in MACS if (name in FLOAT) != integer]
+    best: Loop | None = None
+    for body in code_of(assembly, symbol):
+        for lines in loops_of(body):
+            names = [match.group(1) for line in lines if (match := _INSTRUCTION.match(line))]
+            counts = {name: names.count(name) for name in wanted if name in names}
+            if counts and (best is None or sum(counts.values()) > sum(best.mnemonics.values())):
+                best = Loop(tuple(lines), counts)
+    return best
+
+
+def compile_for(device: Device, make: Any, precision: Precision) -> tuple[Any, Any]:
+    """Export up to the library: (what was built, its program)."""
+    made: list[tuple[Any, Any]] = []
+    build = conversion.build_library
+
+    def keep(module: Any, program: Any, *rest: Any) -> Any:
+        library = build(module, program, *rest)
+        made.append((library, program))
+        return library
+
+    model, example = make()
+    data = models.images(4)
+    with quiet(), tempfile.TemporaryDirectory() as folder, mock.patch.object(conversion, "build_library", keep):
+        captured = capture(model, example_inputs=example)
+        table = deploykit.calibrate(model, [(row[None],) for row in data], example_inputs=example, progress=False)
+        conversion.convert(ConversionJob(captured, precision, device, Path(folder), table=table))
+    return made[0]
+
+
+def rows_of(
+    core: Core, device: str, network: str, precision: Precision, built: tuple[Any, Any]
+) -> Iterator[dict[str, Any]]:
+    """One row per distinct kernel."""
+    library, program = built
+    steps: dict[str, list[Any]] = {}
+    for step in program.steps:
+        if step.macs:
+            steps.setdefault(step.symbol, []).append(step)
+    for symbol, calls in steps.items():
+        loop = hot_loop(library.assembly, symbol, integer=calls[0].integer)
+        row = {
+            "network": network,
+            "device": device,
+            "precision": str(precision),
+            "kernel": symbol,
+            "kind": calls[0].kind,
+        }
+        row |= {"layers": len(calls), "macs": sum(step.macs for step in calls)}
+        if loop is None:
+            yield {
+                **row,
+                "instruction": "",
+                **dict.fromkeys(("macs_per_cycle", "ideal", "of_ideal", "of_ideal_narrow")),
+            }
+            continue
+        rate, ideal = loop.macs / core.cycles(loop.instructions), core.ideal(loop.main)
+        narrow = loop.macs / core.narrow_cycles(loop.instructions)
+        rates = {"macs_per_cycle": rate, "ideal": ideal, "of_ideal": rate / ideal, "of_ideal_narrow": narrow / ideal}
+        yield {**row, "instruction": loop.main, **rates}
+
+
+def mean_rate(rows: Sequence[Mapping[str, Any]]) -> float:
+    """All multiply-accumulates over all cycles."""
+    known = [row for row in rows if row["macs_per_cycle"]]
+    return float(sum(row["macs"] for row in known) / sum(row["macs"] / row["macs_per_cycle"] for row in known))
+
+
+def mean_share(rows: Sequence[Mapping[str, Any]], share: str) -> float | None:
+    """Ideal time over time; None without rows."""
+    if not rows:
+        return None
+    ideal = sum(row["macs"] / row["ideal"] for row in rows)
+    return float(ideal / sum(row["macs"] / row["ideal"] / row[share] for row in rows))
+
+
+def summary_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Per network and device: the mean rates and the two goals."""
+    for network, device in dict.fromkeys((row["network"], row["device"]) for row in rows):
+        own = [row for row in rows if (row["network"], row["device"]) == (network, device)]
+        integer, floating = ([r for r in own if r["precision"] == p] for p in ("int8", "fp32"))
+        dots = [row for row in integer if row["instruction"] in ("sdot", "smmla")]
+        yield {
+            "network": network,
+            "device": device,
+            "int8_macs_per_cycle": mean_rate(integer),
+            "fp32_macs_per_cycle": mean_rate(floating),
+            "int8_over_fp32": mean_rate(integer) / mean_rate(floating),
+            "dot_product_share_of_macs": sum(r["macs"] for r in dots) / sum(r["macs"] for r in integer),
+            "dot_products_of_ideal": mean_share(dots, "of_ideal"),
+            "the_same_at_llvm_width": mean_share(dots, "of_ideal_narrow"),
+            "worst_dot_product_kernel_of_ideal": min((r["of_ideal"] for r in dots), default=None),
+            "macs_without_a_loop": sum(r["macs"] for r in own if not r["macs_per_cycle"]),
+        }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument("--llvm-mca", default="llvm-mca-22", help="of LLVM 22 (Debian: llvm-22)")
+    arguments.add_argument("--network", choices=sorted(MODELS), action="append")
+    arguments.add_argument("--device", choices=sorted(CORES), action="append")
+    given = arguments.parse_args()
+    torch.set_num_threads(1)
+    version = subprocess.run([given.llvm_mca, "--version"], capture_output=True, text=True, check=True).stdout
+    rows: list[dict[str, Any]] = []
+    for network in given.network or MODELS:
+        for name in given.device or CORES:
+            core, device = Core(given.llvm_mca, CORES[name]), resolve(f"{name}:tvm").device
+            for precision in (Precision.INT8, Precision.FP32):
+                rows += rows_of(core, name, network, precision, compile_for(device, MODELS[network], precision))
+    report("tvm_arm_kernels", rows, notes=notes(version))
+    report("tvm_arm", list(summary_of(rows)), notes=notes(version))
+
+
+def notes(version: str) -> list[str]:
+    """What a reader must know."""
+    cores = ", ".join(f"{device}: {core}" for device, core in CORES.items())
+    found = re.search(r"LLVM version ([\d.]+)", version)
+    return [
+        "estimate, not measured: hot loops in llvm-mca, data in the first-level cache, nothing around the loops",
+        f"LLVM {found.group(1) if found else 'unknown'}, models of the cores: {cores}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
