@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -33,6 +34,7 @@ def test_every_example_is_covered_here() -> None:
         "jetson_orin.py",
         "litert_android.py",
         "own_calibration.py",
+        "raspberry_pi_5.py",
         "third_party_target",
     }
     assert {path.name for path in EXAMPLES.iterdir()} == covered
@@ -71,6 +73,17 @@ def test_coreml_iphone(tmp_path: Path) -> None:
     assert artifact.achieved.macs_fraction("int8") > 0.9
     assert artifact.entry.parent.name == "model.mlpackage"
     assert "iOS 17" in printed and str(artifact.parity.evidence if artifact.parity else "") in printed
+
+
+def test_raspberry_pi_5(tmp_path: Path) -> None:
+    needed = ("aarch64-linux-gnu-gcc", "qemu-aarch64-static")
+    if find_spec("tvm") is None or not all(map(which, needed)):
+        pytest.skip(f"needs TVM and {', '.join(needed)}")
+    printed = _run(str(EXAMPLES / "raspberry_pi_5.py"), "--output", str(tmp_path))
+    artifact = deploykit.load(tmp_path / "raspberry-pi-5")
+    assert artifact.achieved.macs_fraction("int8") == 1.0
+    assert artifact.parity is not None and artifact.parity.evidence == "emulator"
+    assert "sdot" in printed and "emulator" in printed
 
 
 def test_litert_android(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from deploykit.registry import toolchain
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"deploykit", "deploykit_calibration", "deploykit_targets"}
 CORE = {"numpy", "safetensors", "msgspec", "typer", "rich", "psutil"}
-TORCH_FREE = ["test", "lint", *(f"{name}-runtime" for name in ("onnxruntime", "openvino", "litert", "coreml", "tvm"))]
+TORCH_FREE = ["test", "lint", *(f"{name}-runtime" for name in ("onnxruntime", "openvino", "litert", "coreml"))]
 
 
 @pytest.fixture(scope="module")

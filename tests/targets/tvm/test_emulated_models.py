@@ -1,0 +1,44 @@
+"""Exports for boards, run on their emulated CPUs: the whole pipeline, parity included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
+
+import deploykit
+from deploykit.precision import Evidence
+from deploykit.testing.conformance import batches
+from deploykit.testing.models import ZOO
+from deploykit_targets.tvm.tools import system_tools
+
+
+@pytest.fixture(autouse=True)
+def _tools() -> None:
+    missing = [tool for tool in system_tools() if not tool.installed]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(tool.package for tool in missing)}")
+
+
+@pytest.mark.parametrize("model", ["mobilenet_like", "transformer_encoder"])
+@pytest.mark.parametrize("board", ["raspberry-pi-5", "raspberry-pi-4", "graviton3"])
+def test_int8_on_a_board(board: str, model: str, tmp_path: Path) -> None:
+    module, example = ZOO[model]()
+    artifact = deploykit.export(
+        module,
+        target=board,
+        precision="int8",
+        example_inputs=example,
+        calibration=batches(example),
+        output=tmp_path / "out",
+        profile=False,
+        progress=False,
+    )
+    assert artifact.parity is not None and artifact.parity.passed
+    assert artifact.parity.evidence is Evidence.EMULATOR
+    simulated = next(link for link in artifact.parity.chain if link.reference == "simulated q/dq")
+    assert simulated.worst.sqnr_db > 60  # a unit here and there, where a sum lies at a tie
+    assert artifact.achieved.macs_fraction("int8") == 1.0
+    assert artifact.verify().sqnr_db > 60
