@@ -41,8 +41,8 @@ print(json.dumps({"version": modelopt.__version__}))
 """
 
 
-def ours(case: Case, folder: Path) -> Path:
-    """The ONNX file of a jetson-orin artifact, default calibration method."""
+def ours(case: Case, folder: Path, method: str) -> Path:
+    """The ONNX file of a jetson-orin artifact."""
     with quiet():
         artifact = deploykit.export(
             case.model,
@@ -50,10 +50,11 @@ def ours(case: Case, folder: Path) -> Path:
             precision="int8",
             example_inputs=case.calibration[0],
             calibration=case.calibration,
+            calibration_method=method,
             profile=False,
             strict=False,
             progress=False,
-            output=folder / "ours",
+            output=folder / f"ours-{method}",
         )
     return artifact.path / "model.onnx"
 
@@ -135,7 +136,8 @@ def run_model(name: str, python: str | None, folder: Path) -> list[dict[str, Any
     calibration = feeds_of(case, case.calibration, case.names)
     source = peers.torch_onnx(case.model, case.calibration[0], case.names, folder / "float.onnx")
     makers = {
-        "deploykit jetson-orin": lambda: ours(case, folder),
+        "deploykit jetson-orin": lambda: ours(case, folder, "default"),
+        "deploykit jetson-orin, best": lambda: ours(case, folder, "best"),
         "ORT quantize_static int8 symmetric": lambda: symmetric(source, folder / "ort.onnx", calibration),
     }
     for method in ("max", "entropy") if python else ():
