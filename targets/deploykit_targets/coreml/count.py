@@ -50,6 +50,8 @@ def sources(program: Any, names: Sequence[str]) -> dict[str, str]:
 
     found: dict[str, str] = {}
     for op in _operations(program.functions["main"]):
+        if op.op_type == "const":
+            continue
         for handle in op.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) or ():
             if handle is not None:
                 found.update(dict.fromkeys([op.name, *(output.name for output in op.outputs)], names[int(handle)]))

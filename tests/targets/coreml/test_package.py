@@ -12,6 +12,7 @@ from conversions import NEEDS_COREMLTOOLS, convert
 
 from deploykit.precision import Precision
 from deploykit.testing import models
+from deploykit_targets.coreml import package
 from deploykit_targets.coreml.mil_evaluator import load
 from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
 
@@ -21,14 +22,22 @@ CHILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conversions import convert
-from deploykit.precision import Precision
-from deploykit.testing import models
-for name, precision in (("residual_cnn", "int8-weight-only"), ("transformer_encoder", "fp16"), ("mlp", "int4-palette")):
-    folder = Path(sys.argv[2]) / name
-    folder.mkdir(parents=True)
-    convert(models.ZOO[name](), folder, precision=Precision(precision))
+from test_package import write_all
+write_all(Path(sys.argv[2]))
 """
+
+
+def write_all(root: Path) -> None:
+    """Convert models that use weights of every kind, and one in the old form."""
+    for name, precision, form in (
+        ("residual_cnn", "int8-weight-only", "mlprogram"),
+        ("transformer_encoder", "fp16", "mlprogram"),
+        ("mlp", "int4-palette", "mlprogram"),
+        ("lstm_classifier", "int8-weight-only", "neuralnetwork"),
+    ):
+        folder = root / name
+        folder.mkdir(parents=True)
+        convert(models.ZOO[name](), folder, precision=Precision(precision), options={"form": form})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -36,35 +45,32 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
-    here = str(Path(__file__).parent)
-    for seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", CHILD, here, str(tmp_path / seed)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        )
-        assert done.returncode == 0, done.stderr
-    first, second = contents(tmp_path / "1"), contents(tmp_path / "2")
-    assert len(first) == 9
+    """This process, whatever its hash seed is, and one of its own with another."""
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(tmp_path / "other")]
+    environment = {**os.environ, "PYTHONHASHSEED": "271828"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as other:
+        write_all(tmp_path / "this")
+        printed, _ = other.communicate(timeout=300)
+    assert other.returncode == 0, printed.decode()
+    first, second = contents(tmp_path / "this"), contents(tmp_path / "other")
+    assert len(first) == 10
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
 
 
 def test_a_package_holds_the_model_and_nothing_else(tmp_path: Path) -> None:
     convert(models.mlp(), tmp_path)
-    package = tmp_path / "model.mlpackage"
-    assert contents(package).keys() == {
+    folder = tmp_path / "model.mlpackage"
+    assert contents(folder).keys() == {
         "Manifest.json",
         "Data/com.apple.CoreML/model.mlmodel",
         "Data/com.apple.CoreML/weights/weight.bin",
     }
-    manifest = json.loads((package / "Manifest.json").read_text())
+    manifest = json.loads((folder / "Manifest.json").read_text())
     root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
     assert root["path"] == "com.apple.CoreML/model.mlmodel"
     assert {item["name"] for item in manifest["itemInfoEntries"].values()} == {"model.mlmodel", "weights"}
-    specification = (package / "Data" / root["path"]).read_bytes()
+    specification = (folder / "Data" / root["path"]).read_bytes()
     for stranger in (b"conversion_date", str(Path.home()).encode(), str(tmp_path).encode(), b"site-packages", b".py"):
         assert stranger not in specification
 
@@ -87,3 +93,30 @@ def test_other_weights_give_other_identifiers(tmp_path: Path) -> None:
         convert((model, example), folder)
         manifests.append((folder / "model.mlpackage" / "Manifest.json").read_text())
     assert manifests[0] != manifests[1]
+
+
+def test_numbered_constants_are_renamed_wherever_they_are_read(tmp_path: Path) -> None:
+    """coremltools numbers them in an order that changes with a process's memory; names of other values stay."""
+    tools = import_coremltools()
+    proto = tools.proto.Model_pb2.Model()
+    block = proto.mlProgram.functions["main"].block_specializations["CoreML7"]
+
+    def constant(name: str) -> None:
+        op = block.operations.add(type="const")
+        op.outputs.add(name=name)
+        op.attributes["name"].immediateValue.tensor.strings.values.append(name)
+
+    constant("const_9")
+    constant("weight")
+    constant("const_4")
+    reader = block.operations.add(type="cond")
+    reader.outputs.add(name="const_0")  # another op's output may have such a name
+    reader.inputs["x"].arguments.add(name="const_4")
+    reader.inputs["y"].arguments.add(name="weight")
+    reader.blocks.add().outputs.append("const_9")
+    block.outputs.append("const_4")
+    package._number_constants(block)
+    assert [op.outputs[0].name for op in block.operations] == ["const_1", "weight", "const_2", "const_0"]
+    assert block.operations[2].attributes["name"].immediateValue.tensor.strings.values == ["const_2"]
+    assert reader.inputs["x"].arguments[0].name == "const_2" and reader.inputs["y"].arguments[0].name == "weight"
+    assert reader.blocks[0].outputs == ["const_1"] and block.outputs == ["const_2"]

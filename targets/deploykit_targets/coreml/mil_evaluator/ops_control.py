@@ -15,9 +15,7 @@ from torch import Tensor
 from deploykit_targets.coreml.mil_evaluator.dtypes import CARRIERS
 from deploykit_targets.coreml.mil_evaluator.operation import Context, Op, ints, moves
 
-EXECUTOR_OPS: Final = frozenset(
-    {"_const_symbolic", "const", "cond", "while_loop", "read_state", "coreml_update_state"}
-)
+EXECUTOR_OPS: Final = frozenset({"_const_symbolic", "const", "cond", "while_loop", "read_state", "coreml_update_state"})
 """Ops that the executor runs itself."""
 
 

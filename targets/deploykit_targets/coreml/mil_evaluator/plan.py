@@ -207,7 +207,6 @@ class _Planner:
                 specification_version=self.opset,
             )
 
-
     def _check_known(self, operation: Any) -> None:
         """Refuse a constant of symbols: sizes that coremltools did not know, which no input and no file gives."""
         if operation.op_type == "_const_symbolic" and operation.outputs[0].val is None:
