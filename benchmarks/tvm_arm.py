@@ -130,7 +130,10 @@ def _macs_of(line: str) -> int:
     found = _INSTRUCTION.match(line)
     if found is None or found.group(1) not in MACS:
         return 0
-    return MACS[found.group(1)] // (2 if found.group(1).startswith(("smlal", "smull")) and ".4s" in line else 1)
+    halved = (
+        ".2s" in line if found.group(1) in FLOAT else found.group(1).startswith(("smlal", "smull")) and ".4s" in line
+    )
+    return MACS[found.group(1)] // (2 if halved else 1)
 
 
 def loops_of(body: str) -> Iterator[list[str]]:
@@ -150,15 +153,63 @@ def loops_of(body: str) -> Iterator[list[str]]:
 
 def hot_loop(assembly: str, symbol: str, *, integer: bool) -> Loop | None:
     """The innermost loop of a kernel with the most multiplications of its kind; None where all is unrolled."""
+    found = [best_loop(body, integer=integer) for body in code_of(assembly, symbol)]
+    return max((loop for loop in found if loop), key=lambda loop: sum(loop.mnemonics.values()), default=None)
+
+
+def best_loop(body: str, *, integer: bool) -> Loop | None:
+    """The same of one function."""
     wanted = [name for name in MACS if (name in FLOAT) != integer]
-    best: Loop | None = None
-    for body in code_of(assembly, symbol):
-        for lines in loops_of(body):
-            names = [match.group(1) for line in lines if (match := _INSTRUCTION.match(line))]
-            counts = {name: names.count(name) for name in wanted if name in names}
-            if counts and (best is None or sum(counts.values()) > sum(best.mnemonics.values())):
-                best = Loop(tuple(lines), counts)
-    return best
+    found = []
+    for lines in loops_of(body):
+        names = [match.group(1) for line in lines if (match := _INSTRUCTION.match(line))]
+        counts = {name: names.count(name) for name in wanted if name in names}
+        if counts:
+            found.append(Loop(tuple(lines), counts))
+    # of equals the shortest: compilers place a first turn, with what surrounds it, between a label and a branch, too
+    return max(found, key=lambda loop: (sum(loop.mnemonics.values()), -len(loop.instructions)), default=None)
+
+
+# XNNPACK's kernels of quantised (signed, per channel) and float products for each core, as LiteRT's library names them.
+XNNPACK = {
+    "raspberry-pi-5": {"int8": r"xnn_qs8_qc8w_i?gemm_.*neondot.*", "fp32": r"xnn_f32_i?gemm_minmax_.*"},
+    "raspberry-pi-4": {"int8": r"xnn_qs8_qc8w_i?gemm_.*(?:mlal).*", "fp32": r"xnn_f32_i?gemm_minmax_.*"},
+    "graviton3": {"int8": r"xnn_qs8_qc8w_i?gemm_.*4x16c8__neoni8mm", "fp32": r"xnn_f32_i?gemm_minmax_.*"},
+}
+_SYMBOL = re.compile(r"^[0-9a-f]+ <(xnn_\w+)>:$")
+_DISASSEMBLED = re.compile(r"^ *([0-9a-f]+):\t[0-9a-f]{8} +\t([^/]*)")
+_TARGET = re.compile(r"\b([0-9a-f]+) <[^>]*>")
+
+
+def xnnpack_code(library: Path, objdump: str) -> dict[str, str]:
+    """XNNPACK's kernels in LiteRT's library: name to assembly with labels, as `loops_of` takes it."""
+    said = subprocess.run([objdump, "-d", str(library)], capture_output=True, text=True, check=True).stdout
+    found: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in said.splitlines():
+        if line.endswith(">:"):
+            symbol = _SYMBOL.match(line)
+            current = found.setdefault(symbol.group(1), []) if symbol else []
+        elif parts := _DISASSEMBLED.match(line):
+            text = _TARGET.sub(r".L\1", parts.group(2).rstrip())
+            current += [f".L{parts.group(1)}:", "\t" + text.replace(" ", "\t", 1) if "\t" not in text else "\t" + text]
+    return {name: "\n".join(lines) for name, lines in found.items()}
+
+
+def xnnpack_rows(core: Core, device: str, code: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The best of XNNPACK's kernels for a core, by the same model: each precision's fastest loop."""
+    for precision, pattern in XNNPACK[device].items():
+        best: dict[str, Any] | None = None
+        for name, body in code.items():
+            loop = best_loop(body, integer=precision == "int8") if re.fullmatch(pattern, name) else None
+            if loop is None:
+                continue
+            rate, ideal = loop.macs / core.cycles(loop.instructions), core.ideal(loop.main)
+            if best is None or rate > best["macs_per_cycle"]:
+                best = {"device": device, "precision": precision, "xnnpack_kernel": name, "instruction": loop.main}
+                best |= {"macs_per_cycle": rate, "ideal": ideal, "of_ideal": rate / ideal}
+        if best:
+            yield best
 
 
 def compile_for(device: Device, make: Any, precision: Precision) -> tuple[Any, Any]:
@@ -249,6 +300,8 @@ def summary_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--llvm-mca", default="llvm-mca-22", help="of LLVM 22 (Debian: llvm-22)")
+    arguments.add_argument("--litert", type=Path, help="libpywrap_litert_common.so of ai-edge-litert's aarch64 wheel")
+    arguments.add_argument("--objdump", default="aarch64-linux-gnu-objdump")
     arguments.add_argument("--network", choices=sorted(MODELS), action="append")
     arguments.add_argument("--device", choices=sorted(CORES), action="append")
     given = arguments.parse_args()
@@ -260,6 +313,10 @@ def main() -> None:
             core, device = Core(given.llvm_mca, CORES[name]), resolve(f"{name}:tvm").device
             for precision in (Precision.INT8, Precision.FP32):
                 rows += rows_of(core, name, network, precision, compile_for(device, MODELS[network], precision))
+    if given.litert:
+        code = xnnpack_code(given.litert, given.objdump)
+        theirs = [r for d in given.device or CORES for r in xnnpack_rows(Core(given.llvm_mca, CORES[d]), d, code)]
+        report("tvm_arm_xnnpack", theirs, notes=[*notes(version), "XNNPACK's fastest loop per core and precision"])
     report("tvm_arm_kernels", rows, notes=notes(version))
     report("tvm_arm", list(summary_of(rows)), notes=notes(version))
 
