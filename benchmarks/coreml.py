@@ -32,12 +32,12 @@ def plain(model: torch.nn.Module, example: tuple[Any, ...], folder: Path) -> Non
     made.save(str(folder / "plain.mlpackage"))
 
 
-def own(model: torch.nn.Module, example: tuple[Any, ...], folder: Path) -> None:
+def own(model: torch.nn.Module, example: tuple[Any, ...], folder: Path, precision: Precision = Precision.FP16) -> None:
     """Capture (with its parity check), convert, rewrite, count."""
     found = resolve("iphone-15")
     options = found.target.parse_options(None)
     captured = capture(model, example_inputs=example)
-    found.target.convert(ConversionJob(captured, Precision.FP16, found.device, folder, options=options))
+    found.target.convert(ConversionJob(captured, precision, found.device, folder, options=options))
 
 
 def seconds(route: Any, name: str) -> float | str:
@@ -56,32 +56,56 @@ def seconds(route: Any, name: str) -> float | str:
     return round(best, 2)
 
 
-def row(name: str, plain_s: float | str) -> dict[str, Any]:
-    """Conversion both ways, then the converted program beside the model it came from."""
+def evaluated_ms(name: str) -> dict[str, float]:
+    """Least milliseconds of the float16 and float32 programs in the evaluator, and of the model in eager PyTorch."""
     model, example = zoo.ZOO[name]()
     model.eval()
-    own_s = seconds(own, name)
     with scratch() as folder:
-        own(model, example, folder)
-        program = load(folder / "model.mlpackage")
-        tensors = zip((spec.name for spec in program.inputs), (tensor.numpy() for tensor in example), strict=True)
-        feeds = {key: array.astype("int32") if array.dtype == "int64" else array for key, array in tensors}
+        programs = {}
+        for precision in (Precision.FP16, Precision.FP32):
+            (folder / precision).mkdir()
+            own(model, example, folder / precision, precision)
+            programs[precision] = load(folder / precision / "model.mlpackage")
+        tensors = zip((spec.name for spec in programs[precision].inputs), example, strict=True)
+        feeds = {key: _narrow(tensor) for key, tensor in tensors}
         with torch.inference_mode():
-            times = interleaved_ms({"fp16": lambda: program.run(feeds), "eager": lambda: model(*example)}, 10)
-    evaluated, eager = (summary(times[key])["min_ms"] for key in ("fp16", "eager"))
+            times = interleaved_ms(
+                {
+                    "fp16": lambda: programs[Precision.FP16].run(feeds),
+                    "fp32": lambda: programs[Precision.FP32].run(feeds),
+                    "eager": lambda: model(*example),
+                },
+                10,
+            )
+    return {key: summary(taken)["min_ms"] for key, taken in times.items()}
+
+
+def _narrow(tensor: torch.Tensor) -> Any:
+    array = tensor.numpy()
+    return array.astype("int32") if array.dtype == "int64" else array
+
+
+def row(name: str, plain_s: float | str) -> dict[str, Any]:
+    """Conversion both ways, then the converted programs beside the model that they came from."""
+    times = evaluated_ms(name)
     return {
         "model": name,
-        "own_s": own_s,
+        "own_s": seconds(own, name),
         "plain_s": plain_s,
-        "evaluator_fp16_ms": evaluated,
-        "eager_fp32_ms": eager,
+        "evaluator_fp16_ms": times["fp16"],
+        "evaluator_fp32_ms": times["fp32"],
+        "fp16_to_fp32": round(times["fp16"] / times["fp32"], 2),
+        "eager_fp32_ms": times["eager"],
     }
 
 
 def main() -> None:
     """Measure, print, and write results/coreml.json."""
     threads()
-    notes = ["own: capture with its check, conversion, canonical package, count; plain: export, convert, save"]
+    notes = [
+        "own: capture with its check, conversion, canonical package, count; plain: export, convert, save",
+        "evaluator: the ML Program in PyTorch, least of 100 runs; these models are tiny, most of it is Python",
+    ]
     plain_s = {name: seconds(plain, name) for name in MODELS}  # first: own teaches coremltools the LSTM of an export
     report("coreml", [row(name, plain_s[name]) for name in MODELS], notes=notes)
 
