@@ -47,7 +47,7 @@ def test_all_sources_and_data_are_in_and_nothing_else(names: set[str]) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert held == sources
-    assert {PurePosixPath(name).suffix for name in held} <= {".py", ".toml", ".md", ".typed", ".json"}
+    assert {PurePosixPath(name).suffix for name in held} <= {".py", ".toml", ".md", ".typed", ".json", ".c", ".h", ".map"}
 
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
