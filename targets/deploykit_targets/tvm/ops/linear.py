@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
+
 from deploykit_targets.tvm.emit import Part, whole
 from deploykit_targets.tvm.kernels.conv import ConvShape, conv
-from deploykit_targets.tvm.kernels.expressions import UNSCALED
+from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine
 from deploykit_targets.tvm.kernels.matmul import pack_operand, plan_matmul
 from deploykit_targets.tvm.ops.alias import reshaped
 from deploykit_targets.tvm.ops.convolution import Layer
@@ -41,7 +43,8 @@ def _run_time_weight(c: Call) -> Tensor:
 @lowers("aten.matmul.default", "aten.bmm.default", "aten.mm.default")
 def matmul(c: Call) -> Tensor:
     """Products of two activations: (..., rows, inputs) x (..., inputs, columns)."""
-    first, second = c.tensor("self"), c.tensor("other" if "other" in c.arguments else "mat2")
+    names = ("self", "other" if "other" in c.arguments else "mat2")
+    first, second = (_activation(c, c.tensor(name)) for name in names)
     if min(len(first.shape), len(second.shape)) < 2:
         raise NotCoveredError("one operand is a vector")
     batch = c.shape[:-2]
@@ -51,6 +54,17 @@ def matmul(c: Call) -> Tensor:
         first = reshaped(c.emit, first, (1, count, *first.shape[-2:]))
         second = reshaped(c.emit, second, (1, count, *second.shape[-2:]))
     return _product(c, first, second)
+
+
+def _activation(c: Call, value: Tensor) -> Tensor:
+    """A stored operand with one scale as if it were computed: integers around the middle of their range."""
+    if not isinstance(value, Constant) or value.scales is None or value.scales.size != 1:
+        return value
+    dtype = c.emit.isa.int8.activation
+    middle = 128 if dtype == "uint8" else 0
+    codes = (value.array.astype(np.int32) + middle).astype(dtype)
+    plain = c.emit.view(Constant(codes))
+    return replace(plain, affine=Affine(float(value.scales.ravel()[0]), middle))
 
 
 def _broadcast(c: Call, value: Tensor, batch: tuple[int, ...]) -> Tensor:
