@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
+from deploykit.capture.calls import attribute, bind
 from deploykit.errors import ConversionError
 from deploykit_targets.tvm.emit import Emitter, Finished, dtype_of
 from deploykit_targets.tvm.fallback import simpler
 from deploykit_targets.tvm.kernels.isa import Isa
 from deploykit_targets.tvm.ops import Call, NotCoveredError, lookup
 from deploykit_targets.tvm.ops.decomposed import DECOMPOSITIONS
-from deploykit_targets.tvm.ops.table import bind, consumers
+from deploykit_targets.tvm.ops.table import consumers
 from deploykit_targets.tvm.values import Constant, Lazy, Tensor, Value, View, elements
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Lowering:
             self.inputs.append((spec.name, view))
         for node in module.graph.nodes:
             if node.op == "get_attr":
-                self.values[node] = Constant(_attribute(node).detach().cpu().numpy())
+                self.values[node] = Constant(attribute(node).detach().cpu().numpy())
             elif node.op == "call_function" and node.users and node not in self.values:
                 self._lower(node)
         (output,) = module.graph.find_nodes(op="output")
@@ -114,7 +115,7 @@ class Lowering:
         (output,) = graph.graph.find_nodes(op="output")
         for inner in graph.graph.nodes:
             if inner.op == "get_attr":
-                self.values[inner] = Constant(_attribute(inner).detach().cpu().numpy())
+                self.values[inner] = Constant(attribute(inner).detach().cpu().numpy())
             elif inner.op == "call_function" and inner.users and inner not in self.values:
                 self.values[inner] = self._translated(inner)
         results = output.args[0]
@@ -158,14 +159,6 @@ def _supported(dtype: str, what: str) -> str:
     if dtype not in ("float32", "int64", "int32", "bool", "uint8", "int8"):
         raise ConversionError(f"{what} is {dtype}, which the kernels do not compute", hint="convert it in the model")
     return dtype
-
-
-def _attribute(node: Node) -> torch.Tensor:
-    owner: Any = node.graph.owning_module
-    for part in str(node.target).split("."):
-        owner = getattr(owner, part)
-    assert isinstance(owner, torch.Tensor)
-    return owner
 
 
 def _number(value: Any) -> np.ndarray[Any, Any]:

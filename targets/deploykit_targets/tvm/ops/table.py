@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Node
 
+from deploykit.capture.calls import OperatorTable, bind
 from deploykit_targets.tvm.kernels.expressions import Affine
 from deploykit_targets.tvm.values import Constant, Lazy, Tensor, Value, View
 
@@ -171,43 +171,8 @@ def consumers(node: Node) -> int:
 
 
 Translation = Callable[[Call], Value]
-_TABLE: dict[str, Translation] = {}
-
-
-def lowers(*targets: str) -> Callable[[Translation], Translation]:
-    """Register a translation for overloads written as `aten.add.Tensor`; a second claim is an error."""
-
-    def register(function: Translation) -> Translation:
-        for target in targets:
-            if target in _TABLE:
-                raise ValueError(f"{target} is translated twice")
-            _TABLE[target] = function
-        return function
-
-    return register
-
-
-def lookup(target: Any) -> Translation | None:
-    """The translation of an operator overload, or None."""
-    return _TABLE.get(str(target))
-
-
-def known_operators() -> tuple[str, ...]:
-    """Every overload that has a translation, sorted."""
-    return tuple(sorted(_TABLE))
-
-
-@cache
-def _schema(target: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple((argument.name, argument.default_value) for argument in target._schema.arguments)
-
-
-def bind(node: Node) -> dict[str, Any]:
-    """Arguments of a captured call by schema name, defaults filled in."""
-    bound = {}
-    for position, (name, default) in enumerate(_schema(node.target)):
-        bound[name] = node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
-    return bound
+_TABLE = OperatorTable[Translation]()
+lowers, lookup, known_operators = _TABLE.register, _TABLE.lookup, _TABLE.known
 
 
 def dtype_name(dtype: torch.dtype) -> str:
