@@ -17,6 +17,7 @@ from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument
 from deploykit_calibration.scheme import Inputs, OpRule, Output, QuantScheme
 from deploykit_calibration.transformer_residual import ResidualStream, residual_stream
 
+GRAPH_OUTPUT = "graph output"  # the reason why an op that must write integers stays float
 _TWO_OPERANDS = frozenset({"add", "sub", "mul"})
 
 
@@ -141,7 +142,7 @@ class Planner:
             return None
         for tensor in self.results(op):
             if tensor in self._returned:
-                return "graph output"
+                return GRAPH_OUTPUT
             if tensor in self._stream.starts:
                 return "starts the transformer residual stream"
             if not self.has_statistics(tensor):

@@ -14,6 +14,7 @@ from deploykit.target import Conversion, ConversionJob
 from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.placement import LayerPlacement, place
+from deploykit_calibration.plan import GRAPH_OUTPUT
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets.litert import flatbuffer, program
 from deploykit_targets.litert.count import executed, stored
@@ -40,6 +41,7 @@ _NOTES = {
     Precision.INT4_WEIGHT_ONLY: (f"weights are stored in int4; {_DIALECT}",),
 }
 _LEFT = {Precision.INT16X8: "no 16-bit kernel, or a step inside it that calibration does not see"}
+_DYNAMIC = 'layers that write graph outputs round their input at run time, and write float; io="int8" makes them static'
 _HELD = (Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY, Precision.FP16)
 
 
@@ -53,6 +55,7 @@ class _Source:
         layers: every layer and what it was placed as.
         simulation: the q/dq graph in PyTorch; None for float.
         kept: why layers stay as they are by the user's wish, by name; empty for static int8, where `layers` says it.
+        dynamic: layers of a static model that round their input at run time, and write float.
     """
 
     captured: CapturedModel
@@ -60,6 +63,7 @@ class _Source:
     layers: tuple[LayerPlacement, ...]
     simulation: SimulatedModel | None
     kept: dict[str, str]
+    dynamic: frozenset[str] = frozenset()
 
 
 def convert(job: ConversionJob) -> Conversion:
@@ -87,7 +91,7 @@ def convert(job: ConversionJob) -> Conversion:
         tool_versions=versions("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
         simulation=source.simulation,
         log=log,
-        metadata={"file": interface},
+        metadata={"file": {**interface, "rounded_at_run_time": sorted(source.dynamic)}},
     )
 
 
@@ -118,9 +122,16 @@ def _check_normalisation(job: ConversionJob) -> None:
 
 
 def _quantized(job: ConversionJob) -> _Source:
-    quantized = place(job.captured, _table(job), scheme(), method=job.method, include=job.include, exclude=job.exclude)
+    own = scheme(job.captured, io=job.options.io)
+    quantized = place(job.captured, _table(job), own, method=job.method, include=job.include, exclude=job.exclude)
     simulation = SimulatedModel(job.captured, quantized)
-    return _Source(job.captured, quantized.graph_module, quantized.layers, simulation, {})
+    dynamic = frozenset(
+        layer.name for layer in quantized.layers if layer.kind == "linear" and layer.reason == GRAPH_OUTPUT
+    )
+    layers = tuple(
+        replace(layer, precision="int8", reason="") if layer.name in dynamic else layer for layer in quantized.layers
+    )
+    return _Source(job.captured, quantized.graph_module, layers, simulation, {}, dynamic)
 
 
 def _table(job: ConversionJob) -> CalibrationTable:
@@ -149,6 +160,7 @@ def _settings(job: ConversionJob, source: _Source, labels: dict[str, str]) -> di
         "float_key": None if static else hashlib.sha256(json.dumps(float_file).encode()).hexdigest(),
         "recipe": job.precision.value if job.precision.value in RECIPES else None,
         "kept_float": sorted(source.kept),
+        "dynamic": sorted(source.dynamic),
         "ranges": _ranges(job, source) if job.precision is Precision.INT16X8 else {},
         "io": job.options.io,
         "about": _about(job),
@@ -213,7 +225,7 @@ def _achieved(job: ConversionJob, source: _Source) -> Achieved:
         {**renamed, **found},
         source="operators and types in the .tflite file",
         reasons={**_reasons(job, source, {**renamed, **found}), **source.kept},
-        notes=_NOTES.get(job.precision, ()),
+        notes=(*_NOTES.get(job.precision, ()), *((_DYNAMIC,) if source.dynamic else ())),
     )
     if job.options.kernels != "xnnpack":
         return counted

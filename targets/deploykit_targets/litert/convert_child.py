@@ -23,7 +23,7 @@ from typing import Any, TextIO
 from deploykit_targets.litert import program
 from deploykit_targets.litert.boundary import finish
 from deploykit_targets.litert.float_files import FloatFiles
-from deploykit_targets.litert.quantize import quantize
+from deploykit_targets.litert.quantize import quantize, round_at_run_time
 
 PROGRAM, OUTPUT, LOG = "program.pt2", "model.tflite", "log"
 _RAW = "raw.tflite"
@@ -89,6 +89,7 @@ def _convert(request: dict[str, Any], floats: FloatFiles, log: Path) -> dict[str
     elif not floats.take(key, raw):
         _lower(folder, raw, request)
         floats.keep(key, raw, log)
+    round_at_run_time(raw, request["dynamic"])
     quantize(raw, request["recipe"], request["kept_float"], request["ranges"])
     return finish(raw, folder / OUTPUT, request)
 

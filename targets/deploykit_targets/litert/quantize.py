@@ -46,6 +46,18 @@ def quantize(path: Path, recipe: str | None, kept_float: list[str], ranges: Mapp
     path.write_bytes(bytes(result.quantized_model))
 
 
+def round_at_run_time(path: Path, layers: list[str]) -> None:
+    """Give float linear layers of a file int8 weights, and inputs that are rounded when it runs; in place."""
+    if not layers:
+        return
+    from ai_edge_quantizer import qtyping, quantizer
+
+    tool: Any = quantizer.Quantizer(bytearray(path.read_bytes()))
+    for name in sorted(layer_outputs(flatbuffer.read(path), layers)):
+        tool.add_dynamic_config(_scope((name,)), qtyping.TFLOperationName.FULLY_CONNECTED, num_bits=8)
+    path.write_bytes(bytes(tool.quantize(enable_progress_report=False).quantized_model))
+
+
 def _scope(names: tuple[str, ...]) -> str:
     """The pattern of one operator: the quantizer knows it by the names of its outputs, each with a separator."""
     return f"^{re.escape(';'.join(names))};$"

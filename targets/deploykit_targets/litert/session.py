@@ -32,10 +32,10 @@ class LiteRTSession(Session):
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
-        _check_runtime(artifact.manifest.precision)
+        interface = artifact.manifest.metadata["file"]
+        _check_runtime(artifact.manifest.precision, dynamic=bool(interface.get("rounded_at_run_time")))
         kernels = artifact.manifest.options.get("kernels", "xnnpack")
         self._interpreter = open_interpreter(str(artifact.entry), threads, kernels)
-        interface = artifact.manifest.metadata["file"]
         # The file has its inputs and outputs in the order of the manifest.
         places = (self._interpreter.get_input_details(), self._interpreter.get_output_details())
         self._into = [
@@ -107,14 +107,15 @@ def _only_old_runtime() -> bool:
     return Requirement("tflite_runtime").installed and not Requirement("ai_edge_litert").installed
 
 
-def _check_runtime(precision: Precision) -> None:
+def _check_runtime(precision: Precision, *, dynamic: bool) -> None:
     """Refuse what tflite-runtime computes wrongly without a word, or cannot run.
 
     Seen with its last version, 2.14: one scale for all channels of a dynamic int8 FULLY_CONNECTED (1 dB), no int4, and
     an XNNPACK that takes 16-bit activations and then fails.
     """
-    if _only_old_runtime() and precision in _NOT_FOR_OLD_RUNTIME:
-        purpose = f"run {precision} (tflite-runtime, which is installed, gives wrong results or none)"
+    if _only_old_runtime() and (dynamic or precision in _NOT_FOR_OLD_RUNTIME):
+        purpose = f"run this {precision} file (tflite-runtime, which is installed, gives wrong results or none)"
+        purpose += '; or export int8 with options={"io": "int8"}' if dynamic else ""
         raise MissingDependencyError("ai-edge-litert", extra="litert-runtime", purpose=purpose)
 
 

@@ -53,14 +53,19 @@ def operators(artifact: Artifact) -> list[flatbuffer.Operator]:
     return list(flatbuffer.operators(flatbuffer.read(artifact.entry)))
 
 
-def test_mobilenet_is_int8_throughout_between_float_ends(export: Export) -> None:
+def test_mobilenet_is_int8_throughout_and_gives_float(export: Export) -> None:
+    """The last layer's input is rounded at run time: its products are int8, and what it gives is not rounded."""
     artifact = export("mobilenet_like", "int8")
     kinds = [op.kind for op in operators(artifact)]
-    assert kinds[0] == "QUANTIZE" and kinds[-1] == "DEQUANTIZE"
+    assert kinds[0] == "QUANTIZE" and kinds[-2:] == ["DEQUANTIZE", "FULLY_CONNECTED"]
     assert kinds.count("QUANTIZE") == 1 and kinds.count("DEQUANTIZE") == 1
-    for op in operators(artifact)[1:-1]:
+    for op in operators(artifact)[1:-2]:
         assert op.outputs[0].dtype == "INT8", op
+    weight = operators(artifact)[-1].inputs[1]
+    assert weight is not None and weight.dtype == "INT8"
     assert artifact.achieved.macs_fraction("int8") == 1.0
+    assert not artifact.achieved.not_as_requested
+    assert artifact.manifest.metadata["file"]["rounded_at_run_time"] == ["linear"]
 
 
 def test_int8_artifact_follows_the_simulated_graph_within_a_few_steps(export: Export) -> None:
@@ -84,12 +89,21 @@ def test_int8_channels_last_file_has_no_conversions_at_its_ends(export: Export) 
     assert details["dtype"] is np.int8 and details["shape"].tolist() == [1, 32, 32, 3]
 
 
-def test_session_over_another_layout_and_type_gives_the_models_own(export: Export) -> None:
+def test_session_over_another_layout_gives_the_models_own(export: Export) -> None:
     plain = export("mobilenet_like", "int8")
-    other = export("mobilenet_like", "int8", options={"layout": "nhwc", "io": "int8"})
+    other = export("mobilenet_like", "int8", options={"layout": "nhwc"})
     feeds = plain.golden().inputs[0]
     with plain.open(threads=1) as a, other.open(threads=1) as b:
         np.testing.assert_array_equal(a.run(feeds)["output"], b.run(feeds)["output"])
+
+
+def test_session_over_int8_ends_takes_and_gives_float(export: Export) -> None:
+    artifact = export("mobilenet_like", "int8", options={"layout": "nhwc", "io": "int8"})
+    scale = artifact.manifest.metadata["file"]["outputs"][0]["scale"]
+    golden = artifact.golden()
+    steps = golden.outputs[0]["output"] / np.float32(scale)
+    assert golden.inputs[0]["x"].dtype == golden.outputs[0]["output"].dtype == np.float32
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
 
 
 def test_names_and_order_of_inputs_and_outputs_are_the_models(export: Export) -> None:

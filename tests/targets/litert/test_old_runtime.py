@@ -53,7 +53,7 @@ def verified(packages: Path, artifact: deploykit.Artifact) -> subprocess.Complet
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def export(precision: str, output: Path) -> deploykit.Artifact:
+def export(precision: str, output: Path, io: str = "float") -> deploykit.Artifact:
     module, example_inputs = models.mobilenet_like()
     return deploykit.export(
         module,
@@ -61,22 +61,26 @@ def export(precision: str, output: Path) -> deploykit.Artifact:
         precision,
         example_inputs=example_inputs,
         calibration=batches(example_inputs, 8) if precision == "int8" else None,
+        options={"io": io},
         output=output,
         profile=False,
         progress=False,
     )
 
 
-@pytest.mark.parametrize(("precision", "least_db"), [("int8", 40.0), ("fp16", 100.0)])
-def test_artifacts_verify_on_it(packages: Path, precision: str, least_db: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "io", "least_db"), [("int8", "int8", 35.0), ("fp16", "float", 100.0)])
+def test_artifacts_verify_on_it(packages: Path, precision: str, io: str, least_db: float, tmp_path: Path) -> None:
     """Its kernels round some int8 sums otherwise: a step here and there."""
-    done = verified(packages, export(precision, tmp_path / "a"))
+    done = verified(packages, export(precision, tmp_path / "a", io))
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > least_db
 
 
-def test_what_it_computes_wrongly_is_refused(packages: Path, tmp_path: Path) -> None:
-    done = verified(packages, export("int8-dynamic", tmp_path / "a"))
+@pytest.mark.parametrize("precision", ["int8-dynamic", "int8"])
+def test_what_it_computes_wrongly_is_refused(packages: Path, precision: str, tmp_path: Path) -> None:
+    """An int8 file with a float output rounds the input of its last layer at run time."""
+    done = verified(packages, export(precision, tmp_path / "a"))
     assert done.returncode != 0
     assert "MissingDependencyError" in done.stderr and "ai-edge-litert" in done.stderr
     assert "wrong results or none" in done.stderr
+    assert ('{"io": "int8"}' in done.stderr) == (precision == "int8")

@@ -171,7 +171,7 @@ def test_a_graph_computes_the_same_in_the_other_process(name: str, quantized: bo
     graph_module = captured.graph_module
     if quantized:
         table = calibrate(captured, batches(example_inputs), progress=False)
-        graph_module = place(captured, table, scheme()).graph_module
+        graph_module = place(captured, table, scheme(captured, io="float")).graph_module
     last = [node.name for node in graph_module.graph.nodes if node.op == "call_function"][-1]
     program.save(tmp_path / "p", graph_module, captured.example_inputs, {last: "label"})
     loaded, examples = program.load(tmp_path / "p")
