@@ -212,7 +212,16 @@ def xnnpack_rows(core: Core, device: str, code: Mapping[str, str]) -> Iterator[d
             yield best
 
 
-def compile_for(device: Device, make: Any, precision: Precision) -> tuple[Any, Any]:
+def prepare(make: Any) -> tuple[Any, Any]:
+    """Capture a network and calibrate it: which ranges it has does not change its kernels."""
+    model, example = make()
+    data = [(row[None],) for row in models.images(2)]
+    with quiet():
+        captured = capture(model, example_inputs=example)
+        return captured, deploykit.calibrate(model, data, example_inputs=example, progress=False)
+
+
+def compile_for(device: Device, captured: Any, table: Any, precision: Precision) -> tuple[Any, Any]:
     """Export up to the library: (what was built, its program)."""
     made: list[tuple[Any, Any]] = []
     build = conversion.build_library
@@ -222,11 +231,7 @@ def compile_for(device: Device, make: Any, precision: Precision) -> tuple[Any, A
         made.append((library, program))
         return library
 
-    model, example = make()
-    data = models.images(4)
     with quiet(), tempfile.TemporaryDirectory() as folder, mock.patch.object(conversion, "build_library", keep):
-        captured = capture(model, example_inputs=example)
-        table = deploykit.calibrate(model, [(row[None],) for row in data], example_inputs=example, progress=False)
         conversion.convert(ConversionJob(captured, precision, device, Path(folder), table=table))
     return made[0]
 
@@ -309,10 +314,11 @@ def main() -> None:
     version = subprocess.run([given.llvm_mca, "--version"], capture_output=True, text=True, check=True).stdout
     rows: list[dict[str, Any]] = []
     for network in given.network or MODELS:
+        captured, table = prepare(MODELS[network])
         for name in given.device or CORES:
             core, device = Core(given.llvm_mca, CORES[name]), resolve(f"{name}:tvm").device
             for precision in (Precision.INT8, Precision.FP32):
-                rows += rows_of(core, name, network, precision, compile_for(device, MODELS[network], precision))
+                rows += rows_of(core, name, network, precision, compile_for(device, captured, table, precision))
     if given.litert:
         code = xnnpack_code(given.litert, given.objdump)
         theirs = [r for d in given.device or CORES for r in xnnpack_rows(Core(given.llvm_mca, CORES[d]), d, code)]
