@@ -76,6 +76,7 @@ def convert(job: ConversionJob) -> Conversion:
     """
     options: CoreMLOptions = job.options
     interface.check(job.captured, options)
+    prescan.check_outputs(job.captured)
     if options.form == network.FORM:
         network.check(job.precision, options)
     log: list[str] = []

@@ -24,6 +24,28 @@ def register_lstm() -> None:
         REGISTRY.set_func_by_name(REGISTRY.get_func("lstm"), "lstm.input")
 
 
+def check_outputs(captured: CapturedModel) -> None:
+    """Refuse outputs that a Core ML model cannot have: an input itself, or the same tensor twice.
+
+    Raises:
+        ConversionError: names them.
+    """
+    (output,) = captured.graph_module.graph.find_nodes(op="output")
+    seen: dict[Any, str] = {}
+    for spec, node in zip(captured.outputs, output.args[0], strict=True):
+        if getattr(node, "op", "") == "placeholder":
+            raise ConversionError(
+                f"the output {spec.name!r} is the input {node.name!r} itself, and Core ML outputs are computed",
+                hint="leave it out of what forward returns",
+            )
+        if node in seen:
+            raise ConversionError(
+                f"the outputs {seen[node]!r} and {spec.name!r} are the same tensor, which has one name in Core ML",
+                hint="return it once",
+            )
+        seen[node] = spec.name
+
+
 def check(captured: CapturedModel, lowered: Exported) -> None:
     """Refuse a model that coremltools has no converter for.
 
@@ -35,6 +57,11 @@ def check(captured: CapturedModel, lowered: Exported) -> None:
             raise ConversionError(
                 f"Core ML takes no {spec.dtype} input, which {spec.name!r} is",
                 hint="take the input as float32 or int32, and convert it in forward",
+            )
+        if not spec.shape:
+            raise ConversionError(
+                f"Core ML takes no input without axes, which {spec.name!r} is",
+                hint="take it as an array of shape (1,), and use its element in forward",
             )
     missing = [node for node in lowered.program.graph.nodes if node.op == "call_function" and not _has_converter(node)]
     if missing:

@@ -6,6 +6,7 @@ ones that Core ML has, a classifier gives its probabilities in the order of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from deploykit._optional import require
-from deploykit.errors import UsageError
+from deploykit.errors import ArtifactError, UsageError
 from deploykit.session import OpTime, Session
 from deploykit.tensors import Feeds, TensorSpec
 from deploykit_targets.coreml import interface
@@ -209,8 +210,17 @@ class Border:
         return Image.fromarray(np.moveaxis(planes if self._color == "RGB" else planes[::-1], 0, -1))
 
     def out(self, spec: TensorSpec, array: Array) -> Array:
-        """An output as captured: its dtype, and the rank that Core ML has no form for (scalars, rows of labels)."""
+        """An output as captured: its dtype, and the rank that Core ML has no form for (scalars, rows of labels).
+
+        Raises:
+            ArtifactError: the program gives another number of elements than the captured model.
+        """
         shape = [size for size in spec.shape if isinstance(size, int)]
+        if len(shape) == len(spec.shape) and array.size != math.prod(shape):
+            raise ArtifactError(
+                f"the written model gives {spec.name!r} in shape {array.shape}, and the captured one in {spec.shape}",
+                hint="its layers mean something else in Core ML; please report the model",
+            )
         if len(shape) == len(spec.shape) and array.shape != tuple(shape):
             array = array.reshape(shape)
         return array.astype(spec.dtype)

@@ -69,3 +69,57 @@ def test_lstm_is_registered_once() -> None:
     import_coremltools()
     prescan.register_lstm()
     prescan.register_lstm()
+
+
+class Echo(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * 2, x
+
+
+class Twice(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = x * 2
+        return y, y
+
+
+class Scaled(torch.nn.Module):
+    def forward(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return x * factor
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "said"),
+    [
+        (Echo(), (torch.randn(2, 3),), "the output 'output_1' is the input 'x' itself"),
+        (Twice(), (torch.randn(2, 3),), "'output_0' and 'output_1' are the same tensor"),
+        (Scaled(), (torch.randn(2, 3), torch.tensor(2.0)), "no input without axes, which 'factor' is"),
+    ],
+)
+@pytest.mark.parametrize("form", ["mlprogram", "neuralnetwork"])
+def test_inputs_and_outputs_that_core_ml_cannot_have_are_named(
+    model: torch.nn.Module, example: tuple[torch.Tensor, ...], said: str, form: str, tmp_path: Path
+) -> None:
+    with pytest.raises(deploykit.ConversionError, match=said) as caught:
+        convert((model, example), tmp_path, options={"form": form})
+    assert caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :0]
+
+
+def test_a_model_that_means_something_else_in_core_ml_is_not_published(tmp_path: Path) -> None:
+    """The old form has no empty tensors: an end of 0 is the end of the axis there."""
+    with pytest.raises(deploykit.ArtifactError, match=r"gives 'output' in shape \(2, 3\)"):
+        deploykit.export(
+            Nothing(),
+            "coreml",
+            "fp32",
+            example_inputs=(torch.randn(2, 3),),
+            options={"form": "neuralnetwork"},
+            output=tmp_path / "out",
+            progress=False,
+        )
+    assert not (tmp_path / "out").exists()
