@@ -56,7 +56,17 @@ def read(path: Path) -> Any:
     data = path.read_bytes()
     if data[4:8] != _IDENTIFIER:
         raise ArtifactError(f"{path.name} is not a .tflite file", hint="export the model again")
-    return schema().ModelT.InitFromPackedBuf(bytearray(data), 0)
+    model = schema().ModelT.InitFromPackedBuf(bytearray(data), 0)
+    for buffer in model.buffers:
+        _bring_inside(buffer, data)
+    return model
+
+
+def _bring_inside(buffer: Any, data: bytes) -> None:
+    """Large values may lie behind the flatbuffer proper, at an offset in the file; packing would lose them."""
+    if buffer.offset > 1:
+        buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+        buffer.offset = buffer.size = 0
 
 
 def write(model: Any, path: Path) -> None:
