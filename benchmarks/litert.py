@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ def main() -> None:
         f"seconds are the better of {TURNS} in turns; litert_torch_* are its own conversions in this process, already"
         " imported, of the float model and of PT2E's quantized graph (calibration not counted)",
         "own_first_fp32_s starts the converter's process, which imports PyTorch and litert-torch; later ones reuse it",
+        ", ".join(f"{name} {version(name)}" for name in ("litert-torch", "ai-edge-quantizer", "ai-edge-litert")),
     ]
     report("litert", [row(name) for name in chosen], notes=notes)
 
