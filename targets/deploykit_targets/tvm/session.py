@@ -150,6 +150,11 @@ def _load(artifact: Artifact) -> ctypes.CDLL:
         library = ctypes.CDLL(str(artifact.path / LIBRARY))
         library.deploykit_create.restype = ctypes.c_void_p
     except (OSError, AttributeError) as error:
+        if "GLIBC_" in str(error):  # what the loader says of a system older than the one that linked it
+            message = f"the C library of this system is too old for {LIBRARY}: {error}"
+            raise DeviceError(
+                message, hint="run it from another machine with --board: its program brings its own"
+            ) from error
         raise ArtifactError(f"{LIBRARY} cannot be loaded: {error}", hint="export the model again") from error
     library.deploykit_create.argtypes = [ctypes.c_char_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_size_t]
     for function in (library.deploykit_input, library.deploykit_output):

@@ -165,6 +165,15 @@ def test_a_truncated_library(model: Any, copy_of: Any) -> None:
         NativeSession(artifact, 1)
 
 
+def test_a_system_with_an_older_c_library(model: Any, artifact_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise OSError("libc.so.6: version `GLIBC_2.34' not found")
+
+    monkeypatch.setattr("ctypes.CDLL", refuse)
+    with pytest.raises(DeviceError, match=r"too old for model\.so"):
+        NativeSession(artifact_of(model), 1)
+
+
 def test_constants_of_another_size(model: Any, copy_of: Any) -> None:
     artifact = copy_of(model)
     (artifact.path / CONSTANTS).write_bytes(b"short")
