@@ -274,6 +274,29 @@ def mean_rate(rows: Sequence[Mapping[str, Any]]) -> float:
     return float(sum(row["macs"] for row in known) / sum(row["macs"] / row["macs_per_cycle"] for row in known))
 
 
+def grouped(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Kernels of one kind and instruction as one row: mean and worst of their loops."""
+    names = ("network", "device", "precision", "kind", "instruction")
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return [{**dict(zip(names, key, strict=True)), **_condensed(own)} for key, own in found.items()]
+
+
+def _condensed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    counts = {"kernels": len(rows), "layers": sum(r["layers"] for r in rows), "macs": sum(r["macs"] for r in rows)}
+    known = [row for row in rows if row["macs_per_cycle"]]
+    if not known:
+        return counts
+    shares = {"of_ideal": mean_share(known, "of_ideal"), "worst_of_ideal": min(row["of_ideal"] for row in known)}
+    return {
+        **counts,
+        "macs_per_cycle": mean_rate(known),
+        **shares,
+        "at_llvm_width": mean_share(known, "of_ideal_narrow"),
+    }
+
+
 def mean_share(rows: Sequence[Mapping[str, Any]], share: str) -> float | None:
     """Ideal time over time; None without rows."""
     if not rows:
@@ -323,7 +346,7 @@ def main() -> None:
         code = xnnpack_code(given.litert, given.objdump)
         theirs = [r for d in given.device or CORES for r in xnnpack_rows(Core(given.llvm_mca, CORES[d]), d, code)]
         report("tvm_arm_xnnpack", theirs, notes=[*notes(version), "XNNPACK's fastest loop per core and precision"])
-    report("tvm_arm_kernels", rows, notes=notes(version))
+    report("tvm_arm_kernels", grouped(rows), notes=notes(version))
     report("tvm_arm", list(summary_of(rows)), notes=notes(version))
 
 
