@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from deploykit._optional import SystemTool
 from deploykit.devices import Device
 from deploykit.errors import ConversionError
 from deploykit.storage import write_file
+from deploykit_targets.tvm.compiling import Compiled, compile_kernels
 from deploykit_targets.tvm.processor import Processor, processor_of
 from deploykit_targets.tvm.program import Program
 from deploykit_targets.tvm.runtime.features import needed_features
@@ -46,6 +47,7 @@ class Library:
         emulators: QEMU's names of its CPU, best first.
         files: bytes by name of the files that running needs: nothing else has to be on the device.
         assembly: of the kernels, for `disassemble`.
+        log: what the compiler printed.
     """
 
     processor: Processor
@@ -53,6 +55,7 @@ class Library:
     emulators: tuple[str, ...]
     files: dict[str, int]
     assembly: str
+    log: str
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -62,7 +65,15 @@ class Library:
         return {**processor, **facts, "runtime_files": dict(self.files)}
 
 
-def build_library(module: Any, program: Program, constants: bytes, device: Device, folder: Path) -> Library:
+def build_library(
+    module: Any,
+    program: Program,
+    constants: bytes,
+    device: Device,
+    folder: Path,
+    *,
+    compile_with: Callable[[Any, Processor], Compiled] = compile_kernels,
+) -> Library:
     """Write `model.so`, `constants.bin`, `program.json` and, for Arm, the program `run` into a folder.
 
     Args:
@@ -71,6 +82,7 @@ def build_library(module: Any, program: Program, constants: bytes, device: Devic
         constants: of `program.constant_bytes`.
         device: of `devices.toml`.
         folder: takes the files.
+        compile_with: makes machine code of the kernels; a `Compiler` that was started early saves seconds.
     Raises:
         MissingDependencyError: the C compiler of the architecture is not installed.
         ConversionError: TVM or the compiler refused, or program and constants do not fit each other.
@@ -81,10 +93,9 @@ def build_library(module: Any, program: Program, constants: bytes, device: Devic
     compiler = compiler_for(processor.arch)
     compiler.find()  # before minutes are spent
     needs = needed_features(processor.target)
-    kernels = compile_kernels(module, processor)
+    kernels = compile_with(module, processor)
     with tempfile.TemporaryDirectory() as scratch:
-        objects = Path(scratch) / "kernels.o"
-        kernels.write_to_file(str(objects), "o")
+        Path(scratch, "kernels.o").write_bytes(kernels.object_code)
         Path(scratch, "program.c").write_text(table_source(program, needs), encoding="utf-8")
         _link(compiler, scratch, [*_LIBRARY, f"-Wl,--version-script={_SOURCES / 'exports.map'}"], folder / LIBRARY, [])
         if processor.arch == "aarch64":
@@ -93,21 +104,7 @@ def build_library(module: Any, program: Program, constants: bytes, device: Devic
     write_file(folder / PROGRAM, msgspec.json.format(msgspec.json.encode(program)) + b"\n")
     names = (LIBRARY, RUNNER, CONSTANTS)
     files = {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
-    return Library(processor, needs, tuple(device.extra.get("emulators", ())), files, kernels.inspect_source("asm"))
-
-
-def compile_kernels(module: Any, processor: Processor) -> Any:
-    """TVM's runtime module of the kernels' machine code.
-
-    Raises:
-        ConversionError: TVM refused.
-    """
-    import tvm
-
-    try:
-        return tvm.compile(module, target=tvm.target.Target(processor.target)).mod
-    except Exception as error:  # TVM's errors have no common base
-        raise ConversionError(f"TVM cannot compile the kernels for {processor.mcpu}: {error}") from error
+    return Library(processor, needs, tuple(device.extra.get("emulators", ())), files, kernels.assembly, kernels.log)
 
 
 def read_program(path: Path) -> Program:

@@ -17,6 +17,7 @@ from deploykit_calibration.layers import float_layers, reconcile
 from deploykit_calibration.placement import LayerPlacement
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets.tvm.build import LIBRARY, METADATA, build_library
+from deploykit_targets.tvm.compiling import Compiler
 from deploykit_targets.tvm.disassemble import confirm
 from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower
@@ -43,22 +44,25 @@ def convert(job: ConversionJob) -> Conversion:
         MissingDependencyError: the C compiler for the device is not installed.
     """
     _refuse_dynamic(job)
-    job = replace(job, captured=unroll_recurrent(job.captured))
-    kernels = isa(processor_of(job.device).isa)
-    if job.precision is Precision.INT8:
-        quantized = quantize(job, scheme_of(kernels.int8.activation))
-        layers, simulation = quantized.layers, SimulatedModel(job.captured, quantized)
-        finished = lower(job.captured, kernels, quantized.graph_module)
-    else:
-        layers, simulation = float_layers(job.captured), None
-        finished = lower(job.captured, kernels)
-    library = build_library(finished.module, finished.program, finished.constants, job.device, job.folder)
+    with Compiler() as compiler:
+        job = replace(job, captured=unroll_recurrent(job.captured))
+        kernels = isa(processor_of(job.device).isa)
+        if job.precision is Precision.INT8:
+            quantized = quantize(job, scheme_of(kernels.int8.activation))
+            layers, simulation = quantized.layers, SimulatedModel(job.captured, quantized)
+            finished = lower(job.captured, kernels, quantized.graph_module)
+        else:
+            layers, simulation = float_layers(job.captured), None
+            finished = lower(job.captured, kernels)
+        parts = (finished.module, finished.program, finished.constants)
+        library = build_library(*parts, job.device, job.folder, compile_with=compiler.compile)
     found = confirm(library.assembly, finished.program)
     return Conversion(
         entry=LIBRARY,
         achieved=_achieved(job, layers, finished.program, found),
         tool_versions=versions("torch", "apache-tvm", "apache-tvm-ffi"),
         simulation=simulation,
+        log=library.log,
         metadata={
             METADATA: library.metadata,
             TRAFFIC: traffic_of(finished.program),
