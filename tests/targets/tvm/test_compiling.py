@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-tvm = pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
+pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
+
+import tvm
 
 from deploykit.devices import load_devices
 from deploykit.errors import ConversionError
