@@ -5,6 +5,7 @@ Names are always set. Arrays stay float32 (int32 for integers) at the border, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ def check(captured: CapturedModel, options: CoreMLOptions) -> None:
     for name, shapes in options.enumerated_shapes.items():
         if name not in specs:
             raise UsageError(f"enumerated_shapes names {name!r}; the inputs are {list(specs)}")
+        if not shapes:
+            raise UsageError(f"enumerated_shapes lists no shape for {name!r}", hint="leave the input out")
         for shape in shapes:
             if not specs[name].accepts(tuple(shape)):
                 raise UsageError(
@@ -58,11 +61,15 @@ def _check_image(specs: dict[str, TensorSpec], options: CoreMLOptions) -> None:
             f"image_input {spec} cannot be a {options.image_color} image",
             hint=f"it must be float32[1, {planes}, height, width]; image_color= has the other kinds",
         )
-    if len(options.image_bias) not in (1, planes) or not options.image_scale:
-        raise UsageError(f"image_bias has one value, or {planes}; image_scale is not 0")
+    finite = all(map(math.isfinite, (options.image_scale, *options.image_bias)))
+    if len(options.image_bias) not in (1, planes) or not options.image_scale or not finite:
+        raise UsageError(f"image_bias has one value, or {planes}; image_scale is not 0; all are finite")
 
 
 def _check_labels(outputs: tuple[TensorSpec, ...], labels: tuple[str, ...]) -> None:
+    if len(set(labels)) != len(labels):
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        raise UsageError(f"class_labels has {twice[0]!r} twice; Core ML gives a probability for each label by its name")
     if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape != (1, len(labels)):
         listed = ", ".join(map(str, outputs))
         raise UsageError(

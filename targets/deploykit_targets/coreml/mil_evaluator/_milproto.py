@@ -75,7 +75,7 @@ def read_specification(path: Path) -> Any:
     kind = model.WhichOneof("Type")
     if kind != "mlProgram":
         raise ArtifactError(
-            f"{path} holds a {kind or 'empty'} model; only ML Programs can be evaluated",
+            f"{path} holds {f'a model of type {kind}' if kind else 'nothing'}; only ML Programs can be evaluated",
             hint='convert with convert_to="mlprogram"',
         )
     return model

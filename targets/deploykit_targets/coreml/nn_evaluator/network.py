@@ -128,7 +128,10 @@ def load(path: str | Path) -> Network:
     model = parsed_model(path)
     kind = model.WhichOneof("Type")
     if kind not in KINDS:
-        raise ArtifactError(f"{path} holds a {kind or 'empty'} model, and no neural network")
+        hint = "run the .mlpackage that it is part of" if kind == "mlProgram" else None
+        raise ArtifactError(
+            f"{path} holds {f'a model of type {kind}' if kind else 'nothing'}, not a neural network", hint=hint
+        )
     network = getattr(model, kind)
     images = any(entry.type.WhichOneof("Type") == "imageType" for entry in model.description.input)
     if network.arrayInputShapeMapping != _EXACT or (images and network.imageInputShapeMapping != _EXACT):

@@ -83,7 +83,7 @@ def test_scales_of_another_axis() -> None:
 def test_what_is_damaged_or_foreign_is_named(tmp_path: Path) -> None:
     cases = [
         (b"\xff\xff\xff", "is not a Core ML specification"),
-        (b"", "holds a empty model"),
+        (b"", "holds nothing, not a neural network"),
         (model(mapping=0).SerializeToString(), "before iOS 13"),
         (model(weights=29).SerializeToString(), "29 weights where its shape"),
     ]
