@@ -22,6 +22,7 @@ from deploykit_targets.tvm.disassemble import confirm
 from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower
 from deploykit_targets.tvm.processor import processor_of
+from deploykit_targets.tvm.reference import build_reference, needs_reference
 from deploykit_targets.tvm.scheme import scheme_of
 from deploykit_targets.tvm.traffic import traffic_of
 
@@ -46,16 +47,18 @@ def convert(job: ConversionJob) -> Conversion:
     _refuse_dynamic(job)
     with Compiler() as compiler:
         job = replace(job, captured=unroll_recurrent(job.captured))
-        kernels = isa(processor_of(job.device).isa)
+        processor = processor_of(job.device)
+        kernels, graph = isa(processor.isa), None
         if job.precision is Precision.INT8:
             quantized = quantize(job, scheme_of(kernels.int8.activation))
             layers, simulation = quantized.layers, SimulatedModel(job.captured, quantized)
-            finished = lower(job.captured, kernels, quantized.graph_module)
+            graph = quantized.graph_module
         else:
             layers, simulation = float_layers(job.captured), None
-            finished = lower(job.captured, kernels)
+        finished = lower(job.captured, kernels, graph)
         parts = (finished.module, finished.program, finished.constants)
         library = build_library(*parts, job.device, job.folder, compile_with=compiler.compile)
+    reference = build_reference(job.captured, graph, job.folder) if needs_reference(processor) else {}
     found = confirm(library.assembly, finished.program)
     return Conversion(
         entry=LIBRARY,
@@ -65,6 +68,7 @@ def convert(job: ConversionJob) -> Conversion:
         log=library.log,
         metadata={
             METADATA: library.metadata,
+            **reference,
             TRAFFIC: traffic_of(finished.program),
             "instructions": {node: str(instructions) for node, instructions in found.items()},
         },

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
+from deploykit.estimate import estimate
 from deploykit.precision import Evidence
 from deploykit.profiling import DEFAULT_EFFORT, MIN_RUNS, WARM_UP_RUNS, Effort, Percentiles, Profile, batch_size
 from deploykit.target import Target
@@ -41,15 +42,30 @@ class RunsCompiled(Target):
         return super().open(artifact, threads=threads)
 
     def evidence(self, artifact: Artifact) -> Evidence:
-        """`device` on a board and where the artifact is code for this architecture; else `emulator`."""
+        """`device` on a board and where the artifact is code for this architecture; else `emulator`.
+
+        `reference` where there was no emulator at export: its kernels are those of the exporting machine.
+        """
         from deploykit_targets.tvm.session import is_native
 
-        return Evidence.DEVICE if self._board is not None or is_native(artifact) else Evidence.EMULATOR
+        if self._board is not None or is_native(artifact):
+            return Evidence.DEVICE
+        return Evidence.REFERENCE if self._by_reference(artifact) else Evidence.EMULATOR
+
+    def _by_reference(self, artifact: Artifact) -> bool:
+        from deploykit_targets._board.emulator import EMULATOR
+        from deploykit_targets.tvm.session import is_native
+
+        made = "reference_library" in artifact.manifest.metadata
+        return made and self._board is None and not is_native(artifact) and not EMULATOR.installed
 
     def profile(
         self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT
     ) -> Profile:
         """See `Target.profile`; a board measures with its own clock, without what the network takes."""
+        device = self.capabilities().devices.get(artifact.manifest.device)
+        if self._by_reference(artifact) and device is not None and device.peak_tops:
+            return estimate(artifact, device, baseline=baseline)
         if self._board is None:
             return super().profile(artifact, baseline=baseline, effort=effort)
         return measure_on_board(self._board, artifact, effort, baseline)
@@ -59,6 +75,10 @@ class RunsCompiled(Target):
             from deploykit_targets.tvm.runner import BoardSession
 
             return BoardSession(artifact, threads, self._board)
+        if self._by_reference(artifact):
+            from deploykit_targets.tvm.reference import open_reference
+
+            return open_reference(artifact, threads)
         from deploykit_targets.tvm.session import open_session
 
         return open_session(artifact, threads)

@@ -42,3 +42,29 @@ def test_int8_on_a_board(board: str, model: str, tmp_path: Path) -> None:
     assert simulated.worst.sqnr_db > 60  # a unit here and there, where a sum lies at a tie
     assert artifact.achieved.macs_fraction("int8") == 1.0
     assert artifact.verify().sqnr_db > 60
+
+
+def test_without_an_emulator_parity_is_that_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploykit_targets._board.emulator.EMULATOR", _Missing())
+    monkeypatch.setattr("deploykit_targets.tvm.reference.EMULATOR", _Missing())
+    module, example = ZOO["squeeze_excite_cnn"]()
+    artifact = deploykit.export(
+        module,
+        target="raspberry-pi-4",
+        precision="int8",
+        example_inputs=example,
+        calibration=batches(example),
+        output=tmp_path / "out",
+        progress=False,
+    )
+    assert artifact.parity is not None and artifact.parity.evidence is Evidence.REFERENCE
+    simulated = next(link for link in artifact.parity.chain if link.reference == "simulated q/dq")
+    assert simulated.worst.sqnr_db > 60
+    assert artifact.manifest.metadata["library"]["arch"] == "aarch64"
+    assert artifact.profile is not None and artifact.profile.evidence is Evidence.ESTIMATE
+
+
+class _Missing:
+    """An emulator that is not installed."""
+
+    installed = False
