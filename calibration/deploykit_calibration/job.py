@@ -6,7 +6,7 @@ float graph, and keeps the one with the highest SQNR: no single method is best f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -15,10 +15,11 @@ import torch
 from deploykit.errors import CalibrationError
 from deploykit.parity import sqnr_db
 from deploykit_calibration.placement import QuantizedGraph, place
-from deploykit_calibration.simulate import SimulatedModel, run
+from deploykit_calibration.simulate import SimulatedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.fx import GraphModule
 
     from deploykit.target import ConversionJob
     from deploykit_calibration.scheme import QuantScheme
@@ -42,9 +43,11 @@ def quantize(job: ConversionJob, scheme: QuantScheme) -> QuantizedGraph:
     if job.method != BEST:
         return _placed(job, scheme, job.method)
     samples = list(job.samples[:_SAMPLES]) or [_example(job)]
-    wanted = [run(job.captured.graph_module, feeds) for feeds in samples]
+    names = [spec.name for spec in job.captured.inputs]  # a placeholder may be called otherwise
+    inputs = [[feeds[name] for name in names] for feeds in samples]
+    wanted = [_run(job.captured.graph_module, tensors) for tensors in inputs]
     placed = (_placed(job, scheme, method) for method in CANDIDATES)
-    return max(placed, key=lambda quantized: _sqnr(job, quantized, samples, wanted))
+    return max(placed, key=lambda quantized: _sqnr(job, quantized, inputs, wanted))
 
 
 def _placed(job: ConversionJob, scheme: QuantScheme, method: str) -> QuantizedGraph:
@@ -60,15 +63,20 @@ def _example(job: ConversionJob) -> dict[str, Tensor]:
 def _sqnr(
     job: ConversionJob,
     quantized: QuantizedGraph,
-    samples: Sequence[Mapping[str, Tensor]],
+    inputs: Sequence[Sequence[Tensor]],
     wanted: Sequence[tuple[Tensor, ...]],
 ) -> float:
     """SQNR in dB of the worst floating output over all samples."""
     simulated = SimulatedModel(job.captured, quantized).graph_module
     powers = np.zeros((2, len(job.captured.outputs)))
-    for feeds, want in zip(samples, wanted, strict=True):
-        for index, (float_output, int8_output) in enumerate(zip(want, run(simulated, feeds), strict=True)):
+    for tensors, want in zip(inputs, wanted, strict=True):
+        for index, (float_output, int8_output) in enumerate(zip(want, _run(simulated, tensors), strict=True)):
             if float_output.is_floating_point():
                 powers[0, index] += float(float_output.double().square().sum())
                 powers[1, index] += float((float_output - int8_output).double().square().sum())
     return min((sqnr_db(*power) for power in powers.T if power[0] > 0.0), default=torch.inf)
+
+
+def _run(graph_module: GraphModule, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    with torch.inference_mode():
+        return tuple(graph_module(*tensors))

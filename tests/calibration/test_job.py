@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from deploykit.devices import Device
 from deploykit.errors import CalibrationError, UsageError
@@ -49,6 +50,22 @@ def test_best_takes_the_example_inputs_where_there_are_no_samples(zoo: Any) -> N
     case = zoo("residual_cnn")
     quantized = quantize(job_of(case, method="best", samples=()), ONNX_X86)
     assert any(layer.precision == "int8" for layer in quantized.layers)
+
+
+def test_an_input_may_be_called_like_a_builtin(case_of: Any) -> None:
+    """FX gives the placeholder of an argument called `input` another name."""
+
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.layer(input))  # type: ignore[no-any-return]
+
+    case = case_of(Doubled(), (torch.randn(2, 16),))
+    assert case.captured.inputs[0].name == "input"
+    assert any(layer.precision == "int8" for layer in quantize(job_of(case, method="best"), ONNX_X86).layers)
 
 
 def test_best_is_the_same_every_time(zoo: Any) -> None:

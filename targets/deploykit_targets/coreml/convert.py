@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from deploykit._optional import versions
 from deploykit.achieved import Achieved
-from deploykit.errors import CalibrationError
 from deploykit.estimate import TRAFFIC
 from deploykit.precision import Precision
 from deploykit.profiling import DEFAULT_EFFORT
 from deploykit.quiet import kept_quiet
 from deploykit.target import Conversion, ConversionJob
+from deploykit_calibration.job import quantize
 from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.op_kinds import data_arguments, shape_of
-from deploykit_calibration.placement import LayerPlacement, place
+from deploykit_calibration.placement import LayerPlacement
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets.coreml import interface, network, package, prescan
 from deploykit_targets.coreml.compress import WEIGHT_ONLY, compress
@@ -32,7 +32,6 @@ from deploykit_targets.coreml.target import BATCH_SIZES
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
-    from deploykit_calibration.table import CalibrationTable
     from deploykit_targets.coreml.target import CoreMLOptions
 
 _NOTES = {
@@ -103,10 +102,7 @@ def convert(job: ConversionJob) -> Conversion:
 def _source(job: ConversionJob) -> _Source:
     if job.precision is not Precision.INT8:
         return _Source(job.captured, exported(job.captured), float_layers(job.captured), None)
-    if job.table is None:
-        raise CalibrationError("a static int8 conversion needs a calibration table", hint="pass calibration=")
-    table = cast("CalibrationTable", job.table)
-    placed = place(job.captured, table, SCHEME, method=job.method, include=job.include, exclude=job.exclude)
+    placed = quantize(job, SCHEME)
     lowered = exported(job.captured, placed.graph_module)
     return _Source(job.captured, lowered, placed.layers, SimulatedModel(job.captured, placed))
 

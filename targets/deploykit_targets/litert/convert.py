@@ -11,9 +11,10 @@ from deploykit._optional import versions
 from deploykit.errors import CalibrationError, UsageError
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
+from deploykit_calibration.job import BEST, quantize
 from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.patterns import kept_float
-from deploykit_calibration.placement import LayerPlacement, place
+from deploykit_calibration.placement import LayerPlacement
 from deploykit_calibration.plan import GRAPH_OUTPUT
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets.litert import flatbuffer, program
@@ -123,7 +124,7 @@ def _check_normalisation(job: ConversionJob) -> None:
 
 def _quantized(job: ConversionJob) -> _Source:
     own = scheme(job.captured, io=job.options.io)
-    quantized = place(job.captured, _table(job), own, method=job.method, include=job.include, exclude=job.exclude)
+    quantized = quantize(job, own)
     simulation = SimulatedModel(job.captured, quantized)
     dynamic = frozenset(
         layer.name for layer in quantized.layers if layer.kind == "linear" and layer.reason == GRAPH_OUTPUT
@@ -189,8 +190,8 @@ def _about(job: ConversionJob) -> dict[str, Any]:
 
 def _ranges(job: ConversionJob, source: _Source) -> dict[str, tuple[float, float]]:
     """What our calibration saw, for symmetric 16 bit: of every node, and of the ends by the converter's names."""
-    table = _table(job)
-    found = {name: table.range(name, method=job.method, symmetric=True, bits=16) for name in table.statistics}
+    table, method = _table(job), "default" if job.method == BEST else job.method  # 16 bits are too fine to choose
+    found = {name: table.range(name, method=method, symmetric=True, bits=16) for name in table.statistics}
     graph = source.captured.graph_module.graph
     (end,) = graph.find_nodes(op="output")
     ends = {f"args_{i}": node for i, node in enumerate(graph.find_nodes(op="placeholder"))}
