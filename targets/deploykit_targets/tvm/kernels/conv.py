@@ -137,8 +137,11 @@ class ConvPlan:
     def by_line(self) -> bool:
         """Whether all columns of a line are computed before the next line, so that a thread's share is a part of the
         image, as in the layers before and after. Else all lines of a block of columns, whose weights are read once.
+        Weights beyond the cache are worth reading again where the inputs are more, and would change their core.
         """
-        return self.weight_elements * np.dtype(self.dot.weight).itemsize < _STAYS_BYTES
+        weights = self.weight_elements * np.dtype(self.dot.weight).itemsize
+        inputs = self.input_elements * np.dtype(self.dot.activation).itemsize
+        return weights < _STAYS_BYTES or (weights < 4 * _STAYS_BYTES and 2 * weights < inputs)
 
     @property
     def ahead(self) -> int:
