@@ -44,7 +44,7 @@ def export(
         typer.Option("--output", "-o", help="Folder of the artifact.  [default: out/MODEL-TARGET-PRECISION]"),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="How ranges are chosen: default, minmax, percentile, entropy or mse.")
+        str, typer.Option(help="How ranges are chosen: default, best, minmax, percentile, entropy or mse.")
     ] = "default",
     include: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Quantise only these layers; repeatable.")
