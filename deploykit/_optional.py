@@ -37,8 +37,12 @@ class Requirement:
 
     @property
     def installed(self) -> bool:
-        """Whether it could be imported; nothing is imported to find out."""
-        return importlib.util.find_spec(self.module) is not None
+        """Whether it could be imported; nothing is imported to find out.
+
+        A folder of that name somewhere on the path is not the package: Python would import it as an empty one.
+        """
+        spec = importlib.util.find_spec(self.module)
+        return spec is not None and spec.origin is not None
 
     @property
     def version(self) -> str | None:

@@ -209,10 +209,11 @@ def _infos(plugin: Target) -> Iterator[TargetInfo]:
             precisions=tuple(p for p in own.precisions if p in device.precisions),
             can_export=can_export,
             can_run=can_run,
-            export_command=_how(own.export_requires, own.export_extra, own.distribution),
-            run_command=_how(own.runtime_requires, own.runtime_extra, own.distribution),
+            export_command=command_for(own.export_requires, own.export_extra, own.distribution),
+            run_command=command_for(own.runtime_requires, own.runtime_extra, own.distribution),
         )
 
 
-def _how(requirements: tuple[Requirement, ...], extra: str, distribution: str) -> str:
+def command_for(requirements: tuple[Requirement, ...], extra: str, distribution: str) -> str:
+    """The pip command that installs an extra, or what to do where pip does not have one of its packages."""
     return next((found.how for found in requirements if found.how), install_command(extra, distribution))

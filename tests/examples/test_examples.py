@@ -12,6 +12,7 @@ from shutil import which
 import pytest
 
 import deploykit
+from deploykit._optional import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -77,7 +78,7 @@ def test_coreml_iphone(tmp_path: Path) -> None:
 
 def test_raspberry_pi_5(tmp_path: Path) -> None:
     needed = ("aarch64-linux-gnu-gcc", "qemu-aarch64-static")
-    if find_spec("tvm") is None or not all(map(which, needed)):
+    if not Requirement("tvm", "apache-tvm").installed or not all(map(which, needed)):
         pytest.skip(f"needs TVM and {', '.join(needed)}")
     printed = _run(str(EXAMPLES / "raspberry_pi_5.py"), "--output", str(tmp_path))
     artifact = deploykit.load(tmp_path / "raspberry-pi-5")

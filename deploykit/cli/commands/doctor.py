@@ -113,6 +113,8 @@ def _service_problems() -> list[Problem]:
 
 
 def _extras(target: Target) -> Iterable[Extra]:
+    from deploykit import registry
+
     own = target.capabilities()
     for purpose, requires, extra in (
         ("export", own.export_requires, own.export_extra),
@@ -120,7 +122,7 @@ def _extras(target: Target) -> Iterable[Extra]:
     ):
         packages = tuple(Package(requirement.project, _version(requirement)) for requirement in requires)
         complete = all(requirement.installed for requirement in requires)
-        yield Extra(target.name, purpose, packages, complete, install_command(extra, own.distribution))
+        yield Extra(target.name, purpose, packages, complete, registry.command_for(requires, extra, own.distribution))
 
 
 def _version(requirement: Requirement) -> str | None:
