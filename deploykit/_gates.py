@@ -38,12 +38,14 @@ class Gates:
         min_placement: share of multiply-accumulates in the requested precision, and in the runtime's accelerated part
             where it has one; None for "more than none" in the precision.
         min_speedup: float latency over own latency.
+        instead: a precision of this target and device that loses less; None where there is none.
     """
 
     precision: Precision = Precision.FP32
     tolerance: Tolerance = field(default_factory=Tolerance)
     min_placement: float | None = None
     min_speedup: float | None = None
+    instead: Precision | None = None
 
     def misses(self, achieved: Achieved, report: ParityReport, profile: Profile | None) -> list[Miss]:
         """The missed gates, parity first; empty where the artifact may be published as verified."""
@@ -66,7 +68,7 @@ class Gates:
         names = sorted({layer.module_path for layer in report.worst_layers() if layer.module_path})
         hint = "keep the worst layers in float"
         hint += f" (exclude={names!r})" if names else ""
-        hint += ', use more or better calibration data, or precision="int8-dynamic"; strict=False returns the candidate'
+        hint += f", or use more or better calibration data{self._next()}; strict=False returns the candidate"
         return Miss(message, lambda artifact: ParityError(message, report=report, candidate=artifact, hint=hint))
 
     def _placement(self, achieved: Achieved) -> Miss | None:
@@ -89,9 +91,11 @@ class Gates:
         )
         message += f" ({reasons})" if reasons else ""
         hint = "see artifact.achieved.layers for every reason"
-        hint += ', try precision="int8-dynamic"' if self.precision is Precision.INT8 else ""
-        hint += "; strict=False returns the candidate"
+        hint += f"{self._next()}; strict=False returns the candidate"
         return Miss(message, lambda artifact: PlacementError(message, candidate=artifact, hint=hint))
+
+    def _next(self) -> str:
+        return f', or precision="{self.instead}"' if self.instead else ""
 
     def _delegation(self, achieved: Achieved) -> Miss | None:
         found = achieved.delegation

@@ -87,7 +87,7 @@ def make_plan(
         include=include,
         exclude=exclude,
         output=_output(output, model, target, wanted),
-        gates=_gates(wanted, goals, profile=profile),
+        gates=_gates(wanted, goals, resolved, profile=profile),
         profile=profile,
     )
 
@@ -108,7 +108,7 @@ def _patterns(name: str, given: Sequence[str]) -> tuple[str, ...]:
     return patterns
 
 
-def _gates(precision: Precision, goals: Goals, *, profile: bool) -> Gates:
+def _gates(precision: Precision, goals: Goals, resolved: Resolved, *, profile: bool) -> Gates:
     if goals.min_speedup is not None and not profile:
         raise UsageError("min_speedup needs profile=True", hint="drop profile=False or min_speedup")
     if goals.min_placement is not None and not 0.0 <= goals.min_placement <= 1.0:
@@ -118,7 +118,15 @@ def _gates(precision: Precision, goals: Goals, *, profile: bool) -> Gates:
     tolerance = DEFAULT_TOLERANCES[precision] if goals.tolerance is None else goals.tolerance
     if not isinstance(tolerance, Tolerance):
         raise UsageError(f"tolerance is {tolerance!r}", hint="tolerance=deploykit.Tolerance(min_sqnr_db=20.0)")
-    return Gates(precision, tolerance, goals.min_placement, goals.min_speedup)
+    return Gates(precision, tolerance, goals.min_placement, goals.min_speedup, _instead(precision, resolved))
+
+
+def _instead(precision: Precision, resolved: Resolved) -> Precision | None:
+    """What loses less than `precision`, as far as the target and the device's silicon have it."""
+    gentler = (Precision.INT8_DYNAMIC, Precision.INT8_WEIGHT_ONLY, Precision.FP16, Precision.BF16, Precision.FP32)
+    both = set(resolved.target.capabilities().precisions) & set(resolved.device.precisions)
+    after = gentler[gentler.index(precision) + 1 :] if precision in gentler else gentler
+    return next((found for found in after if found in both), None)
 
 
 def _output(output: str | Path | None, model: Any, target: str, precision: Precision) -> Path:

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from deploykit._gates import Gates
+from deploykit._plan import _instead
 from deploykit.achieved import Achieved, Delegation, LayerAchieved
 from deploykit.errors import ParityError, PerformanceError, PlacementError
 from deploykit.precision import Precision
+from deploykit.registry import resolve
 
 CANDIDATE = SimpleNamespace(path="out/x.failed")
 
@@ -116,3 +118,17 @@ def test_placement_asked_for_holds_for_the_delegate_too(parity):
     error = only(Gates(Precision.INT8, min_placement=0.9), counted, parity, None)
     assert isinstance(error, PlacementError)
     assert "XNNPACK takes 80.0%" in error.message and "not 2 GELU" in error.message
+
+
+@pytest.mark.parametrize(("instead", "said"), [(Precision.FP16, True), (None, False)])
+def test_the_next_step_is_one_that_the_target_has(toy, parity, instead, said):
+    failed = toy.make_parity(passed=False, failures=("cosine",))
+    for report, share in ((failed, achieved(int8=1)), (parity, achieved(float32=5))):
+        error = only(Gates(Precision.INT8, instead=instead), share, report, None)
+        assert ('precision="fp16"' in error.hint) is said and "int8-dynamic" not in error.hint
+
+
+def test_what_loses_less_is_looked_up_at_the_target(toy):
+    resolved = resolve("toy-board")
+    assert _instead(Precision.INT8, resolved) is Precision.FP32
+    assert _instead(Precision.FP32, resolved) is None
