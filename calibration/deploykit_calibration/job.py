@@ -14,6 +14,7 @@ import torch
 
 from deploykit.errors import CalibrationError
 from deploykit.parity import sqnr_db
+from deploykit_calibration.layers import float_layers
 from deploykit_calibration.placement import QuantizedGraph, place
 from deploykit_calibration.simulate import SimulatedModel
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 BEST = "best"
 CANDIDATES = ("default", "minmax", "mse", "percentile:99.999", "percentile")
 """What `best` tries; of equals, the first is taken."""
-_SAMPLES = 4
+_LEAST_SAMPLES, _MACS = 4, 2e10  # the least that says anything; multiply-accumulates of a second or two
 
 
 def quantize(job: ConversionJob, scheme: QuantScheme) -> QuantizedGraph:
@@ -42,7 +43,7 @@ def quantize(job: ConversionJob, scheme: QuantScheme) -> QuantizedGraph:
         raise CalibrationError("a static int8 conversion needs a calibration table", hint="pass calibration=")
     if job.method != BEST:
         return _placed(job, scheme, job.method)
-    samples = list(job.samples[:_SAMPLES]) or [_example(job)]
+    samples = list(job.samples[: _affordable(job)]) or [_example(job)]
     names = [spec.name for spec in job.captured.inputs]  # a placeholder may be called otherwise
     inputs = [[feeds[name] for name in names] for feeds in samples]
     wanted = [_run(job.captured.graph_module, tensors) for tensors in inputs]
@@ -53,6 +54,12 @@ def quantize(job: ConversionJob, scheme: QuantScheme) -> QuantizedGraph:
 def _placed(job: ConversionJob, scheme: QuantScheme, method: str) -> QuantizedGraph:
     table = cast("CalibrationTable", job.table)
     return place(job.captured, table, scheme, method=method, include=job.include, exclude=job.exclude)
+
+
+def _affordable(job: ConversionJob) -> int:
+    """How many samples each candidate is judged on: all that were kept of a small network, few of a large one."""
+    macs = sum(layer.macs for layer in float_layers(job.captured))
+    return max(_LEAST_SAMPLES, int(_MACS // max(macs, 1)))
 
 
 def _example(job: ConversionJob) -> dict[str, Tensor]:
