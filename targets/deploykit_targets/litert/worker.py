@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from deploykit.child import start_module
 from deploykit_targets.litert import convert_child
 from deploykit_targets.litert.failures import HasSource, crashed, translated
 from deploykit_targets.litert.float_files import has
@@ -153,16 +153,8 @@ def worker() -> Worker:
 
 def _started() -> _Running:
     folder = Path(tempfile.mkdtemp(prefix="deploykit-litert-"))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (folder / convert_child.LOG).open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", convert_child.__name__, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=environment,
-        )
-    return _Running(process, folder)
+        return _Running(start_module(convert_child, folder, log=log, answers=True), folder)
 
 
 def _ask(running: _Running, request: Request) -> tuple[dict[str, Any] | None, str]:

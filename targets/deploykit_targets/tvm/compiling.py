@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from deploykit.child import start_module
 from deploykit.errors import ConversionError
 from deploykit_targets.tvm import compile_child
 
@@ -40,15 +38,8 @@ class Compiler:
     def __enter__(self) -> Self:
         self._temporary = tempfile.TemporaryDirectory(prefix="deploykit-tvm-")
         self._folder = Path(self._temporary.name)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with (self._folder / compile_child.LOG).open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", compile_child.__name__, str(self._folder)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
+            self._process = start_module(compile_child, self._folder, log=log)
         return self
 
     def compile(self, module: Any, processor: Processor) -> Compiled:
