@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.fx import Node
+
+from deploykit.capture.origins import Origin
+from deploykit.errors import ConversionError
 
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
@@ -51,6 +54,22 @@ def bind(node: Node) -> dict[str, Any]:
 @cache
 def _schema(target: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((argument.name, argument.default_value) for argument in target._schema.arguments)
+
+
+def refusal(node: Node, origins: Mapping[str, Origin], why: str) -> ConversionError:
+    """The error of a lowering that has no form for a call: operator, module path, source line, and what to do.
+
+    Args:
+        origins: of the captured graph.
+        why: end of the sentence that begins with the operator, such as "cannot be written as ONNX: ...".
+    """
+    origin = origins.get(node.name)
+    where = f" in {origin.module_path or 'the model itself'}" if origin else ""
+    line = f" ({origin.source})" if origin and origin.source else ""
+    return ConversionError(
+        f"{node.target}{where}{line} {why}",
+        hint="replace the operation by simpler tensor operations, or take the part out of the exported model",
+    )
 
 
 def attribute(node: Node) -> torch.Tensor:

@@ -23,7 +23,7 @@ from onnx import helper
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from deploykit.capture.calls import attribute, bind
+from deploykit.capture.calls import attribute, bind, refusal
 from deploykit.errors import ConversionError
 from deploykit_targets._onnx.fallback import export_alone, splice
 from deploykit_targets._onnx.ops import TABLE, Call, Value
@@ -150,7 +150,8 @@ class _Walk:
         except ConversionError:
             raise
         except Exception as error:
-            raise self._refused(node, error) from error
+            why = f"cannot be written as ONNX: {_reason(error)}"
+            raise refusal(node, self.captured.origins, why) from error
         self.values[node] = self._named(node, written, first)
 
     def _translate(self, node: Node) -> Value:
@@ -187,15 +188,6 @@ class _Walk:
         free = self.writer.reserve(new)
         self.writer.rename(old, free, since=first)
         return free
-
-    def _refused(self, node: Node, error: Exception) -> ConversionError:
-        origin = self.captured.origins.get(node.name)
-        where = f" in {origin.module_path or 'the model itself'}" if origin else ""
-        line = f" ({origin.source})" if origin and origin.source else ""
-        return ConversionError(
-            f"{node.target}{where}{line} cannot be written as ONNX: {_reason(error)}",
-            hint="replace the operation by simpler tensor operations, or take the part out of the exported model",
-        )
 
     # The model.
 

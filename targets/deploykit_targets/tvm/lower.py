@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from deploykit.capture.calls import attribute, bind
+from deploykit.capture.calls import attribute, bind, refusal
 from deploykit.errors import ConversionError
 from deploykit_targets.tvm.emit import Emitter, Finished, dtype_of
 from deploykit_targets.tvm.fallback import simpler
@@ -131,13 +131,7 @@ class Lowering:
         return value
 
     def _refused(self, node: Node, reason: str) -> ConversionError:
-        origin = self.captured.origins.get(node.name)
-        where = f" in {origin.module_path or 'the model itself'}" if origin else ""
-        line = f" ({origin.source})" if origin and origin.source else ""
-        return ConversionError(
-            f"{node.target}{where}{line} cannot be compiled for TVM: {reason}",
-            hint="replace the operation by simpler tensor operations, or take the part out of the exported model",
-        )
+        return refusal(node, self.captured.origins, f"cannot be compiled for TVM: {reason}")
 
     def _outputs(self, output: Node) -> list[tuple[str, View]]:
         """Each result by itself, in the user's layout, in memory that nothing else uses."""
