@@ -21,6 +21,7 @@ from deploykit_targets.coreml.mil_evaluator.specs import (
     Interface,
     ValueSpec,
     as_tensor_input,
+    chosen_inputs,
     interface_of,
     named,
 )
@@ -146,17 +147,7 @@ class Program:
         return self._constants
 
     def _tensors(self, feeds: Mapping[str, Array]) -> dict[str, Tensor]:
-        specs = named(self.inputs)
-        unknown = sorted(set(feeds) - set(specs))
-        if unknown:
-            raise UsageError(f"the model has no input {unknown[0]!r}; it takes {list(specs)}")
-        tensors = {}
-        for name, spec in specs.items():
-            value = feeds.get(name, spec.default)
-            if value is None:
-                raise UsageError(f"input {name!r} is missing; the model takes {list(specs)}")
-            tensors[name] = to_carrier(as_tensor_input(spec, value), spec.dtype)
-        return tensors
+        return {spec.name: to_carrier(array, spec.dtype) for spec, array in chosen_inputs(self.inputs, feeds)}
 
 
 def load(

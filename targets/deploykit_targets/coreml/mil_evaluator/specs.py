@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -237,6 +237,23 @@ def _image_planes(spec: ValueSpec, array: Array) -> Array:
         f"input {spec.name!r} is a {spec.image.color} image; got an array of shape {array.shape}",
         hint="give (height, width, 3) in RGB order, (height, width) for grey, or the program's own tensor",
     )
+
+
+def chosen_inputs(specs: Sequence[ValueSpec], feeds: Mapping[str, Array]) -> Iterator[tuple[ValueSpec, Array]]:
+    """Every input with the array it takes: what is fed, else its default, in the shape and type of the input.
+
+    Raises:
+        UsageError: a feed that the model does not have, an input that is missing, or one that does not fit.
+    """
+    known = named(specs)
+    unknown = sorted(set(feeds) - set(known))
+    if unknown:
+        raise UsageError(f"the model has no input {unknown[0]!r}; it takes {list(known)}")
+    for name, spec in known.items():
+        value = feeds.get(name, spec.default)
+        if value is None:
+            raise UsageError(f"input {name!r} is missing; the model takes {list(known)}")
+        yield spec, as_tensor_input(spec, value)
 
 
 def named(specs: Sequence[ValueSpec]) -> Mapping[str, ValueSpec]:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploykit.errors import ArtifactError, UsageError
+from deploykit.errors import ArtifactError
 from deploykit_targets.coreml.mil_evaluator._milproto import parsed_model
 from deploykit_targets.coreml.mil_evaluator.errors import EvaluationError
-from deploykit_targets.coreml.mil_evaluator.specs import ValueSpec, as_tensor_input, described, named
+from deploykit_targets.coreml.mil_evaluator.specs import ValueSpec, chosen_inputs, described, named
 from deploykit_targets.coreml.nn_evaluator import layers_compute, layers_elementwise, layers_recurrent, layers_shape
 from deploykit_targets.coreml.nn_evaluator.errors import UnsupportedLayerError
 from deploykit_targets.coreml.nn_evaluator.layer import FormError, Function, LayerTable
@@ -89,18 +89,11 @@ class Network:
             return {spec.name: self._output(spec, values) for spec in self.outputs}
 
     def _tensors(self, feeds: Mapping[str, Array]) -> dict[str, Tensor]:
-        specs = named(self.inputs)
-        unknown = sorted(set(feeds) - set(specs))
-        if unknown:
-            raise UsageError(f"the model has no input {unknown[0]!r}; it takes {list(specs)}")
         tensors = {}
-        for name, spec in specs.items():
-            value = feeds.get(name, spec.default)
-            if value is None:
-                raise UsageError(f"input {name!r} is missing; the model takes {list(specs)}")
-            array = torch.from_numpy(np.array(as_tensor_input(spec, value), dtype=np.float32))
-            scale, bias = self._scalers.get(name, (1.0, torch.zeros(())))
-            tensors[name] = array * scale + bias if name in self._scalers else array
+        for spec, value in chosen_inputs(self.inputs, feeds):
+            array = torch.from_numpy(np.array(value, dtype=np.float32))
+            scale, bias = self._scalers.get(spec.name, (1.0, torch.zeros(())))
+            tensors[spec.name] = array * scale + bias if spec.name in self._scalers else array
         return tensors
 
     def _output(self, spec: ValueSpec, values: Mapping[str, Tensor]) -> Array:
