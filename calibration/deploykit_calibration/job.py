@@ -6,21 +6,17 @@ float graph, and keeps the one with the highest SQNR: no single method is best f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-import torch
-
 from deploykit.errors import CalibrationError
-from deploykit.parity import sqnr_db
+from deploykit.parity import SQNR_CAP_DB, OutputComparison
 from deploykit_calibration.layers import float_layers
 from deploykit_calibration.placement import QuantizedGraph, place
 from deploykit_calibration.simulate import SimulatedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.fx import GraphModule
 
     from deploykit.target import ConversionJob
     from deploykit_calibration.scheme import QuantScheme
@@ -44,11 +40,9 @@ def quantize(job: ConversionJob, scheme: QuantScheme) -> QuantizedGraph:
     if job.method != BEST:
         return _placed(job, scheme, job.method)
     samples = list(job.samples[: _affordable(job)]) or [_example(job)]
-    names = [spec.name for spec in job.captured.inputs]  # a placeholder may be called otherwise
-    inputs = [[feeds[name] for name in names] for feeds in samples]
-    wanted = [_run(job.captured.graph_module, tensors) for tensors in inputs]
+    wanted = [job.captured.run(feeds) for feeds in samples]
     placed = (_placed(job, scheme, method) for method in CANDIDATES)
-    return max(placed, key=lambda quantized: _sqnr(job, quantized, inputs, wanted))
+    return max(placed, key=lambda quantized: _sqnr(job, quantized, samples, wanted))
 
 
 def _placed(job: ConversionJob, scheme: QuantScheme, method: str) -> QuantizedGraph:
@@ -70,20 +64,15 @@ def _example(job: ConversionJob) -> dict[str, Tensor]:
 def _sqnr(
     job: ConversionJob,
     quantized: QuantizedGraph,
-    inputs: Sequence[Sequence[Tensor]],
-    wanted: Sequence[tuple[Tensor, ...]],
+    samples: Sequence[Mapping[str, Tensor]],
+    wanted: Sequence[Mapping[str, Tensor]],
 ) -> float:
     """SQNR in dB of the worst floating output over all samples."""
-    simulated = SimulatedModel(job.captured, quantized).graph_module
-    powers = np.zeros((2, len(job.captured.outputs)))
-    for tensors, want in zip(inputs, wanted, strict=True):
-        for index, (float_output, int8_output) in enumerate(zip(want, _run(simulated, tensors), strict=True)):
-            if float_output.is_floating_point():
-                powers[0, index] += float(float_output.double().square().sum())
-                powers[1, index] += float((float_output - int8_output).double().square().sum())
-    return min((sqnr_db(*power) for power in powers.T if power[0] > 0.0), default=torch.inf)
-
-
-def _run(graph_module: GraphModule, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    with torch.inference_mode():
-        return tuple(graph_module(*tensors))
+    simulated = SimulatedModel(job.captured, quantized)
+    names = [spec.name for spec in job.captured.outputs if spec.dtype.startswith("float")]
+    comparisons = {name: OutputComparison(name) for name in names}
+    for feeds, want in zip(samples, wanted, strict=True):
+        got = simulated.run({name: tensor.numpy() for name, tensor in feeds.items()})
+        for name, comparison in comparisons.items():
+            comparison.add(want[name].numpy(), got[name])
+    return min((comparison.metrics.sqnr_db for comparison in comparisons.values()), default=SQNR_CAP_DB)
