@@ -20,12 +20,12 @@ SILU = GAUSS / (1 + np.exp(-GAUSS))
 OUTLIER = np.concatenate([GAUSS, np.array([60.0], dtype=np.float32)])
 
 
-def quantization_error(x: np.ndarray, lo: float, hi: float, symmetric: bool) -> float:
+def quantization_error(x: np.ndarray, lo: float, hi: float, symmetric: bool, power: float = 2.0) -> float:
     low, high = (-128, 127) if symmetric else (0, 255)
     q = affine_qparams(lo, hi, quant_min=low, quant_max=high, symmetric=symmetric)
     scale, zero = float(q.scale), int(q.zero_point)
     back = (np.clip(np.rint(x / scale) + zero, low, high) - zero) * scale
-    return float(np.mean((back - x.astype(np.float64)) ** 2))
+    return float(np.mean(np.abs(back - x.astype(np.float64)) ** power))
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,13 +165,27 @@ def test_expected_errors_predict_measured_ones() -> None:
         np.testing.assert_allclose(predicted, measured, rtol=0.05)  # bins of a fourteenth of a step and wider
 
 
-def test_the_default_is_mse_where_that_pays_and_never_beyond_8_bits() -> None:
-    s = TensorStatistics.of(OUTLIER)
-    assert choose_range(s, "default", symmetric=False) == choose_range(s, "mse", symmetric=False)
-    assert choose_range(s, "default", symmetric=True) == choose_range(s, "mse", symmetric=True)
-    assert choose_range(s, "default", symmetric=True, bits=16) == choose_range(s, "minmax", symmetric=True)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("x", [GAUSS, RELU, SILU, OUTLIER], ids=["gauss", "relu", "silu", "outlier"])
+def test_the_default_is_near_the_best_of_a_brute_force_search(x: np.ndarray, symmetric: bool) -> None:
+    s = TensorStatistics.of(x)
+    lo, hi = choose_range(s, "default", symmetric=symmetric)
+    widest = choose_range(s, "minmax", symmetric=symmetric)
+    loss = [
+        quantization_error(x, widest[0] * f, widest[1] * f, symmetric, power=2.5) for f in np.geomspace(1, 0.02, 60)
+    ]
+    # 15 %: as for mse
+    assert quantization_error(x, lo, hi, symmetric, power=2.5) <= 1.15 * min(loss)
 
 
-def test_the_default_keeps_minmax_where_mse_saves_little() -> None:
+def test_the_default_clips_less_than_mse_and_never_beyond_8_bits() -> None:
+    s = TensorStatistics.of(GAUSS)
+    mse, default, widest = (choose_range(s, m, symmetric=True)[1] for m in ("mse", "default", "minmax"))
+    assert mse < default < widest
+    assert choose_range(s, "default", symmetric=True, bits=16)[1] == widest
+
+
+def test_the_default_of_a_tensor_without_tails_is_minmax() -> None:
     s = TensorStatistics.of(RNG.uniform(-1, 1, 100_000).astype(np.float32))
-    assert choose_range(s, "default", symmetric=True) == choose_range(s, "minmax", symmetric=True)
+    widest = choose_range(s, "minmax", symmetric=True)
+    assert choose_range(s, "default", symmetric=True) == pytest.approx(widest, rel=0.01)  # a step is 0.8 %
