@@ -42,8 +42,8 @@ def resnet() -> nn.Module:
 _RESNET = ((16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1))
 
 
-def trained(kind: str) -> Trained:
-    """Train `mobilenet` or `resnet` on 1,200 digits; the other 597 are held out."""
+def trained(kind: str, *, seed: int = 0) -> Trained:
+    """Train `mobilenet` or `resnet` on 1,200 digits; the other 597 are held out. Split, weights and order by `seed`."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -51,7 +51,7 @@ def trained(kind: str) -> Trained:
     images = nn.functional.interpolate(small, size=(_SIZE, _SIZE), mode="bilinear")
     labels = torch.tensor(digits.target)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         order = torch.randperm(len(images))
         train, test = order[:1200], order[1200:]
         model = {"mobilenet": mobilenet, "resnet": resnet}[kind]()

@@ -38,9 +38,9 @@ class Case:
     transformer: bool = False
 
 
-def digits_case(kind: str) -> Case:
+def digits_case(kind: str, *, seed: int = 0) -> Case:
     """A network trained on the digits."""
-    trained = digits.trained(kind)
+    trained = digits.trained(kind, seed=seed)
     calibration = [(row[None],) for row in trained.train_images[:128]]
     test = [(row[None],) for row in trained.test_images]
     return Case(trained.model, calibration, test, ["x"], trained.test_labels)

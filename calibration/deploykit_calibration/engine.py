@@ -77,7 +77,10 @@ class Engine(AbstractContextManager["Engine"]):
         while self._running:
             self._running.popleft().result()
         empty = CalibrationTable(self._captured.fingerprint)
-        parts = (CalibrationTable(empty.model_fingerprint, statistics=o.statistics()) for o in self._observers)
+        parts = (
+            CalibrationTable(empty.model_fingerprint, statistics=o.statistics(), layer_inputs=o.layer_inputs())
+            for o in self._observers
+        )
         return reduce(CalibrationTable.merge, parts, empty)
 
     def __exit__(

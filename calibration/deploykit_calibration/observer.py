@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, fx
 
 from deploykit.errors import CalibrationError
+from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.execution import floating_nodes
+from deploykit_calibration.graph_view import is_constant
+from deploykit_calibration.op_kinds import (
+    bias_argument,
+    data_arguments,
+    input_channel_axis,
+    kind_of,
+    weight_argument,
+)
 from deploykit_calibration.sampling import Observation, Sampler, Values, extremes
 from deploykit_calibration.statistics import StatisticsBuilder, TensorStatistics
 
@@ -77,6 +86,11 @@ class Observer:
         self._kept = {source for source, _ in self._clamps.values()}
         self._recent: dict[str, Observation] = {}
         self._builders = {name: StatisticsBuilder() for name in known if name not in self._aliases}
+        self._inputs = {layer: read for layer, read in _layer_inputs(captured.graph_module) if read[0] in known}
+        self._axes: dict[str, list[int]] = {}
+        for source, axis in dict.fromkeys(self._inputs.values()):
+            self._axes.setdefault(source, []).append(axis)
+        self._sums: dict[tuple[str, int], ChannelSums] = {}
         self._may_be_infinite = _may_be_infinite(captured.graph_module)
         self._batch = ""
 
@@ -94,6 +108,8 @@ class Observer:
 
     def see(self, name: str, value: Any) -> None:
         """Take in the value of a node."""
+        for axis in self._axes.get(name, ()):
+            self._sum(name, axis, value)
         builder = self._builders.get(name)
         if builder is None:
             return
@@ -108,6 +124,20 @@ class Observer:
         """By node name, in no order; the views share the object of what they view."""
         built = {name: builder.build() for name, builder in self._builders.items()}
         return built | {name: built[source] for name, source in self._aliases.items()}
+
+    def layer_inputs(self) -> dict[str, ChannelSums]:
+        """By the layer that reads them; layers with one input share the object."""
+        return {layer: self._sums[read] for layer, read in self._inputs.items() if read in self._sums}
+
+    def _sum(self, name: str, axis: int, value: Tensor) -> None:
+        channels = value.shape[axis]
+        dims = [dim for dim in range(value.ndim) if dim != axis]
+        summed = value.sum(dims, dtype=torch.float32) if dims else value.float()
+        sums = summed.double().numpy()
+        if channels and value.numel() and np.isfinite(sums).all():
+            new = ChannelSums.of(sums, value.numel() // channels)
+            old = self._sums.get((name, axis))
+            self._sums[name, axis] = new if old is None else old.merge(new)
 
     def _observation(self, name: str, value: Tensor) -> Observation:
         source, clamp = self._clamps.get(name, (None, None))
@@ -171,6 +201,17 @@ def _aliases(nodes: list[fx.Node], known: set[str]) -> Iterator[tuple[str, str]]
         if isinstance(source, fx.Node) and source.name in known:
             roots[node.name] = roots.get(source.name, source.name)
             yield node.name, roots[node.name]
+
+
+def _layer_inputs(module: fx.GraphModule) -> Iterator[tuple[str, tuple[str, int]]]:
+    """(layer, (its input, the axis of the channels)) of layers whose bias can be corrected."""
+    for node in module.graph.nodes:
+        if (
+            kind_of(node) in ("conv", "linear")
+            and is_constant(weight_argument(node))
+            and is_constant(bias_argument(node))
+        ):
+            yield node.name, (data_arguments(node)[0].name, input_channel_axis(node))
 
 
 def _as_clamp(node: fx.Node) -> Monotone | None:

@@ -221,6 +221,12 @@ def channel_axis(node: Node) -> int:
     return 1 if kind_of(node) == "conv_transpose" else spec_of(node).channel_axis
 
 
+def input_channel_axis(node: Node) -> int:
+    """Axis of the activation of a `conv` or `linear` that holds the input channels."""
+    rank = len(shape_of(data_arguments(node)[0]))
+    return rank - 1 if kind_of(node) == "linear" else rank - len(shape_of(weight_argument(node))) + 1
+
+
 def shape_of(value: Any) -> tuple[int, ...]:
     """Shape of a node or tensor; a dynamic axis counts with the size it had at capture."""
     tensor = value.meta["val"] if hasattr(value, "meta") and "val" in getattr(value, "meta", {}) else value

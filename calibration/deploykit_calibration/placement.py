@@ -101,7 +101,7 @@ def place(
     planner = Planner(view, scheme, table.statistics, kept)
     plan = planner.run()
     params = _params(view, plan, planner, _Ranges(view, table, scheme, method))
-    graph_module = Rewriter(captured.graph_module, view, scheme).run(plan, params)
+    graph_module = Rewriter(captured.graph_module, view, scheme, table.layer_inputs).run(plan, params)
     written = {tensor.name: op.name for op in plan.reads for tensor in planner.results(op) if tensor in plan.hard}
     return QuantizedGraph(graph_module, describe_layers(captured, view, plan), scheme, written)
 

@@ -16,7 +16,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from deploykit.capture.calls import stored
 from deploykit.errors import ConversionError
-from deploykit_calibration.bias import INT32_MAX, quantize_bias, scale_floor
+from deploykit_calibration.bias import INT32_MAX, corrected, quantize_bias, scale_floor
+from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.graph_view import GraphView, is_constant
 from deploykit_calibration.op_kinds import bias_argument, channel_axis, shape_of, weight_argument
 from deploykit_calibration.plan import Plan
@@ -36,10 +37,20 @@ class TensorParams:
 
 
 class Rewriter:
-    """Copies one captured graph and inserts what a plan says."""
+    """Copies one captured graph and inserts what a plan says.
 
-    def __init__(self, module: GraphModule, view: GraphView, scheme: QuantScheme) -> None:
+    Args:
+        module: captured.
+        view: of its graph.
+        scheme: how tensors become integers.
+        layer_inputs: what calibration knows of the input channels of layers, for `bias_correction`.
+    """
+
+    def __init__(
+        self, module: GraphModule, view: GraphView, scheme: QuantScheme, layer_inputs: Mapping[str, ChannelSums]
+    ) -> None:
         self._source, self._view, self._scheme = module, view, scheme
+        self._layer_inputs = layer_inputs if scheme.bias_correction else {}
         self._graph = Graph()
         self._copies: dict[Node, Node] = {}
         self._buffers: dict[str, Any] = {}
@@ -115,10 +126,9 @@ class Rewriter:
             with self._graph.inserting_before(self._copies[op]):
                 dq, quant = self._weight(op, weight, axis, floor)
                 self._copies[op].replace_input_with(self._copies[weight], dq)
-                if integer_bias:
-                    self._copies[op].replace_input_with(
-                        self._copies[bias], self._bias(op, bias, input_scales[0], quant)
-                    )
+                new = self._new_bias(op, input_scales[0], quant, integer=integer_bias)
+                if new is not None:
+                    self._copies[op].replace_input_with(self._copies[bias], new)
 
     def _stored_operands(self, op: Node) -> list[tuple[Node, int | None]]:
         """(node, channel axis) of what an op multiplies with and the model stores."""
@@ -162,15 +172,30 @@ class Rewriter:
             q = self._node(f"{name}_q", operator, (self._copies[weight], *details), like, quant.dtype)
         return self._node(f"{name}_dq", getattr(_OPS, f"dequantize_per_{form}").default, (q, *details), like)
 
-    def _bias(self, op: Node, bias: Node, input_scale: float, quant: WeightQuant) -> Node:
-        values, scales = quantize_bias(self._value(bias), input_scale, quant.scales)
+    def _new_bias(self, op: Node, input_scale: float, quant: WeightQuant, *, integer: bool) -> Node | None:
+        """The bias of a layer in the scheme's form, without the shift that rounding its weight causes.
+
+        None where it stays as it is: float, and the input's mean is not known.
+        """
+        seen, weight = self._layer_inputs.get(op.name), weight_argument(op)
+        if seen is None and not integer:
+            return None
+        value = self._value(bias_argument(op))
+        if seen is not None:
+            error = quant.error(self._value(weight)).transpose(0, channel_axis(op))
+            value = corrected(value, error, seen.mean)
+        if integer:
+            return self._integer_bias(op, value, input_scale, quant)
+        return self._constant(f"{op.name}_bias_corrected", value)
+
+    def _integer_bias(self, op: Node, bias: Tensor, input_scale: float, quant: WeightQuant) -> Node:
+        values, scales = quantize_bias(bias, input_scale, quant.scales)
         name = f"{op.name}_bias"
         q = self._constant(f"{name}_q", values)
         scale = self._constant(f"{name}_scale", scales)
         zeros = self._constant(f"{name}_zero_point", torch.zeros(scales.shape, dtype=torch.int64))
-        return self._node(
-            f"{name}_dq", _OPS.dequantize_per_channel.default, (q, scale, zeros, 0, *_INT32), bias.meta["val"]
-        )
+        like = bias_argument(op).meta["val"]
+        return self._node(f"{name}_dq", _OPS.dequantize_per_channel.default, (q, scale, zeros, 0, *_INT32), like)
 
     def _finish(self) -> GraphModule:
         for node in reversed(self._graph.nodes):

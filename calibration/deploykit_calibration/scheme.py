@@ -118,6 +118,7 @@ class QuantScheme:
         residual_policy: `int8` or `float` for all additions of two activations; `auto` keeps the residual stream of
             a transformer (what reaches a layer norm) in float and lets those of CNNs be int8.
         bias: `float`, or `int32` with scale = input scale x weight scale.
+        bias_correction: the shift of a layer's mean that rounding its weight causes is taken out of its bias.
         weights: `folded` (integer buffer and dequantize) or `unfolded` (float buffer, quantize and dequantize).
         float_outputs: what the graph returns is never rounded.
         min_linear: a linear layer with fewer inputs or outputs than this stays float.
@@ -135,6 +136,7 @@ class QuantScheme:
     symmetric_second: frozenset[str] = frozenset()
     residual_policy: Literal["int8", "float", "auto"] = "auto"
     bias: Literal["float", "int32"] = "float"
+    bias_correction: bool = True
     weights: Literal["folded", "unfolded"] = "folded"
     float_outputs: bool = True
     min_linear: int = 0

@@ -18,21 +18,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import CalibrationError
+from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.ranges import Range, choose_range
 from deploykit_calibration.statistics import BINS, TensorStatistics
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no layer_inputs
 SUFFIX = ".calibration"
 _HEADER = "deploykit_calibration"
 _FINGERPRINT_MODULUS = 1 << 256
 
 Arrays = dict[str, NDArray[Any]]
+_Value = TypeVar("_Value", TensorStatistics, ChannelSums)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class CalibrationTable:
         samples: how many samples were seen (rows of the batch axis, without padding).
         source: "data", or "synthetic" as soon as any part of it is random numbers.
         statistics: by FX node name.
+        layer_inputs: sums of the input channels of convolutions and linear layers, by the layer's node name.
         from_cache: whether `calibrate` found this table in its cache; not saved, not compared.
     """
 
@@ -53,10 +56,12 @@ class CalibrationTable:
     samples: int = 0
     source: str = "data"
     statistics: Mapping[str, TensorStatistics] = field(default_factory=dict)
+    layer_inputs: Mapping[str, ChannelSums] = field(default_factory=dict)
     from_cache: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "statistics", MappingProxyType(dict(self.statistics)))
+        object.__setattr__(self, "layer_inputs", MappingProxyType(dict(self.layer_inputs)))
 
     def range(self, tensor: str, *, method: str = "default", symmetric: bool, bits: int = 8) -> Range:
         """The range to quantize a tensor with; see `ranges.choose_range`.
@@ -84,21 +89,13 @@ class CalibrationTable:
             CalibrationError: the other table is of another model; names both.
         """
         other.check_model(self.model_fingerprint)
-        names = sorted({*self.statistics, *other.statistics})
-        merged: dict[tuple[int, int], TensorStatistics] = {}  # aliases stay one object
-        statistics = {}
-        for name in names:
-            mine, theirs = (t.statistics.get(name, _EMPTY) for t in (self, other))
-            key = (id(mine), id(theirs))
-            if key not in merged:
-                merged[key] = mine.merge(theirs)
-            statistics[name] = merged[key]
         return CalibrationTable(
             model_fingerprint=self.model_fingerprint,
             data_fingerprint=_add_fingerprints(self.data_fingerprint, other.data_fingerprint),
             samples=self.samples + other.samples,
             source="synthetic" if "synthetic" in (self.source, other.source) else "data",
-            statistics=statistics,
+            statistics=_merged(self.statistics, other.statistics),
+            layer_inputs=_merged(self.layer_inputs, other.layer_inputs),
         )
 
     extend = merge
@@ -168,7 +165,17 @@ class CalibrationTable:
             raise _refusal(path, f"its content is inconsistent ({error!r})") from error
 
 
-_EMPTY = TensorStatistics.empty()
+def _merged(mine: Mapping[str, _Value], theirs: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Values of both, merged where both have one; names that share one object go on doing so."""
+    merged: dict[tuple[int, int], _Value] = {}
+    result = {}
+    for name in sorted({*mine, *theirs}):
+        pair = [values[name] for values in (mine, theirs) if name in values]
+        key = (id(pair[0]), id(pair[-1]))
+        if key not in merged:
+            merged[key] = pair[0].merge(pair[1]) if len(pair) == 2 else pair[0]
+        result[name] = merged[key]
+    return result
 
 
 def is_table_file(path: Path) -> bool:
@@ -189,7 +196,9 @@ def _encode(table: CalibrationTable) -> bytes:
 
     rows: dict[TensorStatistics, int] = {}
     tensors = {name: rows.setdefault(table.statistics[name], len(rows)) for name in sorted(table.statistics)}
-    arrays = _columns(list(rows))
+    sums: dict[ChannelSums, int] = {}
+    layers = {name: sums.setdefault(table.layer_inputs[name], len(sums)) for name in sorted(table.layer_inputs)}
+    arrays = _columns(list(rows)) | _sum_columns(list(sums))
     header: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model_fingerprint": table.model_fingerprint,
@@ -198,6 +207,7 @@ def _encode(table: CalibrationTable) -> bytes:
         "source": table.source,
         "bins": BINS,
         "tensors": tensors,
+        "layer_inputs": layers,
     }
     header["sha256"] = _digest(header, arrays)
     # One metadata entry only: safetensors does not fix the order of several.
@@ -217,6 +227,14 @@ def _columns(rows: list[TensorStatistics]) -> Arrays:
         ).reshape(-1, 7),
         "extremes": np.array([[r.minimum, r.maximum] for r in rows], dtype=np.float64).reshape(-1, 2),
         "counts": np.concatenate([*parts, np.zeros(0, dtype=np.int64)]),
+    }
+
+
+def _sum_columns(rows: list[ChannelSums]) -> Arrays:
+    pairs = [np.stack([row.whole, row.fraction]) for row in rows]
+    return {
+        "channels": np.array([[row.count, row.whole.size] for row in rows], dtype=np.int64).reshape(-1, 2),
+        "sums": np.concatenate([*pairs, np.zeros((2, 0), dtype=np.int64)], axis=1),
     }
 
 
@@ -284,13 +302,23 @@ def _decode(header: dict[str, Any], arrays: Arrays) -> CalibrationTable:
         histogram.flags.writeable = False
         at += last - first
         rows.append(TensorStatistics(count, batches, minimum, maximum, exponent, histogram, zeros, nonfinite))
+    sums = _decode_sums(arrays) if header["schema_version"] > 1 else []
     return CalibrationTable(
         model_fingerprint=str(header["model_fingerprint"]),
         data_fingerprint=str(header["data_fingerprint"]),
         samples=int(header["samples"]),
         source=str(header["source"]),
         statistics={name: rows[row] for name, row in header["tensors"].items()},
+        layer_inputs={name: sums[row] for name, row in header.get("layer_inputs", {}).items()},
     )
+
+
+def _decode_sums(arrays: Arrays) -> list[ChannelSums]:
+    rows, at = [], 0
+    for count, size in arrays["channels"].tolist():
+        rows.append(ChannelSums(count, *arrays["sums"][:, at : at + size]))
+        at += size
+    return rows
 
 
 def _refusal(path: str | Path, why: str) -> CalibrationError:

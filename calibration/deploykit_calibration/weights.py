@@ -47,6 +47,13 @@ class WeightQuant:
             result = ops.quantize_per_channel.default(weight, self.scales, self.zero_points, self.axis, *limits)
         return result.contiguous()  # type: ignore[no-any-return]
 
+    def error(self, weight: Tensor) -> Tensor:
+        """Rounded minus float, in units of the weight."""
+        shape = [1] * weight.ndim
+        if self.axis is not None:
+            shape[self.axis] = -1
+        return self.quantize(weight).float() * self.scales.reshape(shape) - weight.detach()
+
 
 def weight_quant(
     weight: Tensor, axis: int | None, scheme: QuantScheme, *, floor: Tensor | None = None, name: str = "a weight"

@@ -23,6 +23,7 @@ from deploykit_calibration.data import open_data
 from deploykit_calibration.engine import Engine, suits_bfloat16
 from deploykit_calibration.execution import Executor, floating_nodes
 from deploykit_calibration.observe import CalibrationRun, calibrate, first_samples, run_calibration
+from deploykit_calibration.op_kinds import kind_of
 from deploykit_calibration.table import CalibrationTable
 
 ZOO = [
@@ -101,6 +102,27 @@ def test_statistics_are_those_of_a_plain_interpretation(make: Any) -> None:
         np.testing.assert_allclose([found.minimum, found.maximum], [values.min(), values.max()], atol=tolerance)
         assert found.count == values.size
         assert found.batches == 3
+
+
+@pytest.mark.usefixtures("float32_only")
+@pytest.mark.parametrize("make", ZOO, ids=lambda make: make.__name__)
+def test_means_of_layer_inputs_are_those_of_a_plain_interpretation(make: Any) -> None:
+    module, example = make()
+    captured = capture(module, example_inputs=example)
+    batches = [sample.feeds for sample in open_data(captured, "synthetic", limit=3).stream(captured)]
+    table = calibrate(captured, batches, progress=False)
+    expected = reference(captured, batches)
+    nodes = {node.name: node for node in captured.graph_module.graph.nodes}
+    with_bias = [n.name for n in nodes.values() if kind_of(n) in ("conv", "linear") and len(n.args) > 2 and n.args[2]]
+    assert set(table.layer_inputs) == set(with_bias)
+    for name, found in table.layer_inputs.items():
+        source = nodes[name].args[0]
+        stacked = np.stack(np.split(expected[source.name], 3)).reshape(3, *source.meta["val"].shape)
+        axis = 2 if kind_of(nodes[name]) == "conv" else stacked.ndim - 1
+        mean = stacked.mean(tuple(i for i in range(stacked.ndim) if i != axis), dtype=np.float64)
+        # Other orders of additions in float32, relative to the tensor.
+        np.testing.assert_allclose(found.mean, mean, atol=1e-5 * np.abs(stacked).max())
+        assert found.count * found.whole.size == stacked.size
 
 
 def dtypes_of_runs(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:

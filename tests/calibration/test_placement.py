@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -305,8 +304,7 @@ def test_include_and_exclude(zoo: Zoo) -> None:
 def test_a_layer_without_statistics_stays_float(zoo: Zoo) -> None:
     case = zoo("residual_cnn")
     without = {name: value for name, value in case.table.statistics.items() if name != "x"}
-    table: Any = SimpleNamespace(statistics=without, range=case.table.range)
-    reasons = _reasons(place(case.captured, table, ONNX_X86))
+    reasons = _reasons(place(case.captured, replace(case.table, statistics=without), ONNX_X86))
     assert reasons["conv2d"] == "no calibration statistics for its input x"
     assert "conv2d_1" not in reasons
 

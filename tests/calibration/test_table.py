@@ -8,13 +8,17 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from deploykit.errors import CalibrationError
+from deploykit_calibration import table as table_module
+from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.statistics import TensorStatistics
 from deploykit_calibration.table import CalibrationTable, is_table_file
 
@@ -24,12 +28,14 @@ MODEL = "ab" * 32
 def make_table(seed: int = 0, *, model: str = MODEL, source: str = "data") -> CalibrationTable:
     rng = np.random.default_rng(seed)
     relu = TensorStatistics.of(np.maximum(rng.standard_normal(1000), 0).astype(np.float32))
+    inputs = ChannelSums.of(rng.standard_normal(5), 9)
     return CalibrationTable(
         model_fingerprint=model,
         data_fingerprint=f"{seed + 1:064x}",
         samples=4,
         source=source,
         statistics={"x": TensorStatistics.of(rng.standard_normal(99).astype(np.float32)), "relu": relu, "view": relu},
+        layer_inputs={"query": inputs, "key": inputs, "conv": ChannelSums.of(rng.standard_normal(3), 7)},
     )
 
 
@@ -38,6 +44,7 @@ def test_saving_and_loading_is_the_identity_and_deterministic(tmp_path: Path) ->
     loaded = CalibrationTable.load(table.save(tmp_path / "deep" / "a.calibration"))
     assert loaded == table
     assert loaded.statistics["relu"] is loaded.statistics["view"], "aliases are stored once"
+    assert loaded.layer_inputs["query"] is loaded.layer_inputs["key"]
     loaded.save(tmp_path / "b.calibration")
     assert (tmp_path / "deep/a.calibration").read_bytes() == (tmp_path / "b.calibration").read_bytes()
     assert is_table_file(tmp_path / "b.calibration")
@@ -57,6 +64,8 @@ def test_merge_is_associative_and_commutative() -> None:
     assert a.merge(b).source == "synthetic"
     merged = a.extend(b)
     assert merged.statistics["relu"] is merged.statistics["view"]
+    assert merged.layer_inputs["query"] is merged.layer_inputs["key"]
+    assert merged.layer_inputs["conv"].count == 14
 
 
 def test_a_table_of_another_model_is_refused_by_both_names() -> None:
@@ -118,8 +127,23 @@ def test_other_files_are_refused_with_the_reason(tmp_path: Path) -> None:
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     header = {"deploykit_calibration": json.dumps({"schema_version": 99})}
     save_file({"a": np.zeros(2)}, tmp_path / "n", metadata=header)
-    with pytest.raises(CalibrationError, match="schema version is 99, this deploykit reads up to 1"):
+    with pytest.raises(CalibrationError, match="schema version is 99, this deploykit reads up to 2"):
         CalibrationTable.load(tmp_path / "n")
+
+
+def test_a_table_of_the_first_schema_has_no_layer_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first(header: dict[str, Any], arrays: dict[str, Any]) -> str:
+        header["schema_version"] = 1
+        for of_the_second, store in (("layer_inputs", header), ("channels", arrays), ("sums", arrays)):
+            store.pop(of_the_second, None)
+        return digest(header, arrays)
+
+    digest = table_module._digest
+    content = make_table()
+    with monkeypatch.context() as patched:
+        patched.setattr(table_module, "_digest", first)
+        (tmp_path / "old").write_bytes(table_module._encode(content))
+    assert CalibrationTable.load(tmp_path / "old") == replace(content, layer_inputs={})
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,8 @@ def _lowered(job: ConversionJob, scheme: QuantScheme, opset: int) -> Lowered:
         return lower_float(job, opset=opset)
     if job.precision is not Precision.FP8:
         return lower_quantized(job, scheme, opset=opset)
-    return replace(lower_quantized(job, scheme, opset=opset), simulation=None)  # it simulates int8
+    scheme = replace(scheme, bias_correction=False)  # it is for the rounding to int8, and so is the simulation
+    return replace(lower_quantized(job, scheme, opset=opset), simulation=None)
 
 
 def _taken_down(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -1,0 +1,72 @@
+"""`ChannelSums`: the mean of a layer's input in every channel, exactly mergeable.
+
+Rounding a weight shifts the mean of what its layer computes by (rounded - float) x the mean of the input, channel by
+channel; with these means placement takes the shift out of the bias (`bias.corrected`). Sums are kept in fixed point,
+because float additions depend on their order, and a merged table must not depend on who saw which batch.
+
+NumPy only; never imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRACTION_BITS = 40
+_LIMIT = 2.0**47  # 65,000 batches of such sums fit; a network whose activations come near it has no use for int8
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelSums:
+    """Sums over all elements of each channel. A value: nothing changes it, merging makes a new one.
+
+    Attributes:
+        count: elements of each channel.
+        whole, fraction: int64, shape (channels,): the sum is whole + fraction / 2**FRACTION_BITS, and
+            0 <= fraction < 2**FRACTION_BITS.
+    """
+
+    count: int
+    whole: Integers
+    fraction: Integers
+
+    @classmethod
+    def of(cls, sums: NDArray[np.float64], count: int) -> ChannelSums:
+        """From the sums of one batch.
+
+        Args:
+            sums: finite, shape (channels,); what is beyond 2**47 counts as that.
+            count: elements of each channel.
+        """
+        limited = np.clip(sums, -_LIMIT, _LIMIT)
+        whole = np.floor(limited)
+        return cls(count, whole.astype(np.int64), ((limited - whole) * 2.0**FRACTION_BITS).astype(np.int64))
+
+    def merge(self, other: ChannelSums) -> ChannelSums:
+        """The sums of both. Exact, associative, commutative.
+
+        Raises:
+            ValueError: another number of channels.
+        """
+        fraction = self.fraction + other.fraction
+        whole = self.whole + other.whole + (fraction >> FRACTION_BITS)
+        return ChannelSums(self.count + other.count, whole, fraction & ((1 << FRACTION_BITS) - 1))
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Shape (channels,), in the unit of the tensor."""
+        total: NDArray[np.float64] = self.whole + self.fraction * 2.0**-FRACTION_BITS
+        return total / self.count
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ChannelSums):
+            return NotImplemented
+        same = np.array_equal(self.whole, other.whole) and np.array_equal(self.fraction, other.fraction)
+        return same and self.count == other.count
+
+    def __hash__(self) -> int:
+        return hash((self.count, self.whole.tobytes(), self.fraction.tobytes()))

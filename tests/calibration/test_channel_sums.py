@@ -1,0 +1,50 @@
+"""Sums of channels in fixed point: merging must not depend on any order."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from deploykit_calibration.channel_sums import FRACTION_BITS, ChannelSums
+
+SUMS = st.builds(
+    ChannelSums.of, hnp.arrays(np.float64, 3, elements=st.floats(-1e9, 1e9, allow_nan=False)), st.integers(1, 10**6)
+)
+
+
+def exact(sums: ChannelSums) -> list[Fraction]:
+    return [
+        int(whole) + Fraction(int(fraction), 1 << FRACTION_BITS)
+        for whole, fraction in zip(sums.whole, sums.fraction, strict=True)
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(SUMS, SUMS, SUMS)
+def test_merge_is_exact_associative_and_commutative(a: ChannelSums, b: ChannelSums, c: ChannelSums) -> None:
+    merged = a.merge(b).merge(c)
+    assert merged == a.merge(b.merge(c)) == c.merge(a).merge(b)
+    assert hash(merged) == hash(a.merge(b.merge(c)))
+    assert exact(merged) == [sum(parts) for parts in zip(exact(a), exact(b), exact(c), strict=True)]
+    assert merged.count == a.count + b.count + c.count
+
+
+@settings(max_examples=50, deadline=None)
+@given(hnp.arrays(np.float64, 4, elements=st.floats(-1e9, 1e9, allow_nan=False)), st.integers(1, 10**6))
+def test_the_mean_is_the_sum_by_the_count(sums: np.ndarray, count: int) -> None:
+    # A fraction is cut off after 40 bits.
+    np.testing.assert_allclose(ChannelSums.of(sums, count).mean, sums / count, rtol=1e-15, atol=2.0**-40 / count)
+
+
+def test_a_sum_by_hand() -> None:
+    sums = ChannelSums.of(np.array([-0.25, 3.5]), 2)
+    assert (sums.whole.tolist(), [f / 2**FRACTION_BITS for f in sums.fraction.tolist()]) == ([-1, 3], [0.75, 0.5])
+    assert sums.mean.tolist() == [-0.125, 1.75]
+
+
+def test_what_no_network_computes_is_limited() -> None:
+    assert ChannelSums.of(np.array([1e30, -1e30]), 1).mean.tolist() == [2.0**47, -(2.0**47)]
