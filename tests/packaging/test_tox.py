@@ -1,0 +1,36 @@
+"""Each target has a tox environment of its own name that installs its extra and runs its tests."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGETS = sorted(p.name for p in (ROOT / "targets/deploykit_targets").iterdir() if (p / "target.py").is_file())
+
+
+def lines_of(setting: str, environment: str) -> list[str]:
+    """Lines of a setting that hold for an environment: those without a factor, and those whose factors it has."""
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "tox.ini")
+    factors, lines = set(environment.split("-")), []
+    for line in config["testenv"][setting].strip().splitlines():
+        conditional = re.fullmatch(r"([!\w-]+):\s+(.*)", line)
+        wanted = conditional[1].split("-") if conditional else []
+        if all((word[1:] not in factors) if word.startswith("!") else word in factors for word in wanted):
+            lines.append(conditional[2] if conditional else line)
+    return lines
+
+
+def test_the_targets_are_found() -> None:
+    assert {"onnxruntime", "tensorrt", "migraphx"} <= {name for name in TARGETS if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if not name.startswith("_")])
+def test_a_target_has_its_environment(target: str) -> None:
+    (command,) = lines_of("commands", target)
+    assert f"tests/targets/{target}" in command
+    assert target in lines_of("extras", target)
