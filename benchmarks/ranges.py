@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import quiet, report, threads
-from quality import CASES, Case, digits_case, feeds_of
+from quality import CASES, Case, digits_case
 
 from deploykit.capture import capture
 from deploykit.parity import OutputComparison
@@ -46,18 +46,19 @@ class Judge:
 
     def __init__(self, case: Case) -> None:
         with quiet(), torch.inference_mode():
-            self.captured = capture(case.model, example_inputs=case.calibration[0])
+            self.captured = capture(case.model, example_inputs=case.calibration[0], dynamic_batch=True)
             self.table = calibrate(self.captured, case.calibration, progress=False)
-            self.feeds = feeds_of(case, case.test, [spec.name for spec in self.captured.inputs])
-            self.wanted = [case.model(*sample).numpy() for sample in case.test]
+            batch = [torch.cat(tensors) for tensors in zip(*case.test, strict=True)]
+            names = [spec.name for spec in self.captured.inputs]
+            self.feeds = {name: tensor.numpy() for name, tensor in zip(names, batch, strict=True)}
+            self.wanted = case.model(*batch).numpy()
 
     def sqnr_db(self, scheme: QuantScheme, method: str) -> float:
         """Of the first output."""
         simulated = SimulatedModel(self.captured, place(self.captured, self.table, scheme, method=method))
         output = self.captured.outputs[0].name
         comparison = OutputComparison(output)
-        for feeds, want in zip(self.feeds, self.wanted, strict=True):
-            comparison.add(want, simulated.run(feeds)[output])
+        comparison.add(self.wanted, simulated.run(self.feeds)[output])
         return round(comparison.metrics.sqnr_db, 2)
 
 

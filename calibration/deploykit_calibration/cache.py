@@ -7,6 +7,7 @@ of this model and these settings exists at all. What is damaged is ignored with 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class TableCache:
     """Tables of one model, calibrated in one way, in a folder.
 
     Args:
-        folder: made when the first table is kept.
+        folder: made by `prepare`.
         model_fingerprint: of the captured model.
         settings: everything besides model and data that has an influence on the numbers.
     """
@@ -27,6 +28,21 @@ class TableCache:
         self._folder = Path(folder)
         self._model = model_fingerprint
         self._prefix = f"{model_fingerprint[:32]}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}-"
+
+    def prepare(self) -> None:
+        """Make the folder and write to it, so that a pass over all data is not lost to a folder that takes no file.
+
+        Raises:
+            CalibrationError: the folder cannot be made or written to.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            raise CalibrationError(
+                f"cache_dir: {self._folder} cannot be written: {error}", hint="name another folder, or leave it out"
+            ) from error
 
     def may_hold_any(self) -> bool:
         """Whether a lookup could succeed for some data."""

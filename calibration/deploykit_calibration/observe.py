@@ -95,9 +95,13 @@ def run_calibration(
     else:
         opened = open_data(captured, data, limit=limit, seed=seed)
         cache = _cache_of(captured, cache_dir, seed)
-        run = _from_cache(captured, opened, cache) or _observed(captured, opened, seed=seed, progress=progress)
-        if cache is not None and not run.table.from_cache:
-            cache.keep(run.table)
+        run = _from_cache(captured, opened, cache)
+        if run is None:
+            if cache is not None:
+                cache.prepare()
+            run = _observed(captured, opened, seed=seed, progress=progress)
+            if cache is not None:
+                cache.keep(run.table)
     return run if extend is None else CalibrationRun(extend.merge(run.table), run.samples)
 
 

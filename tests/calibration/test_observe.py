@@ -359,6 +359,20 @@ def test_the_cache_saves_the_pass(cnn: CapturedModel, tmp_path: Path, monkeypatc
     assert not calibrate(cnn, (row[None] for row in data), cache_dir=tmp_path, progress=False).from_cache
 
 
+def test_a_cache_that_cannot_be_written_is_told_before_the_pass(cnn: CapturedModel, tmp_path: Path) -> None:
+    class Watched:
+        read = 0
+
+        def __iter__(self) -> Iterator[Tensor]:
+            Watched.read += 1
+            yield images(1)
+
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CalibrationError, match=r"cache_dir: .*file.* cannot be written"):
+        calibrate(cnn, Watched(), progress=False, cache_dir=tmp_path / "file")
+    assert Watched.read == 0
+
+
 def test_a_damaged_cache_is_ignored_with_a_warning(cnn: CapturedModel, tmp_path: Path) -> None:
     table = calibrate(cnn, images(2), cache_dir=tmp_path, progress=False)
     (file,) = tmp_path.iterdir()
