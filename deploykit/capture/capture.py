@@ -15,7 +15,7 @@ from deploykit.capture.editor import Editor
 from deploykit.capture.failures import translated
 from deploykit.capture.fingerprint import fingerprint
 from deploykit.capture.functionalise import writes_through_views
-from deploykit.capture.inputs import tree_of
+from deploykit.capture.inputs import tree_of, unique_name
 from deploykit.capture.model import CapturedModel
 from deploykit.capture.normalise import passes
 from deploykit.capture.origins import origin_of
@@ -71,7 +71,8 @@ def from_traced(traced: Traced, *, expand_attention: bool = True) -> CapturedMod
         module = editor.module()
         for inputs, reference in traced.references:
             require_parity(reference, module(*inputs), lambda: _flat(traced)[0], steps, inputs)
-    names = [traced.output_names[index] for index in kept]
+    taken = {leaf.name for leaf, _ in traced.flat}  # an artifact has one name for one thing, input or output
+    names = [unique_name(traced.output_names[index], taken) for index in kept]
     return _captured(module, traced, names)
 
 

@@ -204,11 +204,8 @@ class _Walk:
         results: Sequence[Node] = output.args[0]
         produced = {value for node in self.writer.nodes for value in node.output}
         named: Mapping[str, str] = {}
-        inputs = {spec.name for spec in self.captured.inputs}
         for node, spec in zip(results, self.captured.outputs, strict=True):
             value = self.value(node)
-            if spec.name in inputs:
-                raise ConversionError(f"input and output are both called {spec.name!r}", hint="rename one of them")
             if value in produced and value not in named:
                 self.writer.rename(str(value), spec.name, with_node=False)
                 named = {**named, str(value): spec.name}

@@ -45,6 +45,18 @@ def test_builtin_argument_names_are_kept_as_input_names(one: CapturedModel) -> N
     assert placeholder.target == "input"
 
 
+def test_an_output_is_never_called_like_an_input() -> None:
+    class Clashing(nn.Module):
+        def forward(self, output: Tensor, x: Tensor) -> dict[str, Tensor]:
+            return {"x": x + 1, "output": output * 2, "x_1": x}
+
+    captured = capture(Clashing(), example_inputs=(torch.zeros(1, 2), torch.ones(1, 2)))
+    assert [spec.name for spec in captured.inputs] == ["output", "x"]
+    assert [spec.name for spec in captured.outputs] == ["x_1", "output_1", "x_1_1"]
+    found = captured.run({"output": torch.ones(1, 2), "x": torch.ones(1, 2)})
+    assert [value[0, 0].item() for value in found.values()] == [2.0, 2.0, 1.0]
+
+
 @pytest.mark.parametrize(
     "batch",
     [
