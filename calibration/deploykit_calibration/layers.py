@@ -49,6 +49,7 @@ def reconcile(
     source: str,
     reasons: Mapping[str, str] | None = None,
     notes: Iterable[str] = (),
+    placed: str = "int8",
 ) -> Achieved:
     """Join what was planned with what the produced file really computes in.
 
@@ -59,17 +60,18 @@ def reconcile(
             `unknown`; others are taken as planned, because runtimes fuse and rename them.
         source: where `executed` was read.
         reasons: layer name to why it is not as requested, where the placement does not say it.
+        placed: what layers with q/dq nodes are to compute in: `fp8` where the target writes E4M3 at their places.
     """
-    found = (_layer(layer, executed.get(layer.name), (reasons or {}).get(layer.name, "")) for layer in layers)
+    found = (_layer(layer, executed.get(layer.name), (reasons or {}).get(layer.name, ""), placed) for layer in layers)
     return Achieved.count(precision.value, found, source=source, notes=notes)
 
 
-def _layer(layer: LayerPlacement, executed: str | None, reason: str) -> LayerAchieved:
-    planned = "int8" if layer.precision == "int8" else "float32"
+def _layer(layer: LayerPlacement, executed: str | None, reason: str, placed: str) -> LayerAchieved:
+    planned = placed if layer.precision == "int8" else "float32"
     actual = executed or ("unknown" if layer.macs else planned)
     why = layer.reason or reason
     if actual == "unknown":
         why = why or "not found in the runtime's graph"
-    elif planned == "int8" and actual != "int8":
-        why = f"placed as int8, and the runtime computes it in {actual}"
+    elif planned == placed and actual != placed:
+        why = f"placed as {placed}, and the runtime computes it in {actual}"
     return LayerAchieved(layer.name, layer.module_path, layer.kind, actual, layer.macs, layer.weights, why)

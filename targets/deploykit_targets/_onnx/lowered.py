@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from deploykit_targets._onnx.lower import to_onnx
 if TYPE_CHECKING:
     import onnx
 
+    from deploykit.capture import CapturedModel
     from deploykit.target import ConversionJob
+    from deploykit_calibration.placement import QuantizedGraph
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +46,17 @@ def lower_float(job: ConversionJob, *, opset: int = 20) -> Lowered:
     return Lowered(model, float_layers(job.captured), None, "\n".join(log))
 
 
-def lower_quantized(job: ConversionJob, scheme: QuantScheme, *, opset: int = 20) -> Lowered:
+def lower_quantized(
+    job: ConversionJob,
+    scheme: QuantScheme,
+    *,
+    opset: int = 20,
+    simulate: Callable[[CapturedModel, QuantizedGraph], SimulatedModel] = SimulatedModel,
+) -> Lowered:
     """The graph with the q/dq nodes of `scheme` as ONNX.
+
+    Args:
+        simulate: makes the reference of the parity chain; another one where the file is not left in int8.
 
     Raises:
         CalibrationError: the job has no table.
@@ -52,7 +64,7 @@ def lower_quantized(job: ConversionJob, scheme: QuantScheme, *, opset: int = 20)
     quantized = quantize(job, scheme)
     log: list[str] = []
     model = to_onnx(job.captured, quantized.graph_module, opset=opset, log=log)
-    return Lowered(model, quantized.layers, SimulatedModel(job.captured, quantized), "\n".join(log))
+    return Lowered(model, quantized.layers, simulate(job.captured, quantized), "\n".join(log))
 
 
 def refuse_patterns(job: ConversionJob) -> None:
