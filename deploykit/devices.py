@@ -30,6 +30,7 @@ class Device:
         features: instruction sets or units that change the recipe (`avx512_vnni`, `dla`).
         peak_tops: operations per second by precision, in 1e12 (a multiply-accumulate is two).
         memory_gb_per_s: memory bandwidth in 1e9 bytes per second, or None.
+        last_level_cache_mib: largest cache that all units share, in 2**20 bytes, or None where it is not known.
         source: where the figures come from.
         extra: fields that only this toolchain reads (compile flags, SDK versions).
     """
@@ -44,6 +45,7 @@ class Device:
     features: tuple[str, ...] = ()
     peak_tops: Mapping[str, float] = field(default_factory=dict)
     memory_gb_per_s: float | None = None
+    last_level_cache_mib: float | None = None
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 

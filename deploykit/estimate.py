@@ -1,11 +1,17 @@
 """Roofline: how fast a model could be on a device that is not here, computed from the device table.
 
-    time of a layer = max(2 x MACs / peak operations per second, bytes moved / memory bandwidth)
+    time of a layer = max(2 x MACs / peak operations per second, unavoidable bytes / memory bandwidth)
 
 after Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore
-architectures" (CACM 52(4), 2009). Bytes are weights, inputs and outputs once each, in the precision of the layer.
-Elementwise operators are taken as fused, launch times as nothing, the silicon as fully used: it is a lower bound of the
-latency, and says so everywhere (`Evidence.ESTIMATE`). It refuses to estimate without a table.
+architectures" (CACM 52(4), 2009). Unavoidable is what must cross the memory bus in a run that begins with cold caches
+and computes layer after layer: every weight, and the network's inputs and outputs, once. Of the tensors between layers
+only what cannot stay in the last-level cache counts: where all that a layer reads (or writes) is larger than the
+cache, the rest of it; nothing where the table has no size of the cache. Activations, and an addition behind the layer
+that computes one of its operands, are fused: such an addition reads its other operand and nothing else.
+
+Every term is the least there can be, launches and address arithmetic cost nothing, the silicon is fully used: the sum
+is a lower bound of the latency, unless a rate had to be replaced by a slower one, which the notes then say. It is
+marked `Evidence.ESTIMATE` everywhere. It refuses to estimate without a table.
 """
 
 from __future__ import annotations
@@ -25,19 +31,23 @@ if TYPE_CHECKING:
     from deploykit.achieved import Achieved, LayerAchieved
     from deploykit.artifact import Artifact
 
-FORMULA = "layer time = max(2 x MACs / peak rate, bytes / bandwidth); lower bound, elementwise operators taken as fused"
+FORMULA = "layer time = max(2 x MACs / peak rate, unavoidable bytes / bandwidth), layer after layer"
 TRAFFIC = "traffic"
-"""Key of an artifact's metadata: layer name to the number of elements it reads and writes, weights excluded."""
+"""Key of an artifact's metadata: layer name to the elements of tensors between layers that it reads and writes, and the
+bytes of the network's inputs and outputs that it reads and writes. Where there are but two numbers, the last is not
+known, and those inputs and outputs are not counted.
+"""
 
-_BYTES = {"int8": 1, "float8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "int16": 2}
+_BYTES = {"int8": 1, "fp8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "int16": 2}
 # Precision as counted -> keys of `Device.peak_tops`, best first: without a published rate the next wider one is used.
 _RATES = {
-    "int8": ("int8", "fp16", "fp32"),
-    "float8": ("fp8", "fp16", "fp32"),
-    "float16": ("fp16", "fp32"),
-    "bfloat16": ("bf16", "fp16", "fp32"),
-    "float32": ("fp32",),
+    "int8": ("int8", "fp16", "tf32", "fp32"),
+    "fp8": ("fp8", "fp16", "tf32", "fp32"),
+    "float16": ("fp16", "tf32", "fp32"),
+    "bfloat16": ("bf16", "fp16", "tf32", "fp32"),
+    "float32": ("tf32", "fp32"),
 }
+_RATE_BYTES = {"int8": 1, "fp8": 1, "fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def estimate_layers(
     Args:
         achieved: layers with their multiply-accumulates, weights and precision.
         device: with rates and bandwidth.
-        traffic: layer name to (elements read, elements written), weights excluded.
+        traffic: see `TRAFFIC`.
     Raises:
         DeviceError: the device table has no rates.
     """
@@ -77,17 +87,34 @@ def estimate_layers(
         raise DeviceError(
             f"there are no published rates of {device.name} to estimate from", hint="profile on the device"
         )
-    return tuple(_layer(layer, device, traffic.get(layer.name, (0, 0))) for layer in achieved.layers)
+    # Who wrote a tensor is not known here, and so not its type: the narrowest that there is keeps the bound one.
+    narrowest = min((_width(layer) for layer in achieved.layers), default=1)
+    return tuple(
+        _layer(layer, device, _unavoidable_bytes(layer, device, traffic.get(layer.name, ()), narrowest))
+        for layer in achieved.layers
+    )
 
 
-def _layer(layer: LayerAchieved, device: Device, elements: Sequence[int]) -> LayerEstimate:
-    width = _BYTES.get(layer.precision, 4)
-    moved = width * (layer.weights + sum(elements))
+def _width(layer: LayerAchieved) -> int:
+    return _BYTES.get(layer.precision, 4)
+
+
+def _unavoidable_bytes(layer: LayerAchieved, device: Device, traffic: Sequence[int], narrowest: int) -> float:
+    read, written, network = (*traffic, 0, 0, 0)[:3]
+    weights = 0 if layer.op == "embedding" else layer.weights  # of a table only a few rows are read
+    found = float(_width(layer) * weights + network)
+    if device.last_level_cache_mib is not None:
+        cache = device.last_level_cache_mib * 2**20
+        found += sum(max(0.0, narrowest * elements - cache) for elements in (read, written))
+    return found
+
+
+def _layer(layer: LayerAchieved, device: Device, moved: float) -> LayerEstimate:
     bandwidth = device.memory_gb_per_s
     memory_us = moved / (bandwidth * 1e3) if bandwidth else 0.0
     if not layer.macs:
         return LayerEstimate(layer, 0.0, memory_us, "")
-    usable = [key for key in _RATES.get(layer.precision, ("fp32",)) if key in device.peak_tops]
+    usable = [key for key in _RATES.get(layer.precision, _RATES["float32"]) if key in device.peak_tops]
     rate = usable[0] if usable else min(device.peak_tops, key=lambda key: device.peak_tops[key])
     return LayerEstimate(layer, 2 * layer.macs / (device.peak_tops[rate] * 1e6), memory_us, rate)
 
@@ -102,27 +129,29 @@ def estimate(artifact: Artifact, device: Device, *, baseline: tuple[str, Artifac
     Raises:
         DeviceError: the device table has no rates.
     """
-    layers = estimate_layers(artifact.achieved, device, artifact.manifest.metadata.get(TRAFFIC, {}))
+    traffic = artifact.manifest.metadata.get(TRAFFIC, {})
+    layers = estimate_layers(artifact.achieved, device, traffic)
     total_ms = sum(layer.microseconds for layer in layers) / 1e3
     rows = batch_size(artifact.inputs, artifact.golden().inputs[0])
+    throughput = rows / (total_ms / 1e3) if total_ms else 0.0
     other = baseline and estimate_layers(baseline[1].achieved, device, baseline[1].manifest.metadata.get(TRAFFIC, {}))
     return Profile(
         latency_ms=_constant(total_ms),
         batch_size=rows,
-        throughput_per_s=rows / (total_ms / 1e3) if total_ms else 0.0,
-        throughput_by_batch={},
+        throughput_per_s=throughput,
+        throughput_by_batch={str(rows): throughput},
         peak_memory_bytes=None,
         size_bytes=artifact.size_bytes,
         evidence=Evidence.ESTIMATE,
         threads=0,
         warm_up=0,
         runs=0,
-        host=Host(device.arch, (), 0, f"none: computed from the table of {device.name}"),
+        host=Host(device.arch, (), 0, f"device table of {device.name}"),
         op_times=_op_times(layers),
-        baseline=f"{baseline[0]} (estimate)" if baseline else "",
+        baseline=baseline[0] if baseline else "",
         baseline_latency_ms=_constant(sum(layer.microseconds for layer in other) / 1e3) if other else None,
         baseline_size_bytes=baseline[1].size_bytes if baseline else None,
-        notes=_notes(layers, device),
+        notes=_notes((*layers, *(other or ())), layers, device, traffic),
     )
 
 
@@ -139,17 +168,47 @@ def _op_times(layers: Iterable[LayerEstimate]) -> tuple[OpTime, ...]:
     return tuple(sorted(times, key=lambda time: -time.mean_us))
 
 
-def _wanted(precision: str) -> str:
-    return _RATES.get(precision, ("fp32",))[0]
+def _notes(
+    rated: Sequence[LayerEstimate],
+    layers: Sequence[LayerEstimate],
+    device: Device,
+    traffic: Mapping[str, Sequence[int]],
+) -> tuple[str, ...]:
+    """What was counted, and whether it is a bound.
 
-
-def _notes(layers: Sequence[LayerEstimate], device: Device) -> tuple[str, ...]:
-    wider = {
-        (each.layer.precision, each.rate) for each in layers if each.rate and each.rate != _wanted(each.layer.precision)
-    }
-    missing = tuple(
-        f"{precision} layers use the {rate} rate: theirs is not published" for precision, rate in sorted(wider)
-    )
+    Args:
+        rated: the layers whose rates are spoken of, those of the baseline too.
+        layers: of the artifact.
+    """
     bound = sum(each.memory_us > each.compute_us for each in layers)
-    said = f"{bound} of {len(layers)} layers are bound by memory"
-    return (f"estimate, not measured: {FORMULA}", f"rates and bandwidth: {device.source}", said, *missing)
+    return (
+        f"estimate, not measured: {FORMULA}",
+        _counted(device, traffic),
+        *_rate_notes(rated),
+        f"rates and bandwidth: {device.source}",
+        f"{bound} of {len(layers)} layers are bound by memory",
+        *(("a speed-up is the ratio of two such estimates",) if len(rated) > len(layers) else ()),
+    )
+
+
+def _counted(device: Device, traffic: Mapping[str, Sequence[int]]) -> str:
+    network = any(len(entry) > 2 for entry in traffic.values())
+    once = "weights, network inputs and outputs, once each" if network else "weights, once each"
+    cache = device.last_level_cache_mib
+    between = "not the tensors between layers, as if a cache held them (its size is not in the table)"
+    if cache is not None:
+        between = f"of the tensors between layers what one layer reads or writes beyond the {cache:g} MiB of cache"
+    fused = "; activations and residual additions are fused: an addition costs the read of its other operand"
+    return f"bytes counted: {once}; {between}{fused if cache is not None else ''}"
+
+
+def _rate_notes(layers: Iterable[LayerEstimate]) -> tuple[str, ...]:
+    used = sorted({(each.layer.precision, each.rate) for each in layers if each.rate})
+    others = [(precision, rate) for precision, rate in used if _RATE_BYTES.get(rate) != _BYTES.get(precision, 4)]
+    slower = [precision for precision, rate in others if _RATE_BYTES.get(rate, 4) > _BYTES.get(precision, 4)]
+    bound = "a lower bound of a run that begins with cold caches"
+    return (
+        f"no lower bound: {', '.join(slower)} may be faster than the rate used" if slower else bound,
+        *(f"{precision} layers use the {rate} rate: theirs is not published" for precision, rate in others),
+        *("float32 layers use the tf32 rate: the matrix units round their operands" for _, r in used if r == "tf32"),
+    )

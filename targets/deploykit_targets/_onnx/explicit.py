@@ -6,9 +6,9 @@ result, because neither runtime can be asked here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,13 +18,14 @@ from deploykit.capture.calls import attribute
 from deploykit.errors import ConversionError
 from deploykit.precision import Precision
 from deploykit_calibration.layers import reconcile
-from deploykit_calibration.op_kinds import shape_of, weight_argument
+from deploykit_calibration.op_kinds import weight_argument
 from deploykit_calibration.scheme import QuantScheme
-from deploykit_targets._onnx.float8 import to_float8
+from deploykit_targets._onnx.float8 import simulated_float8, to_float8
 from deploykit_targets._onnx.lint import Finding, LintRules, errors_of, lint
 from deploykit_targets._onnx.lower import MIN_OPSET
 from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized
 from deploykit_targets._onnx.retype import BFLOAT16, FLOAT16, retype
+from deploykit_targets._onnx.traffic import traffic_of
 
 if TYPE_CHECKING:
     import onnx
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _FLOAT_TYPES = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16, Precision.MIXED: FLOAT16}
 _FLOAT_NAMES = {Precision.FP16: "float16", Precision.BF16: "bfloat16", Precision.MIXED: "float16"}
-_QUANTIZED_NAMES = {Precision.INT8: "int8", Precision.MIXED: "int8", Precision.FP8: "float8"}
+_QUANTIZED_NAMES = {Precision.INT8: "int8", Precision.MIXED: "int8", Precision.FP8: "fp8"}
 _UNTYPED = "float layers are float32 in the file; the device's compiler turns them into the narrower type"
 SOURCE = "q/dq nodes and types of the ONNX file; what the device runs is known after the build"
 
@@ -48,7 +49,7 @@ class Explicit:
         lowered: layers, simulation and log of the lowering.
         findings: warnings of the lint.
         achieved: layers by the precision that the file asks for.
-        traffic: layer name to (elements read, elements written), weights excluded; for estimates.
+        traffic: what layers move, as `deploykit.estimate.TRAFFIC` says.
         rules: that it was checked against.
     """
 
@@ -56,7 +57,7 @@ class Explicit:
     lowered: Lowered
     findings: tuple[Finding, ...]
     achieved: Achieved
-    traffic: Mapping[str, tuple[int, int]]
+    traffic: Mapping[str, tuple[int, int, int]]
     rules: LintRules
 
 
@@ -88,7 +89,7 @@ def lower_explicit(
             hint="replace the operation, or keep the layer in float (exclude=)",
         )
     achieved = _achieved(job, lowered, () if typed or job.precision not in _FLOAT_TYPES else (_UNTYPED,))
-    return Explicit(model, lowered, findings, achieved, traffic_of(job), rules)
+    return Explicit(model, lowered, findings, achieved, traffic_of(job.captured), rules)
 
 
 def _lowered(job: ConversionJob, scheme: QuantScheme, opset: int) -> Lowered:
@@ -96,8 +97,9 @@ def _lowered(job: ConversionJob, scheme: QuantScheme, opset: int) -> Lowered:
         return lower_float(job, opset=opset)
     if job.precision is not Precision.FP8:
         return lower_quantized(job, scheme, opset=opset)
-    scheme = replace(scheme, bias_correction=False)  # it is for the rounding to int8, and so is the simulation
-    return replace(lower_quantized(job, scheme, opset=opset), simulation=None)
+    scheme = replace(scheme, bias_correction=False)  # it is for the rounding of weights to int8
+    simulate = partial(simulated_float8, weights=float_weights(job))
+    return lower_quantized(job, scheme, opset=opset, simulate=simulate)
 
 
 def _taken_down(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
@@ -116,7 +118,7 @@ def _achieved(job: ConversionJob, lowered: Lowered, notes: tuple[str, ...]) -> A
     quantized = _QUANTIZED_NAMES.get(job.precision, "int8")
     plain = _FLOAT_NAMES.get(job.precision, "float32")
     executed = {layer.name: quantized if layer.precision == "int8" else plain for layer in lowered.layers}
-    return reconcile(job.precision, lowered.layers, executed, source=SOURCE, notes=notes)
+    return reconcile(job.precision, lowered.layers, executed, source=SOURCE, notes=notes, placed=quantized)
 
 
 def float_weights(job: ConversionJob) -> dict[str, np.ndarray]:
@@ -128,17 +130,3 @@ def float_weights(job: ConversionJob) -> dict[str, np.ndarray]:
         if isinstance(weight, fx.Node) and weight.op == "get_attr":
             found[node.name] = attribute(weight).detach().numpy()
     return found
-
-
-def traffic_of(job: ConversionJob) -> dict[str, tuple[int, int]]:
-    """Elements that each captured operator reads and writes, weights excluded."""
-    found = {}
-    for node in job.captured.graph_module.graph.nodes:
-        if node.op == "call_function":
-            read = sum(_elements(source) for source in node.all_input_nodes if source.op != "get_attr")
-            found[node.name] = (read, _elements(node))
-    return found
-
-
-def _elements(node: fx.Node) -> int:
-    return math.prod(shape_of(node)) if hasattr(node.meta.get("val"), "shape") else 0

@@ -107,7 +107,7 @@ def _compared(baseline: tuple[str, Artifact] | None, device: Device) -> dict[str
     if not times:
         return {}
     return {
-        "baseline": f"{name} (estimate)",
+        "baseline": name,
         "baseline_latency_ms": Percentiles(*[min(times)] * 5),
         "baseline_size_bytes": other.size_bytes,
     }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 import pytest
 
@@ -97,7 +99,31 @@ def test_profile_is_an_estimate_and_says_how_it_was_computed(artifact: Artifact)
     assert any("Deep-Learning-Accelerator-SW" in note for note in profile.notes)
     assert profile.op_times and profile.op_times[0].module_path
     assert profile.worth_it is not None and profile.worth_it > 1.0
-    assert profile.baseline == "fp32 artifact (estimate)"
+    assert profile.baseline == "fp32 artifact", "the evidence is said once, by the profile"
+
+
+def test_fp8_has_one_name_and_its_own_simulation(tmp_path: Path) -> None:
+    """Layers in E4M3 are as asked for, and the file is the simulated graph up to the order of sums."""
+    found = export(tmp_path / "a", "fp8", target="h100")
+    counted = {layer.precision for layer in found.achieved.layers if not layer.reason}
+    assert counted == {"fp8"} and found.achieved.macs_fraction("fp8") > 0.9
+    assert not any("computes it in" in layer.reason for layer in found.achieved.layers)
+    report = found.parity
+    assert report is not None and report.layers
+    assert [link.candidate for link in report.chain] == ["simulated q/dq", "artifact", "artifact"]
+    assert report.chain[1].worst.sqnr_db > report.chain[0].worst.sqnr_db + 10.0
+    profile = found.profile
+    assert profile is not None and not any("not published" in note for note in profile.notes)
+
+
+def test_float32_is_estimated_at_the_rate_of_tf32(tmp_path: Path) -> None:
+    """Every GPU that has bfloat16 has TF32, TensorRT's default for float32: half of the rate of float16."""
+    for device in toolchain("tensorrt").capabilities().devices.values():
+        rates = device.peak_tops
+        assert ("tf32" in rates) is ("bf16" in rates)
+        assert "tf32" not in rates or rates["tf32"] == pytest.approx(rates["fp16"] / 2, rel=0.03)
+    profile = export(tmp_path / "a", target="a100").profile
+    assert profile is not None and any("float32 layers use the tf32 rate" in note for note in profile.notes)
 
 
 def test_opset_and_types_are_those_of_the_board(artifact: Artifact, tmp_path: Path) -> None:
@@ -155,10 +181,91 @@ def test_unknown_build_options_are_refused_before_anything_runs(artifact: Artifa
 
 
 def test_options_reach_the_recipe(tmp_path: Path) -> None:
-    found = export(tmp_path / "dla", options={"dla": 1, "workspace_mib": 512, "hardware": "ampere+"}, profile=False)
+    found = export(tmp_path / "dla", options={"dla": 1, "workspace_mib": 512, "optimization_level": 4}, profile=False)
     options = json.loads((found.path / "recipe.json").read_text())["options"]
-    assert (options["dla"], options["workspace_mib"], options["hardware"]) == (1, 512, "ampere+")
+    assert (options["dla"], options["workspace_mib"], options["optimization_level"]) == (1, 512, 4)
     assert found.manifest.options["dla"] == 1
+
+
+WRONG = [
+    ("jetson-orin-nano", {"dla": 0}, "jetson-orin-nano has no DLA"),
+    ("h100", {"dla": 0}, "h100 has no DLA"),
+    ("jetson-orin", {"dla": 7}, "has 2 DLA cores.*dla=0 or dla=1"),
+    ("jetson-orin", {"dla": -3}, "has 2 DLA cores"),
+    ("jetson-orin", {"optimization_level": 99}, "from 0 .* to 5"),
+    ("jetson-orin", {"optimization_level": -1}, "from 0 .* to 5"),
+    ("jetson-orin", {"workspace_mib": -3}, "1 or more"),
+    ("jetson-orin", {"workspace_mib": 0}, "1 or more"),
+    ("jetson-orin", {"max_batch": 0}, "1 or more"),
+    ("jetson-orin", {"shapes": ["nope"]}, "not NAME=MIN:OPT:MAX"),
+    ("t4", {"hardware": "ampere+"}, "older than Ampere.*hardware=none or hardware=same-sm"),
+    ("jetson-xavier", {"hardware": "ampere+"}, "older than Ampere.*allowed for jetson-xavier: hardware=none$"),
+    ("jetson-orin", {"hardware": "ampere+"}, "runs JetPack"),
+    ("jetson-orin", {"hardware": "same-sm"}, "served by TensorRT 10.3"),
+    ("jetson-xavier", {"optimization_level": 3}, "served by TensorRT 8.5"),
+    ("jetson-xavier", {"version_compatible": True}, "served by TensorRT 8.5"),
+    ("t4", {"hardware": "any"}, "any"),
+]
+ALLOWED = [
+    ("jetson-orin", {"dla": 1, "optimization_level": 0, "workspace_mib": 1, "max_batch": 1}),
+    ("a100", {"hardware": "ampere+", "optimization_level": 5, "version_compatible": True}),
+    ("t4", {"hardware": "same-sm"}),
+    ("jetson-xavier", {"dla": 0, "shapes": ["x=1x3:2x3:3x3"]}),
+]
+
+
+def words_of(error: deploykit.DeploykitError) -> str:
+    return f"{error.message} {error.hint or ''}".strip()
+
+
+@pytest.mark.parametrize(("target", "options", "words"), WRONG)
+def test_options_that_the_device_cannot_take_are_refused_before_the_model_is_touched(
+    target: str, options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(deploykit.UsageError) as caught:
+        deploykit.export("no.such:model", target=target, precision="fp16", options=options, output=tmp_path / "never")
+    assert re.search(words, words_of(caught.value)), words_of(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("target", "options"), ALLOWED)
+def test_options_that_the_device_can_take_are_taken(target: str, options: dict[str, Any]) -> None:
+    plugin = toolchain("tensorrt")
+    plugin.check_options(plugin.parse_options(options), plugin.capabilities().devices[target])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dla": 7}, "has 2 DLA cores"),
+        ({"shapes": ["y=1x3:1x3:1x3"]}, "there is no input 'y'"),
+        ({"shapes": ["x=1x3x32x32:1x3x32x32:1x3x32x32"]}, "x has no dynamic axis"),
+    ],
+)
+def test_a_build_checks_them_too(artifact: Artifact, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(deploykit.UsageError, match=words):
+        deploykit.build(artifact.path, options=options)
+
+
+def test_shapes_of_what_is_no_dynamic_input_are_refused(tmp_path: Path) -> None:
+    for shapes, words in (("y=1x3:1x3:1x3", "no input 'y'"), ("x=1x3x32x32:1x3x32x32:1x3x32x32", "no dynamic axis")):
+        with pytest.raises(deploykit.UsageError, match=words):
+            export(tmp_path / "never", "fp16", options={"shapes": [shapes]})
+    ranges = {"shapes": ["x=1x3x32x32:4x3x32x32:16x3x32x32"]}
+    assert export(tmp_path / "a", "fp16", options=ranges, dynamic_batch=True, profile=False).manifest.options == {
+        **msgspec.to_builtins(toolchain("tensorrt").options_type()),
+        **ranges,
+    }
+
+
+def test_without_data_only_precisions_of_the_device_are_proposed(tmp_path: Path) -> None:
+    for target in ("jetson-orin", "amd-mi300x"):
+        with pytest.raises(deploykit.CalibrationError) as caught:
+            export(tmp_path / "never", target=target, calibration=None)
+        assert 'choose "fp16"' in words_of(caught.value) and "dynamic" not in words_of(caught.value)
+    with pytest.raises(deploykit.CalibrationError) as caught:
+        export(tmp_path / "never", target="x86-cpu", calibration=None)
+    assert 'choose "int8-dynamic"' in words_of(caught.value)
 
 
 def test_a_classifier_narrower_than_a_tile_stays_float_and_says_so(artifact: Artifact) -> None:
