@@ -1,6 +1,7 @@
 """The gates between a finished artifact and its publication: parity, placement, performance.
 
-Gates fail closed: an int8 artifact in which nothing runs in int8 misses the placement gate even if none was asked for.
+Gates fail closed: an int8 artifact in which nothing runs in int8 misses the placement gate even if none was asked for,
+and a speed gate is passed by a measurement on the device alone: an estimate neither meets nor misses a factor.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from deploykit.achieved import Achieved
 from deploykit.artifact import Artifact
 from deploykit.errors import GateError, ParityError, PerformanceError, PlacementError
 from deploykit.parity import ParityReport, Tolerance
-from deploykit.precision import Precision
+from deploykit.precision import Evidence, Precision
 from deploykit.profiling import Profile
 
 # What a float precision is called where it was counted; every other precision is anything but a plain float.
@@ -37,7 +38,7 @@ class Gates:
         tolerance: parity gate.
         min_placement: share of multiply-accumulates in the requested precision, and in the runtime's accelerated part
             where it has one; None for "more than none" in the precision.
-        min_speedup: float latency over own latency.
+        min_speedup: float latency over own latency, both measured on the device.
         instead: a precision of this target and device that loses less; None where there is none.
     """
 
@@ -114,11 +115,24 @@ class Gates:
         return name == own if own else name not in _NOT_QUANTISED
 
     def _performance(self, profile: Profile | None) -> Miss | None:
-        if self.min_speedup is None or profile is None:
+        if self.min_speedup is None:
             return None
+        if profile is None or profile.evidence is not Evidence.DEVICE:
+            return self._unknown_speed(profile)
         if profile.worth_it is not None and profile.worth_it >= self.min_speedup:
             return None
         got = "not measurable" if profile.worth_it is None else f"{profile.worth_it:.2f} x"
         message = f"{self.precision} is {got} as fast as the float build; {self.min_speedup:.2f} x was asked for"
         hint = "keep fp32 or fp16 for this model on this target, or lower min_speedup"
+        return Miss(message, lambda artifact: PerformanceError(message, candidate=artifact, hint=hint))
+
+    def _unknown_speed(self, profile: Profile | None) -> Miss:
+        """Nothing was measured on the device."""
+        known = ""
+        if profile is not None and profile.worth_it is not None:
+            known = f" (evidence `{profile.evidence}`: {profile.worth_it:.2f} x)"
+        message = f"{self.min_speedup:.2f} x the speed of the float build was asked for, and nothing was measured on"
+        message += f" the device, where alone it is known{known}"
+        hint = "export without min_speedup, and so an fp32 artifact too; on the device `deploykit profile ARTIFACT"
+        hint += " --baseline FP32-ARTIFACT` measures both in turns, after `deploykit build` of each that needs it"
         return Miss(message, lambda artifact: PerformanceError(message, candidate=artifact, hint=hint))

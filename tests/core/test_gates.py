@@ -9,7 +9,7 @@ from deploykit._gates import Gates
 from deploykit._plan import _instead
 from deploykit.achieved import Achieved, Delegation, LayerAchieved
 from deploykit.errors import ParityError, PerformanceError, PlacementError
-from deploykit.precision import Precision
+from deploykit.precision import Evidence, Precision
 from deploykit.registry import resolve
 
 CANDIDATE = SimpleNamespace(path="out/x.failed")
@@ -83,7 +83,7 @@ def test_a_model_without_multiplications_has_nothing_to_place(parity):
         (Precision.FP16, {"float16": 9, "float32": 1}, False),
         (Precision.FP16, {"float16": 1, "float32": 9}, True),
         (Precision.BF16, {"bfloat16": 9, "float32": 1}, False),
-        (Precision.FP8, {"float8_e4m3fn": 9, "float16": 1}, False),
+        (Precision.FP8, {"fp8": 9, "float16": 1}, False),
         (Precision.FP8, {"float16": 1}, True),
     ],
 )
@@ -101,6 +101,22 @@ def test_min_speedup(toy, parity):
 def test_a_speedup_that_cannot_be_measured_misses(toy, parity):
     profile = toy.make_profile(baseline="", baseline_latency_ms=None)
     assert "not measurable" in only(Gates(min_speedup=1.0), achieved(float32=1), parity, profile).message
+
+
+@pytest.mark.parametrize("evidence", [Evidence.ESTIMATE, Evidence.REFERENCE])
+@pytest.mark.parametrize("factor", [0.5, 9.0])
+def test_an_estimate_neither_meets_nor_misses_a_factor(toy, parity, evidence, factor):
+    gates = Gates(Precision.INT8, min_speedup=factor)
+    error = only(gates, achieved(int8=1), parity, toy.make_profile(evidence=evidence))
+    assert isinstance(error, PerformanceError)
+    assert "nothing was measured on the device" in error.message and f"(evidence `{evidence}`: 2.00 x)" in error.message
+    assert "deploykit profile" in error.hint and "deploykit build" in error.hint
+
+
+def test_a_speed_gate_without_any_figure_misses(parity):
+    """A device under emulation without published rates has no profile at all."""
+    error = only(Gates(Precision.INT8, min_speedup=1.5), achieved(int8=1), parity, None)
+    assert "nothing was measured" in error.message
 
 
 def test_several_misses_parity_first(toy):
