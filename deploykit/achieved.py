@@ -49,6 +49,12 @@ class Delegation:
     partitions: int
     left: dict[str, int]
 
+    @property
+    def described(self) -> str:
+        """All of it in one line."""
+        pieces = f"{self.partitions} partition{'' if self.partitions == 1 else 's'}"
+        return f"{self}; {self.macs_fraction:.1%} of multiply-accumulates, in {pieces}"
+
     def __str__(self) -> str:
         left = ", ".join(f"{count} {kind}" for kind, count in self.left.items())
         return f"{self.name} takes {self.delegated} of {self.operators} operators" + (f", not {left}" if left else "")

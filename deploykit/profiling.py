@@ -62,9 +62,9 @@ class Profile:
         peak_memory_bytes: growth of a fresh process that opens and runs the artifact; None where it cannot be told.
         size_bytes: of the payload files.
         evidence: `device` where measured on the device; `estimate` where computed.
-        threads: that the runtime was given.
-        warm_up, runs: how many runs were thrown away and measured.
-        host: the machine.
+        threads: that the runtime was given; 0 in an estimate.
+        warm_up, runs: how many runs were thrown away and measured; 0 in an estimate.
+        host: the machine; in an estimate the architecture and, as `os`, the table that it was computed from.
         op_times: mean microseconds per operator, slowest first; empty where the runtime cannot tell.
         baseline: what `worth_it` compares with, such as "fp32 artifact"; "" where there was none.
         baseline_latency_ms: of that baseline, measured in the same loop.

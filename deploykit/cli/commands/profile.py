@@ -11,10 +11,13 @@ from deploykit.cli.parameters import ArtifactPath, Board, Debug, Json, Threads, 
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import RenderableType
+    from rich.table import Table
 
     from deploykit.artifact import Artifact
-    from deploykit.profiling import Profile
+    from deploykit.profiling import Percentiles, Profile
 
 _OPS_SHOWN = 10
 
@@ -49,7 +52,8 @@ def profile(
         if other is None:
             note("the saved profile has no baseline; `--baseline ARTIFACT` measures one in turns")
     document = {"path": artifact, "profile": with_worth_it(measured), "saved": save}
-    return Answer(document, profile_page(measured))
+    taken = found.achieved.delegation
+    return Answer(document, [*profile_page(measured), *([] if taken is None else ["", f"note: {taken.described}"])])
 
 
 def _same_toolchain(baseline: Artifact, found: Artifact) -> Artifact:
@@ -68,33 +72,73 @@ def with_worth_it(measured: Profile) -> dict[str, Any]:
     return {**msgspec.to_builtins(measured), "worth_it": measured.worth_it}
 
 
-def profile_page(measured: Profile) -> list[RenderableType]:
+def profile_page(found: Profile) -> list[RenderableType]:
     """A profile for people."""
-    from deploykit.cli import figures
-    from deploykit.cli.tables import grid, pairs
+    from deploykit.cli.tables import pairs
+    from deploykit.precision import Evidence
 
-    latency = measured.latency_ms
-    rows = [
-        ("evidence", measured.evidence.value),
-        ("latency p50 / p90 / p99", " / ".join(map(figures.milliseconds, (latency.p50, latency.p90, latency.p99)))),
-        ("throughput", ", ".join(f"{figures.rate(v)} at batch {b}" for b, v in measured.throughput_by_batch.items())),
-        ("peak memory", figures.size(measured.peak_memory_bytes)),
-        ("size", figures.size(measured.size_bytes)),
-        (
-            "measured",
-            f"{measured.runs} runs after {measured.warm_up}, batch {measured.batch_size}, {measured.threads} threads",
-        ),
-        ("host", str(measured.host)),
-    ]
-    if measured.baseline_latency_ms is not None:
-        against = f"{figures.milliseconds(measured.baseline_latency_ms.p50)} p50 of the {measured.baseline}"
-        rows.append(("worth it", f"{figures.times(measured.worth_it)} as fast ({against})"))
-    rows += [("note", text) for text in measured.notes]
+    rows = _computed(found) if found.evidence is Evidence.ESTIMATE else _measured(found)
+    rows += [("note", text) for text in found.notes]
     page: list[RenderableType] = [pairs("Profile", rows)]
-    if measured.op_times:
-        slowest = [
-            [op.name, op.op, op.module_path or figures.UNKNOWN, f"{op.mean_us:,.0f}"]
-            for op in measured.op_times[:_OPS_SHOWN]
-        ]
-        page.append(grid("Slowest operators", ["node", "operator", "module", "mean us"], slowest, right=["mean us"]))
+    if found.latency_by_threads_ms:
+        page.append(_by_threads(found.latency_by_threads_ms))
+    if found.op_times:
+        page.append(_slowest(found, "us (estimate)" if found.evidence is Evidence.ESTIMATE else "mean us"))
     return page
+
+
+def _measured(found: Profile) -> list[tuple[str, str]]:
+    from deploykit.cli import figures
+
+    latency = found.latency_ms
+    rows = [
+        ("evidence", found.evidence.value),
+        ("latency p50 / p90 / p99", " / ".join(map(figures.milliseconds, (latency.p50, latency.p90, latency.p99)))),
+        ("throughput", ", ".join(f"{figures.rate(v)} at batch {b}" for b, v in found.throughput_by_batch.items())),
+        ("peak memory", figures.size(found.peak_memory_bytes)),
+        ("size", figures.size(found.size_bytes)),
+        ("measured", f"{found.runs} runs after {found.warm_up}, batch {found.batch_size}, {found.threads} threads"),
+        ("host", str(found.host)),
+    ]
+    if found.operators:
+        rows.append(("operators", ", ".join(f"{count} {kind}" for kind, count in found.operators.items())))
+    if found.baseline_latency_ms is not None:
+        against = f"{figures.milliseconds(found.baseline_latency_ms.p50)} p50 of the {found.baseline}"
+        rows.append(("worth it", f"{figures.times(found.worth_it)} as fast ({against})"))
+    return rows
+
+
+def _computed(found: Profile) -> list[tuple[str, str]]:
+    """An estimate has no runs, threads, percentiles or memory."""
+    from deploykit.cli import figures
+
+    rows = [
+        ("evidence", f"{found.evidence.value}: computed from the {found.host.os}; nothing was run"),
+        ("latency", figures.milliseconds(found.latency_ms.p50)),
+        ("throughput", f"{figures.rate(found.throughput_per_s)} at batch {found.batch_size}"),
+        ("size", figures.size(found.size_bytes)),
+    ]
+    if found.baseline_latency_ms is not None:
+        against = f"{figures.milliseconds(found.baseline_latency_ms.p50)} of the {found.baseline}"
+        rows.append(("worth it", f"{figures.times(found.worth_it)} as fast ({against})"))
+    return rows
+
+
+def _by_threads(found: Mapping[str, Percentiles]) -> Table:
+    from deploykit.cli import figures
+    from deploykit.cli.tables import grid
+
+    rows = [[threads, *map(figures.significant, (own.p50, own.p90, own.p99))] for threads, own in found.items()]
+    heads = ["threads", "p50 ms", "p90 ms", "p99 ms"]
+    return grid("Latency by threads", heads, rows, right=heads)
+
+
+def _slowest(found: Profile, head: str) -> Table:
+    from deploykit.cli import figures
+    from deploykit.cli.tables import grid
+
+    rows = [
+        [op.name, op.op, op.module_path or figures.UNKNOWN, figures.significant(op.mean_us)]
+        for op in found.op_times[:_OPS_SHOWN]
+    ]
+    return grid("Slowest operators", ["node", "operator", "module", head], rows, right=[head])

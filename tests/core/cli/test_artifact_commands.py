@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from deploykit import manifest as layout
+from deploykit.achieved import Delegation
 from deploykit.artifact import Golden, golden_bytes, load
 from deploykit.errors import DeviceError
 from deploykit.manifest import PendingBuild
 from deploykit.parity import TaskMetric
 from deploykit.precision import Evidence, Precision
+from deploykit.session import OpTime
 
 # -- inspect ----------------------------------------------------------------------------------------------------
 
@@ -188,6 +190,35 @@ def test_profile_replaces_a_damaged_record(cli, artifact):
     assert broken.code == 9 and "deploykit profile --save" in broken.err
     assert cli("profile", "art", "--seconds", "0.01", "--save").code == 0
     assert cli("inspect", "art").code == 0
+
+
+def test_an_estimate_is_shown_as_what_it_is(cli, toy, artifact):
+    """No runs, threads or percentiles that never were; times below a microsecond keep their digits."""
+    profile = toy.make_profile(
+        evidence=Evidence.ESTIMATE, runs=0, warm_up=0, threads=0, op_times=(OpTime("conv", "conv", "c1", 0.0123),)
+    )
+    artifact.save_profile(replace(profile, host=replace(toy.HOST, os="device table of toy-board")))
+    page = cli("inspect", "art").out
+    rows = rows_of(page[page.index("Profile") :])
+    assert rows["evidence"].strip() == "estimate: computed from the device table of toy-board; nothing was run"
+    assert rows["latency"].strip() == "1.25 ms" and "800 /s" in rows["throughput"]
+    assert "measured" not in rows and "host" not in rows and "peak memory" not in rows
+    assert "us (estimate)" in page and "0.0123" in page
+    assert rows_of(cli("compare", "art").out)["worth it"].count("estimate") == 1
+
+
+def test_latency_by_threads_and_delegation_are_in_the_page(cli, toy, artifact):
+    taken = Delegation("XNNPACK", operators=9, delegated=7, macs_fraction=0.8, partitions=2, left={"GELU": 2})
+    latency = toy.make_profile().latency_ms
+    toy.write_artifact(
+        artifact.path.with_name("threads"),
+        achieved=replace(artifact.achieved, delegation=taken),
+        profile=toy.make_profile(latency_by_threads_ms={"1": latency, "2": latency}, operators={"CONV_2D": 3}),
+    )
+    said = "XNNPACK takes 7 of 9 operators, not 2 GELU; 80.0% of multiply-accumulates, in 2 partitions"
+    page = cli("inspect", "threads").out
+    assert said in page and "Latency by threads" in page and "3 CONV_2D" in page
+    assert said in cli("profile", "threads", "--seconds", "0.01").out
 
 
 # -- compare ----------------------------------------------------------------------------------------------------
