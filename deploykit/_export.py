@@ -71,7 +71,8 @@ def export(
         max_drop: how much lower the artifact's metric may be, in the metric's own unit.
         tolerance: parity gate; None for the precision's default.
         min_placement: share of multiply-accumulates, 0 to 1, that must run in the asked precision.
-        min_speedup: how many times faster than the float build it must be; needs `profile`.
+        min_speedup: how many times faster than the float build it must be; needs `profile`, and the device to be this
+            machine: an estimate passes no gate.
         profile: measure latency, throughput and memory, beside the float build.
         strict: raise when a gate is missed; False returns the artifact marked `failed`.
         output: folder of the artifact; an artifact that is there is replaced.

@@ -144,6 +144,14 @@ def _metric(report: ParityReport) -> str:
     return f"{figures.plain(report.metric.artifact)} (float {figures.plain(report.metric.reference)})"
 
 
+def _latency(profile: Profile) -> str:
+    """An estimate has no percentiles."""
+    from deploykit.precision import Evidence
+
+    latency = profile.latency_ms
+    return figures.milliseconds(latency.p50) if profile.evidence == Evidence.ESTIMATE else figures.latencies(latency)
+
+
 def _worth_it(profile: Profile) -> str:
     return figures.UNKNOWN if profile.worth_it is None else f"{figures.times(profile.worth_it)} the {profile.baseline}"
 
@@ -159,7 +167,7 @@ _ROWS: dict[str, Callable[[Column], str | Text]] = {
     "cosine": _parity(lambda report: figures.cosine(report.cosine)),
     "top-1 agreement": _parity(lambda report: figures.share(report.top1_agreement)),
     "task metric": _parity(_metric),
-    "latency p50 / p99": _profile(lambda profile: figures.latencies(profile.latency_ms)),
+    "latency p50 / p99": _profile(_latency),
     "throughput": _profile(lambda profile: figures.rate(profile.throughput_per_s)),
     "peak memory": _profile(lambda profile: figures.size(profile.peak_memory_bytes)),
     "worth it": _profile(_worth_it),

@@ -60,7 +60,7 @@ def export(
         float | None, typer.Option(help="Share of multiply-accumulates, 0 to 1, that must run in the precision.")
     ] = None,
     min_speedup: Annotated[
-        float | None, typer.Option(help="How many times faster than the float build it must be.")
+        float | None, typer.Option(help="How many times faster than the float build it must be, measured here.")
     ] = None,
     min_sqnr_db: Annotated[
         float | None, typer.Option(help="Parity gate in dB, instead of the precision's default.")

@@ -78,6 +78,8 @@ def _achieved(manifest: Manifest) -> Iterator[RenderableType]:
     heads = ["precision", "operators", "multiply-accumulates", "weights"]
     yield grid(f"Achieved, counted in {achieved.source}", heads, counts, right=heads[1:])
     yield from (f"note: {text}" for text in achieved.notes)
+    if achieved.delegation is not None:
+        yield f"note: {achieved.delegation.described}"
     rest = achieved.not_as_requested
     if rest:
         rows = [
