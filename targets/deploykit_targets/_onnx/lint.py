@@ -10,42 +10,21 @@ rule is checked is in `lint_checks.py`, one function each.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from deploykit.errors import UsageError
+from deploykit.findings import Finding, Severity, errors_of
 
 if TYPE_CHECKING:
     import onnx
 
-Severity = Literal["error", "warning"]
+__all__ = ["Finding", "LintRules", "errors_of", "lint", "load_rules"]
+
 _FOLDER = Path(__file__).parent / "lint_rules"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One broken rule.
-
-    Attributes:
-        rule: its name, as in `lint_rules/*.toml`.
-        node: name of the node, or of its first output where it has none; "" for the whole model.
-        op_type: the node's operator; "" for the whole model.
-        message: what is wrong and what would be right.
-        severity: `error` where the runtime refuses the file or computes something else, `warning` where it is slower.
-    """
-
-    rule: str
-    node: str
-    op_type: str
-    message: str
-    severity: Severity
-
-    def __str__(self) -> str:
-        where = f"{self.op_type} {self.node}: " if self.node else ""
-        return f"{self.severity} [{self.rule}] {where}{self.message}"
 
 
 @dataclass(frozen=True)
@@ -80,11 +59,10 @@ def load_rules(name: str) -> LintRules:
     Raises:
         UsageError: there are none of that name; the message lists those there are.
     """
-    path = _FOLDER / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.toml")))
-        raise UsageError(f"no lint rules are called {name!r}", hint=f"there are {known}")
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    known = {path.stem: path for path in sorted(_FOLDER.glob("*.toml"))}
+    if name not in known:
+        raise UsageError(f"no lint rules are called {name!r}", hint=f"there are {', '.join(known)}")
+    table = tomllib.loads(known[name].read_text(encoding="utf-8"))
     return LintRules(
         name=table["name"],
         source=table["source"],
@@ -105,35 +83,34 @@ def lint(model: onnx.ModelProto | str | Path, rules: LintRules) -> tuple[Finding
         model: a loaded model, or the path of an ONNX file; external data is read where the file names it.
         rules: from `load_rules`.
     Returns:
-        The findings, errors first, then in the order of the graph; empty where every rule holds.
+        The findings, errors first, then in the order of the graph, those of inner graphs behind the node that holds
+        them; empty where every rule holds.
     Raises:
-        UsageError: the file cannot be read as ONNX.
+        UsageError: the file cannot be read as ONNX, or its external data is missing, not loaded or outside its folder.
     """
     from deploykit_targets._onnx.lint_checks import CHECKS
     from deploykit_targets._onnx.lint_view import GraphView
 
-    view = GraphView(_loaded(model))
+    whole = GraphView(_loaded(model))
     findings = [
         Finding(rule, node, op_type, message, rules.severities[rule])
+        for view in whole.views()
         for rule, check in CHECKS.items()
         if rule in rules.severities
         for node, op_type, message in check(view, rules)
     ]
-    return tuple(sorted(findings, key=lambda finding: (finding.severity, view.position(finding.node))))
-
-
-def errors_of(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The findings that make a file unusable."""
-    return tuple(finding for finding in findings if finding.severity == "error")
+    return tuple(sorted(findings, key=lambda finding: (finding.severity, whole.position(finding.node))))
 
 
 def _loaded(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     if not isinstance(model, str | Path):
         return model
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
 
     try:
-        return onnx.load(str(model))
-    except (OSError, DecodeError, ValueError) as error:
+        found = onnx.load(str(model))
+    except Exception as error:  # every format that onnx reads by suffix, and external data, raises types of its own
         raise UsageError(f"{model} cannot be read as an ONNX model: {error}") from error
+    if not found.HasField("graph"):
+        raise UsageError(f"{model} cannot be read as an ONNX model: there is no graph in it")
+    return found

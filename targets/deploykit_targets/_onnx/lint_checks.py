@@ -1,11 +1,14 @@
-"""One function per lint rule, yielding `(node, op_type, message)`; which rules hold where is data in `lint_rules/`."""
+"""One function per lint rule, yielding `(node, op_type, message)`; which rules hold where is data in `lint_rules/`.
+
+Each is called once per graph: the model's own, and those inside `If`, `Loop` and `Scan`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-from onnx import NodeProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, NodeProto, TensorProto
 
 from deploykit_targets._onnx.lint import LintRules
 from deploykit_targets._onnx.lint_view import MOVES, GraphView, attribute, node_name
@@ -18,8 +21,6 @@ _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Ops with int8 kernels, or that pass integers on: a q/dq pair in front of one of them serves something.
 _QUANTIZABLE = _WEIGHTED | MOVES | {"Add", "AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean", "Concat"}
 _QUANTIZABLE |= {"Resize", "Slice", "Split", "Einsum", "Mul", "LSTM", "GRU", "RNN"}
-# Fused into the convolution in front of them before an addition is looked for.
-_FUSED = frozenset({"Relu", "Clip", "LeakyRelu", "HardSwish", "Sigmoid", "BatchNormalization"})
 
 
 def _at(node: NodeProto, message: str) -> Report:
@@ -27,12 +28,26 @@ def _at(node: NodeProto, message: str) -> Report:
 
 
 def _pairs(view: GraphView) -> Iterator[NodeProto]:
-    return (node for node in view.nodes if node.op_type in (_Q, _DQ))
+    return (node for node in view.nodes if node.op_type in (_Q, _DQ) and not _lacks_operand(view, node))
+
+
+def _lacks_operand(view: GraphView, node: NodeProto) -> bool:
+    return view.input(node, 0) is None or view.input(node, 1) is None
+
+
+def check_structure(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """The graph can be computed: no node waits for itself, and q/dq have a value and a scale."""
+    if circle := view.cycle():
+        names = " -> ".join(node_name(node) for node in (*circle, circle[0]))
+        yield _at(circle[0], f"waits for its own result: {names}")
+    for node in view.nodes:
+        if node.op_type in (_Q, _DQ) and _lacks_operand(view, node):
+            yield _at(node, f"has {len(node.input)} input(s); it needs a value, a scale and a zero point")
 
 
 def check_opset(view: GraphView, rules: LintRules) -> Iterator[Report]:
     """The standard operator set is one that the parser reads."""
-    if not rules.min_opset <= view.opset <= rules.max_opset:
+    if view.outer is None and not rules.min_opset <= view.opset <= rules.max_opset:
         wanted = f"{rules.min_opset} to {rules.max_opset}"
         yield "", "", f"the model uses opset {view.opset}; {rules.name} reads {wanted}"
 
@@ -40,7 +55,7 @@ def check_opset(view: GraphView, rules: LintRules) -> Iterator[Report]:
 def check_operator(view: GraphView, rules: LintRules) -> Iterator[Report]:
     """Every operator is in the parser's published table; functions that the model brings along are expanded."""
     functions = {(function.domain, function.name) for function in view.model.functions}
-    for node in view.all_nodes():
+    for node in view.nodes:
         if (node.domain, node.op_type) in functions:
             continue
         if node.domain not in ("", "ai.onnx"):
@@ -52,17 +67,24 @@ def check_operator(view: GraphView, rules: LintRules) -> Iterator[Report]:
 
 
 def check_element_type(view: GraphView, rules: LintRules) -> Iterator[Report]:
-    """No input, output or constant has a type that the parser refuses."""
-    graph = view.model.graph
-    typed: list[tuple[str, int]] = [(proto.name, proto.data_type) for proto in graph.initializer]
-    typed += [(info.name, _element_type(info)) for info in (*graph.input, *graph.output)]
-    for name, code in typed:
+    """No input, output or constant, as an initialiser or as a node, has a type that the parser refuses."""
+    for name, op_type, code in _typed(view):
         if TensorProto.DataType.Name(code) in rules.element_types_refused:
-            yield name, "tensor", f"has type {TensorProto.DataType.Name(code)}, which {rules.name} refuses"
+            yield name, op_type, f"has type {TensorProto.DataType.Name(code)}, which {rules.name} refuses"
 
 
-def _element_type(info: ValueInfoProto) -> int:
-    return info.type.tensor_type.elem_type
+def _typed(view: GraphView) -> Iterator[tuple[str, str, int]]:
+    for proto in view.graph.initializer:
+        yield proto.name, "tensor", proto.data_type
+    for info in (*view.graph.input, *view.graph.output):
+        yield info.name, "tensor", info.type.tensor_type.elem_type
+    for node in view.nodes:
+        if node.op_type in ("Constant", "ConstantOfShape"):
+            for entry in node.attribute:
+                if entry.type == AttributeProto.TENSOR:
+                    yield node_name(node), node.op_type, entry.t.data_type
+                elif entry.type in (AttributeProto.STRING, AttributeProto.STRINGS):
+                    yield node_name(node), node.op_type, TensorProto.STRING
 
 
 def check_quantized_type(view: GraphView, rules: LintRules) -> Iterator[Report]:
@@ -99,24 +121,83 @@ def check_scale(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"its scale {node.input[1]!r} is not a constant")
             continue
         values = values.astype(np.float32)
-        if not np.all(np.isfinite(values)) or np.any(values <= 0):
+        if not values.size:
+            yield _at(node, "has an empty scale; give one value, or one per channel")
+        elif not np.all(np.isfinite(values)) or np.any(values <= 0):
             yield _at(node, f"has a scale that is not finite and above zero (smallest: {values.min()})")
+
+
+def check_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
+    """What quantized a value and what dequantizes it have the same scale and zero point: together they only round."""
+    for node in _pairs(view):
+        maker = view.origin(node.input[0]) if node.op_type == _DQ else None
+        if maker is None or maker.op_type != _Q or _lacks_operand(view, maker):
+            continue
+        for index, what in ((1, "scale"), (2, "zero point")):
+            here, there = _parameter(view, node, index), _parameter(view, maker, index)
+            if here is None or there is None or _equal(here, there):
+                continue
+            yield _at(node, f"has {what} {_short(here)} behind {node_name(maker)} with {_short(there)}; give them one")
+
+
+def _parameter(view: GraphView, node: NodeProto, index: int) -> np.ndarray | None:
+    """Scale or zero point of a q/dq node; a zero point that is left out is 0, and one computed is None."""
+    operand = view.input(node, index)
+    values = np.zeros(1) if operand is None else view.constant(operand.value)
+    return None if values is None else values.astype(np.float32).ravel()
+
+
+def _equal(left: np.ndarray, right: np.ndarray) -> bool:
+    """Equal as parameters: one value stands for as many as there are."""
+    if not left.size or not right.size or 1 not in (left.size, right.size):
+        return np.array_equal(left, right, equal_nan=True)
+    return bool(np.all((left == right) | (np.isnan(left) & np.isnan(right))))
+
+
+def _short(values: np.ndarray) -> str:
+    listed = ", ".join(f"{value:.6g}" for value in values[:3])
+    return f"[{listed}{', ...' if values.size > 3 else ''}]" if values.size != 1 else listed
 
 
 def check_weight_axis(view: GraphView, rules: LintRules) -> Iterator[Report]:
     """Per-channel scales of weights lie on the axis of the output channels."""
     for node in view.nodes:
         weight = view.input(node, 1) if node.op_type in _WEIGHTED else None
-        source = weight.node if weight else None
-        if weight is None or source is None or source.op_type != _DQ or not view.is_constant(weight.value):
+        if weight is None or not view.is_constant(weight.value):
             continue
-        scale = view.constant(source.input[1])
-        rank = _rank(view, source.input[0])
-        if scale is None or scale.size == 1 or rank is None:
+        source, moves = _dequantizer(view, weight.value)
+        if source is None or _lacks_operand(view, source):
             continue
-        axis = attribute(source, "axis", 1) % rank
-        if axis != (wanted := _channel_axis(node, rank)):
+        scale, rank = view.constant(source.input[1]), _rank(view, source.input[0])
+        if scale is None or scale.ndim != 1 or scale.size == 1 or rank is None:  # blocks have as many axes as weights
+            continue
+        axis, wanted = attribute(source, "axis", 1) % rank, _channel_axis(node, rank)
+        for move in moves:
+            wanted = _before(move, wanted, rank)
+        if axis != wanted:
             yield _at(source, f"scales of {node.op_type} weights lie on axis {axis}; output channels are axis {wanted}")
+
+
+def _dequantizer(view: GraphView, value: str) -> tuple[NodeProto | None, list[NodeProto]]:
+    """The dq node behind a weight, and the transpositions between them from the weighted op backwards.
+
+    Other moves split or merge axes, so that an axis cannot be followed through them: there is no answer then.
+    """
+    moves: list[NodeProto] = []
+    for source in view.back(value, {"Transpose", "Identity"}):
+        node = view.producers.get(source)
+        if node is not None and node.op_type == _DQ:
+            return node, moves
+        if node is not None and node.op_type == "Transpose":
+            moves.append(node)
+    return None, []
+
+
+def _before(transpose: NodeProto, axis: int, rank: int) -> int:
+    """Where an axis of what Transpose gives lies in what it reads; without `perm` it turns all axes around."""
+    perm = next((list(entry.ints) for entry in transpose.attribute if entry.name == "perm"), None)
+    perm = perm or list(reversed(range(rank)))
+    return perm[axis] if axis < len(perm) else axis
 
 
 def _channel_axis(node: NodeProto, rank: int) -> int:
@@ -130,11 +211,12 @@ def _channel_axis(node: NodeProto, rank: int) -> int:
 
 
 def _rank(view: GraphView, value: str) -> int | None:
-    proto = view.constant_proto(value)
-    if proto is not None:
-        return len(proto.dims)
-    node = view.producers.get(value)
-    return _rank(view, node.input[0]) if node is not None and node.op_type == _Q else None
+    """Axes of a constant, seen through ops that keep their number."""
+    for source in view.back(value, {_Q, "Cast", "Transpose", "Identity"}):
+        proto = view.constant_proto(source)
+        if proto is not None:
+            return len(proto.dims) or None
+    return None
 
 
 def check_activation_granularity(view: GraphView, rules: LintRules) -> Iterator[Report]:
@@ -172,29 +254,47 @@ def _is_weight_only(view: GraphView, node: NodeProto) -> bool:
     """Weight-only compression: meant to run in float, and so in every weighted op of the model."""
     return view.is_constant(node.input[1]) and not any(
         consumer.op_type in _WEIGHTED
-        for dq in view.nodes
+        for dq in _pairs(view)
         if dq.op_type == _DQ and not view.is_constant(dq.input[0])
         for consumer in view.consumers[dq.output[0]]
     )
 
 
 def check_residual_input(view: GraphView, rules: LintRules) -> Iterator[Report]:
-    """The skip connection of an addition behind an int8 convolution is dequantized too, so that they fuse."""
+    """The skip connection of an addition that an int8 convolution is fused with is dequantized too.
+
+    NVIDIA's guide: an addition behind a weighted layer is fused with it, and the type of the other operand is the type
+    of the whole. Fused is a convolution that writes straight into the addition and that nothing else reads; an
+    operand that is scaled on its way (`alpha`) has no place in the fused form. The schemes place by the same rule.
+    """
     for node in view.nodes:
-        if node.op_type != "Add" or any(view.is_constant(value) for value in node.input):
+        if node.op_type != "Add" or any(view.is_constant(value) or _is_scaled(view, value) for value in node.input):
             continue
-        fused = [_is_quantized_convolution(view, value) for value in node.input]
+        fused = [_is_fused_convolution(view, value) for value in node.input]
         dequantized = [view.is_dequantized(value) for value in node.input]
         if any(fused) and not any(dequantized):
             side = node.input[1 if fused[0] else 0]
             yield _at(node, f"adds {side!r} in float to an int8 convolution: quantize that input, so that they fuse")
 
 
-def _is_quantized_convolution(view: GraphView, value: str) -> bool:
+def _is_fused_convolution(view: GraphView, value: str) -> bool:
+    """A convolution of int8 inputs, or batch normalisation behind one, whose result only one op reads."""
+    for source in view.back(value, {"BatchNormalization"}):
+        if len(view.consumers[source]) != 1 or source in view.outputs:
+            return False
+        node = view.producers.get(source)
+        if node is not None and node.op_type == "Conv":
+            return bool(node.input) and view.is_dequantized(node.input[0])
+    return False
+
+
+def _is_scaled(view: GraphView, value: str) -> bool:
+    """A product with one constant number that was made for its only reader."""
     node = view.producers.get(value)
-    while node is not None and node.op_type in _FUSED:
-        node = view.producers.get(node.input[0])
-    return node is not None and node.op_type == "Conv" and view.is_dequantized(node.input[0])
+    if node is None or node.op_type != "Mul" or len(view.consumers[value]) != 1:
+        return False
+    factors = [proto for proto in map(view.constant_proto, node.input) if proto is not None]
+    return any(all(size == 1 for size in proto.dims) for proto in factors)
 
 
 def check_concat_scales(view: GraphView, rules: LintRules) -> Iterator[Report]:
@@ -215,14 +315,15 @@ def check_concat_scales(view: GraphView, rules: LintRules) -> Iterator[Report]:
 
 
 def _scalar_scale(view: GraphView, node: NodeProto) -> float | None:
-    scale = view.constant(node.input[1])
+    operand = view.input(node, 1)
+    scale = view.constant(operand.value) if operand else None
     return float(scale.ravel()[0]) if scale is not None and scale.size == 1 else None
 
 
 def check_surplus_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
     """No value is quantized twice with the same scale: by two q nodes side by side, or by one behind a dq."""
     seen: set[tuple[str, float]] = set()
-    for node in view.nodes:
+    for node in _pairs(view):
         scale = _scalar_scale(view, node) if node.op_type == _Q else None
         if scale is None or view.is_constant(node.input[0]):
             continue
@@ -236,7 +337,7 @@ def check_surplus_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
 
 def check_idle_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
     """Every q/dq pair on an activation feeds an op that has an int8 kernel; others only cost accuracy and time."""
-    for node in view.nodes:
+    for node in _pairs(view):
         if node.op_type != _DQ or view.is_constant(node.input[0]):
             continue
         readers = view.consumers[node.output[0]]
@@ -246,12 +347,14 @@ def check_idle_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
 
 
 CHECKS: Mapping[str, Check] = {
+    "structure": check_structure,
     "opset": check_opset,
     "operator": check_operator,
     "element-type": check_element_type,
     "quantized-type": check_quantized_type,
     "zero-point": check_zero_point,
     "scale": check_scale,
+    "pair": check_pair,
     "weight-axis": check_weight_axis,
     "activation-granularity": check_activation_granularity,
     "float-bias": check_float_bias,

@@ -1,15 +1,21 @@
-"""An ONNX graph as the lint checks look at it: who makes a value, who reads it, and which values are constant."""
+"""An ONNX graph as the lint checks look at it: who makes a value, who reads it, and which values are constant.
+
+Files of any origin are looked at, broken ones too: every walk ends, even in a graph that goes in circles.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
+
+from deploykit.errors import UsageError
 
 # Ops that only move values: a constant or a dequantized tensor seen through them is still one.
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand"})
@@ -24,37 +30,64 @@ class Operand:
 
 
 class GraphView:
-    """Look-ups over the main graph of a model.
+    """Look-ups over one graph of a model; `views` has those of the graphs inside it.
 
     Args:
         model: left as it is.
+        graph: the graph that is looked at; by default the model's own.
+        outer: the view of the graph around it, whose values it may read; None for the model's own.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, graph: GraphProto | None = None, outer: GraphView | None = None) -> None:
         self.model = model
-        self.nodes = list(model.graph.node)
-        self.producers = {output: node for node in self.nodes for output in node.output if output}
+        self.graph = model.graph if graph is None else graph
+        self.outer = outer
+        self.nodes = list(self.graph.node)
+        self.producers: dict[str, NodeProto] = {} if outer is None else dict(outer.producers)
+        self._initialisers: dict[str, TensorProto] = {} if outer is None else dict(outer._initialisers)
+        for value in self.graph.input:  # a name that is taken again hides the outer one
+            self.producers.pop(value.name, None)
+            self._initialisers.pop(value.name, None)
+        self.producers |= {output: node for node in self.nodes for output in node.output if output}
+        self._initialisers |= {proto.name: proto for proto in self.graph.initializer}
         self.consumers: dict[str, list[NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            for value in node.input:
-                if value:
-                    self.consumers[value].append(node)
-        self._initialisers: dict[str, TensorProto] = {proto.name: proto for proto in model.graph.initializer}
-        self._positions = {node_name(node): index for index, node in enumerate(self.nodes)}
-        self.outputs = {output.name for output in model.graph.output}
+        for node in _with_inner(self.nodes):
+            for name in node.input:
+                if name:
+                    self.consumers[name].append(node)
+        self._positions = {node_name(node): index for index, node in enumerate(_with_inner(self.nodes))}
+        self.outputs = {output.name for output in self.graph.output}
 
     @cached_property
     def opset(self) -> int:
         """Version of the standard operator set; 0 where the model imports none."""
         return next((entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
-    def position(self, name: str) -> int:
-        """Index of a node; -1 for the whole model, the end for nodes of inner graphs."""
-        return -1 if not name else self._positions.get(name, len(self.nodes))
+    def views(self) -> Iterator[GraphView]:
+        """This graph, then every graph inside its `If`, `Loop` and `Scan` nodes, to any depth."""
+        yield self
+        for node in self.nodes:
+            for graph in _graphs_of(node):
+                yield from GraphView(self.model, graph, self).views()
 
-    def all_nodes(self) -> Iterator[NodeProto]:
-        """The nodes of the graph and of every graph inside `If`, `Loop` and `Scan`."""
-        yield from _with_inner(self.nodes)
+    def position(self, name: str) -> int:
+        """Index of a node, those of inner graphs behind the node that holds them; -1 for the whole model."""
+        return -1 if not name else self._positions.get(name, len(self._positions))
+
+    def cycle(self) -> tuple[NodeProto, ...]:
+        """Nodes that feed each other in a circle, each before the next; empty in a sound graph."""
+        makers = {output: index for index, node in enumerate(self.nodes) for output in node.output if output}
+        sorter = TopologicalSorter(
+            {
+                index: {makers[value] for inner in _with_inner([node]) for value in inner.input if value in makers}
+                for index, node in enumerate(self.nodes)
+            }
+        )
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            return tuple(self.nodes[index] for index in error.args[1][1:])
+        return ()
 
     def input(self, node: NodeProto, index: int) -> Operand | None:
         """The operand at `index`; None where it is left out."""
@@ -63,38 +96,49 @@ class GraphView:
         value = node.input[index]
         return Operand(value, self.producers.get(value))
 
+    def back(self, value: str, through: Collection[str]) -> Iterator[str]:
+        """A value, then those that it was made of through operators of the types `through`, first inputs only."""
+        seen: set[str] = set()
+        while value and value not in seen:
+            yield value
+            seen.add(value)
+            node = self.producers.get(value)
+            if node is None or node.op_type not in through or not node.input:
+                return
+            value = node.input[0]
+
     def constant_proto(self, value: str) -> TensorProto | None:
         """The tensor behind a value that is constant, seen through nothing but Constant and Identity nodes."""
-        if value in self._initialisers:
-            return self._initialisers[value]
-        node = self.producers.get(value)
-        if node is not None and node.op_type == "Constant":
-            tensors: list[TensorProto] = [entry.t for entry in node.attribute if entry.type == AttributeProto.TENSOR]
-            return tensors[0] if tensors else None
-        if node is not None and node.op_type == "Identity":
-            return self.constant_proto(node.input[0])
-        return None
+        source = _last(self.back(value, {"Identity"}))
+        if source in self._initialisers:
+            return self._initialisers[source]
+        node = self.producers.get(source)
+        if node is None or node.op_type != "Constant":
+            return None
+        return next((entry.t for entry in node.attribute if entry.type == AttributeProto.TENSOR), None)
 
     def constant(self, value: str) -> np.ndarray | None:
-        """The values of a constant; None where it is not one."""
+        """The values of a constant; None where it is not one.
+
+        Raises:
+            UsageError: they lie in a file of their own that was not loaded.
+        """
         proto = self.constant_proto(value)
-        return None if proto is None else numpy_helper.to_array(proto)
+        if proto is None:
+            return None
+        if proto.data_location == TensorProto.EXTERNAL:
+            raise UsageError(f"the values of {value!r} lie in a file that is not loaded", hint="give the model's path")
+        return numpy_helper.to_array(proto)
 
     def is_constant(self, value: str) -> bool:
         """Whether a value depends on no graph input, seen through q, dq and ops that only move values."""
-        if self.constant_proto(value) is not None:
-            return True
-        node = self.producers.get(value)
-        if node is None or node.op_type not in MOVES | {"QuantizeLinear", "DequantizeLinear", "Cast"}:
-            return False
-        return self.is_constant(node.input[0])
+        through = MOVES | {"QuantizeLinear", "DequantizeLinear", "Cast"}
+        return any(self.constant_proto(source) is not None for source in self.back(value, through))
 
     def origin(self, value: str) -> NodeProto | None:
         """The node that made a value, seen through ops that only move values."""
-        node = self.producers.get(value)
-        while node is not None and node.op_type in MOVES:
-            node = self.producers.get(node.input[0])
-        return node
+        node = self.producers.get(_last(self.back(value, MOVES)))
+        return None if node is None or node.op_type in MOVES else node
 
     def is_dequantized(self, value: str) -> bool:
         """Whether a value comes from DequantizeLinear."""
@@ -126,9 +170,22 @@ def attribute(node: NodeProto, name: str, default: int) -> int:
     return next((int(entry.i) for entry in node.attribute if entry.name == name), default)
 
 
-def _with_inner(nodes: list[NodeProto]) -> Iterator[NodeProto]:
+def _graphs_of(node: NodeProto) -> Iterator[GraphProto]:
+    for entry in node.attribute:
+        if entry.type == AttributeProto.GRAPH:
+            yield entry.g
+        yield from entry.graphs
+
+
+def _with_inner(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     for node in nodes:
         yield node
-        for entry in node.attribute:
-            if entry.type == AttributeProto.GRAPH:
-                yield from _with_inner(list(entry.g.node))
+        for graph in _graphs_of(node):
+            yield from _with_inner(graph.node)
+
+
+def _last(values: Iterator[str]) -> str:
+    last = ""
+    for last in values:  # noqa: B007  the last one is what is asked for
+        pass
+    return last

@@ -174,6 +174,40 @@ def refused_operator(graph: Graph) -> onnx.ModelProto:
     return graph.model(graph.node("DFT", ["x"], "y"))
 
 
+def matmul_behind_a_transposition(graph: Graph) -> onnx.ModelProto:
+    """Stored (outputs, inputs) and turned: the output channels are axis 0 of what is dequantized."""
+    weight = graph.node("Transpose", [graph.weight("w", (6, 8), axis=1)], "turned", perm=[1, 0])
+    return graph.model(graph.node("MatMul", [graph.pair("x", "x.dq"), weight], "product"))
+
+
+def constant_of_a_refused_type(graph: Graph) -> onnx.ModelProto:
+    values = numpy_helper.from_array(np.ones(3, np.complex64))  # which both refuse; float64 only TensorRT
+    return graph.model(graph.node("Cast", [graph.node("Constant", [], "k", value=values)], "y", to=FLOAT))
+
+
+def empty_scale(graph: Graph) -> onnx.ModelProto:
+    graph.constant("none", np.zeros(0, np.float32))
+    value = graph.node("QuantizeLinear", ["x", "none", graph.constant("z", np.int8(0))], "q")
+    value = graph.node("DequantizeLinear", [value, "none", "z"], "dq")
+    return graph.model(graph.conv(value, graph.weight("w", (4, 4, 3, 3)), "conv"))
+
+
+def unequal_pair(graph: Graph) -> onnx.ModelProto:
+    quantized = graph.node("QuantizeLinear", ["x", graph.constant("a", np.float32(0.1)), "z"], "q")
+    graph.constant("z", np.int8(0))
+    value = graph.node("DequantizeLinear", [quantized, graph.constant("b", np.float32(0.3)), "z"], "dq")
+    return graph.model(graph.conv(value, graph.weight("w", (4, 4, 3, 3)), "conv"))
+
+
+def quantize_without_scale(graph: Graph) -> onnx.ModelProto:
+    return graph.model(graph.node("QuantizeLinear", ["x"], "q"))
+
+
+def circle(graph: Graph) -> onnx.ModelProto:
+    graph.node("Reshape", ["b"], "a")
+    return graph.model(graph.node("Conv", [graph.node("Reshape", ["a"], "b"), "a"], "conv"))
+
+
 BROKEN: dict[Callable[[Graph], onnx.ModelProto], tuple[str, str]] = {
     uint8_pair: ("quantized-type", "x.dq"),
     affine: ("zero-point", "x.dq"),
@@ -191,6 +225,12 @@ BROKEN: dict[Callable[[Graph], onnx.ModelProto], tuple[str, str]] = {
     pair_behind_pair: ("surplus-pair", "b.q"),
     pair_twice: ("surplus-pair", "b.q"),
     pair_for_nothing: ("idle-pair", "x.dq"),
+    matmul_behind_a_transposition: ("weight-axis", "w"),
+    constant_of_a_refused_type: ("element-type", "k"),
+    empty_scale: ("scale", "q"),
+    unequal_pair: ("pair", "dq"),
+    quantize_without_scale: ("structure", "q"),
+    circle: ("structure", "b"),
     unlisted_operator: ("operator", "y"),
     refused_operator: ("operator", "y"),
 }
@@ -246,3 +286,71 @@ def test_errors_come_first_and_are_told_from_warnings() -> None:
     findings = lint(graph.model(graph.node("Softmax", [value], "y")), load_rules("tensorrt"))
     assert [finding.severity for finding in findings] == ["error", "error", "warning"]
     assert len(errors_of(findings)) == 2
+
+
+def test_a_float64_constant_is_an_error_for_tensorrt() -> None:
+    graph = Graph()
+    constant = graph.node("Constant", [], "k", value=numpy_helper.from_array(np.ones(3)))
+    model = graph.model(graph.node("Add", ["x", graph.node("Cast", [constant], "cast", to=FLOAT)], "y"))
+    assert [(f.rule, f.node) for f in lint(model, load_rules("tensorrt"))] == [("element-type", "k")]
+
+
+def test_a_turned_weight_with_scales_on_its_output_channels_passes() -> None:
+    graph = Graph()
+    weight = graph.node("Transpose", [graph.weight("w", (6, 8), axis=0)], "turned", perm=[1, 0])
+    model = graph.model(graph.node("MatMul", [graph.pair("x", "x.dq"), weight], "product"))
+    assert rules_found(model) == set()
+
+
+@pytest.mark.parametrize("holder", ["If", "Loop"])
+def test_pairs_inside_a_branch_or_body_are_checked_with_constants_of_the_outer_graph(holder: str) -> None:
+    graph = Graph()
+    graph.constant("s", np.float32(0.1))
+    graph.constant("z", np.uint8(0))
+    pair = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["iq"], name="iq"),
+        helper.make_node("DequantizeLinear", ["iq", "s", "z"], ["idq"], name="idq"),
+        helper.make_node("Relu", ["idq"], ["t"], name="inner"),
+    ]
+    inner = helper.make_graph(pair, "inner", [], [helper.make_tensor_value_info("t", FLOAT, None)])
+    other = helper.make_graph([helper.make_node("Relu", ["x"], ["t"])], "else", [], [])
+    graphs = {"then_branch": inner, "else_branch": other} if holder == "If" else {"body": inner}
+    found = lint(graph.model(graph.node(holder, ["x"], "y", **graphs)), load_rules("tensorrt"))
+    errors = {(finding.rule, finding.node) for finding in errors_of(found)}
+    assert errors == {("quantized-type", "iq"), ("quantized-type", "idq")}
+
+
+def with_external_data(folder: Path) -> Path:
+    graph = Graph()
+    model = graph.model(graph.conv(graph.pair("x", "x.dq"), graph.weight("w", (4, 4, 3, 3)), "conv"))
+    onnx.save(model, folder / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
+    return folder / "m.onnx"
+
+
+def test_external_data_is_read_and_its_absence_is_a_usage_error(tmp_path: Path) -> None:
+    path = with_external_data(tmp_path)
+    assert lint(path, load_rules("tensorrt")) == ()
+    with pytest.raises(UsageError, match="lie in a file that is not loaded"):
+        lint(onnx.load(path, load_external_data=False), load_rules("tensorrt"))
+    (tmp_path / "m.bin").unlink()
+    with pytest.raises(UsageError, match=r"cannot be read as an ONNX model: .*m\.bin"):
+        lint(path, load_rules("tensorrt"))
+
+
+def test_external_data_outside_the_folder_is_a_usage_error(tmp_path: Path) -> None:
+    path = with_external_data(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "../m.bin" if entry.key == "location" else entry.value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match="cannot be read as an ONNX model"):
+        lint(path, load_rules("tensorrt"))
+
+
+def test_an_empty_file_and_rules_outside_the_folder_are_usage_errors(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+    with pytest.raises(UsageError, match="there is no graph"):
+        lint(tmp_path / "empty.onnx", load_rules("tensorrt"))
+    with pytest.raises(UsageError, match="no lint rules"):
+        load_rules("../lint_rules/tensorrt")
