@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from deploykit import manifest as layout
 from deploykit._plan import failed_path, replaceable
 from deploykit._staging import finish, list_files
@@ -46,7 +48,7 @@ def build(
     Returns:
         The built artifact; its manifest's `parent` is the fingerprint of the one it was built from.
     Raises:
-        UsageError: there is nothing to build, or an option is unknown.
+        UsageError: there is nothing to build, or an option is unknown or not for the device.
         ArtifactError: the artifact is damaged, or the output folder is something else.
         DeviceError, MissingDependencyError: no device, driver or vendor library here.
         ConversionError: the vendor's builder refused.
@@ -77,6 +79,7 @@ def build(
 
 def _built(parent: Artifact, target: Target, folder: Path, options: Mapping[str, Any] | None) -> tuple[Artifact, str]:
     merged = target.parse_options({**parent.manifest.options, **(options or {})})
+    target.check_options(merged, target.capabilities().devices[parent.manifest.device])
     conversion: Conversion = target.build(parent, folder, merged)
     shutil.copyfile(parent.path / layout.GOLDEN_NAME, folder / layout.GOLDEN_NAME)
     manifest = replace(
@@ -86,6 +89,7 @@ def _built(parent: Artifact, target: Target, folder: Path, options: Mapping[str,
         files=list_files(folder),
         achieved=conversion.achieved,
         tool_versions={**parent.manifest.tool_versions, **conversion.tool_versions},
+        options=msgspec.to_builtins(merged),
         build=None,
         parent=parent.fingerprint,
         metadata={**parent.manifest.metadata, **conversion.metadata},
@@ -122,5 +126,5 @@ def _parity(parent: Artifact, artifact: Artifact, target: Target) -> ParityRepor
         samples=count,
         data="golden samples of the parent artifact",
         host=this_host(),
-        notes=(_NOTE,),
+        notes=(_NOTE, *parent.manifest.metadata.get("notes", ())),
     )

@@ -132,9 +132,10 @@ def _capture(
 
     found, inputs, data = open_model(model, example_inputs, calibration)
     if data is None and plan.precision.is_static:
+        instead = f' choose "{plan.gates.instead}",' if plan.gates.instead else ""
         raise CalibrationError(
             f"{plan.precision} fixes activation ranges at export, and there is no data to take them from",
-            hint='pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable), choose "int8-dynamic",'
+            hint=f"pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable),{instead}"
             ' or say calibration="synthetic" for made-up ranges',
         )
     return capture(found, example_inputs=inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes), data

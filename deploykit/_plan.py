@@ -79,11 +79,13 @@ def make_plan(
     include, exclude = (_patterns(name, given) for name, given in zip(("include", "exclude"), patterns, strict=True))
     resolved.target.check_precision(wanted, resolved.device)
     resolved.target.check_installed(export=True)
+    parsed = resolved.target.parse_options(options)
+    resolved.target.check_options(parsed, resolved.device)
     return Plan(
         resolved=resolved,
         precision=wanted,
         method=method,
-        options=resolved.target.parse_options(options),
+        options=parsed,
         include=include,
         exclude=exclude,
         output=_output(output, model, target, wanted),

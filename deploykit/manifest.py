@@ -7,8 +7,9 @@ converter logs) is therefore kept in records beside it (`profile.json`, `convert
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -68,12 +69,17 @@ class PendingBuild:
     """What is still to be done on the device before the artifact runs there.
 
     Attributes:
-        command: the exact command.
+        command: the exact command, as typed in the artifact's folder.
         reason: why it could not be done here.
     """
 
     command: str
     reason: str
+
+    def command_for(self, artifact: PurePath) -> str:
+        """The command as it is typed from anywhere: the manifest is identity, and cannot know where it lies."""
+        words = self.command.split(" ")
+        return " ".join(shlex.quote(str(artifact)) if word == "." else word for word in words)
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,24 @@ class Target(ABC):
         except msgspec.ValidationError as error:
             raise UsageError(f"bad option value: {error}", hint=listed) from error
 
+    def check_options(self, options: Any, device: Device) -> None:
+        """Refuse values that the device cannot take; override where the type of an option does not say it all.
+
+        Args:
+            options: the toolchain's options dataclass.
+        Raises:
+            UsageError: names the option, the device and what is allowed.
+        """
+        del options, device  # any value of the right type will do
+
+    def check_runnable(self, artifact: Artifact) -> None:
+        """Refuse early where a package for running `artifact` is missing; override where that depends on its build.
+
+        Raises:
+            MissingDependencyError: with the command that installs it.
+        """
+        self.check_installed(export=False)
+
     # -- steps ----------------------------------------------------------------------------------------------
 
     def convert(self, job: ConversionJob) -> Conversion:
@@ -284,10 +302,12 @@ class Target(ABC):
         """
         build = artifact.manifest.build
         if build is not None:
-            raise DeviceError(f"{artifact.path.name} is not runnable yet: {build.reason}", hint=build.command)
+            raise DeviceError(
+                f"{artifact.path.name} is not runnable yet: {build.reason}", hint=build.command_for(artifact.path)
+            )
         if not artifact.entry.is_file():
             raise ArtifactError(f"{artifact.entry} is gone; was the artifact moved?", hint="deploykit.load(new path)")
-        self.check_installed(export=False)
+        self.check_runnable(artifact)
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS):
             raise UsageError(f"threads must be a whole number from 1 to {_MAX_THREADS}, not {threads!r}")
         return self._open(artifact, threads or this_host().cores)

@@ -60,13 +60,17 @@ def published(artifact: Artifact) -> Answer:
     """The answer of a command that made `artifact`."""
     from deploykit.manifest import FAILED
 
-    here = Path.cwd()
-    name = artifact.path.relative_to(here) if artifact.path.is_relative_to(here) else artifact.path
     if artifact.status == FAILED:
         failures = artifact.parity.failures if artifact.parity else ()
         for failure in failures or ("it missed a placement or performance gate",):
             note(f"the artifact is marked failed: {failure}")
-    return Answer(artifact.summary(), [comparison_table([column(str(name), artifact)])])
+    return Answer(artifact.summary(), [comparison_table([column(str(shown_path(artifact)), artifact)])])
+
+
+def shown_path(artifact: Artifact) -> Path:
+    """Where an artifact lies, from the current folder where it is below it."""
+    here = Path.cwd()
+    return artifact.path.relative_to(here) if artifact.path.is_relative_to(here) else artifact.path
 
 
 def record(one: Column) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def export(
     _search_current_folder()
 
     from deploykit._export import export as run_export
-    from deploykit.cli.commands.compare import published
+    from deploykit.cli.commands.compare import published, shown_path
 
     artifact = run_export(
         model,
@@ -103,7 +103,13 @@ def export(
         output=output,
         cache_dir=cache_dir,
     )
-    return published(artifact)
+    answer = published(artifact)
+    build = artifact.manifest.build
+    if build is None:
+        return answer
+    command = build.command_for(shown_path(artifact))
+    page = [*answer.page, f"to finish it on {artifact.manifest.device}: {command}\n  because {build.reason}"]
+    return replace(answer, document={**answer.document, "build_command": command}, page=page)
 
 
 def _check_calibration(calibration: str | None) -> None:

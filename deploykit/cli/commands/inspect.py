@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli.output import Answer
@@ -37,7 +38,7 @@ def _page(name: str, found: Artifact) -> Iterator[RenderableType]:
     manifest = found.manifest
     yield _head(name, found)
     if manifest.build is not None:
-        yield f"to build on the device: {manifest.build.command}\n  because {manifest.build.reason}"
+        yield f"to build on the device: {manifest.build.command_for(PurePath(name))}\n  because {manifest.build.reason}"
     yield from _achieved(manifest)
     if manifest.parity is not None:
         yield from _parity(manifest.parity)

@@ -1,8 +1,10 @@
 """`deploykit build`: an artifact that is finished on its device."""
 
+import numpy
 import pytest
 
 from deploykit.artifact import load
+from deploykit.errors import UsageError
 from deploykit.manifest import PendingBuild
 
 
@@ -46,6 +48,29 @@ def test_a_device_that_computes_something_else(cli, pending):
 def test_refusals(cli, pending, arguments, code, words):
     result = cli("build", *arguments)
     assert result.code == code and words in result.err and "Traceback" not in result.err
+
+
+def test_the_command_is_shown_with_the_artifact_s_own_path(cli, pending):
+    page = cli("inspect", "pending")
+    assert "deploykit build pending" in page.out
+    numpy.savez(pending.path.with_name("x.npz"), x=numpy.ones((1, 4), numpy.float32))
+    refused = cli("run", "pending", "-i", "x.npz", "-o", "y.npz")
+    assert refused.code == 10 and f"deploykit build {pending.path}" in refused.err
+
+
+def test_options_are_checked_against_the_device_and_recorded(cli, toy, pending, monkeypatch):
+    def check(self, options, device):
+        if options.gain > 5:
+            raise UsageError(f"gain={options.gain}: {device.name} has up to 5")
+
+    monkeypatch.setattr(toy.ToyTarget, "check_options", check)
+    refused = cli("build", "pending", "--option", "gain=7", "--no-profile")
+    assert refused.code == 2 and "toy-board has up to 5" in refused.err
+    assert not pending.path.with_name("pending-built").exists()
+    assert cli("build", "pending", "--option", "gain=1", "--no-profile").code == 0
+    assert load("pending-built").manifest.options["gain"] == 1.0
+    refused = cli("export", "m:f", "--target", "toy-board", "--option", "gain=7")
+    assert refused.code == 2 and "toy-board has up to 5" in refused.err
 
 
 def test_only_an_artifact_is_replaced_and_never_the_one_that_is_built(cli, pending):

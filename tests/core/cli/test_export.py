@@ -7,6 +7,7 @@ import pytest
 
 from deploykit import _export
 from deploykit.errors import DeploykitError
+from deploykit.manifest import PendingBuild
 from deploykit.parity import DEFAULT_TOLERANCES, Tolerance
 from deploykit.precision import Precision
 
@@ -91,6 +92,17 @@ def test_the_answer_is_the_artifact(cli, artifact, monkeypatch):
     assert page.code == 0 and "verified" in page.out and "34.5 dB" in page.out and "art" in page.out
     document = cli("export", "m:f", "--json").document
     assert document["status"] == "verified" and document["path"] == str(artifact.path)
+
+
+def test_what_is_left_to_do_on_the_device_is_said(cli, toy, artifact, monkeypatch):
+    build = PendingBuild("deploykit build .", "only the device can")
+    pending = toy.write_artifact(artifact.path.with_name("my model"), build=build, status="needs device build")
+    monkeypatch.setattr(_export, "export", lambda *_, **__: pending)
+    page = cli("export", "m:f").out
+    assert "deploykit build 'my model'" in page and "because only the device can" in page
+    document = cli("export", "m:f", "--json").document
+    assert document["build_command"] == "deploykit build 'my model'"
+    assert document["build"]["command"] == "deploykit build .", "the manifest does not know where it lies"
 
 
 def test_a_failed_artifact_that_was_asked_for_is_pointed_out(cli, toy, artifact, monkeypatch):
