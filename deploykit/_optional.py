@@ -11,9 +11,12 @@ import importlib.metadata
 import importlib.util
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 from deploykit.errors import MissingDependencyError
+
+_NATIVE = frozenset({".so", ".pyd", ".dll", ".dylib"})
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,13 @@ class Requirement:
         module: import name, such as `onnxruntime`.
         distribution: name on the package index, where it differs from `module`.
         how: to get it, where the package index does not have it.
+        api: a name that the real package defines, where the index has an empty one of the same name.
     """
 
     module: str
     distribution: str = ""
     how: str = ""
+    api: str = ""
 
     @property
     def project(self) -> str:
@@ -42,7 +47,12 @@ class Requirement:
         A folder of that name somewhere on the path is not the package: Python would import it as an empty one.
         """
         spec = importlib.util.find_spec(self.module)
-        return spec is not None and spec.origin is not None
+        return spec is not None and spec.origin is not None and (not self.api or _defines(Path(spec.origin), self.api))
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether something of that name is installed that has nothing in it: a package without its API, or no code."""
+        return bool(self.api) and not self.installed and (self.version is not None or _is_found(self.module))
 
     @property
     def version(self) -> str | None:
@@ -51,6 +61,22 @@ class Requirement:
             return importlib.metadata.version(self.project)
         except importlib.metadata.PackageNotFoundError:
             return None
+
+
+def _is_found(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
+
+
+def _defines(origin: Path, name: str) -> bool:
+    """Whether a module is native code, brings native code, or has `name` in its source; nothing is imported."""
+    if origin.suffix != ".py":
+        return True
+    files = (origin,) if origin.name != "__init__.py" else origin.parent.rglob("*")
+    return any(
+        file.suffix in _NATIVE or (file.suffix == ".py" and name in file.read_text(encoding="utf-8", errors="replace"))
+        for file in files
+    )
 
 
 @dataclass(frozen=True)

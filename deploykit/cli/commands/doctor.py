@@ -11,7 +11,7 @@ import platform
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deploykit._version import __version__
 from deploykit.cli.output import Answer
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Package:
-    """A package of an extra; `version` is None where it is not installed."""
+    """A package of an extra; `version` is None where it is not installed, and `note` says what is there instead."""
 
     name: str
     version: str | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,22 @@ def _extras(target: Target) -> Iterable[Extra]:
         ("export", own.export_requires, own.export_extra),
         ("run", own.runtime_requires, own.runtime_extra),
     ):
-        packages = tuple(Package(requirement.project, _version(requirement)) for requirement in requires)
+        packages = tuple(
+            Package(requirement.project, _version(requirement), _note(requirement)) for requirement in requires
+        )
         complete = all(requirement.installed for requirement in requires)
         yield Extra(target.name, purpose, packages, complete, registry.command_for(requires, extra, own.distribution))
 
 
 def _version(requirement: Requirement) -> str | None:
     return (requirement.version or "unknown version") if requirement.installed else None
+
+
+def _note(requirement: Requirement) -> str:
+    if not requirement.is_placeholder:
+        return ""
+    found = " ".join(filter(None, (requirement.project, requirement.version)))
+    return f"what is installed as {found} is an empty placeholder without {requirement.api}: pip uninstall it"
 
 
 def _tools(target: Target) -> Iterable[Tool]:
@@ -164,5 +174,9 @@ def _page(
         yield "nothing that is registered is broken"
 
 
-def _package_list(packages: Iterable[Any]) -> str:
-    return ", ".join(f"{one.name} {one.version or 'MISSING'}" for one in packages) or "none needed"
+def _package_list(packages: Iterable[Package]) -> str:
+    return ", ".join(_package(one) for one in packages) or "none needed"
+
+
+def _package(one: Package) -> str:
+    return f"{one.name} {one.version or 'MISSING'}" + (f" ({one.note})" if one.note else "")

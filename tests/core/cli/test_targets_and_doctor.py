@@ -1,11 +1,13 @@
 """`deploykit targets` and `deploykit doctor`: what there is, what is missing and how to get it, what is broken."""
 
 import importlib.metadata
+from dataclasses import replace
 
 import pytest
 
 import deploykit
 from deploykit._calibration import GROUP
+from deploykit._optional import Requirement
 from deploykit.cli.commands.targets import install, installed
 from deploykit.registry import TargetInfo
 
@@ -65,13 +67,49 @@ def test_doctor_document(cli, toy, service):
     assert extras["absent", "export"] == {
         "toolchain": "absent",
         "purpose": "export",
-        "packages": [{"name": "no-such-module", "version": None}],
+        "packages": [{"name": "no-such-module", "version": None, "note": ""}],
         "complete": False,
         "command": 'pip install "toy-plugin[absent]"',
     }
     assert extras["toy", "run"]["complete"]
     tools = {one["command"]: one for one in document["tools"]}
     assert tools["sh"]["installed"] and not tools["no-such-program-of-toy"]["installed"]
+
+
+@pytest.mark.parametrize("source", [None, "", "VERSION = 1"], ids=["no code at all", "an empty package", "no API"])
+def test_doctor_does_not_take_a_placeholder_for_the_package(cli, toy, service, monkeypatch, tmp_path, source):
+    """A made-up distribution of the name that the package index has a placeholder of."""
+    info = tmp_path / "migraphx-0.0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: migraphx\nVersion: 0.0.1\n")
+    if source is not None:
+        (tmp_path / "migraphx").mkdir()
+        (tmp_path / "migraphx" / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    wanted = Requirement("migraphx", api="parse_onnx")
+    monkeypatch.setattr(toy.AbsentTarget, "capabilities", _with(toy.AbsentTarget.capabilities, wanted))
+    result = cli("doctor")
+    assert "migraphx MISSING (what is installed as migraphx 0.0.1 is an empty placeholder" in result.out
+    extras = {(one["toolchain"], one["purpose"]): one for one in cli("doctor", "--json").document["extras"]}
+    assert extras["absent", "run"]["packages"][0]["version"] is None and not extras["absent", "run"]["complete"]
+
+
+def _with(capabilities, requirement):
+    return lambda self: replace(capabilities(self), runtime_requires=(requirement,))
+
+
+@pytest.mark.parametrize(
+    "file", ["migraphx.so", "migraphx/core.cpython-312-x86_64-linux-gnu.so", "migraphx/__init__.py"]
+)
+def test_the_real_package_is_known_by_its_api_or_native_code(monkeypatch, tmp_path, file):
+    """Files as ROCm installs them, without content: nothing is imported."""
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    (path.parent / "__init__.py").touch()
+    path.write_text("def parse_onnx(): ..." if path.suffix == ".py" else "")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = Requirement("migraphx", api="parse_onnx")
+    assert found.installed and not found.is_placeholder
 
 
 def test_doctor_finds_what_is_broken(cli, toy, service, install):
