@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import struct
 import sys
+import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,11 +31,21 @@ _SAFETENSORS_DTYPES = {
 }
 
 
+# What `recipe.json` holds: read by the programs without looking again.
+_RECIPE_KEYS = {"model": str, "device": str, "arch": str, "precision": str, "inputs": list, "outputs": list}
+# Where the recipe has none of its own: what two kernels that compute the same may differ by, as in `artifact.py`.
+_TOLERANCE = {"min_sqnr_db": 30.0}
+# Set by deploykit, which runs this program in a child process: end when stdin does.
+LIFELINE = "DEPLOYKIT_LIFELINE"
+GATE_MISSED = 6
+"""Exit code: all is built, and the golden outputs are not reproduced."""
+
+
 class RecipeError(Exception):
     """A step that cannot be done.
 
     Args:
-        code: exit code: 2 usage, 3 package missing, 4 build refused, 9 damaged file, 10 no device.
+        code: exit code: 2 usage, 3 package missing, 4 build refused, 8 not on the device, 9 damaged file, 10 no device.
         hint: what to do next.
     """
 
@@ -44,13 +56,40 @@ class RecipeError(Exception):
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """Read `recipe.json`: what the artifact is, for which device, and the options of its build."""
+    """Read `recipe.json`: what the artifact is, for which device, and the options of its build.
+
+    Raises:
+        RecipeError: code 9; it is not there, not JSON, or lacks what a recipe has.
+    """
     try:
         recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         message = f"recipe.json beside this program cannot be read: {error}"
         raise RecipeError(9, message, "copy the artifact again") from error
+    wrong = _wrong_in(recipe)
+    if wrong:
+        raise RecipeError(9, f"recipe.json beside this program is damaged: {wrong}", "copy the artifact again")
     return recipe
+
+
+def _wrong_in(recipe: Any) -> str:
+    if not isinstance(recipe, dict):
+        return f"it holds {json.dumps(recipe)[:40]}, not an object"
+    absent = [key for key, kind in _RECIPE_KEYS.items() if not isinstance(recipe.get(key), kind)]
+    if absent:
+        return f"{', '.join(absent)} missing or of the wrong kind"
+    if not all(isinstance(recipe.get(key, {}), dict) for key in ("options", "tolerance")):
+        return "options or tolerance of the wrong kind"
+    if not isinstance(recipe.get("options", {}).get("shapes", []), list):
+        return "options of the wrong kind"
+    if not isinstance(recipe.get("tolerance", _TOLERANCE).get("min_sqnr_db"), (int, float)):
+        return "tolerance without min_sqnr_db"
+    specs = recipe["inputs"] + recipe["outputs"]
+    if not all(isinstance(spec, dict) and {"name", "shape", "dtype"} <= set(spec) for spec in specs):
+        return "an input or output without name, shape and dtype"
+    if not all(isinstance(spec.get("example"), list) for spec in recipe["inputs"]):
+        return "an input without its example's shape"
+    return ""
 
 
 def read_golden(folder: Path, recipe: dict[str, Any]) -> tuple[Any, ...]:
@@ -58,11 +97,35 @@ def read_golden(folder: Path, recipe: dict[str, Any]) -> tuple[Any, ...]:
 
     Returns:
         Two lists of dicts of arrays, inputs and expected outputs by name; both empty where there is no file yet.
+    Raises:
+        RecipeError: code 9; the file is damaged, or not of this recipe.
     """
     path = folder / "golden.safetensors"
     if not path.is_file():
         return [], []
-    tensors = read_safetensors(path)
+    try:
+        return _golden_samples(read_safetensors(path), recipe)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+        message = f"golden.safetensors is damaged: {type(error).__name__}: {error}"
+        raise RecipeError(9, message, "copy the artifact again") from error
+
+
+def golden_of(options: Any, recipe: dict[str, Any]) -> tuple[Any, ...]:
+    """The golden samples that a build is proved on; none where `--no-golden` says that somebody else does it.
+
+    Raises:
+        RecipeError: code 9; there are none, so that nothing would be proved, or they are damaged.
+    """
+    if options.no_golden:
+        return [], []
+    samples = read_golden(options.artifact, recipe)
+    if not samples[0]:
+        message = f"there is no golden data in {options.artifact} to prove the build on"
+        raise RecipeError(9, message, "copy the artifact again, with golden.safetensors")
+    return samples
+
+
+def _golden_samples(tensors: dict[str, Any], recipe: dict[str, Any]) -> tuple[Any, ...]:
     count = len({name.split(".", 2)[1] for name in tensors})
 
     def sample(kind: str, index: int) -> dict[str, Any]:
@@ -88,19 +151,36 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def compare(expected: list[Any], got: list[Any]) -> dict[str, Any]:
-    """SQNR in dB and largest absolute difference per output, over all samples."""
-    found = {}
-    for name in expected[0]:
-        pairs = [(np.float64(a[name]), np.float64(b[name])) for a, b in zip(expected, got)]  # noqa: B905  (Python 3.8 has no strict=)
-        signal = sum(float(np.sum(a * a)) for a, _ in pairs)
-        noise = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
-        largest = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs)
-        found[name] = {"sqnr_db": _decibel(signal, noise), "max_abs": largest}
-    return found
+    """SQNR in dB and largest absolute difference per output, over all samples, as `deploykit build` has them."""
+    return {name: _compared([(a[name], b[name]) for a, b in zip(expected, got)]) for name in expected[0]}  # noqa: B905  (Python 3.8 has no strict=)
+
+
+def _compared(pairs: list[Any]) -> dict[str, Any]:
+    sums = [_sums(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
+    signal, noise = sum(one[0] for one in sums), sum(one[1] for one in sums)
+    decibel = _decibel(signal, noise)
+    if all(np.size(a) and np.all(np.isnan(a)) for a, _ in pairs):  # agreeing on NaN everywhere proves nothing
+        decibel = -200.0
+    largest = max(one[2] for one in sums)
+    return {"sqnr_db": decibel, "max_abs": largest if np.isfinite(largest) else float(np.finfo(np.float64).max)}
+
+
+@np.errstate(over="ignore")  # what overflows is no finite noise, and fails
+def _sums(reference: Any, got: Any) -> tuple[Any, ...]:
+    """Signal, noise and largest difference; infinite where shapes or what is not finite differ."""
+    if reference.shape != got.shape:
+        return 0.0, np.inf, np.inf
+    both = np.isfinite(reference) & np.isfinite(got)
+    same = (reference == got) | (np.isnan(reference) & np.isnan(got))  # equal infinities are masks, and no difference
+    if not np.all(both | same):
+        return 0.0, np.inf, np.inf
+    reference, difference = reference[both], reference[both] - got[both]
+    largest = float(np.max(np.abs(difference), initial=0.0))
+    return float(np.sum(reference**2)), float(np.sum(difference**2)), largest
 
 
 def _decibel(signal: float, noise: float) -> float:
-    if not np.isfinite(noise):
+    if not np.isfinite(signal + noise):
         return -200.0
     if noise <= 0.0:
         return 200.0
@@ -114,13 +194,21 @@ def percentiles(milliseconds: list[Any]) -> dict[str, Any]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one."""
+    """Write a file so that a crash leaves the old one or the new one.
+
+    Raises:
+        RecipeError: code 9; no permission, or no space.
+    """
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror or error}"
+        raise RecipeError(9, message, "check space and permissions, or choose another --out") from error
 
 
 # -- serving ------------------------------------------------------------------------------------------------
@@ -196,14 +284,40 @@ def parser_of(description: str, add_help: bool = True) -> argparse.ArgumentParse
     parser.add_argument("--out", type=Path, help="folder for what is built; by default the artifact's own")
     parser.add_argument("--probe", action="store_true", help="only say what is installed here")
     parser.add_argument("--serve", action="store_true", help="open what was built and answer frames on stdin")
-    parser.add_argument("--runs", type=int, default=100, help="measured runs; 0 measures nothing")
+    parser.add_argument("--runs", type=at_least(0), default=100, help="measured runs; 0 measures nothing")
+    parser.add_argument("--no-golden", action="store_true", help="do not run the golden data: the caller does it")
     return parser
+
+
+def at_least(least: int) -> Any:
+    """A type for argparse: a whole number that is not below `least`."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        return value
+
+    number.__name__ = "whole number"  # argparse puts it into its message
+    return number
+
+
+def folder_for_output(options: Any) -> Path:
+    """The folder that takes what is built.
+
+    Raises:
+        RecipeError: code 2; it is not there.
+    """
+    out: Path = options.out or options.artifact
+    if not out.is_dir():
+        raise RecipeError(2, f"--out {out} is not a folder", "make it first")
+    return out
 
 
 def add_shape_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     """The options of dynamic shapes; `defaults` are those that the artifact was exported with."""
     batch = "largest size of a dynamic axis 0 that --shape does not name"
-    parser.add_argument("--max-batch", type=int, default=defaults.get("max_batch", 8), help=batch)
+    parser.add_argument("--max-batch", type=at_least(1), default=str(defaults.get("max_batch", 8)), help=batch)
     ranges = (
         "smallest, usual and largest shape of an input with dynamic axes, as in x=1x3x224x224:4x3x224x224:8x3x224x224"
     )
@@ -220,13 +334,31 @@ def shape_ranges(recipe: dict[str, Any], options: Any) -> dict[str, Any]:
     Raises:
         RecipeError: `--shape` is malformed, names no input, or contradicts the model's fixed sizes.
     """
-    inputs = {spec["name"]: spec for spec in recipe["inputs"]}
-    found = {name: _default_range(spec, options.max_batch) for name, spec in inputs.items()}
-    for text in options.shape:
-        name, shapes = _parse_shape(text)
-        if name not in inputs:
-            raise RecipeError(2, f"--shape {text}: there is no input {name!r}", f"inputs: {', '.join(inputs)}")
-        _check_range(text, inputs[name], shapes)
+    found = {spec["name"]: _default_range(spec, options.max_batch) for spec in recipe["inputs"]}
+    return {**found, **given_ranges(recipe["inputs"], options.shape)}
+
+
+def given_ranges(inputs: list[Any], texts: Any) -> dict[str, Any]:
+    """The ranges that `--shape` gives, by input name.
+
+    Args:
+        inputs: with name and shape each; a dynamic axis is a string.
+        texts: `NAME=MIN:OPT:MAX` each; the last of an input wins.
+    Raises:
+        RecipeError: malformed, of no input, of an input that has no dynamic axis, or outside its fixed sizes.
+    """
+    known = {spec["name"]: spec for spec in inputs}
+    dynamic = [name for name, spec in known.items() if any(isinstance(size, str) for size in spec["shape"])]
+    hint = f"inputs with dynamic axes: {', '.join(dynamic) or 'none'}"
+    found = {}
+    for text in texts:
+        name, shapes = parse_shape(text)
+        if name not in known:
+            raise RecipeError(2, f"--shape {text}: there is no input {name!r}", f"inputs: {', '.join(known)}; {hint}")
+        if name not in dynamic:
+            message = f"--shape {text}: {name} has no dynamic axis, its shape is always {known[name]['shape']}"
+            raise RecipeError(2, message, hint)
+        _check_range(text, known[name], shapes)
         found[name] = shapes
     return found
 
@@ -241,7 +373,7 @@ def _default_range(spec: dict[str, Any], max_batch: int) -> tuple[Any, ...]:
     return tuple(low), usual, tuple(high)
 
 
-def _parse_shape(text: str) -> tuple[Any, ...]:
+def parse_shape(text: str) -> tuple[Any, ...]:
     """`x=1x3x8x8:4x3x8x8:8x3x8x8` -> ("x", ((1, 3, 8, 8), (4, 3, 8, 8), (8, 3, 8, 8)))."""
     name, _, ranges = text.partition("=")
     try:
@@ -276,7 +408,17 @@ def run_program(main: Any, arguments: Any) -> int:
         return failure.code
     if report is not None:
         print(json.dumps(report))
-    return 0
+    return _gate(report or {})
+
+
+def _gate(report: dict[str, Any]) -> int:
+    """Fail closed: what was built computes something else than the artifact says."""
+    failures = report.get("golden", {}).get("failures")
+    if not failures:
+        return 0
+    sys.stderr.write("error: the device computes something else than the reference: {}\n".format("; ".join(failures)))
+    sys.stderr.write("  -> do not use what was built here; the library may have chosen kernels of lower precision\n")
+    return GATE_MISSED
 
 
 def run_cli(main: Any, parse: Any) -> int:
@@ -286,17 +428,37 @@ def run_cli(main: Any, parse: Any) -> int:
         main: takes the parsed options, returns the report.
         parse: takes arguments and the options of `recipe.json`.
     """
+    if os.environ.get(LIFELINE):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     arguments = sys.argv[1:]
     folder = parser_of("", add_help=False).parse_known_args(arguments)[0].artifact
     try:
-        known = read_recipe(folder)["options"]
+        known = read_recipe(folder).get("options", {})
     except RecipeError:
         known = {}
     return run_program(main, parse(arguments, known))
 
 
+def _end_with_parent() -> None:
+    """Wait for the end of stdin, whose other end deploykit holds open as long as it lives; then end this process."""
+    while os.read(0, 1):
+        continue
+    os.kill(os.getpid(), signal.SIGTERM)  # not sys.exit: the main thread is inside a vendor's library
+
+
 def check_golden(engine: Any, inputs: list[Any], outputs: list[Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    """Run the golden inputs and compare with the golden outputs."""
+    """Run the golden inputs and compare with the golden outputs.
+
+    Returns:
+        SQNR and largest difference per output, and under `failures` what is outside the recipe's tolerance.
+    """
     if not inputs:
         return {}
-    return {"outputs": compare(outputs, [engine.run(feeds) for feeds in inputs]), "samples": len(inputs)}
+    found = compare(outputs, [engine.run(feeds) for feeds in inputs])
+    least = {**_TOLERANCE, **recipe.get("tolerance", {})}["min_sqnr_db"]
+    failures = [
+        f"SQNR of {name} is {figures['sqnr_db']:.1f} dB, below {least:g} dB"
+        for name, figures in found.items()
+        if not figures["sqnr_db"] >= least
+    ]
+    return {"outputs": found, "samples": len(inputs), "failures": failures}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from deploykit._optional import versions
 from deploykit.achieved import Achieved, LayerAchieved
+from deploykit.artifact import golden_tolerance
 from deploykit.errors import DeviceError, MissingDependencyError
 from deploykit.estimate import TRAFFIC
 from deploykit.manifest import PendingBuild
@@ -27,21 +28,26 @@ if TYPE_CHECKING:
 
 MODEL, RECIPE, TABLE, REPORT = "model.onnx", "recipe.json", "calibration.safetensors", "build.json"
 COMMAND = "deploykit build ."
+# ONNX operators that multiply and accumulate, as they are written into the names of nodes: `linear.matmul_1`.
+_MULTIPLIES = frozenset({"conv", "convtranspose", "einsum", "gemm", "matmul"})
 
 
-def portable(job: ConversionJob, made: Explicit, program: ModuleType, options: Mapping[str, Any]) -> Conversion:
+def portable(
+    job: ConversionJob, made: Explicit, program: ModuleType, options: Mapping[str, Any], notes: Sequence[str] = ()
+) -> Conversion:
     """Write ONNX file, calibration table and recipe into the job's folder.
 
     Args:
         made: the lowered and linted model.
         program: module of the toolchain's recipe; it is copied, with `board.py`.
         options: of the build, as the recipe's command line takes them.
+        notes: what a reader of recipe, manifest or parity report must know of this file on this device.
     """
     (job.folder / MODEL).write_bytes(made.model.SerializeToString(deterministic=True))
     for module in (program, board):
         source = Path(str(module.__file__))
         shutil.copyfile(source, job.folder / source.name)
-    _write_recipe(job.folder, _recipe(job, options))
+    _write_recipe(job.folder, _recipe(job, options, notes))
     if job.table is not None:
         cast("CalibrationTable", job.table).save(job.folder / TABLE)
         (job.folder / TABLE).chmod(0o644)  # on the board another user reads it
@@ -53,18 +59,22 @@ def portable(job: ConversionJob, made: Explicit, program: ModuleType, options: M
         simulation=made.lowered.simulation,
         build=PendingBuild(COMMAND, _reason(job, name)),
         log=made.lowered.log,
-        metadata=_metadata(made),
+        metadata={**_metadata(made), **_noted(notes)},
     )
 
 
 def _reason(job: ConversionJob, program: str) -> str:
     return (
-        f"{job.device.toolchain} compiles on the GPU that it runs on; run the command in the artifact's folder on"
-        f" {job.device.name} (without deploykit there: python3 {program})"
+        f"{job.device.toolchain} compiles on the GPU that it runs on: build it on {job.device.name}"
+        f" (without deploykit there: python3 {program} in the artifact's folder)"
     )
 
 
-def _recipe(job: ConversionJob, options: Mapping[str, Any]) -> dict[str, Any]:
+def _noted(notes: Sequence[str]) -> dict[str, Any]:
+    return {"notes": list(notes)} if notes else {}
+
+
+def _recipe(job: ConversionJob, options: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
     examples = [list(example.shape) for example in job.captured.example_inputs]
     return {
         "model": MODEL,
@@ -76,6 +86,8 @@ def _recipe(job: ConversionJob, options: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "outputs": [_spec(spec) for spec in job.captured.outputs],
         "options": dict(options),
+        "tolerance": {"min_sqnr_db": golden_tolerance(job.precision).min_sqnr_db},
+        **_noted(notes),
     }
 
 
@@ -146,23 +158,23 @@ def build_here(
         return conversion
     if here["arch"] != job.device.arch:
         return conversion
-    command = ["--runs", "0", *arguments]
+    command = ["--runs", "0", "--no-golden", *arguments]  # the pipeline makes and runs golden data, later
     report = run_recipe(job.folder / program, command, python=python, toolchain=toolchain)
-    for name in (REPORT, "timing.cache"):
-        (job.folder / name).unlink(missing_ok=True)
+    (job.folder / REPORT).unlink(missing_ok=True)  # it holds times: a record, not identity
     return replace(_finished(conversion, entry, toolchain, report), build=None)
 
 
 def _finished(conversion: Conversion, entry: str, toolchain: str, report: Mapping[str, Any]) -> Conversion:
     layers = report.get("layers", [])
-    facts = {key: report[key] for key in ("device", "arch", toolchain)}
+    runtime = report.get("runtime", toolchain)  # what runs it need not be the toolchain's own library
+    facts = {key: report[key] for key in ("device", "arch", runtime)}
     devices = {name: sum(layer["device"] == name for layer in layers) for name in ("gpu", "dla")}
     return replace(
         conversion,
         entry=entry,
         build=None,
         achieved=achieved_of(conversion.achieved, layers, source=report["layers_source"]),
-        tool_versions={**conversion.tool_versions, toolchain: report[toolchain]},
+        tool_versions={**conversion.tool_versions, runtime: report[runtime]},
         log=conversion.log + report["log"],
         metadata={**conversion.metadata, "built_on": {**facts, "layers_by_device": devices}},
     )
@@ -178,9 +190,33 @@ def achieved_of(planned: Achieved, layers: Sequence[Mapping[str, Any]], *, sourc
     """
     if not layers:
         return planned
-    executed = {node.split(".", maxsplit=1)[0]: str(layer["precision"]) for layer in layers for node in layer["nodes"]}
-    found = (_executed(layer, executed.get(layer.name)) for layer in planned.layers)
+    deciding = _deciding(layers)
+    found = (_executed(layer, _precision_of(layer, deciding.get(layer.name))) for layer in planned.layers)
     return Achieved.count(planned.requested, found, source=source)
+
+
+def _deciding(layers: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The built layer that says what a captured layer computes in, by the captured layer's name.
+
+    Of several it is the one that multiplies: `linear` is the name of the Add behind `linear.matmul_1`, and of a Gemm.
+    """
+    best: dict[str, tuple[tuple[bool, ...], Mapping[str, Any]]] = {}
+    for layer in layers:
+        role = layer.get("role")
+        for node in layer["nodes"]:
+            name, _, step = node.partition(".")
+            rank = (role != "moves", step.partition("_")[0] in _MULTIPLIES, role == "multiplies")
+            if name not in best or rank > best[name][0]:
+                best[name] = rank, layer
+    return {name: layer for name, (_, layer) in best.items()}
+
+
+def _precision_of(planned: LayerAchieved, deciding: Mapping[str, Any] | None) -> str | None:
+    """None where the built program does not say it: what moves values is no evidence of how they were multiplied."""
+    if deciding is None or (planned.macs and deciding.get("role") == "moves"):
+        return None
+    precision = str(deciding["precision"])
+    return None if precision == "unknown" else precision
 
 
 def _executed(layer: LayerAchieved, precision: str | None) -> LayerAchieved:

@@ -7,18 +7,26 @@ Before the build, parity comes from ONNX Runtime on the CPU (`reference`) and th
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from deploykit._optional import Requirement
+from deploykit.devices import Device
+from deploykit.errors import MissingDependencyError, UsageError
 from deploykit.estimate import estimate
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import DEFAULT_EFFORT, Effort, Profile
-from deploykit.target import Target, Validation
+from deploykit.target import Conversion, Target, Validation
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from deploykit.artifact import Artifact
+    from deploykit.findings import Finding
     from deploykit.parity import ParityReport
     from deploykit.session import Session
+    from deploykit.tensors import TensorSpec
 
 UNBUILT_NOTE = "statically checked and numerically referenced, not compiled or run on the device"
 
@@ -33,13 +41,27 @@ class BuiltOnDevice(Target):
     program: ClassVar[str]
 
     @abstractmethod
-    def interpreter(self) -> str | None:
-        """A Python on this machine that has the vendor's bindings; None where there is none."""
+    def interpreter(self, artifact: Artifact | None = None) -> str | None:
+        """A Python on this machine that has the vendor's bindings; None where there is none.
+
+        Args:
+            artifact: a built one, where what it runs in depends on its build.
+        """
 
     def check_installed(self, *, export: bool) -> None:
         """See `Target.check_installed`; boards have the bindings in the system's Python, which counts too."""
         if export or self.interpreter() is None:
             super().check_installed(export=export)
+
+    def check_runnable(self, artifact: Artifact) -> None:
+        """See `Target.check_runnable`; a build of one runtime does not need the packages of another."""
+        if self.interpreter(artifact) is None:
+            super().check_installed(export=False)
+
+    def check_options(self, options: Any, device: Device) -> None:
+        """See `Target.check_options`: what all recipes have, `max_batch` and the form of `shapes`."""
+        at_least_1("max_batch", options.max_batch)
+        check_shapes(options.shapes)
 
     def evidence(self, artifact: Artifact) -> Evidence:
         """A built artifact runs on its device; another one only in a reference runtime."""
@@ -59,7 +81,10 @@ class BuiltOnDevice(Target):
         report = super().validate(artifact, validation)
         if artifact.manifest.build is None:
             return report
-        return replace(report, notes=(*report.notes, UNBUILT_NOTE, artifact.manifest.metadata["lint"]["verdict"]))
+        return replace(
+            report,
+            notes=(*report.notes, UNBUILT_NOTE, artifact.manifest.metadata["lint"]["verdict"], *notes_of(artifact)),
+        )
 
     def profile(
         self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT
@@ -69,9 +94,62 @@ class BuiltOnDevice(Target):
             return estimate(artifact, self.capabilities().devices[artifact.manifest.device], baseline=baseline)
         from deploykit_targets._recipe.session import measure
 
-        return measure(artifact, self.program, self.interpreter(), effort, baseline)
+        return measure(artifact, self.program, self.interpreter(artifact), effort, baseline)
+
+    def _lint(self, path: Path) -> tuple[Finding, ...]:
+        """See `Target.lint`: any ONNX file against the rules of the toolchain's parser and its explicit quantization."""
+        if not Requirement("onnx").installed:
+            raise MissingDependencyError("onnx", extra=self.capabilities().export_extra, purpose="check an ONNX file")
+        from deploykit_targets._onnx.lint import lint, load_rules
+
+        return lint(path, load_rules(self.name))
 
     def _open(self, artifact: Artifact, threads: int) -> Session:
         from deploykit_targets._recipe.session import RecipeSession
 
-        return RecipeSession(artifact, self.program, self.interpreter())
+        return RecipeSession(artifact, self.program, self.interpreter(artifact))
+
+    def _build(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
+        check_shapes(options.shapes, artifact.inputs)
+        return self._build_here(artifact, folder, options)
+
+    @abstractmethod
+    def _build_here(self, artifact: Artifact, folder: Path, options: Any) -> Conversion: ...
+
+
+def notes_of(artifact: Artifact) -> Sequence[str]:
+    """What the conversion wants said beside the figures."""
+    notes: Sequence[str] = artifact.manifest.metadata.get("notes", ())
+    return notes
+
+
+def at_least_1(name: str, value: int | None) -> None:
+    """Refuse a size below 1.
+
+    Raises:
+        UsageError: names the option.
+    """
+    if value is not None and value < 1:
+        raise UsageError(f"{name}={value}: it must be 1 or more")
+
+
+def check_shapes(shapes: Sequence[str], inputs: Sequence[TensorSpec] | None = None) -> None:
+    """Refuse what the recipe would refuse on the device, or would ignore.
+
+    Args:
+        shapes: as in the options: `NAME=MIN:OPT:MAX`.
+        inputs: of the model; None where they are not known yet, and only the form is checked.
+    Raises:
+        UsageError: malformed, of no input, of an input without dynamic axes, or outside its fixed sizes.
+    """
+    from deploykit_targets._recipe import board  # needs NumPy, which listing targets must not load
+
+    try:
+        if inputs is None:
+            for text in shapes:
+                board.parse_shape(text)
+        else:
+            specs = [{"name": spec.name, "shape": list(spec.shape)} for spec in inputs]
+            board.given_ranges(specs, shapes)
+    except board.RecipeError as error:
+        raise UsageError(str(error), hint=error.hint or None) from error

@@ -7,9 +7,10 @@
 
 Needs MIGraphX's Python bindings (ROCm) or an ONNX Runtime with its MIGraphX provider, and NumPy; Python 3.8 is enough.
 Precision is in the ONNX file: float16 tensors, q/dq nodes; bfloat16, which MIGraphX's parser does not read, is made by
-MIGraphX itself. A provider that silently falls back to the CPU is an error here.
+MIGraphX itself. A provider that silently falls back to the CPU, or does not do what it was asked, is an error here.
 
-Writes `model.mxr` (or the provider's cache folder) and `build.json` (the report).
+Writes `model.mxr` (or the provider's cache folder) and `build.json` (the report). Exit codes: 2 usage, 3 package
+missing, 4 refused by MIGraphX, 6 outputs differ from the golden data, 8 not on the GPU, 9 damaged file, 10 no device.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ RecipeError = board.RecipeError
 
 PROGRAM_FILE, CACHE, REPORT = "model.mxr", "cache", "build.json"
 PROVIDER = "MIGraphXExecutionProvider"
+# What ONNX Runtime's provider must be told for a precision that is not in the file. float16 tensors and q/dq nodes
+# are: its int8 and fp8 switches would quantize once more, from a table (onnxruntime/core/providers/migraphx/
+# migraphx_execution_provider.cc at 03c125006fc8).
+PROVIDER_SWITCHES = {"bf16": "migraphx_bf16_enable"}
+_ALL_SWITCHES = tuple(f"migraphx_{precision}_enable" for precision in ("fp16", "bf16", "fp8", "int8"))
 WARM_UP = 10
 _NODES = "/sys/class/kfd/kfd/topology/nodes"
 
@@ -91,7 +97,7 @@ def compile_program(migraphx: Any, recipe: dict[str, Any], options: Any) -> Any:
         RecipeError: MIGraphX refused; carries its message.
     """
     try:
-        program = migraphx.parse_onnx(str(options.artifact / recipe["model"]), **_shapes(migraphx, recipe, options))
+        program = migraphx.parse_onnx(str(model_file(recipe, options)), **_shapes(migraphx, recipe, options))
         if recipe["precision"] == "bf16":
             migraphx.quantize_bf16(program)
         target = migraphx.get_target("gpu")
@@ -99,6 +105,18 @@ def compile_program(migraphx: Any, recipe: dict[str, Any], options: Any) -> Any:
     except RuntimeError as error:
         raise RecipeError(4, f"MIGraphX refuses the model: {error}") from error
     return program
+
+
+def model_file(recipe: dict[str, Any], options: Any) -> Path:
+    """The artifact's ONNX file.
+
+    Raises:
+        RecipeError: code 9; it is gone.
+    """
+    path: Path = options.artifact / recipe["model"]
+    if not path.is_file():
+        raise RecipeError(9, f"{recipe['model']} is not beside this program", "copy the artifact again")
+    return path
 
 
 def _shapes(migraphx: Any, recipe: dict[str, Any], options: Any) -> dict[str, Any]:
@@ -149,7 +167,7 @@ class Provider:
     """The model in ONNX Runtime with the MIGraphX provider.
 
     Raises:
-        RecipeError: code 8 where ONNX Runtime would run it on the CPU instead.
+        RecipeError: code 8 where ONNX Runtime would run it on the CPU, or in another precision; 4 where it refuses.
     """
 
     def __init__(self, ort: Any, recipe: dict[str, Any], options: Any, cache: Path) -> None:
@@ -157,13 +175,12 @@ class Provider:
         settings = {"device_id": "0", "migraphx_model_cache_dir": str(cache)}
         if options.exhaustive_tune:
             settings["migraphx_exhaustive_tune"] = "1"
+        switch = PROVIDER_SWITCHES.get(recipe["precision"])
+        if switch:
+            settings[switch] = "1"
         self._names = [spec["name"] for spec in recipe["outputs"]]
-        model = str(options.artifact / recipe["model"])
-        self._session = ort.InferenceSession(model, providers=[(PROVIDER, settings)])
-        active = self._session.get_providers()
-        if PROVIDER not in active:  # the list of *available* providers says nothing
-            message = f"ONNX Runtime runs the model on {', '.join(active)}, not on {PROVIDER}"
-            raise RecipeError(8, message, "install onnxruntime-migraphx for this ROCm, or use --runtime migraphx")
+        self._session = open_session(ort, model_file(recipe, options), settings)
+        check_active(self._session, switch)
 
     def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
         """Run once, from host arrays to host arrays."""
@@ -172,6 +189,44 @@ class Provider:
     def profile(self, feeds: dict[str, Any], runs: int) -> dict[str, Any]:
         """Time whole runs on the host's clock."""
         return timed(self, feeds, runs, "one node holds the whole graph, so there is no time per layer")
+
+
+def open_session(ort: Any, model: Path, settings: dict[str, str]) -> Any:
+    """A session of the provider; one that does not know a setting refuses it, and is not tried without.
+
+    Raises:
+        RecipeError: code 4; carries what ONNX Runtime says.
+    """
+    try:
+        return ort.InferenceSession(str(model), providers=[(PROVIDER, settings)], enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's errors have no base of their own
+        hint = "install a newer onnxruntime-migraphx for this ROCm, or use --runtime migraphx"
+        raise RecipeError(4, f"ONNX Runtime's {PROVIDER} refuses the model or a setting: {error}", hint) from error
+
+
+def check_active(session: Any, switch: str | None) -> None:
+    """Refuse a session that does not run where, or in what, it was asked to.
+
+    Args:
+        session: as opened.
+        switch: of the precision; no other may be on. `ORT_MIGRAPHX_*` variables win over settings, and a provider
+            for an older ROCm takes the bfloat16 switch and turns it off; the session's own settings show both.
+    Raises:
+        RecipeError: code 8.
+    """
+    active = session.get_providers()
+    if PROVIDER not in active:  # the list of *available* providers says nothing
+        message = f"ONNX Runtime runs the model on {', '.join(active)}, not on {PROVIDER}"
+        raise RecipeError(8, message, "install onnxruntime-migraphx for this ROCm, or use --runtime migraphx")
+    reported = session.get_provider_options().get(PROVIDER)
+    if reported is None:  # nothing is said: what was asked for was taken, unknown settings are refused
+        return
+    on = [name for name in _ALL_SWITCHES if str(reported.get(name, "0")).lower() in ("1", "true")]
+    if on != ([switch] if switch else []):
+        message = (
+            f"{PROVIDER} runs with {', '.join(on) or 'no precision switch'}; the artifact needs {switch or 'none'}"
+        )
+        raise RecipeError(8, message, "unset ORT_MIGRAPHX_*; bfloat16 needs ROCm 6.4.2, or use --runtime migraphx")
 
 
 def timed(engine: Any, feeds: dict[str, Any], runs: int, note: str) -> dict[str, Any]:
@@ -201,7 +256,7 @@ def timed(engine: Any, feeds: dict[str, Any], runs: int, note: str) -> dict[str,
 def probe(options: Any) -> dict[str, Any]:
     """What is here: driver, GPU, MIGraphX. Never crashes: the driver's files are looked at first."""
     gpu = find_gpu()
-    return {**gpu, "migraphx": version_of(import_runtime(options)), "python": sys.executable}
+    return {**gpu, **runtime_facts(import_runtime(options), options), "python": sys.executable}
 
 
 def import_runtime(options: Any) -> Any:
@@ -215,18 +270,29 @@ def import_runtime(options: Any) -> Any:
     return onnxruntime
 
 
-def version_of(module: Any) -> str:
-    """The version of MIGraphX or ONNX Runtime, as far as the module says it."""
-    return str(getattr(module, "__version__", "unknown"))
+def runtime_facts(module: Any, options: Any) -> dict[str, Any]:
+    """Which runtime it is, and its version under its own name, as far as the module says it."""
+    return {"runtime": options.runtime, options.runtime: str(getattr(module, "__version__", "unknown"))}
 
 
 def open_engine(recipe: dict[str, Any], options: Any, folder: Path) -> Any:
-    """What was built into `folder`."""
+    """What was built into `folder`.
+
+    Raises:
+        RecipeError: code 9 where nothing was built, 10 where MIGraphX refuses what was.
+    """
     find_gpu()
     runtime = import_runtime(options)
     if options.runtime == "onnxruntime":
         return Provider(runtime, recipe, options, folder / CACHE)
-    return Program(runtime, runtime.load(str(folder / PROGRAM_FILE)), recipe)
+    if not (folder / PROGRAM_FILE).is_file():
+        raise RecipeError(9, f"there is no {PROGRAM_FILE} in {folder}", "build it first, or copy the artifact again")
+    try:
+        program = runtime.load(str(folder / PROGRAM_FILE))
+    except RuntimeError as error:
+        hint = "build it again here: programs belong to one GPU and one MIGraphX"
+        raise RecipeError(10, f"MIGraphX refuses {PROGRAM_FILE}: {error}", hint) from error
+    return Program(runtime, program, recipe)
 
 
 def main(options: Any) -> Any:
@@ -237,17 +303,20 @@ def main(options: Any) -> Any:
         board.serve(lambda: open_engine(board.read_recipe(options.artifact), options, options.artifact))
         return None
     recipe = board.read_recipe(options.artifact)
-    out = options.out or options.artifact
+    check_options(recipe, options)
+    out = board.folder_for_output(options)
+    inputs, outputs = board.golden_of(options, recipe)  # before a compilation of an hour
+    model_file(recipe, options)
     gpu = find_gpu()
-    runtime = import_runtime(options)
     check_device(recipe, gpu, options)
+    runtime = import_runtime(options)
     start = time.time()
     if options.runtime == "migraphx":
         program = compile_program(runtime, recipe, options)
         runtime.save(program, str(out / PROGRAM_FILE))
     engine = open_engine(recipe, options, out)
-    inputs, outputs = board.read_golden(options.artifact, recipe)
-    report = {"build_seconds": round(time.time() - start, 1), **gpu, "migraphx": version_of(runtime)}
+    report = {"build_seconds": round(time.time() - start, 1), **gpu, **runtime_facts(runtime, options)}
+    report["notes"] = recipe.get("notes", [])
     if options.runtime == "migraphx":
         report["program_sha256"] = hashlib.sha256((out / PROGRAM_FILE).read_bytes()).hexdigest()
     report["layers"], report["layers_source"] = [], "the ONNX file; MIGraphX does not say it per node"
@@ -256,6 +325,18 @@ def main(options: Any) -> Any:
         report["profile"] = engine.profile(inputs[0], options.runs)
     board.write_whole(out / REPORT, json.dumps(report, indent=1).encode())
     return report
+
+
+def check_options(recipe: dict[str, Any], options: Any) -> None:
+    """Refuse what would be ignored.
+
+    Raises:
+        RecipeError: code 2.
+    """
+    board.given_ranges(recipe["inputs"], options.shape)
+    if options.fast_math and options.runtime == "onnxruntime":
+        message = "ONNX Runtime's MIGraphX provider always turns --fast-math off"
+        raise RecipeError(2, message, "pass --no-fast-math, or --runtime migraphx")
 
 
 def check_device(recipe: dict[str, Any], gpu: dict[str, Any], options: Any) -> None:
@@ -273,8 +354,11 @@ def parse(arguments: list[str], recipe_options: dict[str, Any]) -> argparse.Name
     )
     board.add_shape_options(command, recipe_options)
     tune, fast = recipe_options.get("exhaustive_tune", False), recipe_options.get("fast_math", False)
-    command.add_argument("--exhaustive-tune", action="store_true", default=tune)
-    command.add_argument("--fast-math", action="store_true", default=fast)
+    for name, default in (("exhaustive-tune", tune), ("fast-math", fast)):
+        command.add_argument(f"--{name}", action="store_true", default=default)
+        command.add_argument(
+            f"--no-{name}", action="store_false", dest=name.replace("-", "_"), help="over the recipe's"
+        )
     command.add_argument("--any-device", action="store_true", help="compile although the GPU is another one")
     return command.parse_args(arguments)
 

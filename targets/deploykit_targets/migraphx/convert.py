@@ -12,8 +12,8 @@ from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets._recipe.portable import MODEL, build_from, build_here, portable
 from deploykit_targets.migraphx import build_model
 from deploykit_targets.migraphx.build_model import PROGRAM_FILE
-from deploykit_targets.migraphx.scheme import OPSET, scheme_of
-from deploykit_targets.migraphx.session import PROGRAM, interpreter
+from deploykit_targets.migraphx.scheme import OPSET, notes_of, scheme_of
+from deploykit_targets.migraphx.session import MIGRAPHX, PROGRAM, interpreter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,8 +33,9 @@ def convert(job: ConversionJob) -> Conversion:
     rules = load_rules("migraphx")
     typed = job.precision is not Precision.BF16
     made = lower_explicit(job, scheme_of(job.device), rules, opset=OPSET, typed=typed)
-    conversion = portable(job, made, build_model, asdict(job.options))
-    return build_here(job, conversion, PROGRAM, entry_of(job.options), arguments_of(job.options), interpreter())
+    conversion = portable(job, made, build_model, asdict(job.options), notes_of(job.precision, job.device))
+    python = interpreter(job.options.runtime)
+    return build_here(job, conversion, PROGRAM, entry_of(job.options), arguments_of(job.options), python)
 
 
 def build(artifact: Artifact, folder: Path, options: MigraphxOptions) -> Conversion:
@@ -53,18 +54,18 @@ def build(artifact: Artifact, folder: Path, options: MigraphxOptions) -> Convers
         entry_of(options),
         arguments=arguments_of(options),
         options=asdict(options),
-        python=interpreter(),
+        python=interpreter(options.runtime),
     )
 
 
 def entry_of(options: MigraphxOptions) -> str:
     """What the runtime opens: the compiled program, or the ONNX file beside its cache."""
-    return PROGRAM_FILE if options.runtime == "migraphx" else MODEL
+    return PROGRAM_FILE if options.runtime == MIGRAPHX else MODEL
 
 
 def arguments_of(options: MigraphxOptions) -> list[str]:
     """Options as the recipe's command line takes them."""
-    flags = {"--exhaustive-tune": options.exhaustive_tune, "--fast-math": options.fast_math}
-    chosen = [flag for flag, wanted in flags.items() if wanted]
+    flags = {"exhaustive-tune": options.exhaustive_tune, "fast-math": options.fast_math}
+    chosen = [f"--{flag}" if wanted else f"--no-{flag}" for flag, wanted in flags.items()]  # over those of the export
     shapes = [part for shape in options.shapes for part in ("--shape", shape)]
     return ["--runtime", options.runtime, "--max-batch", str(options.max_batch), *shapes, *chosen]

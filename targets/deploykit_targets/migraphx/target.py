@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from deploykit._optional import Requirement
-from deploykit.devices import load_devices
+from deploykit.devices import Device, load_devices
+from deploykit.errors import MissingDependencyError, UsageError
 from deploykit.precision import Evidence, Precision
 from deploykit.target import Capabilities, Conversion, ConversionJob
-from deploykit_targets._recipe.target import BuiltOnDevice
+from deploykit_targets._recipe.target import BuiltOnDevice, check_shapes
 from deploykit_targets.migraphx import session
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
+
+_RUNTIMES = (session.MIGRAPHX, session.ONNXRUNTIME)
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,11 @@ class MigraphxOptions:
     Attributes:
         runtime: `migraphx` (a compiled .mxr file), or `onnxruntime` (its MIGraphX provider with a cache folder).
         exhaustive_tune: try every kernel; compiles for much longer.
-        fast_math: approximate exp, tanh and the like.
+        fast_math: approximate exp, tanh and the like; not with `onnxruntime`, whose provider always turns it off.
         max_batch: largest batch of a dynamic batch axis.
         shapes: `NAME=MIN:OPT:MAX` for inputs with other dynamic axes, such as `ids=1x8:1x64:1x512`.
+
+    `onnxruntime` compiles for each shape as it comes, and needs no ranges.
     """
 
     runtime: Literal["migraphx", "onnxruntime"] = "migraphx"
@@ -57,21 +62,50 @@ class MigraphxTarget(BuiltOnDevice):
             runtime_extra="migraphx-build",
             export_requires=(Requirement("torch"), Requirement("onnx"), Requirement("onnxruntime")),
             runtime_requires=(
-                Requirement("migraphx", how="sudo apt-get install migraphx, from AMD's ROCm repository"),
+                Requirement(
+                    "migraphx", how="sudo apt-get install migraphx, from AMD's ROCm repository", api="parse_onnx"
+                ),
             ),
             evidence=Evidence.REFERENCE,
         )
 
-    def interpreter(self) -> str | None:
+    def check_options(self, options: Any, device: Device) -> None:
+        """See `Target.check_options`."""
+        super().check_options(options, device)
+        if options.runtime not in _RUNTIMES:
+            raise UsageError(f"runtime={options.runtime!r}: it is one of {', '.join(_RUNTIMES)}")
+        if options.fast_math and options.runtime == session.ONNXRUNTIME:
+            message = "fast_math=true: ONNX Runtime's MIGraphX provider always turns it off"
+            raise UsageError(message, hint="leave fast_math out, or runtime=migraphx")
+
+    def check_runnable(self, artifact: Artifact) -> None:
+        """See `Target.check_runnable`; what ONNX Runtime's provider runs needs no bindings of MIGraphX."""
+        if _runtime_of(artifact) == session.MIGRAPHX:
+            super().check_runnable(artifact)
+            return
+        here = Requirement("onnxruntime")
+        if self.interpreter(artifact) is None and not here.installed:
+            command = "pip install onnxruntime-migraphx, for this ROCm"
+            raise MissingDependencyError(
+                "onnxruntime", extra="migraphx-build", purpose="run this artifact", command=command
+            )
+
+    def interpreter(self, artifact: Artifact | None = None) -> str | None:
         """See `BuiltOnDevice.interpreter`."""
-        return session.interpreter()
+        return session.interpreter(session.MIGRAPHX if artifact is None else _runtime_of(artifact))
 
     def _convert(self, job: ConversionJob) -> Conversion:
+        check_shapes(job.options.shapes, job.captured.inputs)
         from deploykit_targets.migraphx.convert import convert
 
         return convert(job)
 
-    def _build(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
+    def _build_here(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
         from deploykit_targets.migraphx.convert import build
 
         return build(artifact, folder, options)
+
+
+def _runtime_of(artifact: Artifact) -> str:
+    """What a built artifact runs in: ONNX Runtime opens the ONNX file, MIGraphX its own program."""
+    return session.ONNXRUNTIME if artifact.entry.suffix == ".onnx" else session.MIGRAPHX

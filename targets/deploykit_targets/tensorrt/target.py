@@ -11,14 +11,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from deploykit._optional import Requirement
-from deploykit.devices import load_devices
+from deploykit.devices import Device, load_devices
+from deploykit.errors import UsageError
 from deploykit.precision import Evidence, Precision
 from deploykit.target import Capabilities, Conversion, ConversionJob
-from deploykit_targets._recipe.target import BuiltOnDevice
+from deploykit_targets._recipe.target import BuiltOnDevice, at_least_1, check_shapes
 from deploykit_targets.tensorrt import session
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
+
+_HIGHEST_LEVEL = 5
+_HARDWARE = ("none", "ampere+", "same-sm")
+_AMPERE = 80
+"""NVIDIA's developer guide, "Hardware Compatibility": Ampere and later, and neither on DRIVE OS nor on JetPack."""
+# The first TensorRT (major, minor) that has an option: recordings of the bindings (tests/targets/tensorrt/api_surface)
+# and NVIDIA's release notes of 8.6. same-sm is absent from 10.3 and present in 10.16: it is refused where it is known
+# to be absent, and the recipe looks at the real bindings.
+_SINCE = {
+    "optimization_level": (8, 6),
+    "version_compatible": (8, 6),
+    "hardware=ampere+": (8, 6),
+    "hardware=same-sm": (10, 4),
+}
 
 
 @dataclass(frozen=True)
@@ -73,16 +88,82 @@ class TensorRtTarget(BuiltOnDevice):
             evidence=Evidence.REFERENCE,
         )
 
-    def interpreter(self) -> str | None:
+    def check_options(self, options: Any, device: Device) -> None:
+        """See `Target.check_options`: against what the device's silicon and its TensorRT have."""
+        super().check_options(options, device)
+        at_least_1("workspace_mib", options.workspace_mib)
+        _check_level(options.optimization_level)
+        _check_dla(options.dla, device)
+        _check_hardware(options.hardware, device)
+        _check_version(options, device)
+
+    def interpreter(self, artifact: Artifact | None = None) -> str | None:
         """See `BuiltOnDevice.interpreter`."""
         return session.interpreter()
 
     def _convert(self, job: ConversionJob) -> Conversion:
+        check_shapes(job.options.shapes, job.captured.inputs)
         from deploykit_targets.tensorrt.convert import convert
 
         return convert(job)
 
-    def _build(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
+    def _build_here(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
         from deploykit_targets.tensorrt.convert import build
 
         return build(artifact, folder, options)
+
+
+def _check_level(level: int | None) -> None:
+    if level is not None and not 0 <= level <= _HIGHEST_LEVEL:
+        raise UsageError(f"optimization_level={level}: it is from 0 (quick build) to {_HIGHEST_LEVEL} (slow build)")
+
+
+def _check_dla(core: int | None, device: Device) -> None:
+    if core is None:
+        return
+    cores = int(device.extra.get("dla_cores", 0))
+    if not cores:
+        raise UsageError(f"dla={core}: {device.name} has no DLA", hint="leave dla out: the GPU runs the model")
+    if not 0 <= core < cores:
+        allowed = " or ".join(f"dla={index}" for index in range(cores))
+        raise UsageError(f"dla={core}: {device.name} has {cores} DLA cores", hint=allowed)
+
+
+def _check_hardware(hardware: str, device: Device) -> None:
+    if hardware not in _HARDWARE:
+        raise UsageError(f"hardware={hardware!r}: it is one of {', '.join(_HARDWARE)}")
+    if hardware != "ampere+":
+        return
+    if int(device.arch.removeprefix("sm_")) < _AMPERE:
+        message = f"hardware=ampere+: {device.name} ({device.arch}) is older than Ampere (sm_{_AMPERE})"
+        raise UsageError(message, hint=_allowed_hardware(device))
+    if "jetpack" in device.extra:
+        message = f"hardware=ampere+: {device.name} runs JetPack, where TensorRT has no such engines"
+        raise UsageError(message, hint=_allowed_hardware(device))
+
+
+def _check_version(options: TensorRtOptions, device: Device) -> None:
+    """Refuse what came after the TensorRT that the device is served by."""
+    wanted = {
+        "optimization_level": options.optimization_level is not None,
+        "version_compatible": options.version_compatible,
+        "hardware=ampere+": options.hardware == "ampere+",
+        "hardware=same-sm": options.hardware == "same-sm",
+    }
+    for name, since in _SINCE.items():
+        if wanted[name] and _tensorrt_of(device) < since:
+            lacking = f"{device.name} is served by TensorRT {device.extra['tensorrt']}, which does not have it"
+            hint = _allowed_hardware(device) if name.startswith("hardware") else f"leave {name} out"
+            raise UsageError(f"{name}: {lacking}", hint=hint)
+
+
+def _allowed_hardware(device: Device) -> str:
+    ampere = int(device.arch.removeprefix("sm_")) >= _AMPERE and "jetpack" not in device.extra
+    same = _tensorrt_of(device) >= _SINCE["hardware=same-sm"]
+    names = ["none", *(["ampere+"] if ampere else []), *(["same-sm"] if same else [])]
+    return f"allowed for {device.name}: hardware={' or hardware='.join(names)}"
+
+
+def _tensorrt_of(device: Device) -> tuple[int, int]:
+    major, minor = str(device.extra["tensorrt"]).split(".")[:2]
+    return int(major), int(minor)

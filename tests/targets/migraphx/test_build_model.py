@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import deploykit_targets.migraphx.build_model as recipe_program
+from deploykit.artifact import Golden, golden_bytes
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.board import RecipeError
 
@@ -82,12 +83,19 @@ class FakeMigraphx:
 class FakeOnnxRuntime:
     """Stands in for onnxruntime-migraphx: `active` is what a session says it runs on."""
 
-    def __init__(self, active: list[str]) -> None:
+    def __init__(self, active: list[str], effective: dict[str, str] | None = None, refuses: str = "") -> None:
         self.active, self.settings = active, {}
+        self._effective, self._refuses = effective or {}, refuses
 
-    def InferenceSession(self, path: str, providers: list[Any]) -> FakeOnnxRuntime:
+    def InferenceSession(self, path: str, providers: list[Any], enable_fallback: int) -> FakeOnnxRuntime:
         self.settings = dict(providers[0][1])
+        assert not enable_fallback, "ONNX Runtime would try again without the setting that it refuses"
+        if self._refuses in self.settings:
+            raise ValueError(f"Unknown provider option: {self._refuses}")
         return self
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        return {"MIGraphXExecutionProvider": {**self.settings, **self._effective}}
 
     def get_providers(self) -> list[str]:
         return self.active
@@ -97,6 +105,7 @@ class FakeOnnxRuntime:
 
 
 def options(folder: Path, *arguments: str) -> Any:
+    (folder / "model.onnx").touch()
     return recipe_program.parse(["--artifact", str(folder), *arguments], RECIPE["options"])
 
 
@@ -168,6 +177,61 @@ def test_the_provider_gets_a_cache_folder_and_no_int8_switch(tmp_path: Path) -> 
     assert set(provider.run(FEEDS)) == {"y"}
 
 
+GPU = ["MIGraphXExecutionProvider", "CPUExecutionProvider"]
+
+
+def provider(folder: Path, precision: str, runtime: FakeOnnxRuntime) -> Any:
+    return recipe_program.Provider(runtime, {**RECIPE, "precision": precision}, options(folder), folder / "cache")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
+def test_the_provider_is_asked_for_what_is_not_in_the_file(tmp_path: Path, precision: str) -> None:
+    runtime = FakeOnnxRuntime(GPU)
+    provider(tmp_path, precision, runtime)
+    asked = {name: value for name, value in runtime.settings.items() if name.endswith("_enable")}
+    assert asked == ({"migraphx_bf16_enable": "1"} if precision == "bf16" else {})
+
+
+def test_a_provider_that_does_not_know_bfloat16_is_a_refusal(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="Unknown provider option: migraphx_bf16_enable") as caught:
+        provider(tmp_path, "bf16", FakeOnnxRuntime(GPU, refuses="migraphx_bf16_enable"))
+    assert caught.value.code == 4 and "newer onnxruntime-migraphx" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("precision", "effective", "words"),
+    [
+        ("bf16", {"migraphx_bf16_enable": "0"}, "no precision switch"),  # what a ROCm before 6.4.2 does
+        ("fp32", {"migraphx_fp16_enable": "1"}, "migraphx_fp16_enable"),  # ORT_MIGRAPHX_FP16_ENABLE=1
+        ("int8", {"migraphx_int8_enable": "True"}, "migraphx_int8_enable"),
+    ],
+)
+def test_a_precision_other_than_asked_for_is_refused(
+    tmp_path: Path, precision: str, effective: dict[str, str], words: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"runs with {words}") as caught:
+        provider(tmp_path, precision, FakeOnnxRuntime(GPU, effective))
+    assert caught.value.code == 8 and "ORT_MIGRAPHX_" in caught.value.hint
+
+
+def test_fast_math_is_not_dropped_silently(tmp_path: Path) -> None:
+    given = options(tmp_path, "--runtime", "onnxruntime", "--fast-math")
+    with pytest.raises(RecipeError, match="always turns --fast-math off") as caught:
+        recipe_program.check_options(RECIPE, given)
+    assert caught.value.code == 2
+    exported = {**RECIPE["options"], "fast_math": True}
+    kept = recipe_program.parse(["--runtime", "onnxruntime", "--no-fast-math"], exported)
+    recipe_program.check_options(RECIPE, kept)
+
+
+def test_a_version_is_recorded_under_its_own_name(tmp_path: Path) -> None:
+    class Module:
+        __version__ = "1.31.1"
+
+    given = options(tmp_path, "--runtime", "onnxruntime")
+    assert recipe_program.runtime_facts(Module, given) == {"runtime": "onnxruntime", "onnxruntime": "1.31.1"}
+
+
 @pytest.mark.parametrize(
     ("version", "name"),
     [(90402, "gfx942"), (90010, "gfx90a"), (110000, "gfx1100"), (120001, "gfx1201"), (90008, "gfx908")],
@@ -207,12 +271,101 @@ def test_without_a_driver_the_program_says_so(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def artifact_folder(folder: Path) -> Path:
+def artifact_folder(folder: Path, recipe: Any = RECIPE) -> Path:
+    (folder / "model.onnx").touch()
+    sample = ({"x": FEEDS["x"]},), ({"y": 2 * FEEDS["x"]},)
+    (folder / "golden.safetensors").write_bytes(golden_bytes(Golden(*sample)))
     for module in (recipe_program, board):
         source = Path(str(module.__file__))
         (folder / source.name).write_text(source.read_text())
-    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    (folder / "recipe.json").write_text(json.dumps(recipe))
     return folder
+
+
+def run_program(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code, and what is said on both streams."""
+    command = [sys.executable, str(folder / "build_model.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "recipe", [[], {}, 3, None, {**RECIPE, "inputs": 3}, {**RECIPE, "inputs": [{}]}, {**RECIPE, "options": []}]
+)
+@pytest.mark.parametrize("mode", [(), ("--serve",)])
+def test_a_damaged_recipe_is_said_so(tmp_path: Path, recipe: Any, mode: tuple[str, ...]) -> None:
+    command = [sys.executable, str(artifact_folder(tmp_path, recipe) / "build_model.py"), *mode]
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    assert b"Traceback" not in done.stderr and b"recipe.json beside this program is damaged" in done.stdout
+    assert done.returncode == (0 if mode else 9), "a served engine answers with its error"
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"garbage", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[]"]
+)
+def test_without_golden_data_nothing_is_proved_and_nothing_is_built(tmp_path: Path, content: bytes | None) -> None:
+    folder = artifact_folder(tmp_path)
+    (folder / "golden.safetensors").unlink()
+    if content is not None:
+        (folder / "golden.safetensors").write_bytes(content)
+    code, said = run_program(folder)
+    assert code == 9 and "golden" in said and not (folder / "model.mxr").exists()
+
+
+def test_a_cut_golden_file_and_a_missing_model_are_damage(tmp_path: Path) -> None:
+    folder = artifact_folder(tmp_path)
+    whole = (folder / "golden.safetensors").read_bytes()
+    (folder / "golden.safetensors").write_bytes(whole[:-8])
+    assert run_program(folder)[0] == 9
+    (folder / "golden.safetensors").write_bytes(whole)
+    (folder / "model.onnx").unlink()
+    code, said = run_program(folder)
+    assert code == 9 and "model.onnx is not beside this program" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--runs", "-1"], "-1 is below 0"),
+        (["--max-batch", "0"], "0 is below 1"),
+        (["--runs", "many"], "invalid whole number value"),
+        (["--out", "/nowhere/at/all"], "is not a folder"),
+        (["--shape", "nope"], "is not NAME=MIN:OPT:MAX"),
+        (["--shape", "y=1x4:1x4:1x4"], "there is no input 'y'"),
+        (["--shape", "x=2x4:2x4:2x4"], "x has no dynamic axis"),
+        (["--runtime", "onnxruntime", "--fast-math"], "always turns --fast-math off"),
+        (["--frobnicate"], "unrecognized arguments"),
+    ],
+)
+def test_bad_arguments_are_usage_errors(tmp_path: Path, arguments: list[str], words: str) -> None:
+    code, said = run_program(artifact_folder(tmp_path), *arguments)
+    assert code == 2 and words in said
+
+
+class Session:
+    """Stands in for a compiled program: multiplies by a factor, 2 of which is right."""
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        return {"y": self._factor * feeds["x"]}
+
+
+@pytest.mark.parametrize(("factor", "code"), [(2.0, 0), (2.001, 0), (2.5, 6), (float("nan"), 6)])
+def test_alone_the_program_fails_closed_as_deploykit_build_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], factor: float, code: int
+) -> None:
+    """The GPU and MIGraphX are fakes; 30 dB is a relative error of 3 %."""
+    monkeypatch.setattr(recipe_program, "find_gpu", lambda: {"arch": "gfx942", "device": "fake"})
+    monkeypatch.setattr(recipe_program, "import_runtime", lambda _: FakeOnnxRuntime(GPU))
+    monkeypatch.setattr(recipe_program, "open_engine", lambda *_: Session(factor))
+    given = options(artifact_folder(tmp_path), "--runtime", "onnxruntime", "--runs", "0")
+    assert board.run_program(recipe_program.main, given) == code
+    captured = capsys.readouterr()
+    assert ("the device computes something else" in captured.err) == bool(code)
+    assert json.loads(captured.out)["golden"]["samples"] == 1, "the report is written in either case"
 
 
 @pytest.mark.skipif(not Path("/dev/kfd").exists(), reason="no AMD GPU driver: a real program needs the GPU and ROCm")

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import onnx
 import pytest
 
@@ -252,10 +251,8 @@ def test_shapes_of_what_is_no_dynamic_input_are_refused(tmp_path: Path) -> None:
         with pytest.raises(deploykit.UsageError, match=words):
             export(tmp_path / "never", "fp16", options={"shapes": [shapes]})
     ranges = {"shapes": ["x=1x3x32x32:4x3x32x32:16x3x32x32"]}
-    assert export(tmp_path / "a", "fp16", options=ranges, dynamic_batch=True, profile=False).manifest.options == {
-        **msgspec.to_builtins(toolchain("tensorrt").options_type()),
-        **ranges,
-    }
+    found = export(tmp_path / "a", "fp16", options=ranges, dynamic_batch=True, profile=False)
+    assert found.manifest.options["shapes"] == ranges["shapes"]
 
 
 def test_without_data_only_precisions_of_the_device_are_proposed(tmp_path: Path) -> None:
