@@ -8,6 +8,7 @@ nothing heavy at module level, because listing targets loads every plugin.
     convert(job)              captured model -> payload files in a staging folder
     build(artifact, ...)      what must be done on the device itself, where a toolchain has such a step
     open(artifact)            artifact -> Session
+    lint(path)                the toolchain's rules for a model file, whoever wrote it, where it has some
     validate(...)             parity chain with its gate        (one default for all, written over Session)
     profile(...)              measured or estimated speed       (one default for all, written over Session)
 """
@@ -27,6 +28,7 @@ from deploykit.achieved import Achieved
 from deploykit.devices import Device
 from deploykit.errors import ArtifactError, DeviceError, MissingDependencyError, UnsupportedPrecisionError, UsageError
 from deploykit.estimate import estimate
+from deploykit.findings import Finding
 from deploykit.host import this_host
 from deploykit.manifest import PendingBuild
 from deploykit.parity import LayerParity, ParityReport, Stage, Tolerance, compare_chain
@@ -324,6 +326,22 @@ class Target(ABC):
         self.check_installed(export=False)
         return self._open_file(path, threads or this_host().cores)
 
+    @property
+    def has_lint(self) -> bool:
+        """Whether `lint` has rules."""
+        return type(self)._lint is not Target._lint
+
+    def lint(self, path: Path) -> Sequence[Finding]:
+        """Check a model file, which need not come from deploykit, against the rules of the toolchain; runs nothing.
+
+        Returns:
+            What is wrong, errors first; empty where every rule holds.
+        Raises:
+            UsageError: the toolchain has no lint, or the file cannot be read.
+            MissingDependencyError: what reads the file is not installed.
+        """
+        return self._lint(path)
+
     def open_for_parity(self, artifact: Artifact) -> Session:
         """The session that parity and golden data are taken from.
 
@@ -394,6 +412,9 @@ class Target(ABC):
     def _open_file(self, path: Path, threads: int) -> Session:
         """Override together with `Capabilities.opens`."""
         raise UsageError(f"{self.name} opens artifacts only, not {path.name}")
+
+    def _lint(self, path: Path) -> Sequence[Finding]:
+        raise UsageError(f"{self.name} has no lint", hint="name a toolchain that has: --for tensorrt")
 
 
 def judge(session: Session, evidence: Evidence, validation: Validation) -> ParityReport:

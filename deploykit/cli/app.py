@@ -18,6 +18,7 @@ from deploykit.cli.commands.compare import compare
 from deploykit.cli.commands.doctor import doctor
 from deploykit.cli.commands.export import export
 from deploykit.cli.commands.inspect import inspect
+from deploykit.cli.commands.lint import lint
 from deploykit.cli.commands.profile import profile
 from deploykit.cli.commands.run import run as run_artifact
 from deploykit.cli.commands.targets import targets
@@ -117,7 +118,7 @@ def _command(function: Callable[P, Answer]) -> None:
     app.command(function.__module__.rpartition(".")[2])(guarded)
 
 
-for _function in (export, build, targets, inspect, verify, profile, compare, run_artifact, doctor):
+for _function in (export, build, targets, inspect, lint, verify, profile, compare, run_artifact, doctor):
     _command(_function)
 
 
