@@ -97,7 +97,7 @@ class BuiltOnDevice(Target):
         return measure(artifact, self.program, self.interpreter(artifact), effort, baseline)
 
     def _lint(self, path: Path) -> tuple[Finding, ...]:
-        """See `Target.lint`: any ONNX file against the rules of the toolchain's parser and its explicit quantization."""
+        """See `Target.lint`: any ONNX file, against the toolchain's parser and its explicit quantization."""
         if not Requirement("onnx").installed:
             raise MissingDependencyError("onnx", extra=self.capabilities().export_extra, purpose="check an ONNX file")
         from deploykit_targets._onnx.lint import lint, load_rules
