@@ -9,13 +9,14 @@ own library. One program for TensorRT 10.3 to 11.x: networks are strongly typed,
 and never in builder flags. Where there is no strong typing (TensorRT 8.5 of JetPack 5, and the DLA in 10.x) the flags
 of the artifact's precision are set instead.
 
-Writes `model.engine`, `layers.json` (engine inspector), `timing.cache` and `build.json` (the report).
+Writes `model.engine`, `layers.json` (engine inspector), `timing.cache` and `build.json` (the report). Exit codes: 0,
+2 usage, 3 no TensorRT, 4 build refused, 6 the golden outputs are not reproduced, 9 a file is missing or damaged,
+10 no such device.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import hashlib
 import json
@@ -41,6 +42,46 @@ ENGINE, LAYERS, TIMING_CACHE, REPORT = "model.engine", "layers.json", "timing.ca
 WARM_UP = 10
 # Builder flags by precision, where networks are not strongly typed. TensorRT 11 has none of them.
 LEGACY_FLAGS = {"int8": ("INT8",), "fp16": ("FP16",), "mixed": ("INT8", "FP16"), "bf16": ("BF16",), "fp8": ("FP8",)}
+HARDWARE = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-sm": "SAME_COMPUTE_CAPABILITY"}
+# Whole words of the inspector's formats ("Row major linear BFloat16 format", Myelin's bare "Half") and what they are
+# called here, narrowest first: a layer computes in the narrowest of its inputs. What is only an index or a mask comes
+# last. The words are those of NVIDIA's engine explorer (trex) and of TensorRT's own names of its types.
+PRECISIONS = {
+    "fp4": "fp4",
+    "fp4e2m1": "fp4",
+    "e2m1": "fp4",
+    "int4": "int4",
+    "fp8": "fp8",
+    "fp8e4m3": "fp8",
+    "e4m3": "fp8",
+    "int8": "int8",
+    "half": "float16",
+    "fp16": "float16",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float": "float32",
+    "fp32": "float32",
+    "float32": "float32",
+    "double": "float64",
+    "fp64": "float64",
+    "uint8": "uint8",
+    "int16": "int16",
+    "uint16": "uint16",
+    "int32": "int32",
+    "uint32": "uint32",
+    "int64": "int64",
+    "uint64": "uint64",
+    "bool": "bool",
+}
+# Types of engine layers that multiply and accumulate, as parts of their names (CaskConvolution, CaskGemmConvolution,
+# gemm, correlation); DLA and Myelin layers are whole subgraphs and hold such a step.
+MULTIPLIES = ("convolution", "convact", "correlation", "gemm", "matrixmultiply", "fullyconnected", "dla", "myelin")
+# Types that never do: what they compute in says nothing about the layer that they follow or feed.
+MOVES = (
+    *("pointwise", "elementwise", "reformat", "activation", "scale", "shuffle", "constant", "noop", "reduce", "cast"),
+    *("softmax", "pool", "identity", "slice", "concat", "gather", "unary", "select", "quantize", "resize", "copy"),
+)
 
 
 # -- CUDA, through the driver's library ---------------------------------------------------------------------
@@ -263,8 +304,7 @@ def _configure(trt: Any, config: Any, recipe: dict[str, Any], options: Any) -> N
 
 
 def _hardware(trt: Any, wanted: str) -> Any:
-    name = {"ampere+": "AMPERE_PLUS", "same-sm": "SAME_COMPUTE_CAPABILITY"}[wanted]
-    level = getattr(trt.HardwareCompatibilityLevel, name, None)
+    level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[wanted], None)
     if level is None:
         raise RecipeError(2, f"TensorRT {trt.__version__} has no hardware compatibility {wanted!r}", "use ampere+")
     return level
@@ -368,8 +408,14 @@ class Engine:
             "layers": self._layer_times(feeds, min(runs, 20)),
         }
 
-    def layers(self) -> list[Any]:
-        """What the engine inspector says of every layer: ONNX nodes, precision, and DLA or GPU."""
+    def layers(self, shapes: dict[str, Any]) -> list[Any]:
+        """What the engine inspector says of every layer: ONNX nodes, precision, and DLA or GPU.
+
+        Args:
+            shapes: of the inputs, by name; of dynamic ones the inspector says nothing before they are known.
+        """
+        for name in self._names(self._trt.TensorIOMode.INPUT):
+            self._context.set_input_shape(name, shapes[name])
         inspector = self._engine.create_engine_inspector()
         inspector.execution_context = self._context
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
@@ -462,26 +508,38 @@ def describe_layer(layer: dict[str, Any]) -> dict[str, Any]:
     """Shorten one layer of the inspector's JSON.
 
     Returns:
-        name, type, the ONNX nodes it was made of, the narrowest type among its inputs, and `dla` or `gpu`.
+        name, type, the ONNX nodes it was made of, the narrowest type among its inputs (`unknown` where none is named),
+        its role (`multiplies`, `moves` or `other`), and `dla` or `gpu`. A name of `{ForeignNode[...]}` says nothing of
+        the device: Myelin, which runs on the GPU, has such names too.
     """
-    formats = [str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", [])]
     kind = str(layer.get("LayerType", ""))
-    name = str(layer.get("Name", ""))
     return {
-        "name": name,
+        "name": str(layer.get("Name", "")),
         "type": kind,
         "nodes": re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(layer.get("Metadata", ""))),
-        "precision": _narrowest(formats),
-        "device": "dla" if "DLA" in kind.upper() or name.startswith("{ForeignNode") else "gpu",
+        "precision": narrowest(_formats(layer, "Inputs")) or narrowest(_formats(layer, "Outputs")) or "unknown",
+        "role": role_of(kind),
+        "device": "dla" if kind.upper().startswith("DLA") else "gpu",
     }
 
 
-def _narrowest(formats: list[Any]) -> str:
-    known = (("int8", "int8"), ("fp8", "fp8"), ("half", "float16"), ("fp16", "float16"), ("bf16", "bfloat16"))
-    for word, precision in known:
-        if any(word in text.lower() for text in formats):
-            return precision
-    return "float32"
+def _formats(layer: dict[str, Any], side: str) -> list[Any]:
+    tensors = [tensor for tensor in layer.get(side) or [] if isinstance(tensor, dict)]
+    return [str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "") for tensor in tensors]
+
+
+def narrowest(formats: list[Any]) -> str:
+    """The narrowest type that the formats name, as deploykit calls it; "" where they name none."""
+    words = {word for text in formats for word in re.findall("[a-z0-9]+", text.lower())}
+    return next((precision for word, precision in PRECISIONS.items() if word in words), "")
+
+
+def role_of(kind: str) -> str:
+    """Whether layers of this type multiply and accumulate, only move or map values, or might do either (`kgen`)."""
+    lower = kind.lower()
+    if lower == "conv" or any(part in lower for part in MULTIPLIES):
+        return "multiplies"
+    return "moves" if any(part in lower for part in MOVES) else "other"
 
 
 # -- the program --------------------------------------------------------------------------------------------
@@ -518,33 +576,55 @@ def main(options: Any) -> Any:
         board.serve(lambda: open_engine(options.artifact))
         return None
     recipe = board.read_recipe(options.artifact)
-    out = options.out or options.artifact
+    out = board.folder_for_output(options)
     cuda = Cuda()
     trt = import_tensorrt()
     check_device(recipe, cuda, options)
-    inputs, outputs = board.read_golden(options.artifact, recipe)
+    check_model(options.artifact / recipe["model"])
+    golden = board.golden_of(options, recipe)
+    shapes = {name: usual for name, (_, usual, _) in board.shape_ranges(recipe, options).items()}
     start = time.time()
     engine_bytes, cache = build(trt, recipe, options)
     report = {"build_seconds": round(time.time() - start, 1), **facts(trt, cuda)}
-    board.write_whole(out / ENGINE, engine_bytes)
-    with contextlib.suppress(OSError):  # the artifact may lie where it can only be read
-        board.write_whole(options.artifact / TIMING_CACHE, cache)
-    engine = Engine(trt, cuda, engine_bytes, recipe)
-    layers = engine.layers()
-    board.write_whole(out / LAYERS, json.dumps(layers, indent=1).encode())
+    keep_cache(cache, (options.artifact, out))
     report["engine_sha256"] = hashlib.sha256(engine_bytes).hexdigest()
-    report["layers"] = layers
+    engine = Engine(trt, cuda, engine_bytes, recipe)
+    report["layers"] = engine.layers(shapes)
     report["layers_source"] = "TensorRT's engine inspector: narrowest type among a layer's inputs"
-    report["golden"] = board.check_golden(engine, inputs, outputs, recipe)
-    if options.runs and inputs:
-        report["profile"] = engine.profile(inputs[0], options.runs)
+    report.update(examine(engine, recipe, options.runs, golden))
+    board.write_whole(out / ENGINE, engine_bytes)
+    board.write_whole(out / LAYERS, json.dumps(report["layers"], indent=1).encode())
     board.write_whole(out / REPORT, json.dumps(report, indent=1).encode())
     return report
 
 
+def examine(engine: Any, recipe: dict[str, Any], runs: int, golden: tuple[Any, ...]) -> dict[str, Any]:
+    """Run the golden data and, where it is reproduced, measure the speed; both as parts of the report."""
+    inputs, outputs = golden
+    checked = board.check_golden(engine, inputs, outputs, recipe)
+    wanted = runs and inputs and not checked["failures"]
+    return {"golden": checked, **({"profile": engine.profile(inputs[0], runs)} if wanted else {})}
+
+
+def keep_cache(cache: bytes, folders: tuple[Any, ...]) -> None:
+    """Keep the timing cache for the next build: with the artifact or, where that can only be read, with the engine."""
+    for folder in folders:
+        try:
+            board.write_whole(folder / TIMING_CACHE, cache)
+            return
+        except RecipeError as error:
+            sys.stderr.write(f"note: the timing cache is not kept: {error}\n")
+
+
 def open_engine(folder: Path) -> Engine:
-    """The engine that was built into `folder`."""
+    """The engine that was built into `folder`.
+
+    Raises:
+        RecipeError: code 9; there is none.
+    """
     recipe = board.read_recipe(folder)
+    if not (folder / ENGINE).is_file():
+        raise RecipeError(9, f"there is no {ENGINE} in {folder}", "build it first: deploykit build, or this program")
     cuda = Cuda()
     return Engine(import_tensorrt(), cuda, (folder / ENGINE).read_bytes(), recipe)
 
@@ -554,20 +634,49 @@ def check_device(recipe: dict[str, Any], cuda: Any, options: Any) -> None:
     here = arch_of(cuda)
     if here != recipe["arch"] and not options.any_device:
         message = f"the artifact is for {recipe['device']} ({recipe['arch']}); this is {cuda.device_name} ({here})"
-        raise RecipeError(10, message, "build it on that device, or pass --any-device")
+        # `deploykit build` has no such option, and shows this hint too: hence the whole command.
+        command = f"python3 {Path(__file__).name} --any-device"
+        raise RecipeError(10, message, f"build it on that device, or here with `{command}` in the artifact's folder")
+
+
+def check_model(path: Path) -> None:
+    """Tell a file that is not there from one that TensorRT refuses."""
+    if not path.is_file():
+        raise RecipeError(9, f"{path.name} is missing beside this program", "copy the artifact again")
+
+
+def between(least: int, most: int) -> Any:
+    """A type for argparse: a whole number from `least` to `most`."""
+
+    def number(text: str) -> int:
+        if not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
+        return int(text)
+
+    number.__name__ = "whole number"  # argparse puts it into its message
+    return number
+
+
+def hardware_name(text: str) -> str:
+    """A type for argparse, which holds only what is typed against `choices`, and not the recipe's default."""
+    if text not in HARDWARE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(HARDWARE)}")
+    return text
 
 
 def parse(arguments: list[Any], recipe_options: dict[str, Any]) -> argparse.Namespace:
     """Parse the command line; defaults are the options that the artifact was exported with."""
     command = board.parser_of((__doc__ or "").splitlines()[0])
-    command.add_argument("--workspace-mib", type=int, default=recipe_options.get("workspace_mib"))
-    command.add_argument("--optimization-level", type=int, default=recipe_options.get("optimization_level"))
-    command.add_argument("--dla", type=int, metavar="CORE", default=recipe_options.get("dla"))
+    known = {name: None if value is None else str(value) for name, value in recipe_options.items()}  # as if typed
+    mib, level = between(1, 1 << 30), between(0, 5)
+    command.add_argument("--workspace-mib", type=mib, default=known.get("workspace_mib"))
+    command.add_argument("--optimization-level", type=level, default=known.get("optimization_level"))
+    command.add_argument("--dla", type=between(0, 15), metavar="CORE", default=known.get("dla"))
     command.add_argument("--no-gpu-fallback", action="store_true", default=recipe_options.get("no_gpu_fallback", False))
     versions = recipe_options.get("version_compatible", False)
     command.add_argument("--version-compatible", action="store_true", default=versions)
-    hardware = recipe_options.get("hardware", "none")
-    command.add_argument("--hardware", choices=("none", "ampere+", "same-sm"), default=hardware)
+    hardware = known.get("hardware") or "none"
+    command.add_argument("--hardware", type=hardware_name, metavar="|".join(HARDWARE), default=hardware)
     board.add_shape_options(command, recipe_options)
     command.add_argument("--any-device", action="store_true", help="build although the GPU is another one")
     return command.parse_args(arguments)

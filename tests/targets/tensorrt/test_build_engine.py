@@ -208,7 +208,7 @@ def test_a_shape_outside_the_profile_is_refused() -> None:
 
 
 def test_layers_tell_onnx_nodes_precision_and_device() -> None:
-    layers = recipe_program.Engine(FakeTensorRT("10.3.0"), FakeCuda(), b"engine", RECIPE).layers()
+    layers = recipe_program.Engine(FakeTensorRT("10.3.0"), FakeCuda(), b"engine", RECIPE).layers({"x": (1, 4)})
     assert [(layer["nodes"], layer["precision"], layer["device"]) for layer in layers] == [
         (["conv1", "relu"], "int8", "gpu"),
         ([], "float32", "gpu"),
@@ -216,11 +216,86 @@ def test_layers_tell_onnx_nodes_precision_and_device() -> None:
     ]
 
 
+# The strings are those that NVIDIA's engine explorer (trex) lists, and the bare names of Myelin's kernels; for int4 and
+# fp4 it has bare names only, for the DLA nothing: those are made after the others.
+@pytest.mark.parametrize(
+    ("text", "precision"),
+    [
+        ("Row major linear FP32", "float32"),
+        ("Channel major FP32 format where channel % 4 == 0 with 3 spatial dimensions", "float32"),
+        ("Float", "float32"),
+        ("Row major linear FP16 format", "float16"),
+        ("Channel major FP16 format where channel == 4 and column stride % 32 == 0", "float16"),
+        ("Half", "float16"),
+        ("Row major linear BFloat16 format", "bfloat16"),
+        ("Two wide channel vectorized row major BFloat16 format", "bfloat16"),
+        ("BFloat16", "bfloat16"),
+        ("Thirty-two wide channel vectorized row major Int8 format.", "int8"),
+        ("Channel major INT8 format where column stride % 32 == 0", "int8"),
+        ("Int8 NC/32HW32", "int8"),
+        ("Int8", "int8"),
+        ("Row major linear UInt8 format", "uint8"),
+        ("Row major linear FP8 format", "fp8"),
+        ("FP8", "fp8"),
+        ("E4M3", "fp8"),
+        ("Int4", "int4"),
+        ("Row major linear FP4 format (kLINEAR)", "fp4"),
+        ("FP4E2M1", "fp4"),
+        ("Row major linear Int32", "int32"),
+        ("Row major linear Int64 format", "int64"),
+        ("Row major linear BOOL", "bool"),
+        ("DLA linear Int8 format", "int8"),
+        ("DLA_HWC4 FP16 format", "float16"),
+        ("Unknown format", "unknown"),
+        ("N/A due to dynamic shapes", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_every_format_of_the_inspector_is_told_by_whole_words(text: str, precision: str) -> None:
+    layer = {"Name": "l", "LayerType": "gemm", "Inputs": [{"Name": "x", "Format/Datatype": text}]}
+    assert recipe_program.describe_layer(layer)["precision"] == precision
+
+
+def test_a_layer_computes_in_the_narrowest_of_its_inputs_and_never_in_a_mask() -> None:
+    def found(*formats: str, side: str = "Inputs") -> str:
+        layer = {"LayerType": "kgen", side: [{"Format/Datatype": text} for text in formats]}
+        return str(recipe_program.describe_layer(layer)["precision"])
+
+    assert found("Float", "Int8", "Half") == "int8"
+    assert found("Bool", "Int64", "BFloat16") == "bfloat16"
+    assert found("Half", side="Outputs") == "float16", "a constant has no inputs"
+    assert (
+        recipe_program.describe_layer({"Inputs": [{"Datatype": "Half", "Format": "kLINEAR"}]})["precision"] == "float16"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "role"),
+    [
+        ("Myelin", "gpu", "multiplies"),
+        ("DLA", "dla", "multiplies"),
+        ("CaskGemmConvolution", "gpu", "multiplies"),
+        ("CaskConvActPool", "gpu", "multiplies"),
+        ("MatrixMultiply", "gpu", "multiplies"),
+        ("gemm", "gpu", "multiplies"),
+        ("conv", "gpu", "multiplies"),
+        ("kgen", "gpu", "other"),
+        ("PointWiseV2", "gpu", "moves"),
+        ("CaskPooling", "gpu", "moves"),
+        ("Reformat", "gpu", "moves"),
+    ],
+)
+def test_the_type_of_a_layer_tells_device_and_role_and_its_name_does_not(kind: str, device: str, role: str) -> None:
+    found = recipe_program.describe_layer({"Name": "{ForeignNode[conv...linear]}", "LayerType": kind})
+    assert (found["device"], found["role"]) == (device, role)
+
+
 def test_another_gpu_is_refused_unless_asked_for(tmp_path: Path) -> None:
     cuda = FakeCuda()
     cuda.capability = (9, 0)
-    with pytest.raises(RecipeError, match=r"is for jetson-orin \(sm_87\); this is a fake Orin \(sm_90\)"):
+    with pytest.raises(RecipeError, match=r"is for jetson-orin \(sm_87\); this is a fake Orin \(sm_90\)") as caught:
         recipe_program.check_device(RECIPE, cuda, options(tmp_path))
+    assert "`python3 build_engine.py --any-device`" in caught.value.hint, "`deploykit build` has no such option"
     recipe_program.check_device(RECIPE, cuda, options(tmp_path, "--any-device"))
 
 
@@ -242,6 +317,124 @@ def artifact_folder(folder: Path) -> Path:
         (folder / source.name).write_text(source.read_text())
     (folder / "recipe.json").write_text(json.dumps(RECIPE))
     return folder
+
+
+def golden(folder: Path, value: float) -> None:
+    """Golden data of a model whose output is `value`; the fake's outputs are zeros."""
+    x, y = np.ones((1, 4), np.float32), np.full((1, 4), value, np.float32)
+    save_file({"input.0.x": x, "output.0.y": y}, folder / "golden.safetensors")
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, recipe: Any = RECIPE) -> int:
+    """The whole program over the recording fake, in an artifact's folder; returns the exit code."""
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    (folder / "model.onnx").touch()
+    monkeypatch.setattr(recipe_program, "Cuda", FakeCuda)
+    monkeypatch.setattr(recipe_program, "import_tensorrt", lambda: FakeTensorRT("10.3.0"))
+    monkeypatch.setattr(sys, "argv", ["build_engine.py", "--artifact", str(folder), *arguments])
+    return board.run_cli(recipe_program.main, recipe_program.parse)
+
+
+def test_a_build_that_reproduces_the_golden_outputs_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden(tmp_path, 0.0)
+    assert run(tmp_path, monkeypatch, "--runs", "3") == 0
+    report = json.loads((tmp_path / "build.json").read_text())
+    assert report["golden"]["failures"] == [] and report["profile"]["runs"] == 3
+    assert {"model.engine", "layers.json", "timing.cache"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_build_that_computes_something_else_fails_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden(tmp_path, 1.0)
+    assert run(tmp_path, monkeypatch) == 6
+    assert "SQNR of y is 0.0 dB, below 30 dB" in capsys.readouterr().err
+    report = json.loads((tmp_path / "build.json").read_text())
+    assert report["golden"]["failures"] and "profile" not in report
+    lenient = {**RECIPE, "tolerance": {"min_sqnr_db": -1.0}}
+    assert run(tmp_path, monkeypatch, "--runs", "0", recipe=lenient) == 0, "the recipe carries the gate"
+
+
+def test_without_golden_data_nothing_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, monkeypatch) == 9
+    assert "there is no golden data" in capsys.readouterr().err
+    (tmp_path / "golden.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 damaged")
+    assert run(tmp_path, monkeypatch) == 9
+    assert "golden.safetensors is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "model.engine").exists()
+    assert run(tmp_path, monkeypatch, "--no-golden", "--runs", "0") == 0, "deploykit compares by itself"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        [],
+        {},
+        3,
+        None,
+        {**RECIPE, "inputs": [3]},
+        {**RECIPE, "inputs": [{"name": "x", "shape": [1], "dtype": "float32"}]},
+        {**RECIPE, "options": []},
+        {**RECIPE, "options": {"shapes": 3}},
+        {**RECIPE, "tolerance": {"min_sqnr_db": "high"}},
+    ],
+)
+def test_a_damaged_recipe_is_said(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden(tmp_path, 0.0)
+    assert run(tmp_path, monkeypatch, recipe=recipe) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "known", "said"),
+    [
+        (("--runs", "-5"), {}, "--runs"),
+        (("--workspace-mib", "-1"), {}, "--workspace-mib"),
+        (("--workspace-mib", "many"), {}, "--workspace-mib"),
+        ((), {"workspace_mib": -1}, "--workspace-mib"),
+        ((), {"optimization_level": 9}, "--optimization-level"),
+        ((), {"hardware": "turing"}, "--hardware"),
+        ((), {"max_batch": 0}, "--max-batch"),
+        ((), {"dla": [1]}, "--dla"),
+    ],
+)
+def test_a_bad_option_is_a_usage_error_typed_or_exported(
+    arguments: tuple[str, ...],
+    known: dict[str, Any],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, monkeypatch, *arguments, recipe={**RECIPE, "options": known})
+    assert caught.value.code == 2 and f"argument {said}: " in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_and_a_model_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden(tmp_path, 0.0)
+    assert run(tmp_path, monkeypatch, "--out", str(tmp_path / "nowhere")) == 2
+    assert "nowhere is not a folder" in capsys.readouterr().err
+    with pytest.raises(RecipeError, match=r"model\.onnx is missing") as caught:
+        recipe_program.check_model(tmp_path / "gone" / "model.onnx")
+    assert caught.value.code == 9
+
+
+def test_an_engine_that_was_never_built_is_said(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
+    with pytest.raises(RecipeError, match=r"there is no model\.engine"):
+        recipe_program.open_engine(tmp_path)
+
+
+def test_the_timing_cache_goes_where_it_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe_program.keep_cache(b"cache", (tmp_path / "read-only", tmp_path))
+    assert (tmp_path / "timing.cache").read_bytes() == b"cache"
+    assert "the timing cache is not kept: " in capsys.readouterr().err
 
 
 def test_golden_data_is_read_without_safetensors(tmp_path: Path) -> None:
@@ -266,6 +459,22 @@ def test_comparison_is_the_sqnr_of_deploykit() -> None:
     found = board.compare([{"y": a} for a in expected], [{"y": b} for b in got])["y"]
     assert found["sqnr_db"] == pytest.approx(ours.metrics.sqnr_db)
     assert found["max_abs"] == pytest.approx(ours.metrics.max_abs)
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "decibel"),
+    [
+        ([np.inf, 1.0], [np.inf, 1.0], 200.0),
+        ([-np.inf, 1.0], [np.inf, 1.0], -200.0),
+        ([1.0, 1.0], [np.nan, 1.0], -200.0),
+        ([np.nan, np.nan], [np.nan, np.nan], -200.0),
+        ([[1.0, 1.0]], [1.0, 1.0], -200.0),
+    ],
+)
+def test_equal_infinities_are_no_difference_and_other_shapes_are_one(expected: Any, got: Any, decibel: float) -> None:
+    found = board.compare([{"y": np.array(expected)}], [{"y": np.array(got)}])["y"]
+    assert found["sqnr_db"] == decibel
+    json.dumps(found, allow_nan=False)
 
 
 def has_driver() -> bool:
