@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploykit.errors import DeviceError, UsageError
 from deploykit.host import this_host
 from deploykit.precision import Evidence
 from deploykit.profiling import Percentiles, Profile, batch_size
@@ -110,6 +111,18 @@ class RecipeSession(Session):
         self._log.close()
 
 
+def _check_baseline(name: str, baseline: Artifact, feeds: Feeds) -> None:
+    """Refuse what cannot be measured beside the artifact before anything is."""
+    build = baseline.manifest.build
+    if build is not None:
+        message = f"the baseline {name} is not runnable yet: {build.reason}"
+        raise DeviceError(message, hint=f"deploykit build {name}, and name what that makes as the baseline")
+    if not all(spec.name in feeds and spec.accepts(feeds[spec.name].shape) for spec in baseline.inputs):
+        expected = ", ".join(map(str, baseline.inputs))
+        message = f"the baseline {name} cannot take the artifact's golden inputs; it takes {expected}"
+        raise UsageError(message, hint="name a build of the same model as the baseline")
+
+
 def measure(
     artifact: Artifact,
     program: str,
@@ -117,8 +130,15 @@ def measure(
     effort: Effort,
     baseline: tuple[str, Artifact] | None = None,
 ) -> Profile:
-    """Profile a built artifact by its own recipe on the device, and a float build of the same model after it."""
+    """Profile a built artifact by its own recipe on the device, and a float build of the same model after it.
+
+    Raises:
+        DeviceError: the baseline is not built, or the child could not open an engine.
+        UsageError: the baseline has other inputs.
+    """
     feeds = artifact.golden().inputs[0]
+    if baseline is not None:
+        _check_baseline(*baseline, feeds)
     with RecipeSession(artifact, program, python) as session:
         report = session.measured(feeds, runs=effort.max_runs)
         op_times = session.op_times_of(report)

@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,13 +30,14 @@ from deploykit.errors import (
     PlacementError,
     UsageError,
 )
-from deploykit.manifest import GOLDEN_NAME, Manifest
+from deploykit.manifest import GOLDEN_NAME, Manifest, PendingBuild
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import Effort
+from deploykit.target import Conversion
 from deploykit.tensors import TensorSpec
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.host import interpreter_with, run_recipe
-from deploykit_targets._recipe.portable import achieved_of, build_from
+from deploykit_targets._recipe.portable import achieved_of, build_from, build_here
 from deploykit_targets._recipe.session import RecipeSession, measure
 
 PROGRAM = "toy_recipe.py"
@@ -159,3 +166,85 @@ def test_achieved_is_what_was_built_and_unnamed_layers_are_unknown() -> None:
     assert (by_name["fc"].precision, by_name["fc"].reason) == ("float16", "asked for int8")
     assert (by_name["conv1"].precision, by_name["conv1"].reason) == ("unknown", "not named in the built program")
     assert achieved_of(planned, [], source="nothing said") is planned
+
+
+def test_the_layer_that_multiplies_decides_and_a_trailing_bias_does_not() -> None:
+    planned = Achieved.count("int8", LAYERS, source="plan")
+    gemm = {"nodes": ["fc.matmul_1"], "precision": "int8", "role": "multiplies"}
+    bias = {"nodes": ["fc"], "precision": "float32", "role": "moves"}
+    fused = {"nodes": ["fc"], "precision": "float32", "role": "other"}
+    reformat = {"nodes": ["fc.matmul_1"], "precision": "float32", "role": "moves"}
+
+    def precision(*layers: object) -> str:
+        (layer,) = (one for one in achieved_of(planned, layers, source="inspector").layers if one.name == "fc")  # type: ignore[arg-type]
+        return layer.precision
+
+    for trailing in (bias, fused, reformat):
+        assert precision(gemm, trailing) == precision(trailing, gemm) == "int8"
+    assert precision({**gemm, "nodes": ["fc"]}, fused) == "int8", "a Gemm has the layer's own name"
+    assert precision(bias) == "unknown", "what was added says nothing of what was multiplied"
+    assert precision({**gemm, "precision": "unknown"}) == "unknown"
+
+
+def test_a_child_does_not_outlive_us(artifact: Artifact) -> None:
+    for ending in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        started = artifact.path / "child.pid"
+        host = subprocess.Popen([sys.executable, "-c", HOST, str(artifact.path / PROGRAM)], stderr=subprocess.DEVNULL)
+        child = int(wait_for(lambda file=started: file.read_text() if file.is_file() else ""))
+        host.send_signal(ending)
+        host.wait(timeout=30)
+        wait_for(lambda pid=child: "gone" if not is_running(pid) else "")
+        started.unlink()
+
+
+HOST = """
+import sys
+from pathlib import Path
+from deploykit_targets._recipe.host import run_recipe
+run_recipe(Path(sys.argv[1]), ["--hang"], python=None, toolchain="toy")
+"""
+
+
+def wait_for(found: Callable[[], str], seconds: float = 30.0) -> str:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        answer = found()
+        if answer:
+            return answer
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and no zombie, which nobody may have collected in a container."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_word_that_the_recipes_parser_refuses_is_a_usage_error(artifact: Artifact) -> None:
+    with pytest.raises(UsageError, match="argument --runs: "):
+        run_recipe(artifact.path / PROGRAM, ["--runs", "-5"], python=None, toolchain="toy")
+
+
+def test_a_baseline_that_cannot_be_measured_is_refused_first(artifact: Artifact) -> None:
+    manifest = artifact.manifest
+    unbuilt = Artifact(artifact.path, replace(manifest, build=PendingBuild("deploykit build .", "build it there")))
+    with pytest.raises(DeviceError, match="the baseline out/a is not runnable yet: build it there"):
+        measure(artifact, PROGRAM, None, Effort(max_runs=1), ("out/a", unbuilt))
+    other = Artifact(artifact.path, replace(manifest, inputs=(TensorSpec("x", (1, 3), "float32"),)))
+    with pytest.raises(UsageError, match="the baseline out/b cannot take the artifact's golden inputs"):
+        measure(artifact, PROGRAM, None, Effort(max_runs=1), ("out/b", other))
+
+
+def test_what_is_built_here_keeps_its_timing_cache(artifact: Artifact) -> None:
+    job = SimpleNamespace(folder=artifact.path, device=SimpleNamespace(toolchain="toy", arch="toy"))
+    pending = Conversion(PROGRAM, artifact.achieved, {})
+    (artifact.path / "timing.cache").write_bytes(b"cache")
+    made = build_here(job, pending, PROGRAM, "built.json", ["--out", str(artifact.path)], None)  # type: ignore[arg-type]
+    assert made.entry == "built.json" and (artifact.path / "timing.cache").is_file()
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(board.RecipeError, match="nowhere/a cannot be written: No such file") as caught:
+        board.write_whole(tmp_path / "nowhere" / "a", b"")
+    assert caught.value.code == 9

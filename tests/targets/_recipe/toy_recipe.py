@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ def main(options: Any) -> Any:
         return None
     if options.crash:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if options.hang:
+        board.write_whole(Path(__file__).parent / "child.pid", str(os.getpid()).encode())
+        time.sleep(120)
     if options.fail:
         raise RecipeError(options.fail, "it was refused", "ask differently")
     if options.probe:
@@ -59,6 +63,7 @@ def main(options: Any) -> Any:
 def parse(arguments: list[str], known: dict[str, Any]) -> Any:
     command = board.parser_of("toy")
     command.add_argument("--crash", action="store_true")
+    command.add_argument("--hang", action="store_true")
     command.add_argument("--fail", type=int, default=0)
     command.add_argument("--level", type=int, default=known.get("level", 0))
     return command.parse_args(arguments)
