@@ -316,7 +316,7 @@ def folder_for_output(options: Any) -> Path:
 
 def add_shape_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     """The options of dynamic shapes; `defaults` are those that the artifact was exported with."""
-    batch = "largest size of a dynamic axis 0 that --shape does not name"
+    batch = "largest size of a dynamic axis 0 that neither --shape nor the model gives bounds"
     parser.add_argument("--max-batch", type=at_least(1), default=str(defaults.get("max_batch", 8)), help=batch)
     ranges = (
         "smallest, usual and largest shape of an input with dynamic axes, as in x=1x3x224x224:4x3x224x224:8x3x224x224"
@@ -328,8 +328,9 @@ def add_shape_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
 def shape_ranges(recipe: dict[str, Any], options: Any) -> dict[str, Any]:
     """(smallest, usual, largest) shape of every input, each a tuple of sizes, by name.
 
-    Where `--shape` says nothing, the example's shape is the usual one, axis 0 goes from 1 to `--max-batch` and other
-    dynamic axes from 1 to the example's size. The last `--shape` of an input wins.
+    Where `--shape` says nothing, the example's shape is the usual one, and dynamic axes go over the bounds that the
+    model was exported with. Without such bounds axis 0 goes from 1 to `--max-batch` and other axes from 1 to the
+    example's size. The last `--shape` of an input wins.
 
     Raises:
         RecipeError: `--shape` is malformed, names no input, or contradicts the model's fixed sizes.
@@ -366,10 +367,12 @@ def given_ranges(inputs: list[Any], texts: Any) -> dict[str, Any]:
 def _default_range(spec: dict[str, Any], max_batch: int) -> tuple[Any, ...]:
     usual = tuple(spec["example"])
     low, high = list(usual), list(usual)
+    bounds = spec.get("bounds") or [None] * len(usual)
     for axis, size in enumerate(spec["shape"]):
         if isinstance(size, str):
-            low[axis] = 1
-            high[axis] = max(usual[axis], max_batch) if axis == 0 else usual[axis]
+            least, most = bounds[axis] or (None, None)
+            low[axis] = min(usual[axis], least or 1)
+            high[axis] = max(usual[axis], most or (max_batch if axis == 0 else 1))
     return tuple(low), usual, tuple(high)
 
 

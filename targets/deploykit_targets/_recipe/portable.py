@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MODEL, RECIPE, TABLE, REPORT = "model.onnx", "recipe.json", "calibration.safetensors", "build.json"
 COMMAND = "deploykit build ."
+_LARGEST_SIZE = 2**31 - 1  # of an axis in TensorRT and MIGraphX
 # ONNX operators that multiply and accumulate, as they are written into the names of nodes: `linear.matmul_1`.
 _MULTIPLIES = frozenset({"conv", "convtranspose", "einsum", "gemm", "matmul"})
 
@@ -82,7 +83,8 @@ def _recipe(job: ConversionJob, options: Mapping[str, Any], notes: Sequence[str]
         "arch": job.device.arch,
         "precision": job.precision.value,
         "inputs": [
-            {**_spec(spec), "example": example} for spec, example in zip(job.captured.inputs, examples, strict=True)
+            {**_spec(spec), **_bounds(spec, job.captured.symbol_ranges), "example": example}
+            for spec, example in zip(job.captured.inputs, examples, strict=True)
         ],
         "outputs": [_spec(spec) for spec in job.captured.outputs],
         "options": dict(options),
@@ -97,6 +99,18 @@ def _write_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
 
 def _spec(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+
+
+def _bounds(spec: TensorSpec, ranges: Mapping[str, tuple[int, int | None]]) -> dict[str, Any]:
+    """Smallest and largest size (or null) of every dynamic axis that has bounds; nothing where none has."""
+    found = [_bound(*ranges[size]) if isinstance(size, str) and size in ranges else None for size in spec.shape]
+    return {"bounds": found} if any(found) else {}
+
+
+def _bound(low: int, high: int | None) -> list[int | None] | None:
+    """None where nobody asked: PyTorch itself begins at 2, and what no runtime can count to is no end."""
+    high = None if high is None or high > _LARGEST_SIZE else high
+    return None if low <= 2 and high is None else [low, high]
 
 
 def _metadata(made: Explicit) -> dict[str, Any]:

@@ -32,8 +32,9 @@ class MigraphxOptions:
         runtime: `migraphx` (a compiled .mxr file), or `onnxruntime` (its MIGraphX provider with a cache folder).
         exhaustive_tune: try every kernel; compiles for much longer.
         fast_math: approximate exp, tanh and the like; not with `onnxruntime`, whose provider always turns it off.
-        max_batch: largest batch of a dynamic batch axis.
-        shapes: `NAME=MIN:OPT:MAX` for inputs with other dynamic axes, such as `ids=1x8:1x64:1x512`.
+        max_batch: largest batch of a dynamic batch axis whose largest size `dynamic_shapes` does not give.
+        shapes: `NAME=MIN:OPT:MAX` for inputs with dynamic axes, such as `ids=1x8:1x64:1x512`; by default the bounds
+            that `dynamic_shapes` gave, around the example.
 
     `onnxruntime` compiles for each shape as it comes, and needs no ranges.
     """

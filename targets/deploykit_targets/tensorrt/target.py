@@ -47,8 +47,9 @@ class TensorRtOptions:
         gpu_fallback: layers that the DLA cannot run go to the GPU; else they fail the build.
         version_compatible: the engine may be run by later TensorRT versions of the same major version.
         hardware: `none`, `ampere+` (every GPU from Ampere on) or `same-sm` (every GPU of the same architecture).
-        max_batch: largest batch of a dynamic batch axis.
-        shapes: `NAME=MIN:OPT:MAX` for inputs with other dynamic axes, such as `ids=1x8:1x64:1x512`.
+        max_batch: largest batch of a dynamic batch axis whose largest size `dynamic_shapes` does not give.
+        shapes: `NAME=MIN:OPT:MAX` for inputs with dynamic axes, such as `ids=1x8:1x64:1x512`; by default the bounds
+            that `dynamic_shapes` gave, around the example.
     """
 
     workspace_mib: int | None = None
