@@ -25,6 +25,7 @@ from deploykit_targets._onnx.lint import Finding, LintRules, errors_of, lint
 from deploykit_targets._onnx.lower import MIN_OPSET
 from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized
 from deploykit_targets._onnx.retype import BFLOAT16, FLOAT16, retype
+from deploykit_targets._onnx.take_down import take_down
 from deploykit_targets._onnx.traffic import traffic_of
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def lower_explicit(
         to_float8(lowered.model, float_weights(job))
     if typed and job.precision in _FLOAT_TYPES:
         retype(lowered.model, _FLOAT_TYPES[job.precision])
-    model = lowered.model if opset >= MIN_OPSET else _taken_down(lowered.model, opset)
+    model = lowered.model if opset >= MIN_OPSET else take_down(lowered.model, opset, job.captured)
     findings = lint(model, replace(rules, max_opset=opset))
     if broken := errors_of(findings):
         raise ConversionError(
@@ -100,18 +101,6 @@ def _lowered(job: ConversionJob, scheme: QuantScheme, opset: int) -> Lowered:
     scheme = replace(scheme, bias_correction=False)  # it is for the rounding of weights to int8
     simulate = partial(simulated_float8, weights=float_weights(job))
     return lower_quantized(job, scheme, opset=opset, simulate=simulate)
-
-
-def _taken_down(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    from onnx import version_converter
-
-    try:
-        return version_converter.convert_version(model, opset)
-    except Exception as error:  # it raises RuntimeError and its own types
-        raise ConversionError(
-            f"the model cannot be written at opset {opset}, the newest that the device reads: {error}",
-            hint="use a device with a newer runtime",
-        ) from error
 
 
 def _achieved(job: ConversionJob, lowered: Lowered, notes: tuple[str, ...]) -> Achieved:
