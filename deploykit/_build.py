@@ -100,7 +100,7 @@ def _built(parent: Artifact, target: Target, folder: Path, options: Mapping[str,
 def _parity(parent: Artifact, artifact: Artifact, target: Target) -> ParityReport:
     """The built artifact against the golden outputs that the reference runtime gave at export."""
     golden = artifact.golden()
-    tolerance = golden_tolerance(artifact.manifest.precision)
+    tolerance = golden_tolerance(artifact.manifest.precision, artifact.manifest.metadata)
     recorded = iter(golden.outputs)
     reference = FunctionSession(lambda _: next(recorded), artifact.inputs, artifact.outputs)
     with target.open(artifact) as session:

@@ -29,6 +29,9 @@ from deploykit.tensors import TensorSpec
 if TYPE_CHECKING:
     from deploykit.target import Target
 
+GOLDEN_DB = "golden_min_sqnr_db"
+"""Key of an artifact's metadata: from which SQNR in dB golden outputs count as reproduced on its device."""
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -158,7 +161,7 @@ class Artifact:
         reference = FunctionSession(lambda _: next(recorded), self.inputs, self.outputs)
         with self.open() as session:
             metrics = compare_sessions(reference, session, golden.inputs)
-        misses = golden_tolerance(self.manifest.precision).misses(metrics)
+        misses = golden_tolerance(self.manifest.precision, self.manifest.metadata).misses(metrics)
         if misses:
             message = f"{self.path.name} gives other outputs here than where it was made: {'; '.join(misses)}"
             raise ParityError(message, report=self._require_parity(), candidate=self)
@@ -188,13 +191,16 @@ class Artifact:
         return self.manifest.parity
 
 
-def golden_tolerance(precision: Precision) -> Tolerance:
+def golden_tolerance(precision: Precision, metadata: Mapping[str, Any] | None = None) -> Tolerance:
     """How close a re-run of golden data must be: kernels may differ by rounding, not by more.
 
     Integer kernels of two instruction sets agree up to one LSB, which a network spreads to some 35 dB; where the gate
     of the precision is higher, that gate holds.
+
+    Args:
+        metadata: of the manifest; its `GOLDEN_DB` takes the place of the precision's gate.
     """
-    gate = DEFAULT_TOLERANCES[precision].min_sqnr_db or 0.0
+    gate = (metadata or {}).get(GOLDEN_DB, DEFAULT_TOLERANCES[precision].min_sqnr_db or 0.0)
     return replace(DEFAULT_TOLERANCES[precision], min_sqnr_db=max(gate, 30.0), min_cosine=None)
 
 

@@ -95,13 +95,7 @@ def run_calibration(
     else:
         opened = open_data(captured, data, limit=limit, seed=seed)
         cache = _cache_of(captured, cache_dir, seed)
-        run = _from_cache(captured, opened, cache)
-        if run is None:
-            if cache is not None:
-                cache.prepare()
-            run = _observed(captured, opened, seed=seed, progress=progress)
-            if cache is not None:
-                cache.keep(run.table)
+        run = _from_cache(captured, opened, cache) or _kept(captured, opened, cache, seed=seed, progress=progress)
     return run if extend is None else CalibrationRun(extend.merge(run.table), run.samples)
 
 
@@ -152,6 +146,18 @@ def _from_cache(captured: CapturedModel, data: CalibrationData, cache: TableCach
         keeper.see(batch)
     table = cache.find(digest.hexdigest())
     return None if table is None else CalibrationRun(table, keeper.samples)
+
+
+def _kept(
+    captured: CapturedModel, data: CalibrationData, cache: TableCache | None, *, seed: int, progress: bool
+) -> CalibrationRun:
+    """The pass, and its table in the cache where there is one."""
+    if cache is not None:
+        cache.prepare()
+    run = _observed(captured, data, seed=seed, progress=progress)
+    if cache is not None:
+        cache.keep(run.table)
+    return run
 
 
 def _observed(captured: CapturedModel, data: CalibrationData, *, seed: int, progress: bool) -> CalibrationRun:

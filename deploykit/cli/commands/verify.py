@@ -23,7 +23,7 @@ def verify(artifact: ArtifactPath, board: Board = None, json: Json = False, debu
         metrics = found.verify()
         samples = len(found.golden().inputs)
     files = len(found.manifest.files)
-    tolerance = golden_tolerance(found.manifest.precision)
+    tolerance = golden_tolerance(found.manifest.precision, found.manifest.metadata)
     document = {
         "path": artifact,
         "verified": True,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from deploykit._optional import versions
 from deploykit.achieved import Achieved, LayerAchieved
-from deploykit.artifact import golden_tolerance
+from deploykit.artifact import GOLDEN_DB, golden_tolerance
 from deploykit.errors import DeviceError, MissingDependencyError
 from deploykit.estimate import TRAFFIC
 from deploykit.manifest import PendingBuild
@@ -34,7 +34,12 @@ _MULTIPLIES = frozenset({"conv", "convtranspose", "einsum", "gemm", "matmul"})
 
 
 def portable(
-    job: ConversionJob, made: Explicit, program: ModuleType, options: Mapping[str, Any], notes: Sequence[str] = ()
+    job: ConversionJob,
+    made: Explicit,
+    program: ModuleType,
+    options: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    golden_db: float | None = None,
 ) -> Conversion:
     """Write ONNX file, calibration table and recipe into the job's folder.
 
@@ -43,12 +48,14 @@ def portable(
         program: module of the toolchain's recipe; it is copied, with `board.py`.
         options: of the build, as the recipe's command line takes them.
         notes: what a reader of recipe, manifest or parity report must know of this file on this device.
+        golden_db: SQNR of golden outputs on the device from which they count as reproduced; None for the precision's.
     """
+    metadata = {**_metadata(made), **_noted(notes), **({} if golden_db is None else {GOLDEN_DB: golden_db})}
     (job.folder / MODEL).write_bytes(made.model.SerializeToString(deterministic=True))
     for module in (program, board):
         source = Path(str(module.__file__))
         shutil.copyfile(source, job.folder / source.name)
-    _write_recipe(job.folder, _recipe(job, options, notes))
+    _write_recipe(job.folder, _recipe(job, options, notes, metadata))
     if job.table is not None:
         cast("CalibrationTable", job.table).save(job.folder / TABLE)
         (job.folder / TABLE).chmod(0o644)  # on the board another user reads it
@@ -60,7 +67,7 @@ def portable(
         simulation=made.lowered.simulation,
         build=PendingBuild(COMMAND, _reason(job, name)),
         log=made.lowered.log,
-        metadata={**_metadata(made), **_noted(notes)},
+        metadata=metadata,
     )
 
 
@@ -75,7 +82,9 @@ def _noted(notes: Sequence[str]) -> dict[str, Any]:
     return {"notes": list(notes)} if notes else {}
 
 
-def _recipe(job: ConversionJob, options: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+def _recipe(
+    job: ConversionJob, options: Mapping[str, Any], notes: Sequence[str], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
     examples = [list(example.shape) for example in job.captured.example_inputs]
     return {
         "model": MODEL,
@@ -88,7 +97,7 @@ def _recipe(job: ConversionJob, options: Mapping[str, Any], notes: Sequence[str]
         ],
         "outputs": [_spec(spec) for spec in job.captured.outputs],
         "options": dict(options),
-        "tolerance": {"min_sqnr_db": golden_tolerance(job.precision).min_sqnr_db},
+        "tolerance": {"min_sqnr_db": golden_tolerance(job.precision, metadata).min_sqnr_db},
         **_noted(notes),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit.parity import DEFAULT_TOLERANCES
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
 from deploykit_targets._onnx.explicit import lower_explicit
@@ -30,8 +31,16 @@ def convert(job: ConversionJob) -> Conversion:
     typed = is_strongly_typed(job.device) or job.precision is not Precision.MIXED
     rules = load_rules("tensorrt")
     made = lower_explicit(job, scheme_of(job.device), rules, opset=opset_of(job.device), typed=typed)
-    conversion = portable(job, made, build_engine, recipe_options(job.options))
+    conversion = portable(job, made, build_engine, recipe_options(job.options), *_tf32(job))
     return build_here(job, conversion, PROGRAM, ENGINE, arguments_of(job.options), interpreter())
+
+
+def _tf32(job: ConversionJob) -> tuple[tuple[str, ...], float | None]:
+    """What float32 means on a GPU whose builder may use TF32, TensorRT's default: its mantissa is float16's."""
+    if job.precision is not Precision.FP32 or "tf32" not in job.device.peak_tops:
+        return (), None
+    gate = DEFAULT_TOLERANCES[Precision.FP16].min_sqnr_db
+    return ("float32 layers may run in TF32 on the device: golden outputs are gated as those of float16",), gate
 
 
 def build(artifact: Artifact, folder: Path, options: TensorRtOptions) -> Conversion:

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import deploykit
-from deploykit.artifact import Artifact
+from deploykit.artifact import Artifact, golden_tolerance
 from deploykit.manifest import NEEDS_DEVICE_BUILD
 from deploykit.precision import Evidence
 from deploykit.registry import toolchain
@@ -123,6 +123,18 @@ def test_float32_is_estimated_at_the_rate_of_tf32(tmp_path: Path) -> None:
         assert "tf32" not in rates or rates["tf32"] == pytest.approx(rates["fp16"] / 2, rel=0.03)
     profile = export(tmp_path / "a", target="a100").profile
     assert profile is not None and any("float32 layers use the tf32 rate" in note for note in profile.notes)
+
+
+def test_golden_outputs_of_float32_are_gated_for_tf32_where_the_gpu_has_it(tmp_path: Path) -> None:
+    """TF32 has float16's mantissa: 80 dB, the gate of float32, would refuse every engine of TensorRT's default."""
+    gates = {}
+    for device in ("a100", "t4"):
+        found = export(tmp_path / device, "fp32", target=device, profile=False)
+        recipe = json.loads((found.path / "recipe.json").read_text())
+        gates[device] = recipe["tolerance"]["min_sqnr_db"]
+        assert golden_tolerance(found.manifest.precision, found.manifest.metadata).min_sqnr_db == gates[device]
+        assert any("TF32" in note for note in recipe.get("notes", ())) is (device == "a100")
+    assert gates == {"a100": 40.0, "t4": 80.0}
 
 
 def test_opset_and_types_are_those_of_the_board(artifact: Artifact, tmp_path: Path) -> None:
