@@ -1,7 +1,8 @@
 """Batches of the size that a captured graph takes, cut and joined from the user's along axis 0; and their digest.
 
 A static graph of batch size n whose data ends with an incomplete batch gets that rest with its own samples repeated
-up to n. Repeated samples change no extreme; in the histogram they weigh a little more, less than n samples' worth.
+up to n. Repeated samples change no extreme; in the histogram they weigh a little more, less than n samples' worth; in
+the means of layers' inputs they do not count, unless there is no other batch.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ class Batch:
     rows: int
     first: int
     last: int
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it was filled up with samples that it has already."""
+        return rows_of(self.feeds) > self.rows
 
     def __str__(self) -> str:
         return f"batch {self.first}" if self.first == self.last else f"batches {self.first} to {self.last}"

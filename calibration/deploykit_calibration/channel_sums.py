@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.errors import CalibrationError
+
 FRACTION_BITS = 40
 _LIMIT = 2.0**47  # 65,000 batches of such sums fit; a network whose activations come near it has no use for int8
 
@@ -34,6 +36,16 @@ class ChannelSums:
     whole: Integers
     fraction: Integers
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no pass can have summed: a table is a file, and files are damaged."""
+        arrays = (self.whole, self.fraction)
+        if any(array.dtype != np.int64 or array.shape != (self.whole.size,) for array in arrays) or not self.whole.size:
+            raise ValueError("sums of channels are two int64 vectors of one length")
+        if self.count < 1 or float(np.abs(self.whole.astype(np.float64)).max()) > _LIMIT * self.count:
+            raise ValueError(f"no {self.count} elements have such sums")
+        if self.fraction.min() < 0 or self.fraction.max() >= 1 << FRACTION_BITS:
+            raise ValueError("a fraction of a sum is outside its bits")
+
     @classmethod
     def of(cls, sums: NDArray[np.float64], count: int) -> ChannelSums:
         """From the sums of one batch.
@@ -44,17 +56,21 @@ class ChannelSums:
         """
         limited = np.clip(sums, -_LIMIT, _LIMIT)
         whole = np.floor(limited)
-        return cls(count, whole.astype(np.int64), ((limited - whole) * 2.0**FRACTION_BITS).astype(np.int64))
+        return cls(count, *_carried(whole.astype(np.int64), ((limited - whole) * 2.0**FRACTION_BITS).astype(np.int64)))
 
     def merge(self, other: ChannelSums) -> ChannelSums:
         """The sums of both. Exact, associative, commutative.
 
         Raises:
-            ValueError: another number of channels.
+            CalibrationError: another number of channels.
         """
-        fraction = self.fraction + other.fraction
-        whole = self.whole + other.whole + (fraction >> FRACTION_BITS)
-        return ChannelSums(self.count + other.count, whole, fraction & ((1 << FRACTION_BITS) - 1))
+        if self.whole.size != other.whole.size:
+            raise CalibrationError(
+                f"sums of {self.whole.size} and of {other.whole.size} channels are not of one layer",
+                hint="one of the tables is damaged: calibrate again",
+            )
+        carried = _carried(self.whole + other.whole, self.fraction + other.fraction)
+        return ChannelSums(self.count + other.count, *carried)
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -70,3 +86,8 @@ class ChannelSums:
 
     def __hash__(self) -> int:
         return hash((self.count, self.whole.tobytes(), self.fraction.tobytes()))
+
+
+def _carried(whole: Integers, fraction: Integers) -> tuple[Integers, Integers]:
+    """Both with what of the fraction is whole moved; also of a sum just below zero, whose fraction rounds to one."""
+    return whole + (fraction >> FRACTION_BITS), fraction & ((1 << FRACTION_BITS) - 1)

@@ -92,23 +92,24 @@ class Observer:
             self._axes.setdefault(source, []).append(axis)
         self._sums: dict[tuple[str, int], ChannelSums] = {}
         self._may_be_infinite = _may_be_infinite(captured.graph_module)
-        self._batch = ""
+        self._batch, self._means = "", True
 
-    def begin(self, batch: str, number: int, rows: int) -> None:
+    def begin(self, batch: str, number: int, rows: int, *, means: bool = True) -> None:
         """Start a batch.
 
         Args:
             batch: its name in errors, such as `batch 3`.
             number: counts the batches of the pass; the random positions depend on it, whoever observes it.
             rows: samples in it.
+            means: whether it counts in the means of layers' inputs.
         """
-        self._batch = batch
+        self._batch, self._means = batch, means
         self._recent.clear()
         self._sampler.begin(number, rows)
 
     def see(self, name: str, value: Any) -> None:
         """Take in the value of a node."""
-        for axis in self._axes.get(name, ()):
+        for axis in self._axes.get(name, ()) if self._means else ():
             self._sum(name, axis, value)
         builder = self._builders.get(name)
         if builder is None:

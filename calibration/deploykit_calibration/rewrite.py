@@ -10,16 +10,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from deploykit.capture.calls import stored
-from deploykit.errors import ConversionError
-from deploykit_calibration.bias import INT32_MAX, corrected, quantize_bias, scale_floor
+from deploykit.errors import CalibrationError, ConversionError
+from deploykit_calibration.bias import INT32_MAX, corrected, quantize_bias, scale_floor, tap_coverage
 from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.graph_view import GraphView, is_constant
-from deploykit_calibration.op_kinds import bias_argument, channel_axis, shape_of, weight_argument
+from deploykit_calibration.op_kinds import (
+    bias_argument,
+    channel_axis,
+    data_arguments,
+    input_channel_axis,
+    shape_of,
+    weight_argument,
+)
 from deploykit_calibration.plan import Plan
 from deploykit_calibration.scheme import QuantScheme
 from deploykit_calibration.weights import DTYPES, WeightQuant, weight_quant
@@ -54,6 +63,7 @@ class Rewriter:
         self._graph = Graph()
         self._copies: dict[Node, Node] = {}
         self._buffers: dict[str, Any] = {}
+        self._taken = {str(node.target) for node in view.graph.nodes if node.op == "get_attr"}
         self._weights: dict[tuple[str, int | None, bytes], tuple[Node, WeightQuant]] = {}
 
     def run(self, plan: Plan, params: Mapping[Node, TensorParams]) -> GraphModule:
@@ -111,6 +121,9 @@ class Rewriter:
         return node
 
     def _constant(self, name: str, value: Tensor) -> Node:
+        while name in self._taken:  # a parameter of the model may be called so
+            name += "_"
+        self._taken.add(name)
         self._buffers[name] = value
         node = self._graph.create_node("get_attr", name, name=name)
         node.meta["val"] = torch.empty_like(value, device="meta")
@@ -183,10 +196,19 @@ class Rewriter:
         value = self._value(bias_argument(op))
         if seen is not None:
             error = quant.error(self._value(weight)).transpose(0, channel_axis(op))
-            value = corrected(value, error, seen.mean)
+            value = corrected(value, error, self._input_mean(op, seen), tap_coverage(op))
         if integer:
             return self._integer_bias(op, value, input_scale, quant)
         return self._constant(f"{op.name}_bias_corrected", value)
+
+    def _input_mean(self, op: Node, seen: ChannelSums) -> NDArray[np.float64]:
+        channels = shape_of(data_arguments(op)[0])[input_channel_axis(op)]
+        if seen.whole.size != channels:
+            raise CalibrationError(
+                f"the calibration table has {seen.whole.size} channels of the input of {op.name}, which has {channels}",
+                hint="the table is damaged: calibrate again",
+            )
+        return seen.mean
 
     def _integer_bias(self, op: Node, bias: Tensor, input_scale: float, quant: WeightQuant) -> Node:
         values, scales = quantize_bias(bias, input_scale, quant.scales)

@@ -161,7 +161,7 @@ class CalibrationTable:
         header, arrays = _read(Path(path))
         try:
             return _decode(header, arrays)
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise _refusal(path, f"its content is inconsistent ({error!r})") from error
 
 
@@ -309,16 +309,25 @@ def _decode(header: dict[str, Any], arrays: Arrays) -> CalibrationTable:
         samples=int(header["samples"]),
         source=str(header["source"]),
         statistics={name: rows[row] for name, row in header["tensors"].items()},
-        layer_inputs={name: sums[row] for name, row in header.get("layer_inputs", {}).items()},
+        layer_inputs={name: sums[_row(row)] for name, row in header.get("layer_inputs", {}).items()},
     )
 
 
 def _decode_sums(arrays: Arrays) -> list[ChannelSums]:
+    sizes = arrays["channels"][:, 1]
+    if arrays["sums"].shape != (2, sizes.sum()) or (sizes < 1).any():
+        raise ValueError(f"sums of shape {arrays['sums'].shape} for {sizes.sum()} channels")
     rows, at = [], 0
     for count, size in arrays["channels"].tolist():
         rows.append(ChannelSums(count, *arrays["sums"][:, at : at + size]))
         at += size
     return rows
+
+
+def _row(row: Any) -> int:
+    if type(row) is not int or row < 0:
+        raise ValueError(f"{row!r} is no row")
+    return row
 
 
 def _refusal(path: str | Path, why: str) -> CalibrationError:

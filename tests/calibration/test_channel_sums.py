@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from deploykit.errors import CalibrationError
 from deploykit_calibration.channel_sums import FRACTION_BITS, ChannelSums
 
 SUMS = st.builds(
@@ -48,3 +52,30 @@ def test_a_sum_by_hand() -> None:
 
 def test_what_no_network_computes_is_limited() -> None:
     assert ChannelSums.of(np.array([1e30, -1e30]), 1).mean.tolist() == [2.0**47, -(2.0**47)]
+
+
+GOOD = ChannelSums.of(np.array([1.5, -2.5]), 3)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"count": 0},
+        {"count": -5},
+        {"whole": np.zeros(2)},
+        {"whole": np.zeros(3, np.int64)},
+        {"whole": np.full(2, np.iinfo(np.int64).max)},
+        {"fraction": np.array([-1, 0])},
+        {"fraction": np.array([0, 1 << FRACTION_BITS])},
+        {"whole": np.zeros(0, np.int64), "fraction": np.zeros(0, np.int64)},
+    ],
+    ids=str,
+)
+def test_what_no_pass_can_have_summed_is_refused(damage: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  (loading a table says where)
+        replace(GOOD, **damage)
+
+
+def test_sums_of_other_layers_do_not_merge() -> None:
+    with pytest.raises(CalibrationError, match="sums of 2 and of 1 channels"):
+        GOOD.merge(ChannelSums.of(np.zeros(1), 3))

@@ -125,6 +125,16 @@ def test_means_of_layer_inputs_are_those_of_a_plain_interpretation(make: Any) ->
         assert found.count * found.whole.size == stacked.size
 
 
+@pytest.mark.usefixtures("float32_only")
+def test_samples_that_fill_up_a_batch_do_not_count_in_means() -> None:
+    captured = capture(nn.Linear(2, 2), example_inputs=(torch.zeros(4, 2),))
+    data = torch.cat([torch.zeros(4, 2), torch.ones(1, 2)])
+    (sums,) = calibrate(captured, data, progress=False).layer_inputs.values()
+    assert (sums.count, sums.mean.tolist()) == (4, [0.0, 0.0])
+    (alone,) = calibrate(captured, data[4:], progress=False).layer_inputs.values()
+    assert alone.mean.tolist() == [1.0, 1.0]
+
+
 def dtypes_of_runs(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """Filled with the dtype of every batch that is run from now on."""
     dtypes: list[torch.dtype] = []

@@ -146,6 +146,31 @@ def test_a_table_of_the_first_schema_has_no_layer_inputs(tmp_path: Path, monkeyp
     assert CalibrationTable.load(tmp_path / "old") == replace(content, layer_inputs={})
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("layer_inputs", {"conv": 9}),
+        ("layer_inputs", {"conv": -1}),
+        ("layer_inputs", {"conv": True}),
+        ("layer_inputs", ["conv"]),
+        ("channels", np.array([[9, 5], [7, 4]])),
+        ("channels", np.array([[9, 5], [7, -3]])),
+        ("channels", np.array([[0, 5], [7, 3]])),
+        ("sums", np.zeros((2, 8))),
+        ("sums", np.zeros((2, 9), dtype=np.int64)),
+    ],
+    ids=str,
+)
+def test_sums_that_fit_nothing_are_refused(part: str, value: Any, tmp_path: Path) -> None:
+    """Also where whoever changed the file wrote a new sha256."""
+    header, arrays = table_module._read(make_table().save(tmp_path / "t"))
+    (header if part in header else arrays)[part] = value
+    header["sha256"] = table_module._digest(header, arrays)
+    save_file(arrays, tmp_path / "t", metadata={"deploykit_calibration": json.dumps(header, sort_keys=True)})
+    with pytest.raises(CalibrationError, match="its content is inconsistent"):
+        CalibrationTable.load(tmp_path / "t")
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_table(0).save(tmp_path / "t")
     before = path.read_bytes()
