@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from deploykit.errors import CalibrationError
 
 FRACTION_BITS = 40
-_LIMIT = 2.0**47  # 65,000 batches of such sums fit; a network whose activations come near it has no use for int8
+_LIMIT = 2.0**47  # 65,000 batches of such sums fit
 
 Integers = NDArray[np.int64]
 
@@ -51,12 +51,10 @@ class ChannelSums:
         """From the sums of one batch.
 
         Args:
-            sums: finite, shape (channels,); what is beyond 2**47 counts as that.
+            sums: shape (channels,), magnitudes up to 2**47.
             count: elements of each channel.
         """
-        limited = np.clip(sums, -_LIMIT, _LIMIT)
-        whole = np.floor(limited)
-        return cls(count, *_carried(whole.astype(np.int64), ((limited - whole) * 2.0**FRACTION_BITS).astype(np.int64)))
+        return cls(count, *_carried(*_fixed_point(sums)))
 
     def merge(self, other: ChannelSums) -> ChannelSums:
         """The sums of both. Exact, associative, commutative.
@@ -88,6 +86,38 @@ class ChannelSums:
         return hash((self.count, self.whole.tobytes(), self.fraction.tobytes()))
 
 
+class ChannelSumsBuilder:
+    """Accumulates batches of one layer's input in place, for the observer's inner loop; `build()` gives the value."""
+
+    def __init__(self, channels: int) -> None:
+        self._count = 0
+        self._whole, self._fraction = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+
+    def add(self, sums: NDArray[np.float64], count: int) -> None:
+        """Add one batch; one that has an infinity (of a mask), or what no network computes, is left out.
+
+        Args:
+            sums: shape (channels,).
+            count: elements of each channel.
+        """
+        if not np.abs(sums).max() <= _LIMIT:  # written so that NaN is left out too
+            return
+        whole, fraction = _fixed_point(sums)
+        self._count += count
+        self._whole += whole
+        self._fraction += fraction
+
+    def build(self) -> ChannelSums | None:
+        """The sums so far; None where no batch counted."""
+        return ChannelSums(self._count, *_carried(self._whole, self._fraction)) if self._count else None
+
+
+def _fixed_point(sums: NDArray[np.float64]) -> tuple[Integers, Integers]:
+    """Whole part and fraction, which may be one for a sum just below zero."""
+    whole = np.floor(sums)
+    return whole.astype(np.int64), ((sums - whole) * 2.0**FRACTION_BITS).astype(np.int64)
+
+
 def _carried(whole: Integers, fraction: Integers) -> tuple[Integers, Integers]:
-    """Both with what of the fraction is whole moved; also of a sum just below zero, whose fraction rounds to one."""
+    """Both with what of the fraction is whole moved."""
     return whole + (fraction >> FRACTION_BITS), fraction & ((1 << FRACTION_BITS) - 1)

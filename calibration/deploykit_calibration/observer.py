@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from deploykit.errors import CalibrationError
-from deploykit_calibration.channel_sums import ChannelSums
+from deploykit_calibration.channel_sums import ChannelSums, ChannelSumsBuilder
 from deploykit_calibration.execution import floating_nodes
 from deploykit_calibration.graph_view import is_constant
 from deploykit_calibration.op_kinds import (
@@ -90,7 +90,7 @@ class Observer:
         self._axes: dict[str, list[int]] = {}
         for source, axis in dict.fromkeys(self._inputs.values()):
             self._axes.setdefault(source, []).append(axis)
-        self._sums: dict[tuple[str, int], ChannelSums] = {}
+        self._sums: dict[tuple[str, int], ChannelSumsBuilder] = {}
         self._may_be_infinite = _may_be_infinite(captured.graph_module)
         self._batch, self._means = "", True
 
@@ -128,17 +128,20 @@ class Observer:
 
     def layer_inputs(self) -> dict[str, ChannelSums]:
         """By the layer that reads them; layers with one input share the object."""
-        return {layer: self._sums[read] for layer, read in self._inputs.items() if read in self._sums}
+        built = {read: sums.build() for read, sums in self._sums.items()}
+        found = ((layer, built.get(read)) for layer, read in self._inputs.items())
+        return {layer: sums for layer, sums in found if sums is not None}
 
     def _sum(self, name: str, axis: int, value: Tensor) -> None:
         channels = value.shape[axis]
+        if not value.numel():
+            return
+        if (name, axis) not in self._sums:
+            self._sums[name, axis] = ChannelSumsBuilder(channels)
         dims = [dim for dim in range(value.ndim) if dim != axis]
-        summed = value.sum(dims, dtype=torch.float32) if dims else value.float()
-        sums = summed.double().numpy()
-        if channels and value.numel() and np.isfinite(sums).all():
-            new = ChannelSums.of(sums, value.numel() // channels)
-            old = self._sums.get((name, axis))
-            self._sums[name, axis] = new if old is None else old.merge(new)
+        # PyTorch adds bfloat16 up in float32 and rounds once, by 0.4 % at most; asked for float32 it is 6 times slower.
+        sums = (value.sum(dims) if dims else value).double().numpy()
+        self._sums[name, axis].add(sums, value.numel() // channels)
 
     def _observation(self, name: str, value: Tensor) -> Observation:
         source, clamp = self._clamps.get(name, (None, None))

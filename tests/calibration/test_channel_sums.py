@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deploykit.errors import CalibrationError
-from deploykit_calibration.channel_sums import FRACTION_BITS, ChannelSums
+from deploykit_calibration.channel_sums import FRACTION_BITS, ChannelSums, ChannelSumsBuilder
 
 SUMS = st.builds(
     ChannelSums.of, hnp.arrays(np.float64, 3, elements=st.floats(-1e9, 1e9, allow_nan=False)), st.integers(1, 10**6)
@@ -50,8 +51,22 @@ def test_a_sum_by_hand() -> None:
     assert sums.mean.tolist() == [-0.125, 1.75]
 
 
-def test_what_no_network_computes_is_limited() -> None:
-    assert ChannelSums.of(np.array([1e30, -1e30]), 1).mean.tolist() == [2.0**47, -(2.0**47)]
+@settings(max_examples=50, deadline=None)
+@given(st.lists(hnp.arrays(np.float64, 3, elements=st.floats(-1e9, 1e9, allow_nan=False)), min_size=1, max_size=5))
+def test_the_builder_agrees_with_merge(batches: list[np.ndarray]) -> None:
+    builder = ChannelSumsBuilder(3)
+    for sums in batches:
+        builder.add(sums, 2)
+    assert builder.build() == reduce(ChannelSums.merge, (ChannelSums.of(sums, 2) for sums in batches))
+
+
+def test_infinities_and_what_no_network_computes_are_left_out() -> None:
+    builder = ChannelSumsBuilder(2)
+    for bad in (np.inf, np.nan, -1e30):
+        builder.add(np.array([1.0, bad]), 1)
+    assert builder.build() is None
+    builder.add(np.array([1.0, 2.0]), 1)
+    assert builder.build() == ChannelSums.of(np.array([1.0, 2.0]), 1)
 
 
 GOOD = ChannelSums.of(np.array([1.5, -2.5]), 3)
