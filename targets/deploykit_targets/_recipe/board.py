@@ -284,18 +284,20 @@ def parser_of(description: str, add_help: bool = True) -> argparse.ArgumentParse
     parser.add_argument("--out", type=Path, help="folder for what is built; by default the artifact's own")
     parser.add_argument("--probe", action="store_true", help="only say what is installed here")
     parser.add_argument("--serve", action="store_true", help="open what was built and answer frames on stdin")
-    parser.add_argument("--runs", type=at_least(0), default=100, help="measured runs; 0 measures nothing")
+    parser.add_argument("--runs", type=whole_number(0), default=100, help="measured runs; 0 measures nothing")
     parser.add_argument("--no-golden", action="store_true", help="do not run the golden data: the caller does it")
     return parser
 
 
-def at_least(least: int) -> Any:
-    """A type for argparse: a whole number that is not below `least`."""
+def whole_number(least: int, most: Any = None) -> Any:
+    """A type for argparse: a whole number that is not below `least`, nor above `most` where there is one."""
 
     def number(text: str) -> int:
         value = int(text)
-        if value < least:
+        if most is None and value < least:
             raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        if most is not None and not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
         return value
 
     number.__name__ = "whole number"  # argparse puts it into its message
@@ -317,7 +319,7 @@ def folder_for_output(options: Any) -> Path:
 def add_shape_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     """The options of dynamic shapes; `defaults` are those that the artifact was exported with."""
     batch = "largest size of a dynamic axis 0 that neither --shape nor the model gives bounds"
-    parser.add_argument("--max-batch", type=at_least(1), default=str(defaults.get("max_batch", 8)), help=batch)
+    parser.add_argument("--max-batch", type=whole_number(1), default=str(defaults.get("max_batch", 8)), help=batch)
     ranges = (
         "smallest, usual and largest shape of an input with dynamic axes, as in x=1x3x224x224:4x3x224x224:8x3x224x224"
     )

@@ -645,18 +645,6 @@ def check_model(path: Path) -> None:
         raise RecipeError(9, f"{path.name} is missing beside this program", "copy the artifact again")
 
 
-def between(least: int, most: int) -> Any:
-    """A type for argparse: a whole number from `least` to `most`."""
-
-    def number(text: str) -> int:
-        if not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not from {least} to {most}")
-        return int(text)
-
-    number.__name__ = "whole number"  # argparse puts it into its message
-    return number
-
-
 def hardware_name(text: str) -> str:
     """A type for argparse, which holds only what is typed against `choices`, and not the recipe's default."""
     if text not in HARDWARE:
@@ -668,10 +656,10 @@ def parse(arguments: list[Any], recipe_options: dict[str, Any]) -> argparse.Name
     """Parse the command line; defaults are the options that the artifact was exported with."""
     command = board.parser_of((__doc__ or "").splitlines()[0])
     known = {name: None if value is None else str(value) for name, value in recipe_options.items()}  # as if typed
-    mib, level = between(1, 1 << 30), between(0, 5)
+    mib, level = board.whole_number(1, 1 << 30), board.whole_number(0, 5)
     command.add_argument("--workspace-mib", type=mib, default=known.get("workspace_mib"))
     command.add_argument("--optimization-level", type=level, default=known.get("optimization_level"))
-    command.add_argument("--dla", type=between(0, 15), metavar="CORE", default=known.get("dla"))
+    command.add_argument("--dla", type=board.whole_number(0, 15), metavar="CORE", default=known.get("dla"))
     command.add_argument("--no-gpu-fallback", action="store_true", default=recipe_options.get("no_gpu_fallback", False))
     versions = recipe_options.get("version_compatible", False)
     command.add_argument("--version-compatible", action="store_true", default=versions)
