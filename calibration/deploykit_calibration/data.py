@@ -209,5 +209,6 @@ def _like(example: Tensor, generator: torch.Generator) -> Tensor:
         spread = float(example.double().std(correction=0)) if example.numel() else 0.0
         spread, centre = (spread, float(example.double().mean())) if 0.0 < spread < math.inf else (1.0, 0.0)
         return (torch.randn(example.shape, generator=generator) * spread + centre).to(example.dtype)
-    low, high = (int(example.min()), int(example.max())) if example.numel() else (0, 0)
+    values = example.numpy()  # PyTorch finds no extremes of uint16
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     return torch.randint(low, high + 1, example.shape, generator=generator).to(example.dtype)

@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch.fx import Graph, Node
 
+from deploykit_calibration.data_flow import data_tensors
 from deploykit_calibration.op_kinds import data_arguments, kind_of
 
 _MOVES_DATA = frozenset({"reshape", "split"})
@@ -56,24 +57,8 @@ class GraphView:
 
     @cached_property
     def activations(self) -> frozenset[Node]:
-        """Float tensors that carry data: derived from float inputs or from embeddings.
-
-        What is computed from integer inputs alone (attention masks, rotary angles) is not among them.
-        """
-        found: set[Node] = set()
-        for node in self.order:
-            value = node.meta.get("val")
-            if node.op == "placeholder":
-                carries = is_float(node)
-            elif self.kinds[node] == "embedding":
-                carries = True
-            elif isinstance(value, torch.Tensor) and not value.is_floating_point():
-                carries = False
-            else:
-                carries = node.op == "call_function" and any(source in found for source in node.all_input_nodes)
-            if carries:
-                found.add(node)
-        return frozenset(found)
+        """Floating tensors that carry data; attention masks, positions and angles do not (`data_flow`)."""
+        return data_tensors(self.graph, self.kinds)
 
     @cached_property
     def returned(self) -> frozenset[Node]:

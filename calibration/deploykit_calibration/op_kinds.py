@@ -128,7 +128,8 @@ def _norms() -> dict[str, OpSpec]:
     table |= _named("group_norm", "group_norm.default", "native_group_norm.default", "instance_norm.default")
     table |= _named("batch_norm", "batch_norm.default", "_native_batch_norm_legit_no_training.default")
     table |= _named("softmax", "softmax.int", "_softmax.default")
-    return table | _named("embedding", "embedding.default", inputs=(1,), weight=0)
+    lookups = ("embedding.default", "embedding_bag.padding_idx", "_embedding_bag.default")
+    return table | _named("embedding", *lookups, inputs=(1,), weight=0)
 
 
 OP_TABLE: Mapping[str, OpSpec] = _elementwise() | _pools() | _multiplying() | _rearranging() | _norms()

@@ -206,7 +206,7 @@ def _fitting(value: Any, spec: TensorSpec, *, any_batch: bool) -> Tensor:
     tensor = (_from_numpy(value, spec) if isinstance(value, np.ndarray) else value).detach().cpu()
     wanted = getattr(torch, spec.dtype)
     if tensor.dtype != wanted:
-        if not _safe_cast(tensor.dtype, wanted):
+        if not _safe_cast(tensor, wanted):
             raise CalibrationError(
                 f"input {spec.name!r} has dtype {str(tensor.dtype).removeprefix('torch.')}; {spec.dtype} is expected",
                 hint="prepare the data as the model is fed in use (scaling and dtype included)",
@@ -231,9 +231,15 @@ def _from_numpy(value: np.ndarray[Any, Any], spec: TensorSpec) -> Tensor:
         raise CalibrationError(f"input {spec.name!r} is an array of {value.dtype}; {spec.dtype} is expected") from e
 
 
-def _safe_cast(have: torch.dtype, want: torch.dtype) -> bool:
-    """Floats may change width and integers may widen; an integer never becomes a float behind the user's back."""
-    if have.is_floating_point and want.is_floating_point:
-        return True
-    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    return have in integers and want in integers and torch.promote_types(have, want) == want
+def _safe_cast(have: Tensor, want: torch.dtype) -> bool:
+    """Floats may change width, integers and truth values where every value stays what it is.
+
+    An integer never becomes a float behind the user's back: whether it is to be scaled, only the user knows.
+    """
+    if have.is_floating_point() or want.is_floating_point:
+        return have.is_floating_point() and want.is_floating_point
+    if have.is_complex() or want.is_complex or not have.numel():
+        return have.is_complex() == want.is_complex
+    low, high = (0, 1) if want == torch.bool else (torch.iinfo(want).min, torch.iinfo(want).max)
+    values = have.numpy()
+    return low <= int(values.min()) and int(values.max()) <= high

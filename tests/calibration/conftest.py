@@ -33,7 +33,8 @@ def make_case(model: nn.Module, examples: tuple[Tensor, ...] | dict[str, Tensor]
     def like(example: Tensor) -> Tensor:
         if example.is_floating_point():
             return torch.randn(example.shape, generator=generator)
-        return torch.randint(0, int(example.max()) + 1, example.shape, generator=generator)
+        low = min(int(example.min()), 0)
+        return torch.randint(low, int(example.max()) + 1, example.shape, generator=generator, dtype=example.dtype)
 
     names = [spec.name for spec in captured.inputs]
     feeds = tuple(

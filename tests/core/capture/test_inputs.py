@@ -129,6 +129,34 @@ def test_what_does_not_fit_is_named(one: CapturedModel, batch: Any, message: str
         one.feeds(batch)
 
 
+@pytest.mark.parametrize(
+    ("example", "given", "fits"),
+    [
+        (torch.zeros(4, dtype=torch.uint8), np.array([0, 1, 128, 255]), True),
+        (torch.zeros(4, dtype=torch.uint8), np.array([0, 1, 128, 256]), False),
+        (torch.zeros(4, dtype=torch.uint8), np.array([0, 1, 127, -1], np.int8), False),
+        (torch.zeros(4, dtype=torch.int16), np.array([0, 1, 128, 32767], np.uint16), True),
+        (torch.zeros(4, dtype=torch.int64), np.array([True, False, True, True]), True),
+        (torch.zeros(4, dtype=torch.bool), np.array([0, 1, 1, 0]), True),
+        (torch.zeros(4, dtype=torch.bool), np.array([0, 1, 2, 0]), False),
+        (torch.zeros(4, dtype=torch.uint8), np.array([0.0, 1.0, 2.0, 3.0]), False),
+    ],
+)
+def test_integers_change_their_type_where_every_value_stays(example: Tensor, given: Any, fits: bool) -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float() * 2
+
+    captured = capture(Doubled(), example_inputs=(example,))
+    if fits:
+        (fed,) = captured.feeds(given).values()
+        assert fed.dtype == example.dtype
+        assert fed.tolist() == given.tolist()
+    else:
+        with pytest.raises(CalibrationError, match="is expected"):
+            captured.feeds(given)
+
+
 def test_a_single_tensor_for_two_inputs_is_refused(two: CapturedModel) -> None:
     with pytest.raises(CalibrationError, match="the model takes 2: image, features"):
         two.feeds(IMAGE)
