@@ -26,7 +26,7 @@ class Product(StrEnum):
 
 
 # What the vector units of both architectures have; AVX forms carry a `v`.
-_DOT = r"[su]dot|usdot|[su]mmla|usmmla|vpdpbusds?|vpdpwssds?|vpmaddwd|vpmaddubsw"
+_DOT = r"[su]dot|usdot|[su]mmla|usmmla|vpdpbusds?|vpdpwssds?|vpmaddwd|vpmaddubsw|tdpb[su][su]d"
 _INTEGER = r"[su]ml[as]l2?|[su]mull2?|[su]adalp|vpmull[wdq]|vpmulh\w*"
 _FLOAT = r"fml[as]|fmadd|fmsub|fmul|bfdot|bfmmla|vf(?:n?m)(?:add|sub)\d+[ps][sd]|vmul[ps][sd]"
 _KINDS = (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +13,26 @@ from deploykit.devices import Device
 from deploykit.errors import DeviceError
 from deploykit.host import this_host
 
-_HOST_ISAS = (("avx512_vnni", ("avx512_vnni", "avx512bw")), ("avx2", ("avx2", "fma")))
+HOST_ISAS = (
+    ("amx_int8", ("amx_tile", "amx_int8", "avx512_vnni", "avx512bw")),
+    ("avx512_vnni", ("avx512_vnni", "avx512bw")),
+    ("avx2", ("avx2", "fma")),
+)
 """Best first: the kernels' name, and what `deploykit.host` calls the features."""
+
+
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
+
+
+@functools.cache
+def tiles_granted() -> bool:
+    """Whether Linux keeps the tile registers of AMX for this process, which has to ask once; an x86-64 process only.
+
+    Source: Documentation/arch/x86/xstate.rst of the kernel. A sandbox or an older kernel may refuse.
+    """
+    if sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0)
 
 
 @dataclass(frozen=True)
@@ -57,10 +78,10 @@ def processor_of(device: Device) -> Processor:
     if device.extra["isa"] != "host":
         return Processor.read(device.extra)
     host = this_host()
-    for isa, features in _HOST_ISAS:
-        if all(map(host.has, features)):
-            return Processor.read({**device.extra, "isa": isa, "mcpu": device.extra["mcpu_by_isa"][isa]})
+    for isa, features in HOST_ISAS:
+        if all(map(host.has, features)) and (isa != "amx_int8" or tiles_granted()):
+            return Processor.read({**device.extra, "isa": isa, **device.extra["by_isa"][isa]})
     raise DeviceError(
-        f"{device.name} is compiled for this machine, and {host} has neither of {', '.join(n for n, _ in _HOST_ISAS)}",
+        f"{device.name} is compiled for this machine, and {host} has none of {', '.join(n for n, _ in HOST_ISAS)}",
         hint="export on a machine with AVX2, or choose another device",
     )

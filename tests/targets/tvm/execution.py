@@ -10,12 +10,14 @@ import numpy as np
 
 from deploykit.host import this_host
 from deploykit_targets.tvm.emit import Finished
+from deploykit_targets.tvm.processor import HOST_ISAS, tiles_granted
 from deploykit_targets.tvm.program import Region
 
 
 def host_isa() -> str:
     """The best instruction set of this machine that kernels exist for."""
-    return "avx512_vnni" if this_host().has("avx512_vnni") else "avx2"
+    usable = (name for name, features in HOST_ISAS if all(map(this_host().has, features)))
+    return next((name for name in usable if name != "amx_int8" or tiles_granted()), "avx2")
 
 
 def execute(finished: Finished, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

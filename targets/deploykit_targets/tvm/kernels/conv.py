@@ -18,6 +18,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from deploykit.errors import UsageError
+from deploykit_targets.tvm.kernels import amx
 from deploykit_targets.tvm.kernels.expressions import (
     UNSCALED,
     Affine,
@@ -37,7 +38,7 @@ from deploykit_targets.tvm.kernels.expressions import (
 )
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Array, pack_constants, pack_matrix
-from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows
+from deploykit_targets.tvm.kernels.tiles import TILE_ROWS, choose_tile, fold_rows
 
 _CACHE_LINE = 64  # bytes
 _STAYS_BYTES = 256 << 10  # weights of fewer bytes stay in a second-level cache from one run of a model to the next
@@ -129,6 +130,11 @@ class ConvPlan:
         return self.vectors * window * self.dot.lanes * self.dot.group
 
     @property
+    def pixel_elements(self) -> int:
+        """Input elements from a pixel of a line to the next."""
+        return self.shape.channels * (1 if self.shape.pointwise else self.shape.stride[1])
+
+    @property
     def passes(self) -> int:
         """Tiles of rows that read the weights of a block, one after another."""
         return self.lines // self.weight_sets * math.ceil(self.pixels / self.rows)
@@ -185,6 +191,10 @@ def plan_conv(shape: ConvShape, dot: Dot, *, weights_per_image: bool = False) ->
     height, width = shape.output
     lines, pixels = shape.batch * height, width
     vectors = math.ceil(shape.columns // shape.groups / dot.lanes)
+    contiguous = shape.groups == 1 and shape.dilation[1] == 1
+    runs = 1 if contiguous else shape.kernel[1]
+    run = shape.channels // shape.groups * (shape.kernel[1] if contiguous else 1)
+    dot = dot.for_inputs(run)
     if shape.pointwise:
         apart = shape.batch if weights_per_image else 1
         dot = dot.for_pixels(lines * pixels // apart)
@@ -192,9 +202,6 @@ def plan_conv(shape: ConvShape, dot: Dot, *, weights_per_image: bool = False) ->
         lines *= apart
     dot = dot.for_pixels(pixels)
     rows, tile = choose_tile(pixels, vectors, dot)
-    contiguous = shape.groups == 1 and shape.dilation[1] == 1
-    runs = 1 if contiguous else shape.kernel[1]
-    run = shape.channels // shape.groups * (shape.kernel[1] if contiguous else 1)
     return ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, shape.batch if weights_per_image else 1)
 
 
@@ -209,7 +216,8 @@ def pack_conv(plan: ConvPlan, weight: Array) -> Array:
     split = weight.reshape(plan.shape.groups, plan.group_columns, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)
     dot = plan.dot
     lines = split.reshape(plan.shape.groups, plan.group_columns, -1, plan.run)
-    packed = [pack_matrix(w, lanes=dot.lanes, group=dot.group, tile=plan.tile, dtype=dot.weight) for w in lines]
+    order = {"lanes": dot.lanes, "group": dot.group, "tile": plan.tile, "interleaved": dot.interleaved}
+    packed = [pack_matrix(w, dtype=dot.weight, **order) for w in lines]
     return np.stack(packed).ravel()
 
 
@@ -348,6 +356,62 @@ def conv(
                         if pair == 2:
                             store_row(acc[T.Ramp((r * tile + v) * sums, 1, sums)], 1, task, x, r, v, c, b, y)
 
+    high = math.ceil(rows / TILE_ROWS)  # matrices of a tile above each other: one register of activations each
+    rows_of = [min(TILE_ROWS, rows - TILE_ROWS * r) for r in range(high)]
+    shapes = amx.configuration(
+        [n for n in rows_of for _ in range(tile)] + rows_of + [TILE_ROWS] * tile if dot.tiles else []
+    )
+    first_a, first_w = high * tile, high * tile + high
+
+    @T.inline
+    def matrices(a, w, c, b, y):
+        """The loops of `tiles` where a step multiplies matrices, which meet vectors in memory only."""
+        for task in T.parallel(tasks):
+            shapes_at: T.let = on_stack(amx.CONFIGURATION_WORDS, "int64")
+            block = T.decl_buffer((amx.CONFIGURATION_WORDS,), "int64", data=shapes_at, scope="local")
+            block[0] = shapes[0]
+            block[1] = shapes[1]
+            block[2] = shapes[2]
+            block[3] = shapes[3]
+            block[4] = shapes[4]
+            block[5] = shapes[5]
+            block[6] = shapes[6]
+            block[7] = shapes[7]
+            T.evaluate(amx.configure(block))
+            for x in T.serial(spans):
+                acc_at: T.let = on_stack(rows * tile * lanes, dot.accumulator)
+                acc = T.decl_buffer((rows * tile * lanes,), dot.accumulator, data=acc_at, scope="local")
+                for i in T.unroll(high * tile):
+                    T.evaluate(amx.zero(i))
+                for ky in T.serial(kernel_h):
+                    for kx in T.serial(runs):
+                        for k in T.serial(steps):
+                            for ahead in T.unroll(plan.prefetches):
+                                prefetch(w, address.ahead(task, x, ky, kx, k, ahead))
+                            for v in T.unroll(tile):
+                                T.evaluate(amx.load(first_w + v, w, address.weight(task, ky, kx, k, v), amx.ROW_BYTES))
+                            for r in T.unroll(high):
+                                T.evaluate(
+                                    amx.load(
+                                        first_a + r,
+                                        a,
+                                        address.read(task, x, r * TILE_ROWS, ky, kx) + k * group,
+                                        plan.pixel_elements,
+                                    )
+                                )
+                                for v in T.unroll(tile):
+                                    T.evaluate(amx.multiply(r * tile + v, first_a + r, first_w + v))
+                for r in T.unroll(high):
+                    for v in T.unroll(tile):
+                        T.evaluate(
+                            amx.store(r * tile + v, acc, (r * TILE_ROWS * tile + v) * lanes, tile * amx.ROW_BYTES)
+                        )
+                for r in T.serial(rows):
+                    for v in T.unroll(tile):
+                        store_row(acc[T.Ramp((r * tile + v) * lanes, 1, lanes)], 0, task, x, r, v, c, b, y)
+            T.evaluate(amx.release())
+
+    body = matrices if dot.tiles else tiles
     if residual is None:
 
         @T.prim_func(s_tir=True)
@@ -358,7 +422,7 @@ def conv(
             y: T.Buffer((plan.output_elements,), dtype),
         ):
             T.func_attr({"tirx.noalias": True})
-            tiles(a, w, c, None, y)
+            body(a, w, c, None, y)
 
         return kernel
 
@@ -371,7 +435,7 @@ def conv(
         y: T.Buffer((plan.output_elements,), dtype),
     ):
         T.func_attr({"tirx.noalias": True})
-        tiles(a, w, c, b, y)
+        body(a, w, c, b, y)
 
     return adding
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm.script import tirx as T
@@ -19,6 +19,9 @@ from deploykit_targets.tvm.kernels.expressions import Expr, cast, fma, spread
 
 def _multiply_add(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
     return acc + a * w
+
+
+_FEWEST_TILE_ROWS = 4  # below, loading a tile of weights takes as long as multiplying vectors
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Dot:
         pair: rows that one step takes; each has `group` activations, and its accumulators are told apart by `row`.
         alone: what a line of one pixel takes instead, where a step takes more rows.
         wide: steps whose activations are best loaded together, where an instruction can then read one lane.
+        tiles: registers that hold whole matrices, where a step multiplies two of these; else 0. `registers` is then
+            unused, and `step` is that of `alone`, which short lines and what multiplies lane by lane take.
+        interleaved: inputs of one column that lie beside each other in packed weights; `group` of them where 0.
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
             expressions.
     """
@@ -51,6 +57,13 @@ class Dot:
     wide: int = 1
     pair: int = 1
     alone: Dot | None = None
+    tiles: int = 0
+    interleaved: int = 0
+
+    @property
+    def by_lane(self) -> Dot:
+        """This step, or the one over vectors where this one multiplies matrices."""
+        return self.alone if self.tiles and self.alone is not None else self
 
     def row(self, accumulators: Expr, row: int) -> Expr:
         """Those of one row, of a step's."""
@@ -61,7 +74,15 @@ class Dot:
 
     def for_pixels(self, pixels: int) -> Dot:
         """This step, or the one for lines too short for it."""
-        return self.alone if self.alone is not None and pixels < self.pair else self
+        least = _FEWEST_TILE_ROWS if self.tiles else self.pair
+        return self.alone if self.alone is not None and pixels < least else self
+
+    def for_inputs(self, run: int) -> Dot:
+        """This step, or the one over vectors where a stretch of `run` inputs fills too little of a tile's row."""
+        if not self.tiles or self.alone is None:
+            return self
+        products = math.ceil(run / self.alone.group) / 2  # two of them start each cycle
+        return self if math.ceil(run / self.group) <= products else self.alone
 
     def read_at_once(self, steps: int) -> int:
         """Steps whose activations one load brings, of a stretch of that many."""
@@ -158,15 +179,23 @@ def _arm(mcpu: str, *mattr: str) -> dict[str, Any]:
     return {"kind": "llvm", "keys": keys, "mtriple": "aarch64-linux-gnu", "mcpu": mcpu, "mattr": list(mattr)}
 
 
+_VPDPBUSD = Dot(16, 4, "uint8", "int8", "int32", 32, "vpdpbusd", _vpdpbusd(512), _vpdpbusd_lanes)
+_TDPBUSD = replace(_VPDPBUSD, group=64, mnemonic="tdpbusd", alone=_VPDPBUSD, tiles=8, interleaved=4)
 _SDOT = Dot(4, 4, "int8", "int8", "int32", 32, "sdot", _sdot, wide=4)
 
 ISAS: Mapping[str, Isa] = {
     isa.name: isa
     for isa in (
         Isa(
+            "amx_int8",
+            _x86("cascadelake", "+amx-tile", "+amx-int8"),
+            _TDPBUSD,
+            _float(16, 32, "vfmadd"),
+        ),
+        Isa(
             "avx512_vnni",
             _x86("cascadelake"),
-            Dot(16, 4, "uint8", "int8", "int32", 32, "vpdpbusd", _vpdpbusd(512), _vpdpbusd_lanes),
+            _VPDPBUSD,
             _float(16, 32, "vfmadd"),
         ),
         Isa(

@@ -64,6 +64,7 @@ def pack_operand(
         plan.run,
         plan.group_columns,
     )
+    beside = dot.interleaved or group
     scale = first.scale * second.scale / to.scale * factor
     total = "int32" if dot.quantized else "float32"
     parts = 2 if dot.quantized else 1
@@ -83,7 +84,8 @@ def pack_operand(
         return T.if_then_else(T.And(k < inputs, column < columns), centred, T.Cast(total, 0))
 
     def weight_at(task: Expr, v: Expr, k: Expr, lane: Expr) -> Expr:
-        return (((task * steps + k // group) * tile + v) * lanes + lane) * group + k % group
+        start, inner = ((task * steps + k // group) * tile + v) * lanes * group, k % group
+        return start + (inner // beside * lanes + lane) * beside + inner % beside
 
     def bias(column_sum: Expr) -> Expr:
         if not dot.quantized:

@@ -41,22 +41,27 @@ def take_columns(array: Array, lanes: int, vectors: int | None = None) -> Array:
     return np.stack([padded[start : start + lanes] for start in starts])
 
 
-def pack_matrix(weight: Array, *, lanes: int, group: int, tile: int, dtype: str) -> Array:
+def pack_matrix(weight: Array, *, lanes: int, group: int, tile: int, dtype: str, interleaved: int = 0) -> Array:
     """Pack the columns of a product for a kernel whose step takes `group` inputs for each of `lanes` columns.
 
     Args:
         weight: shape (columns, lines, run): `run` inputs that lie next to each other in memory, `lines` times.
         lanes, group, dtype: of the instruction set.
         tile: column vectors that a kernel accumulates at once.
+        interleaved: inputs of one column that lie beside each other, before those of the next column; divides `group`,
+            which it is where 0.
     Returns:
-        Shape (blocks, lines, steps, tile, lanes, group), dtype `dtype`; inputs beyond `run` have weight zero.
+        Shape (blocks, lines, steps, tile, group / interleaved * lanes, interleaved), dtype `dtype`; inputs beyond `run`
+        have weight zero.
     """
     columns, lines, run = weight.shape
     steps = -(-run // group)
     vectors = math.ceil(math.ceil(columns / lanes) / tile) * tile
     padded = np.pad(weight, ((0, 0), (0, 0), (0, steps * group - run)))
-    split = take_columns(padded, lanes, vectors).reshape(-1, tile, lanes, lines, steps, group)
-    return np.ascontiguousarray(split.transpose(0, 3, 4, 1, 2, 5).astype(dtype))
+    beside = interleaved or group
+    split = take_columns(padded, lanes, vectors).reshape(-1, tile, lanes, lines, steps, group // beside, beside)
+    ordered = split.transpose(0, 3, 4, 1, 5, 2, 6)
+    return np.ascontiguousarray(ordered.astype(dtype)).reshape(*ordered.shape[:4], -1, beside)
 
 
 def pack_constants(rows: list[Array], *, lanes: int, vectors: int | None = None) -> Array:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deploykit_targets.tvm.kernels.isa import Dot
 
+TILE_ROWS = 16
+"""Rows of a tile register (AMX), of 64 bytes each."""
+_TILE_OVERHEAD = 4  # cycles of a step of tiles that neither loads nor products hide
 _PIPELINE = 8  # independent accumulators that hide the latency of two multiply-accumulate pipes of four to five cycles
 
 
@@ -27,7 +30,10 @@ def choose_tile(rows: int, vectors: int, dot: Dot) -> tuple[int, int]:
         Rows (at most `rows`, a multiple of the step's) and vectors of the tile.
     """
     counts = range(dot.pair, rows + 1, dot.pair)
-    tiles = [(r, v) for v in range(1, vectors + 1) for r in counts if _held(r, v, dot) <= dot.registers]
+    if dot.tiles:
+        tiles = [(r, v) for v in range(1, vectors + 1) for r in counts if _tiles_held(r, v) <= dot.tiles]
+    else:
+        tiles = [(r, v) for v in range(1, vectors + 1) for r in counts if _held(r, v, dot) <= dot.registers]
     return min(tiles, key=lambda tile: (_cycles(rows, vectors, dot, *tile), tile[0] / dot.wide + tile[1]))
 
 
@@ -38,8 +44,16 @@ def _held(r: int, v: int, dot: Dot) -> int:
     return r * v + v + (r if dot.wide > 1 else 1)
 
 
+def _tiles_held(r: int, v: int) -> int:
+    """Tile registers of a tile: accumulators, activations, weights."""
+    high = -(-r // TILE_ROWS)
+    return high * v + high + v
+
+
 def _cycles(rows: int, vectors: int, dot: Dot, r: int, v: int) -> float:
     steps = -(-rows // r) * -(-vectors // v)
+    if dot.tiles:  # a product takes a cycle per row; two rows of 64 bytes are loaded per cycle
+        return steps * (max(r * v, (r + v * TILE_ROWS) / 2) + _TILE_OVERHEAD)
     loads = r + v if dot.pair == 1 else 1.5 * (r + 2 * v)  # three beside four products
     return steps * (max(r * v, loads, _PIPELINE) + 0.5)
 

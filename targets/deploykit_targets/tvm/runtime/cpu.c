@@ -1,9 +1,27 @@
 /* See cpu.h. The names that are asked for are those of `features.py`. */
+#define _GNU_SOURCE /* syscall */
 #include "cpu.h"
 
 #include <string.h>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Tile registers: the CPU has them (leaf 7 of CPUID, bits of EDX), and Linux keeps their state for this process, which
+ * has to ask for it (Documentation/arch/x86/xstate.rst); elsewhere there is no such call, and so no tiles. */
+static int has_tiles(unsigned int bit) {
+#ifdef __linux__
+  enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+  unsigned int a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> bit & 1)) return 0;
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+  return 0;
+#endif
+}
+
 #define ASK(name) \
   if (!strcmp(feature, name)) return __builtin_cpu_supports(name) != 0
 
@@ -18,6 +36,8 @@ int cpu_has(const char *feature) {
   ASK("avx512dq");
   ASK("avx512vl");
   ASK("avx512vnni");
+  if (!strcmp(feature, "amx-tile")) return has_tiles(24);
+  if (!strcmp(feature, "amx-int8")) return has_tiles(25);
   return 0;
 }
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 CHECKED: Mapping[str, tuple[str, ...]] = {
-    "x86_64": ("avx2", "fma", "bmi2", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni"),
+    "x86_64": (
+        *("avx2", "fma", "bmi2", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni"),
+        *("amx-tile", "amx-int8"),
+    ),
     "aarch64": ("neon", "lse", "fullfp16", "rdm", "dotprod", "sve", "sve2", "i8mm", "bf16"),
 }
 """By architecture, as `platform.machine()` and LLVM's triples name it."""

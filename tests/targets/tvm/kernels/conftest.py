@@ -12,8 +12,14 @@ import pytest
 
 os.environ.setdefault("TVM_NUM_THREADS", "2")  # tasks of a kernel must not depend on each other
 
-HOST_FLAGS = {"avx512_vnni": {"avx512_vnni", "avx512bw", "avx512vl"}, "avx2": {"avx2", "fma"}}
+HOST_FLAGS = {
+    "amx_int8": {"amx_int8", "amx_tile", "avx512_vnni", "avx512bw", "avx512vl"},
+    "avx512_vnni": {"avx512_vnni", "avx512bw", "avx512vl"},
+    "avx2": {"avx2", "fma"},
+}
 TOLERANCE = 1e-5  # of float32, relative to the largest result: sums of a few hundred terms in another order
+
+from deploykit_targets.tvm.processor import tiles_granted
 
 Execute = Callable[..., np.ndarray]
 
@@ -40,6 +46,8 @@ def host_isa(request: pytest.FixtureRequest) -> Any:
     missing = HOST_FLAGS[request.param] - _host_flags()
     if missing:
         pytest.skip(f"this machine has no {', '.join(sorted(missing))}")
+    if request.param == "amx_int8" and not tiles_granted():
+        pytest.skip("this machine's kernel gives no process the tile registers of AMX")
     return isa(request.param)
 
 

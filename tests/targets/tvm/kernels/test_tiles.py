@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows
 
-VNNI, SDOT, SMMLA = (SimpleNamespace(registers=32, wide=w, pair=p) for w, p in ((1, 1), (4, 1), (1, 2)))
+VNNI, SDOT, SMMLA, AMX = (
+    SimpleNamespace(registers=32, wide=w, pair=p, tiles=t) for w, p, t in ((1, 1, 0), (4, 1, 0), (1, 2, 0), (1, 1, 8))
+)
 
 
 @settings(deadline=None)
@@ -41,3 +43,15 @@ def test_steps_of_two_rows_get_tiles_of_pairs(rows: int, vectors: int) -> None:
     r, v = choose_tile(rows, vectors, SMMLA)
     assert r % 2 == 0
     assert r * v + 2 * v + 2 <= SMMLA.registers
+
+
+@given(rows=st.integers(1, 200), vectors=st.integers(1, 40))
+def test_tiles_of_matrices_fit_their_eight_registers(rows: int, vectors: int) -> None:
+    r, v = choose_tile(rows, vectors, AMX)
+    high = -(-r // 16)
+    assert 1 <= r <= rows and high * v + high + v <= 8
+
+
+def test_matrices_are_two_by_two_where_there_is_enough() -> None:
+    assert choose_tile(256, 16, AMX) == (32, 2)
+    assert choose_tile(49, 32, AMX) == (25, 2)  # two tiles of rows that overlap in one, instead of 32 and 17

@@ -171,19 +171,32 @@ def test_no_compiler_warns(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("features", "isa", "mcpu"),
-    [(("avx2", "fma", "avx512bw", "avx512_vnni"), "avx512_vnni", "cascadelake"), (("avx2", "fma"), "avx2", "haswell")],
+    [
+        (("avx2", "fma", "avx512bw", "avx512_vnni", "amx_tile", "amx_int8"), "amx_int8", "cascadelake"),
+        (("avx2", "fma", "avx512bw", "avx512_vnni"), "avx512_vnni", "cascadelake"),
+        (("avx2", "fma"), "avx2", "haswell"),
+    ],
 )
 def test_x86_takes_the_best_that_the_host_has(
     features: tuple[str, ...], isa: str, mcpu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deploykit_targets.tvm.processor.this_host", lambda: Host("x86_64", features, 2, "Linux"))
+    monkeypatch.setattr("deploykit_targets.tvm.processor.tiles_granted", lambda: True)
     found = processor_of(DEVICES["x86-cpu"])
     assert (found.isa, found.mcpu) == (isa, mcpu)
+    assert bool(found.mattr) == (isa == "amx_int8")
+
+
+def test_tiles_that_the_kernel_does_not_grant(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = ("avx2", "fma", "avx512bw", "avx512_vnni", "amx_tile", "amx_int8")
+    monkeypatch.setattr("deploykit_targets.tvm.processor.this_host", lambda: Host("x86_64", features, 2, "Linux"))
+    monkeypatch.setattr("deploykit_targets.tvm.processor.tiles_granted", lambda: False)
+    assert processor_of(DEVICES["x86-cpu"]).isa == "avx512_vnni"
 
 
 def test_a_host_without_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploykit_targets.tvm.processor.this_host", lambda: Host("x86_64", (), 2, "Linux"))
-    with pytest.raises(DeviceError, match="has neither of avx512_vnni, avx2"):
+    with pytest.raises(DeviceError, match="has none of amx_int8, avx512_vnni, avx2"):
         processor_of(DEVICES["x86-cpu"])
 
 
@@ -193,7 +206,7 @@ def test_every_device_names_kernels_that_there_are(name: str) -> None:
     from deploykit_targets.tvm.kernels.isa import ISAS
 
     device = DEVICES[name]
-    assert set(device.extra.get("mcpu_by_isa", (device.extra["isa"],))) <= ISAS.keys()
+    assert set(device.extra.get("by_isa", (device.extra["isa"],))) <= ISAS.keys()
     assert bool(device.peak_tops) == bool(device.source)
 
 
