@@ -25,7 +25,8 @@ import onnxruntime as ort
 import tvm
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit_targets.tvm.kernels.conv import ConvShape, conv, pack_conv, pack_conv_constants, plan_conv
+from deploykit_targets.tvm.kernels.conv import conv
+from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
 from deploykit_targets.tvm.kernels.elementwise import add, add_quantized
 from deploykit_targets.tvm.kernels.expressions import Affine

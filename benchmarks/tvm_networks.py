@@ -1,4 +1,4 @@
-"""Whole networks: deploykit's TVM kernels against ONNX Runtime, LiteRT and eager PyTorch on this machine.
+"""Whole networks: deploykit's TVM kernels against ONNX Runtime, OpenVINO, LiteRT and eager PyTorch on this machine.
 
     python benchmarks/tvm_networks.py [--models ...] [--turns 8] [--folder DIR] [--tvm-python PATH]
 
@@ -10,6 +10,7 @@ One thread, then two. Peers that are not installed are left out.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -26,11 +27,17 @@ import torch
 from harness import interleaved_ms, report, scratch
 
 import deploykit
+import deploykit_targets.tvm
+from deploykit.devices import load_devices
+from deploykit_targets.tvm.processor import processor_of
 
+DEVICES = Path(deploykit_targets.tvm.__file__).with_name("devices.toml")
 Run = Callable[[], Any]
 MODELS = ("resnet18", "resnet50", "mobilenet_v2")
 PRECISIONS = ("int8", "fp32")
-TARGETS = {"x86-cpu:tvm": "deploykit TVM", "x86-cpu": "deploykit ONNX Runtime", "litert": "deploykit LiteRT"}
+TARGETS = {"x86-cpu:tvm": "deploykit TVM", "x86-cpu": "deploykit ONNX Runtime"}
+TARGETS |= {"x86-cpu:openvino": "deploykit OpenVINO", "litert": "deploykit LiteRT"}
+PEERS = {"x86-cpu": ("onnxruntime",), "x86-cpu:openvino": ("openvino",), "litert": ("ai_edge_litert", "litert_torch")}
 OWN, RIVALS = "deploykit TVM", ("deploykit ONNX Runtime", "ORT quantize_static", "ORT")
 
 
@@ -65,20 +72,14 @@ def prepare(name: str, folder: Path, tvm_python: str) -> None:
     """All files of a model; those of TVM in an interpreter of their own."""
     command = [tvm_python, __file__, "--folder", str(folder), "--models", name, "--export", "x86-cpu:tvm"]
     subprocess.run(command, check=True)
-    export(name, "x86-cpu", folder)
-    if _has_litert():
-        export(name, "litert", folder)
+    for target, packages in PEERS.items():
+        if all(importlib.util.find_spec(package) for package in packages):
+            export(name, target, folder)
     source, static = folder / f"{name}.onnx", folder / f"{name}-static.onnx"
     if not static.exists():
         model, example = getattr(models, name)()
         peers.torch_onnx(model, example, ["x"], source)
         peers.ort_static(source, static, [{"x": image[None].numpy()} for image in models.images(8)])
-
-
-def _has_litert() -> bool:
-    import importlib.util
-
-    return all(importlib.util.find_spec(name) for name in ("ai_edge_litert", "litert_torch"))
 
 
 @contextmanager
@@ -122,7 +123,9 @@ def measure(name: str, folder: Path, turns: int) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"model": name, "precision": precision, "threads": threads}
             row |= {"TVM ms": round(best[OWN], 2), "TVM median ms": round(float(np.median(times[OWN])), 2)}
             row |= {"ORT ms": round(rival, 2), "x ORT": round(best[OWN] / rival, 3)}
-            row["LiteRT ms"] = round(best[label], 2) if (label := TARGETS["litert"]) in best else None
+            for column, target in (("OpenVINO", "x86-cpu:openvino"), ("LiteRT", "litert")):
+                other = best.get(TARGETS[target])
+                row |= {f"{column} ms": other and round(other, 2), f"x {column}": other and round(best[OWN] / other, 3)}
             row["torch eager ms"] = round(best["torch eager"], 2) if "torch eager" in best else None
             rows.append(row | {"export s": made["seconds"]})
     return rows
@@ -159,6 +162,7 @@ def main() -> None:
             return
         rows = [row for name in arguments.models for row in measure(name, folder, arguments.turns)]
     notes = [
+        f"instruction set of the kernels: {processor_of(load_devices(DEVICES, toolchain='tvm')['x86-cpu']).isa}",
         "batch 1, 224 x 224, seeded random weights; milliseconds are minima of calls in turns in one process",
         "ORT of int8: the faster of deploykit's own QDQ artifact and quantize_static; of float32: the exported graph",
         "LiteRT: deploykit's own artifact, which XNNPACK runs; export: the whole of deploykit.export for TVM",

@@ -47,7 +47,8 @@ def make_model(device: Device, folder: Path) -> Made:
     """Compile for a device; `x` is float32 [1, 12, 12, 32], weights are 1x1."""
     tvm = pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
     from deploykit_targets.tvm.build import build_library
-    from deploykit_targets.tvm.kernels.conv import ConvShape, conv, pack_conv, pack_conv_constants, plan_conv
+    from deploykit_targets.tvm.kernels.conv import conv
+    from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
     from deploykit_targets.tvm.kernels.elementwise import add_quantized, dequantize, quantize
     from deploykit_targets.tvm.kernels.expressions import Affine
     from deploykit_targets.tvm.kernels.isa import isa
@@ -78,10 +79,10 @@ def make_model(device: Device, folder: Path) -> Made:
     data[weight_at : weight_at + packed.nbytes] = packed.view(np.uint8).ravel()
     data[constant_at : constant_at + constants.nbytes] = constants.view(np.uint8).ravel()
     x_at, y_at = arena.take(4 * count), arena.take(4 * count)
-    a_at, b_at, c_at = arena.take(count), arena.take(count), arena.take(count)
+    a_at, b_at, c_at = arena.take(plan.input_elements), arena.take(count), arena.take(count)
 
-    def here(at: int, dtype: str) -> Operand:
-        return Operand(Region.ARENA, at, count, dtype)
+    def here(at: int, dtype: str, elements: int = count) -> Operand:
+        return Operand(Region.ARENA, at, elements, dtype)
 
     quantised = dot.activation
     weights = (
@@ -94,7 +95,14 @@ def make_model(device: Device, folder: Path) -> Made:
         outputs=(Port("y", x.shape, "float32", y_at),),
         steps=(
             Step("quantize_0", (here(x_at, "float32"), here(a_at, quantised)), "quantize", "quantize"),
-            Step("conv_0", (here(a_at, quantised), *weights, here(b_at, quantised)), "conv", "conv", macs, True),
+            Step(
+                "conv_0",
+                (here(a_at, quantised, plan.input_elements), *weights, here(b_at, quantised)),
+                "conv",
+                "conv",
+                macs,
+                True,
+            ),
             Step("add_0", (here(a_at, quantised), here(b_at, quantised), here(c_at, quantised)), "add", "add"),
             Step("dequantize_0", (here(c_at, quantised), here(y_at, "float32")), "add", "dequantize"),
         ),

@@ -15,7 +15,8 @@ import tvm
 from deploykit.devices import load_devices
 from deploykit.errors import ConversionError
 from deploykit_targets.tvm.compiling import Compiler, compile_kernels
-from deploykit_targets.tvm.kernels.conv import ConvShape, conv, plan_conv
+from deploykit_targets.tvm.kernels.conv import conv
+from deploykit_targets.tvm.kernels.conv_plan import ConvShape, plan_conv
 from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.processor import Processor, processor_of
 

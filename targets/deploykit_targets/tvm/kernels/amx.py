@@ -15,12 +15,12 @@ from tvm.script import tirx as T
 from deploykit_targets.tvm.kernels.expressions import Expr
 
 ROW_BYTES = 64
-CONFIGURATION_WORDS = 8
+WORDS = 8
 """64-bit words of the block that `configure` reads."""
 
 
-def configuration(rows: Sequence[int]) -> list[int]:
-    """The block that gives each tile register its rows, all of 64 bytes, as 64-bit words.
+def configuration(rows: Sequence[int]) -> Expr:
+    """The block that gives each tile register its rows, all of 64 bytes, as a vector of 64-bit words.
 
     Args:
         rows: of registers 0 to 7; those beyond the end are unused.
@@ -32,7 +32,8 @@ def configuration(rows: Sequence[int]) -> list[int]:
     for register, count in enumerate(rows):
         block[16 + 2 * register] = ROW_BYTES
         block[48 + register] = count
-    return [int(word) for word in block.view(np.int64)]
+    words = [T.IntImm("int64", int(word)) for word in block.view(np.int64)]
+    return T.Shuffle(words, list(range(WORDS)))
 
 
 def _call(name: str, *arguments: Expr) -> Expr:

@@ -16,7 +16,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from deploykit.errors import UsageError
-from deploykit_targets.tvm.kernels.conv import ConvShape
+from deploykit_targets.tvm.kernels.conv_plan import ConvShape
 from deploykit_targets.tvm.kernels.expressions import (
     Expr,
     cast,

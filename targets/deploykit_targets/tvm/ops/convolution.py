@@ -12,14 +12,8 @@ import numpy as np
 from torch.fx import Node
 
 from deploykit_targets.tvm.emit import Part, dtype_of, whole
-from deploykit_targets.tvm.kernels.conv import (
-    ConvShape,
-    Residual,
-    conv,
-    pack_conv,
-    pack_conv_constants,
-    plan_conv,
-)
+from deploykit_targets.tvm.kernels.conv import Residual, conv
+from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
 from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine
 from deploykit_targets.tvm.kernels.isa import Dot

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from deploykit_targets.tvm.emit import Part, whole
-from deploykit_targets.tvm.kernels.conv import ConvShape, conv
+from deploykit_targets.tvm.kernels.conv import conv
+from deploykit_targets.tvm.kernels.conv_plan import ConvShape
 from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine
 from deploykit_targets.tvm.kernels.matmul import pack_operand, plan_matmul
 from deploykit_targets.tvm.ops.alias import reshaped

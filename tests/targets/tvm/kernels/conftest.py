@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit_targets.tvm.processor import tiles_granted
+
 os.environ.setdefault("TVM_NUM_THREADS", "2")  # tasks of a kernel must not depend on each other
 
 HOST_FLAGS = {
@@ -18,8 +20,6 @@ HOST_FLAGS = {
     "avx2": {"avx2", "fma"},
 }
 TOLERANCE = 1e-5  # of float32, relative to the largest result: sums of a few hundred terms in another order
-
-from deploykit_targets.tvm.processor import tiles_granted
 
 Execute = Callable[..., np.ndarray]
 

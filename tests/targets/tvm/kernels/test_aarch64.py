@@ -15,7 +15,8 @@ pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
 import tvm
 
-from deploykit_targets.tvm.kernels.conv import ConvShape, conv, pack_conv, pack_conv_constants, plan_conv
+from deploykit_targets.tvm.kernels.conv import conv
+from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
 from deploykit_targets.tvm.kernels.elementwise import add_quantized
 from deploykit_targets.tvm.kernels.expressions import Affine

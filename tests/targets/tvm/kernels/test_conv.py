@@ -12,14 +12,8 @@ from deploykit.errors import UsageError
 
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
-from deploykit_targets.tvm.kernels.conv import (
-    ConvShape,
-    Residual,
-    conv,
-    pack_conv,
-    pack_conv_constants,
-    plan_conv,
-)
+from deploykit_targets.tvm.kernels.conv import Residual, conv
+from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
 from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
 from deploykit_targets.tvm.kernels.isa import Dot, Isa

@@ -11,7 +11,8 @@ pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
 import tvm
 
-from deploykit_targets.tvm.kernels.conv import ConvPlan, conv
+from deploykit_targets.tvm.kernels.conv import conv
+from deploykit_targets.tvm.kernels.conv_plan import ConvPlan
 from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
 from deploykit_targets.tvm.kernels.isa import ISAS, Isa
 from deploykit_targets.tvm.kernels.matmul import pack_operand, plan_matmul
