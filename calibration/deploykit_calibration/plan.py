@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from deploykit_calibration.graph_view import GraphView, is_constant, is_float
-from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, shape_of, weight_argument
+from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, mac_count, shape_of, weight_argument
 from deploykit_calibration.scheme import Inputs, OpRule, Output, QuantScheme
 from deploykit_calibration.transformer_residual import ResidualStream, residual_stream
 
@@ -50,7 +50,7 @@ class Planner:
         self._view, self.scheme, self._observed, self._kept = view, scheme, observed, kept
         self._stream = residual_stream(view) if scheme.residual_policy == "auto" else ResidualStream()
         self._unrounded = self._stream.tensors | self._stream.starts
-        self._returned = view.returned if scheme.float_outputs else frozenset()
+        self._returned = view.returned - self._rounded_outputs() if scheme.float_outputs else frozenset()
         self._plan = Plan()
         self._possible: list[Node] = []
 
@@ -80,6 +80,13 @@ class Planner:
         """The tensors that are rounded when the op writes integers."""
         tail = self.tail(op)
         return (tail,) if tail is not op else self._view.results(op)
+
+    def _rounded_outputs(self) -> set[Node]:
+        """Results of layers too large to stay float for the sake of what the graph returns, see `output_share`."""
+        macs = {op: mac_count(op) for op in self._view.ops() if self._view.kinds[op] in MACS}
+        most = self.scheme.output_share * sum(macs.values())
+        large = (op for op, count in macs.items() if count > most and self._rule(op).output is Output.REQUIRED)
+        return {result for op in large for result in self.results(op)}
 
     # Why an op cannot be an integer op, whatever its neighbours do.
 

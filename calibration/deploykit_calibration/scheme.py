@@ -120,7 +120,9 @@ class QuantScheme:
         bias: `float`, or `int32` with scale = input scale x weight scale.
         bias_correction: the shift of a layer's mean that rounding its weight causes is taken out of its bias.
         weights: `folded` (integer buffer and dequantize) or `unfolded` (float buffer, quantize and dequantize).
-        float_outputs: what the graph returns is never rounded.
+        float_outputs: what the graph returns is not rounded.
+        output_share: a layer whose kernel has to write integers, and whose result is returned, is rounded all the same
+            where it has more than this share of the multiply-accumulates; below it, float costs little and is exact.
         min_linear: a linear layer with fewer inputs or outputs than this stays float.
         max_rank: an op that reads or writes a tensor of more axes stays float; 0 is no limit.
         reduce_range: weights use one bit less, so that sums of two uint8 x int8 products cannot exceed 16 bits.
@@ -139,6 +141,7 @@ class QuantScheme:
     bias_correction: bool = True
     weights: Literal["folded", "unfolded"] = "folded"
     float_outputs: bool = True
+    output_share: float = 1.0
     min_linear: int = 0
     max_rank: int = 0
     reduce_range: bool = False
@@ -178,7 +181,8 @@ def _no_kernel(kind: str) -> OpRule:
 # uint8 x int8 is the form of x86: VNNI multiplies unsigned by signed, and int8 x int8 is 2.8 times slower there.
 # Linear and matmul read integers and write float (+1.4 dB at the same speed), and want their bias as int32: a
 # float bias beside a dequantized product makes ONNX Runtime fall back to float. A convolution without a q
-# directly behind it runs in float, so one that may not have it is left alone (`REQUIRED`).
+# directly behind it runs in float, so one that may not have it is left alone (`REQUIRED`); ConvInteger, which writes
+# sums of 32 bits, is 5 times slower than the float convolution.
 ONNX_X86 = QuantScheme(
     name="onnx-x86",
     activation=UINT8_AFFINE,
@@ -198,6 +202,7 @@ ONNX_X86 = QuantScheme(
     },
     fixed_outputs={"softmax": FixedParams(1 / 256, 0)},
     bias="int32",
+    output_share=0.02,
 )
 
 # Without VNNI, vpmaddubsw adds two uint8 x int8 products in 16 bits and saturates: 7-bit weights cannot reach that.
@@ -206,10 +211,13 @@ ONNX_X86_NO_VNNI = replace(ONNX_X86, name="onnx-x86-no-vnni", reduce_range=True)
 # Reads the same file; its convolutions may write float.
 OPENVINO = replace(ONNX_X86, name="openvino", rules=with_rules(ONNX_X86, conv=INT8_IN_OUT))
 
-# PyTorch's compiler gives convolution and linear to oneDNN, which adds a float bias; products of two activations stay
-# float there.
+# PyTorch's compiler gives convolution and linear to oneDNN, which adds a float bias and may write float; products of
+# two activations stay float there.
 AOTINDUCTOR = replace(
-    ONNX_X86, name="aotinductor", bias="float", rules=with_rules(ONNX_X86, matmul=_no_kernel("matmul"))
+    ONNX_X86,
+    name="aotinductor",
+    bias="float",
+    rules=with_rules(ONNX_X86, conv=INT8_IN_OUT, matmul=_no_kernel("matmul")),
 )
 AOTINDUCTOR_NO_VNNI = replace(AOTINDUCTOR, name="aotinductor-no-vnni", reduce_range=True)
 

@@ -124,6 +124,28 @@ def test_the_output_of_the_graph_is_not_rounded(zoo: Zoo) -> None:
     assert "conv2d_10" not in _reasons(_placed(zoo("unet_like"), OPENVINO))
 
 
+def test_a_large_layer_whose_kernel_writes_integers_is_rounded_also_where_it_is_returned(
+    case_of: Callable[..., Any],
+) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.large, self.small = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 1, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            y = self.body(x).relu()
+            z = self.large(y)
+            return z, self.small(y), torch.cat([z.flatten(1), y.flatten(1)], 1)
+
+    case = case_of(Heads(), (torch.randn(1, 3, 12, 12),))
+    quantized = _placed(case, ONNX_X86)
+    assert _reasons(quantized) == {"conv2d_2": "graph output", "cat": "graph output"}
+    assert "conv2d_1" in quantized.integer_outputs
+    for scheme in (OPENVINO, TENSORRT, COREML):  # their kernels may write float: they need not round what is returned
+        assert "conv2d_1" not in _placed(case, scheme).integer_outputs
+    assert _reasons(_placed(case, replace(ONNX_X86, output_share=1.0))).get("conv2d_1") == "graph output"
+
+
 def test_linear_has_an_int32_bias_of_the_scale_of_its_products(zoo: Zoo) -> None:
     case = zoo("mlp")
     quantized = _placed(case, ONNX_X86)
