@@ -5,8 +5,10 @@ Every test exports a tiny seeded model for real: nothing is mocked, no time is a
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +20,10 @@ from deploykit.artifact import Artifact
 from deploykit.manifest import LOG_NAME, NEEDS_DEVICE_BUILD, PROFILE_NAME, VERIFIED
 from deploykit.precision import Evidence, Precision
 from deploykit.registry import Resolved, resolve
-from deploykit.testing import models
+from deploykit.testing import hammer, models
 
 Example = tuple[Any, Any]
+_THREADS = 8
 
 
 class TargetConformance:
@@ -32,6 +35,7 @@ class TargetConformance:
         two_inputs: factory of a model with two inputs by name and a dict of two outputs.
         model_of: another factory for some precisions, by name (an int4 weight-only kernel may need a `Linear`, say).
         options: passed to every export.
+        thread_runs: of each of eight threads on one session.
     """
 
     target: ClassVar[str]
@@ -39,6 +43,7 @@ class TargetConformance:
     two_inputs: ClassVar[Callable[[], Example]] = staticmethod(models.two_inputs_dict_output)
     model_of: ClassVar[dict[str, Callable[[], Example]]] = {}
     options: ClassVar[dict[str, Any] | None] = None
+    thread_runs: ClassVar[int] = 12
 
     # -- fixtures and helpers -------------------------------------------------------------------------------
 
@@ -218,6 +223,58 @@ class TargetConformance:
         with pytest.raises(deploykit.UsageError, match="closed"):
             session.run(feeds)
 
+    def test_threads_share_a_session(self, artifact: Artifact, resolved: Resolved) -> None:
+        feeds = hammer.variants(artifact.golden().inputs[0], _THREADS)
+        with resolved.target.open_for_parity(artifact) as session:
+            found = hammer.hammer(session, feeds, runs=self.thread_runs)
+        assert (found.wrong, found.refused, found.raised) == (0, 0, [])
+        assert found.right == _THREADS * self.thread_runs
+
+    def test_close_beside_runs_waits_and_then_refuses(self, artifact: Artifact, resolved: Resolved) -> None:
+        feeds = hammer.variants(artifact.golden().inputs[0], _THREADS)
+        for seed in range(3):
+            session = resolved.target.open_for_parity(artifact)
+            moment = hammer.random_moment(session, feeds, runs=self.thread_runs, seed=seed)
+            found = hammer.hammer(session, feeds, runs=self.thread_runs, close_after=moment)
+            assert (found.wrong, found.raised) == (0, [])
+            assert found.right + found.refused == _THREADS * self.thread_runs
+            with pytest.raises(deploykit.UsageError, match="closed"):
+                session.run(feeds[0])
+            with pytest.raises(deploykit.UsageError, match="closed"):
+                session.op_times(feeds[0], runs=1)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+    def test_a_forked_process_opens_its_own(self, artifact: Artifact, resolved: Resolved) -> None:
+        feeds = artifact.golden().inputs[0]
+        with resolved.target.open_for_parity(artifact) as session:
+            expected = session.run(feeds)
+
+            def forked() -> bool:
+                with pytest.raises(deploykit.UsageError, match="forked"):
+                    session.run(feeds)
+                with resolved.target.open_for_parity(artifact) as own:
+                    found = own.run(feeds)
+                return all(np.array_equal(found[name], array) for name, array in expected.items())
+
+            assert hammer.in_a_fork(forked, seconds=60) == 0
+            session.run(feeds)
+
+    def test_any_mapping_of_arrays_is_a_feed(self, artifact: Artifact, resolved: Resolved) -> None:
+        feeds = artifact.golden().inputs[0]
+        with resolved.target.open_for_parity(artifact) as session:
+            expected = session.run(feeds)
+            for change in (_strided, _read_only, _subclassed):
+                got = session.run(types.MappingProxyType({name: change(array) for name, array in feeds.items()}))
+                for name, array in expected.items():
+                    np.testing.assert_array_equal(got[name], array, err_msg=change.__name__)
+            for odd in (
+                _Broken(feeds),
+                {name: array.astype(array.dtype.newbyteorder()) for name, array in feeds.items()},
+            ):
+                with pytest.raises(deploykit.UsageError):
+                    session.run(odd)
+
     def test_profile_says_how_it_was_obtained(self, artifact: Artifact, resolved: Resolved) -> None:
         profile = resolved.target.profile(artifact)
         assert profile.evidence in (Evidence.DEVICE, Evidence.ESTIMATE, Evidence.REFERENCE)
@@ -258,6 +315,40 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Bytes of every file of an artifact by relative path, without the records that differ from run to run."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (PROFILE_NAME, LOG_NAME))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+class _Broken(Mapping[str, np.ndarray]):
+    """Has the right names, and no values."""
+
+    def __init__(self, feeds: Mapping[str, np.ndarray]) -> None:
+        self._names = tuple(feeds)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        raise OSError(f"the value of {name} is gone")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _strided(array: np.ndarray) -> np.ndarray:
+    return np.repeat(array[..., None], 2, axis=-1)[..., 0]
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    copy = array.copy()
+    copy.flags.writeable = False
+    return copy
+
+
+class _Own(np.ndarray):
+    """A subclass, as memory maps are."""
+
+
+def _subclassed(array: np.ndarray) -> np.ndarray:
+    return array.view(_Own)
 
 
 def _float_precision(precisions: list[Precision]) -> Precision:

@@ -7,7 +7,7 @@ beyond the basic ones, which are wrong on float8 q/dq nodes (2.7 dB instead of 3
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class ReferenceSession(Session):
         MissingDependencyError: ONNX Runtime is not installed.
         ConversionError: it refuses the model.
     """
+
+    concurrent: ClassVar[bool] = True  # `InferenceSession.run` is for any number of threads, says ONNX Runtime
 
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], model: Path | bytes) -> None:
         super().__init__(inputs, outputs, threads=this_host().cores)

@@ -62,13 +62,16 @@ class RecipeSession(Session):
 
     def measured(self, feeds: Feeds, *, runs: int) -> dict[str, Any]:
         """The recipe's own timing on the device: latency in ms, throughput, memory, and microseconds by layer."""
+        with self._turns:
+            return self._measured(feeds, runs)
+
+    def _measured(self, feeds: Feeds, runs: int) -> dict[str, Any]:
         header, _ = self._ask({"command": "profile", "runs": runs}, feeds)
         report: dict[str, Any] = header["report"]
         return report
 
-    def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
-        """See `Session.op_times`."""
-        return self.op_times_of(self.measured(feeds, runs=runs))
+    def _op_times(self, feeds: Feeds, runs: int) -> tuple[OpTime, ...]:
+        return self.op_times_of(self._measured(feeds, runs))
 
     def op_times_of(self, report: dict[str, Any]) -> tuple[OpTime, ...]:
         """Time per layer of a report, slowest first."""

@@ -10,6 +10,7 @@ from deploykit._optional import require
 from deploykit.errors import DeviceError
 from deploykit.session import Session
 from deploykit.tensors import Feeds
+from deploykit.turns import threads_here
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
@@ -28,6 +29,7 @@ class PackageSession(Session):
     """
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
+        threads = threads_here(threads, "torch")
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._torch: Any = require("torch", extra="aotinductor", purpose="run AOTInductor packages")
         self._place = artifact.manifest.metadata["torch_device"]
@@ -47,9 +49,7 @@ class PackageSession(Session):
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         torch = self._torch
         with torch.inference_mode():
-            arguments = [
-                torch.from_numpy(np.ascontiguousarray(feeds[spec.name])).to(self._place) for spec in self.inputs
-            ]
+            arguments = [torch.from_numpy(feeds[spec.name]).to(self._place) for spec in self.inputs]
             results = self._package(*arguments)
         results = [results] if isinstance(results, torch.Tensor) else list(results)
         return {spec.name: result.cpu().numpy() for spec, result in zip(self.outputs, results, strict=True)}

@@ -6,8 +6,9 @@ ones that Core ML has, a classifier gives its probabilities in the order of the 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,7 @@ from deploykit._optional import require
 from deploykit.errors import ArtifactError, UsageError
 from deploykit.session import OpTime, Session
 from deploykit.tensors import Feeds, TensorSpec
+from deploykit.turns import threads_here
 from deploykit_targets.coreml import interface
 
 if TYPE_CHECKING:
@@ -68,21 +70,27 @@ class EvaluatorSession(Session):
     """Runs an artifact's program in PyTorch: evidence of level `reference`."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
-        super().__init__(artifact.inputs, artifact.outputs, threads=threads)
+        super().__init__(artifact.inputs, artifact.outputs, threads=threads_here(threads, "torch"))
         require("torch", extra="coreml", purpose="evaluate ML Programs where Core ML is not")
         self._border = Border(artifact)
         self._program = evaluator(model_path(artifact))
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
+        with _torch_threads(self.threads):
             results = self._program.run(self._border.into(feeds))
-        finally:
-            torch.set_num_threads(before)
         return {spec.name: self._border.out(spec, results[self._border.name(spec)]) for spec in self.outputs}
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class ProgramSession(Session):
@@ -95,10 +103,13 @@ class ProgramSession(Session):
         if path.suffix != _NETWORK_SUFFIX and (stateful := cast("Program", program)).states:
             self._evaluate = partial(stateful.run, state=stateful.make_state())
         given = [spec for spec in program.inputs if spec.default is None]
-        super().__init__([_spec(s) for s in given], [_spec(s) for s in program.outputs], threads=threads)
+        super().__init__(
+            [_spec(s) for s in given], [_spec(s) for s in program.outputs], threads=threads_here(threads, "torch")
+        )
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        return self._evaluate(dict(feeds))
+        with _torch_threads(self.threads):
+            return self._evaluate(dict(feeds))
 
 
 def _spec(value: ValueSpec) -> TensorSpec:
@@ -134,7 +145,7 @@ class CoreMLSession(Session):
         """A classifier gives a probability for each label."""
         return np.asarray([value[label] for label in self._labels] if isinstance(value, dict) else value)
 
-    def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
+    def _op_times(self, feeds: Feeds, runs: int) -> tuple[OpTime, ...]:
         """Core ML's own estimate of each op's share, times the measured run; the op's unit stands behind its type.
 
         None for the old form: Core ML estimates costs of ML Programs only.

@@ -122,7 +122,7 @@ def _check_runtime(precision: Precision, *, dynamic: bool) -> None:
 def _into_file(spec: TensorSpec, entry: dict[str, Any]) -> Convert:
     permute = entry["layout"] == "NHWC" and spec.layout != "NHWC"
     if entry["dtype"] == spec.dtype and not permute:
-        return np.ascontiguousarray
+        return _same
 
     def convert(array: np.ndarray) -> np.ndarray:
         array = array.transpose(_TO_NHWC) if permute else array
@@ -130,7 +130,7 @@ def _into_file(spec: TensorSpec, entry: dict[str, Any]) -> Convert:
             limits = np.iinfo(entry["dtype"])
             rounded = np.rint(array / np.float32(entry["scale"])) + entry["zero_point"]
             array = rounded.clip(limits.min, limits.max)
-        return np.ascontiguousarray(array.astype(entry["dtype"], copy=False))
+        return np.asarray(array, entry["dtype"], order="C")
 
     return convert
 
@@ -144,7 +144,7 @@ def _from_file(spec: TensorSpec, entry: dict[str, Any]) -> Convert:
         if entry["dtype"] != spec.dtype and "scale" in entry:
             array = (array.astype(np.float32) - np.float32(entry["zero_point"])) * np.float32(entry["scale"])
         array = array.transpose(_TO_NCHW) if permute else array
-        return np.ascontiguousarray(array.astype(spec.dtype, copy=False))
+        return np.asarray(array, spec.dtype, order="C")
 
     return convert
 

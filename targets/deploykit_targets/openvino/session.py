@@ -62,7 +62,7 @@ class OpenVinoSession(Session):
         results = self._request.infer(feeds)
         return {name: results[port] for name, port in zip(self._names, self._ports, strict=True)}
 
-    def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
+    def _op_times(self, feeds: Feeds, runs: int) -> tuple[OpTime, ...]:
         """See `Session.op_times`; a second compilation counts, so that ordinary runs do not pay for it."""
         request = compile_ir(self._path, {**self._config, "PERF_COUNT": True}).create_infer_request()
         totals: dict[str, tuple[str, float]] = {}

@@ -90,7 +90,7 @@ class RunnerSession(Session):
             raise ArtifactError(f"{RUNNER} of {name} is not the program of this model", hint="export the model again")
 
     def _ask(self, word: bytes, count: int, feeds: Feeds) -> bytes:
-        arrays = [np.ascontiguousarray(feeds[port.name]) for port in self._program.inputs]
+        arrays = [feeds[port.name] for port in self._program.inputs]
         self._child.send(word, struct.pack("<I", count), *(array.tobytes() for array in arrays))
         status, size = struct.unpack("<4sI", self._child.receive(8))
         data = self._child.receive(size)
@@ -155,13 +155,16 @@ class BoardSession(RunnerSession):
         Args:
             runs: measured, after its own warm-up.
         """
+        with self._turns:
+            return self._timed(feeds, runs)
+
+    def _timed(self, feeds: Feeds, runs: int) -> Timing:
         data = self._ask(b"time", runs, feeds)
         values = np.frombuffer(data, "<f8")
         return Timing(values[:runs], values[runs:-1], int(values[-1]))
 
-    def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
-        """See `Session.op_times`."""
-        return self.op_times_from(self.timed(feeds, runs=1))
+    def _op_times(self, feeds: Feeds, runs: int) -> tuple[OpTime, ...]:
+        return self.op_times_from(self._timed(feeds, 1))
 
     def op_times_from(self, timing: Timing) -> tuple[OpTime, ...]:
         """Time per layer of a measurement, slowest first."""

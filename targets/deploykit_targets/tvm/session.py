@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,8 +46,7 @@ def open_session(artifact: Artifact, threads: int) -> Session:
 class NativeSession(Session):
     """Runs `model.so` in this process.
 
-    Calls from several threads wait for each other: a model has one arena. Sessions do not share anything but the
-    pages of the constants.
+    A model has one arena. Sessions do not share anything but the pages of the constants.
 
     Args:
         artifact: of the `tvm` toolchain.
@@ -66,13 +64,12 @@ class NativeSession(Session):
             raise DeviceError(f"{artifact.path.name} is code for {arch}; this machine is {platform.machine()}")
         self._program = read_program(artifact.path / PROGRAM)
         self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
-        self._lock = threading.Lock()
         self._library = _load(artifact)
         error = ctypes.create_string_buffer(_MESSAGE_BYTES)
         constants = str(artifact.path / CONSTANTS).encode()
         self._model = self._library.deploykit_create(constants, threads, error, len(error))
         if not self._model:
-            self._closed = True
+            self._turns.closed = True  # there is nothing to free
             raise DeviceError(f"{artifact.path.name}: {error.value.decode(errors='replace')}")
         ports = self._program
         self._feeding = [(p.name, self._view(self._library.deploykit_input, i, p)) for i, p in enumerate(ports.inputs)]
@@ -80,23 +77,24 @@ class NativeSession(Session):
             (p.name, self._view(self._library.deploykit_output, i, p)) for i, p in enumerate(ports.outputs)
         ]
 
-    def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
-        """See `Session.op_times`."""
+    def _op_times(self, feeds: Feeds, runs: int) -> tuple[OpTime, ...]:
         once = np.zeros(max(1, len(self._program.steps)))
         total = np.zeros_like(once)
         for _ in range(runs):
-            self._run(feeds, once)
+            self._execute(feeds, once)
             total += once
         return op_times_of(self._program.steps, total / runs, self._module_paths)
 
-    def _run(self, feeds: Feeds, step_us: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        with self._lock:
-            for name, memory in self._feeding:
-                np.copyto(memory, feeds[name])
-            if self._library.deploykit_run(self._model, None if step_us is None else step_us.ctypes.data):
-                words = self._library.deploykit_error(self._model).decode(errors="replace")
-                raise DeviceError(f"the compiled model failed: {words}")
-            return {name: memory.copy() for name, memory in self._reading}
+    def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        return self._execute(feeds, None)
+
+    def _execute(self, feeds: Feeds, step_us: np.ndarray | None) -> dict[str, np.ndarray]:
+        for name, memory in self._feeding:
+            np.copyto(memory, feeds[name])
+        if self._library.deploykit_run(self._model, None if step_us is None else step_us.ctypes.data):
+            words = self._library.deploykit_error(self._model).decode(errors="replace")
+            raise DeviceError(f"the compiled model failed: {words}")
+        return {name: memory.copy() for name, memory in self._reading}
 
     def _view(self, address: Any, index: int, port: Port) -> np.ndarray:
         """The model's own memory of an input or output as an array; valid until the session is closed."""
@@ -105,9 +103,8 @@ class NativeSession(Session):
         return view
 
     def _close(self) -> None:
-        with self._lock:
-            self._feeding, self._reading = [], []
-            self._library.deploykit_destroy(self._model)
+        self._feeding, self._reading = [], []
+        self._library.deploykit_destroy(self._model)
 
 
 def op_times_of(

@@ -50,7 +50,7 @@ class MatrixSession(Session):
         print("the runtime talks on standard output")
         return {"output": feeds["x"] @ self._matrix}
 
-    def op_times(self, feeds: Any, *, runs: int) -> tuple[OpTime, ...]:
+    def _op_times(self, feeds: Any, runs: int) -> tuple[OpTime, ...]:
         return (OpTime("matmul", "MatMul", "fc", 1.5),)
 
 
