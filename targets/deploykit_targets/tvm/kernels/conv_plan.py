@@ -209,8 +209,18 @@ def pack_conv(plan: ConvPlan, weight: Array) -> Array:
     split = weight.reshape(plan.shape.groups, plan.group_columns, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)
     dot = plan.dot
     lines = split.reshape(plan.shape.groups, plan.group_columns, -1, plan.run)
-    order = {"lanes": dot.lanes, "group": dot.group, "tile": plan.tile, "interleaved": dot.interleaved}
-    packed = [pack_matrix(w, dtype=dot.weight, **order) for w in lines]
+    packed = [
+        pack_matrix(
+            w,
+            lanes=dot.lanes,
+            group=dot.group,
+            tile=plan.tile,
+            dtype=dot.weight,
+            interleaved=dot.interleaved,
+            strided=dot.strided,
+        )
+        for w in lines
+    ]
     return np.stack(packed).ravel()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from deploykit.errors import UsageError
-from deploykit_targets.tvm.kernels.expressions import Expr, cast, fma, spread
+from deploykit_targets.tvm.kernels.expressions import Expr, cast, fill, fma, spread
 
 
 def _multiply_add(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
@@ -41,6 +41,7 @@ class Dot:
         tiles: registers that hold whole matrices, where a step multiplies two of these; else 0. `registers` is then
             unused, and `step` is that of `alone`, which short lines and what multiplies lane by lane take.
         interleaved: inputs of one column that lie beside each other in packed weights; `group` of them where 0.
+        strided: whether these are `group / interleaved` apart, instead of neighbours.
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
             expressions.
     """
@@ -59,6 +60,7 @@ class Dot:
     alone: Dot | None = None
     tiles: int = 0
     interleaved: int = 0
+    strided: bool = False
 
     @property
     def by_lane(self) -> Dot:
@@ -135,9 +137,18 @@ def _vpdpbusd_lanes(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
 
 
 def _vpmaddwd(acc: Expr, a: Expr, w: Expr) -> Expr:
-    """16-bit products: `vpmaddubsw`, which takes bytes, would saturate."""
-    pair = _repeat(cast(a, "int16", 2), "int16x16", 8)
-    return acc + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", pair, w)
+    """16-bit products: `vpmaddubsw`, which takes bytes, would saturate.
+
+    Four bytes are repeated by the load; a mask and a shift leave the first and third, and the second and fourth, as 16
+    bits, which costs no shuffle: there is one port for these, and widening took it for longer than the products.
+    """
+    four = _repeat(a, "uint16x16", 8)
+    even, odd = four & fill(0x00FF, "uint16", 16), four >> fill(8, "uint16", 16)
+    for part, inputs in enumerate((even, odd)):
+        weights = T.Shuffle([w], list(range(16 * part, 16 * (part + 1))))
+        pairs = T.reinterpret("int16x16", inputs)
+        acc = acc + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", pairs, weights)
+    return acc
 
 
 def _sdot(acc: Expr, a: Expr, w: Expr) -> Expr:
@@ -201,7 +212,7 @@ ISAS: Mapping[str, Isa] = {
         Isa(
             "avx2",
             _x86("haswell"),
-            Dot(8, 2, "uint8", "int16", "int32", 15, "vpmaddwd", _vpmaddwd),
+            Dot(8, 4, "uint8", "int16", "int32", 16, "vpmaddwd", _vpmaddwd, interleaved=2, strided=True),
             _float(8, 16, "vfmadd"),
         ),
         Isa(

@@ -85,7 +85,9 @@ def pack_operand(
 
     def weight_at(task: Expr, v: Expr, k: Expr, lane: Expr) -> Expr:
         start, inner = ((task * steps + k // group) * tile + v) * lanes * group, k % group
-        return start + (inner // beside * lanes + lane) * beside + inner % beside
+        apart = group // beside
+        part, place = (inner % apart, inner // apart) if dot.strided else (inner // beside, inner % beside)
+        return start + (part * lanes + lane) * beside + place
 
     def bias(column_sum: Expr) -> Expr:
         if not dot.quantized:

@@ -41,7 +41,7 @@ def take_columns(array: Array, lanes: int, vectors: int | None = None) -> Array:
     return np.stack([padded[start : start + lanes] for start in starts])
 
 
-def pack_matrix(weight: Array, *, lanes: int, group: int, tile: int, dtype: str, interleaved: int = 0) -> Array:
+def pack_matrix(weight: Array, *, lanes: int, group: int, tile: int, dtype: str, interleaved: int = 0, strided: bool = False) -> Array:
     """Pack the columns of a product for a kernel whose step takes `group` inputs for each of `lanes` columns.
 
     Args:
@@ -50,6 +50,7 @@ def pack_matrix(weight: Array, *, lanes: int, group: int, tile: int, dtype: str,
         tile: column vectors that a kernel accumulates at once.
         interleaved: inputs of one column that lie beside each other, before those of the next column; divides `group`,
             which it is where 0.
+        strided: these are `group / interleaved` apart, instead of neighbours.
     Returns:
         Shape (blocks, lines, steps, tile, group / interleaved * lanes, interleaved), dtype `dtype`; inputs beyond `run`
         have weight zero.
@@ -59,8 +60,9 @@ def pack_matrix(weight: Array, *, lanes: int, group: int, tile: int, dtype: str,
     vectors = math.ceil(math.ceil(columns / lanes) / tile) * tile
     padded = np.pad(weight, ((0, 0), (0, 0), (0, steps * group - run)))
     beside = interleaved or group
-    split = take_columns(padded, lanes, vectors).reshape(-1, tile, lanes, lines, steps, group // beside, beside)
-    ordered = split.transpose(0, 3, 4, 1, 5, 2, 6)
+    parts = (beside, group // beside) if strided else (group // beside, beside)
+    split = take_columns(padded, lanes, vectors).reshape(-1, tile, lanes, lines, steps, *parts)
+    ordered = split.transpose(0, 3, 4, 1, *((6, 2, 5) if strided else (5, 2, 6)))
     return np.ascontiguousarray(ordered.astype(dtype)).reshape(*ordered.shape[:4], -1, beside)
 
 

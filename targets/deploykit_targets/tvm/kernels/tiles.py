@@ -41,6 +41,8 @@ def _held(r: int, v: int, dot: Dot) -> int:
     """Registers of a tile."""
     if dot.pair > 1:  # weights fill a register per two columns, activations one per two rows, two at a time
         return r * v + 2 * v + 2
+    if dot.strided:  # weights of both halves, both halves of the activations, and the mask that parts them
+        return r * v + 2 * v + 3
     return r * v + v + (r if dot.wide > 1 else 1)
 
 
