@@ -2,6 +2,8 @@
 
     OMP_NUM_THREADS=1 TVM_NUM_THREADS=1 PYTHONPATH=.:calibration:targets python benchmarks/tvm_kernels.py [result.json]
 
+`KERNELS_ISA` names another instruction set of `kernels/isa.py` than `avx512_vnni`.
+
 Process time, minima of interleaved turns: on a busy machine the ratio of two minima is steadier than either.
 Both sides are given NHWC data for int8. ONNX Runtime's float32 convolution has NCHW data, with and without its own
 blocked layout, whichever is faster. Padding is counted on both sides.
@@ -230,7 +232,7 @@ def row(name: str, precision: str, seconds: float, rival: float, difference: flo
 
 def main() -> None:
     os.environ["TVM_NUM_THREADS"] = "1"
-    target, rows = isa("avx512_vnni"), []
+    target, rows = isa(os.environ.get("KERNELS_ISA", "avx512_vnni")), []
     print("| layer | precision | ORT GMAC/s | kernel GMAC/s | ORT time / kernel time | largest difference |")
     print("|---|---|---|---|---|---|")
     for precision in ("int8", "float32"):

@@ -300,12 +300,13 @@ TVM = QuantScheme(
 )
 # x86 multiplies unsigned by signed bytes.
 TVM_X86 = replace(TVM, name="tvm-x86", activation=UINT8_AFFINE, fixed_outputs={"softmax": FixedParams(1 / 256, 0)})
+TVM_X86_NO_VNNI = replace(TVM_X86, name="tvm-x86-no-vnni", reduce_range=True)
 
 SCHEMES: Mapping[str, QuantScheme] = {
     scheme.name: scheme
     for scheme in (
         *(ONNX_X86, ONNX_X86_NO_VNNI, OPENVINO, AOTINDUCTOR, AOTINDUCTOR_NO_VNNI),
-        *(TENSORRT, MIGRAPHX, LITERT, COREML, TVM, TVM_X86),
+        *(TENSORRT, MIGRAPHX, LITERT, COREML, TVM, TVM_X86, TVM_X86_NO_VNNI),
     )
 }
 """The ready-made schemes by name."""

@@ -50,7 +50,7 @@ def convert(job: ConversionJob) -> Conversion:
         processor = processor_of(job.device)
         kernels, graph = isa(processor.isa), None
         if job.precision is Precision.INT8:
-            quantized = quantize(job, scheme_of(kernels.int8.activation))
+            quantized = quantize(job, scheme_of(kernels.int8.activation, kernels.int8.weight_bits))
             layers, simulation = quantized.layers, SimulatedModel(job.captured, quantized)
             graph = quantized.graph_module
         else:

@@ -16,6 +16,7 @@ from deploykit.host import this_host
 HOST_ISAS = (
     ("amx_int8", ("amx_tile", "amx_int8", "avx512_vnni", "avx512bw")),
     ("avx512_vnni", ("avx512_vnni", "avx512bw")),
+    ("avx_vnni", ("avx_vnni", "avx2", "fma")),
     ("avx2", ("avx2", "fma")),
 )
 """Best first: the kernels' name, and what `deploykit.host` calls the features."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import deploykit
 from deploykit.capture import capture, unroll_recurrent
 from deploykit.errors import ConversionError, UsageError
+from deploykit.host import this_host
 from deploykit.testing.conformance import batches
 from deploykit.testing.models import ZOO, seeded
 from deploykit_calibration.observe import run_calibration
@@ -109,6 +110,38 @@ def test_an_operator_without_kernels_names_the_line() -> None:
     captured = capture(Sorts(), example_inputs=(torch.randn(2, 4),))
     with pytest.raises(ConversionError, match=r"aten\.sort\.default .*test_models\.py:\d+ in forward"):
         lower(captured, isa(host_isa()))
+
+
+def test_a_cpu_without_vnni_multiplies_bytes_of_seven_bits(tmp_path: Path) -> None:
+    """A convolution and, with all eight bits, a product of two activations; whatever x86 CPU runs this."""
+
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv1d(16, 32, 1), nn.Linear(32, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x).transpose(1, 2)
+            return self.out(torch.softmax(y @ y.transpose(1, 2) / 6, -1) @ y)
+
+    if not this_host().has("avx2"):
+        pytest.skip("this machine has no AVX2")
+    torch.manual_seed(0)
+    data = [torch.randn(1, 16, 12) for _ in range(8)]
+    artifact = deploykit.export(
+        Attends(),
+        target="x86-cpu-avx2:tvm",
+        precision="int8",
+        example_inputs=(data[0],),
+        calibration=data,
+        output=tmp_path / "out",
+        profile=False,
+        progress=False,
+    )
+    instructions = artifact.manifest.metadata["instructions"]
+    assert all("vpmaddubsw" in instructions[name] for name in ("conv1d", "linear"))
+    assert all("vpmaddubsw" not in instructions[name] for name in instructions if name.startswith("matmul"))
+    assert artifact.parity is not None and artifact.parity.chain[1].worst.sqnr_db > 35.0  # one unit at a tie
 
 
 def test_dynamic_batches_are_refused_with_a_way_out(tmp_path: Path) -> None:

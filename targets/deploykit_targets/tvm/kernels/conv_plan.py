@@ -205,7 +205,11 @@ def pack_conv(plan: ConvPlan, weight: Array) -> Array:
         weight: shape (columns, channels / groups, kernel height, kernel width), as PyTorch has it; int8 or float32.
     Returns:
         Flat, of the plan's weight dtype.
+    Raises:
+        UsageError: a weight has more bits than the instruction sums without saturating.
     """
+    if plan.dot.quantized and np.abs(weight.astype(np.int32)).max(initial=0) > 1 << (plan.dot.weight_bits - 1):
+        raise UsageError(f"conv: {plan.dot.mnemonic} takes weights of {plan.dot.weight_bits} bits, and these have more")
     split = weight.reshape(plan.shape.groups, plan.group_columns, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)
     dot = plan.dot
     lines = split.reshape(plan.shape.groups, plan.group_columns, -1, plan.run)

@@ -14,7 +14,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from deploykit.errors import UsageError
-from deploykit_targets.tvm.kernels.expressions import Expr, cast, fill, fma, spread
+from deploykit_targets.tvm.kernels.expressions import Expr, fill, fma, spread
 
 
 def _multiply_add(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
@@ -42,6 +42,7 @@ class Dot:
             unused, and `step` is that of `alone`, which short lines and what multiplies lane by lane take.
         interleaved: inputs of one column that lie beside each other in packed weights; `group` of them where 0.
         strided: whether these are `group / interleaved` apart, instead of neighbours.
+        weight_bits: of weights whose sums cannot saturate.
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
             expressions.
     """
@@ -61,6 +62,7 @@ class Dot:
     tiles: int = 0
     interleaved: int = 0
     strided: bool = False
+    weight_bits: int = 8
 
     @property
     def by_lane(self) -> Dot:
@@ -104,12 +106,19 @@ class Isa:
         name: as in `ISAS`.
         target: the fields of `tvm.target.Target`; a device's own may add to them.
         int8, float32: steps to build kernels from.
+        products: for products of two int8 activations, which have all eight bits; None where `int8` takes these.
     """
 
     name: str
     target: Mapping[str, Any]
     int8: Dot
     float32: Dot
+    products: Dot | None = None
+
+    @property
+    def activations(self) -> Dot:
+        """The step for products of two activations."""
+        return self.products or self.int8
 
 
 def _intrinsic(name: str, dtype: str, *arguments: Expr) -> Expr:
@@ -128,12 +137,20 @@ def _vpdpbusd(bits: int) -> Callable[[Expr, Expr, Expr], Expr]:
     )
 
 
-def _vpdpbusd_lanes(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
+def _vpdpbusd_lanes(widest: int) -> Callable[[Expr, Expr, Expr, int], Expr]:
     """Of the four bytes in each lane of `a` three are zero: one instruction, where `vpmaddwd` needs an addition."""
-    if lanes < 4:
-        return acc + a * w
-    a, w = (T.reinterpret(f"int8x{lanes * 4}", value) for value in (a, w))
-    return _intrinsic(f"llvm.x86.avx512.vpdpbusd.{lanes * 32}", f"int32x{lanes}", acc, a, w)
+
+    def step(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
+        if lanes < 4:
+            return acc + a * w
+        if lanes > widest:
+            halves = [list(range(start, start + widest)) for start in range(0, lanes, widest)]
+            parts = [step(*(T.Shuffle([value], half) for value in (acc, a, w)), widest) for half in halves]
+            return T.Shuffle(parts, list(range(lanes)))
+        a, w = (T.reinterpret(f"int8x{lanes * 4}", value) for value in (a, w))
+        return _intrinsic(f"llvm.x86.avx512.vpdpbusd.{lanes * 32}", f"int32x{lanes}", acc, a, w)
+
+    return step
 
 
 def _vpmaddwd(acc: Expr, a: Expr, w: Expr) -> Expr:
@@ -149,6 +166,12 @@ def _vpmaddwd(acc: Expr, a: Expr, w: Expr) -> Expr:
         pairs = T.reinterpret("int16x16", inputs)
         acc = acc + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", pairs, weights)
     return acc
+
+
+def _vpmaddubsw(acc: Expr, a: Expr, w: Expr) -> Expr:
+    """Two products per 16 bits: 2 * 255 * 64 fits, so weights have 7 bits."""
+    pairs = _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", _repeat(a, "int8x32", 8), w)
+    return acc + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", pairs, fill(1, "int16", 16))
 
 
 def _sdot(acc: Expr, a: Expr, w: Expr) -> Expr:
@@ -190,7 +213,8 @@ def _arm(mcpu: str, *mattr: str) -> dict[str, Any]:
     return {"kind": "llvm", "keys": keys, "mtriple": "aarch64-linux-gnu", "mcpu": mcpu, "mattr": list(mattr)}
 
 
-_VPDPBUSD = Dot(16, 4, "uint8", "int8", "int32", 32, "vpdpbusd", _vpdpbusd(512), _vpdpbusd_lanes)
+_VPDPBUSD = Dot(16, 4, "uint8", "int8", "int32", 32, "vpdpbusd", _vpdpbusd(512), _vpdpbusd_lanes(16))
+_VPMADDWD = Dot(8, 4, "uint8", "int16", "int32", 16, "vpmaddwd", _vpmaddwd, interleaved=2, strided=True)
 _TDPBUSD = replace(_VPDPBUSD, group=64, mnemonic="tdpbusd", alone=_VPDPBUSD, tiles=8, interleaved=4)
 _SDOT = Dot(4, 4, "int8", "int8", "int32", 32, "sdot", _sdot, wide=4)
 
@@ -210,10 +234,23 @@ ISAS: Mapping[str, Isa] = {
             _float(16, 32, "vfmadd"),
         ),
         Isa(
+            "avx_vnni",
+            _x86("haswell", "+avxvnni"),
+            Dot(8, 4, "uint8", "int8", "int32", 15, "vpdpbusd", _vpdpbusd(256), _vpdpbusd_lanes(8)),
+            _float(8, 16, "vfmadd"),
+        ),
+        Isa(
             "avx2",
             _x86("haswell"),
-            Dot(8, 4, "uint8", "int16", "int32", 16, "vpmaddwd", _vpmaddwd, interleaved=2, strided=True),
+            _VPMADDWD,
             _float(8, 16, "vfmadd"),
+        ),
+        Isa(
+            "avx2_7bit",
+            _x86("haswell"),
+            Dot(8, 4, "uint8", "int8", "int32", 14, "vpmaddubsw", _vpmaddubsw, weight_bits=7),
+            _float(8, 16, "vfmadd"),
+            _VPMADDWD,
         ),
         Isa(
             "sdot",

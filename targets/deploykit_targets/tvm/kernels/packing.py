@@ -41,7 +41,9 @@ def take_columns(array: Array, lanes: int, vectors: int | None = None) -> Array:
     return np.stack([padded[start : start + lanes] for start in starts])
 
 
-def pack_matrix(weight: Array, *, lanes: int, group: int, tile: int, dtype: str, interleaved: int = 0, strided: bool = False) -> Array:
+def pack_matrix(
+    weight: Array, *, lanes: int, group: int, tile: int, dtype: str, interleaved: int = 0, strided: bool = False
+) -> Array:
     """Pack the columns of a product for a kernel whose step takes `group` inputs for each of `lanes` columns.
 
     Args:

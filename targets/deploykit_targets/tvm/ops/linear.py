@@ -87,7 +87,7 @@ def _product(c: Call, first: Tensor, second: Tensor) -> Tensor:
     """(batch, heads, rows, inputs) x (batch, heads, inputs, columns)."""
     emit = c.emit
     of, by = affine_of(first), affine_of(second)
-    dot = emit.isa.int8
+    dot = emit.isa.activations
     middle = 128 if dot.activation == "uint8" else 0
     integer = of is not None and by is not None and by.zero_point == middle
     if not integer:

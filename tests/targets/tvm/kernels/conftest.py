@@ -17,7 +17,9 @@ os.environ.setdefault("TVM_NUM_THREADS", "2")  # tasks of a kernel must not depe
 HOST_FLAGS = {
     "amx_int8": {"amx_int8", "amx_tile", "avx512_vnni", "avx512bw", "avx512vl"},
     "avx512_vnni": {"avx512_vnni", "avx512bw", "avx512vl"},
+    "avx_vnni": {"avx_vnni", "avx2", "fma"},
     "avx2": {"avx2", "fma"},
+    "avx2_7bit": {"avx2", "fma"},
 }
 TOLERANCE = 1e-5  # of float32, relative to the largest result: sums of a few hundred terms in another order
 

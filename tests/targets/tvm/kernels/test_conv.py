@@ -16,7 +16,7 @@ from deploykit_targets.tvm.kernels.conv import Residual, conv
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
 from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
-from deploykit_targets.tvm.kernels.isa import Dot, Isa
+from deploykit_targets.tvm.kernels.isa import ISAS, Dot, Isa
 
 few = settings(
     max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
@@ -47,7 +47,8 @@ def random_data(shape: ConvShape, dot: Dot, elements: int) -> tuple[np.ndarray, 
         return data[0].astype(np.float32), data[1].astype(np.float32), bias, None
     low, high = limits_of(dot.activation)
     x = rng.integers(low, high + 1, elements).astype(dot.activation)
-    weight = rng.integers(-128, 128, size).astype(np.int8)
+    largest = 1 << (dot.weight_bits - 1)
+    weight = rng.integers(-largest, largest, size).astype(np.int8)
     scale = rng.uniform(0.5, 1.5, shape.columns) / (150 * np.sqrt(np.prod(size[1:])))
     return x, weight, bias + 100, scale.astype(np.float32)
 
@@ -250,3 +251,19 @@ def test_int8_products_stored_as_float32(added: bool, host_isa: Isa, execute: An
         expected = expected + inputs[-1].reshape(expected.shape)
     kernel = conv(plan, output="float32", residual=Residual() if added else None)
     close(execute(kernel, host_isa, *inputs, elements=plan.output_elements, dtype="float32"), expected)
+
+
+def test_weights_that_would_saturate_are_refused() -> None:
+    plan = plan_conv(ConvShape(1, 4, 4, 8, 8), ISAS["avx2_7bit"].int8)
+    with pytest.raises(UsageError, match="vpmaddubsw takes weights of 7 bits"):
+        pack_conv(plan, np.full((8, 8, 1, 1), 65, np.int8))
+
+
+def test_sums_at_the_end_of_their_range_do_not_saturate(host_isa: Isa, execute: Any, within_one: Any) -> None:
+    dot, largest = host_isa.int8, 1 << (host_isa.int8.weight_bits - 1)
+    plan = plan_conv(ConvShape(1, 4, 4, 64, 16), dot)
+    x, weight = np.full(plan.input_elements, 255, np.uint8), np.full((16, 64, 1, 1), -largest, np.int8)
+    bias, scale = np.full(16, 255, np.float32), np.full(16, 1e-4, np.float32)
+    inputs = x, pack_conv(plan, weight), pack_conv_constants(plan, bias, scale)
+    result = execute(conv(plan), host_isa, *inputs, elements=plan.output_elements, dtype=dot.activation)
+    within_one(result, np.full(result.shape, np.rint(255 - 64 * 255 * largest * 1e-4)))

@@ -45,7 +45,7 @@ def run(plan: ConvPlan, pack: Any, isa: Isa, a: np.ndarray, b: np.ndarray) -> np
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_int8(sizes: tuple[int, ...], transposed: bool, host_isa: Isa, within_one: Any) -> None:
     batch, rows, inputs, columns, heads = sizes
-    plan, rng = plan_matmul(batch, rows, inputs, columns, host_isa.int8, heads=heads), np.random.default_rng(1)
+    plan, rng = plan_matmul(batch, rows, inputs, columns, host_isa.activations, heads=heads), np.random.default_rng(1)
     a, b = (rng.integers(0, 256, n).astype(np.uint8) for n in (plan.input_elements, batch * heads * inputs * columns))
     first, second, to = Affine(0.021, 99), Affine(0.013, 128), Affine(0.0571 * np.sqrt(inputs), 110)
     pack = pack_operand(plan, transposed=transposed, first=first, second=second, to=to, factor=0.25)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows
 
 VNNI, SDOT, SMMLA, AMX = (
-    SimpleNamespace(registers=32, wide=w, pair=p, tiles=t) for w, p, t in ((1, 1, 0), (4, 1, 0), (1, 2, 0), (1, 1, 8))
+    SimpleNamespace(registers=32, wide=w, pair=p, tiles=t, strided=False)
+    for w, p, t in ((1, 1, 0), (4, 1, 0), (1, 2, 0), (1, 1, 8))
 )
 
 

@@ -174,6 +174,7 @@ def test_no_compiler_warns(name: str, tmp_path: Path) -> None:
     [
         (("avx2", "fma", "avx512bw", "avx512_vnni", "amx_tile", "amx_int8"), "amx_int8", "cascadelake"),
         (("avx2", "fma", "avx512bw", "avx512_vnni"), "avx512_vnni", "cascadelake"),
+        (("avx2", "fma", "avx_vnni"), "avx_vnni", "haswell"),
         (("avx2", "fma"), "avx2", "haswell"),
     ],
 )
@@ -184,7 +185,7 @@ def test_x86_takes_the_best_that_the_host_has(
     monkeypatch.setattr("deploykit_targets.tvm.processor.tiles_granted", lambda: True)
     found = processor_of(DEVICES["x86-cpu"])
     assert (found.isa, found.mcpu) == (isa, mcpu)
-    assert bool(found.mattr) == (isa == "amx_int8")
+    assert bool(found.mattr) == (isa in ("amx_int8", "avx_vnni"))
 
 
 def test_tiles_that_the_kernel_does_not_grant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +197,7 @@ def test_tiles_that_the_kernel_does_not_grant(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_host_without_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploykit_targets.tvm.processor.this_host", lambda: Host("x86_64", (), 2, "Linux"))
-    with pytest.raises(DeviceError, match="has none of amx_int8, avx512_vnni, avx2"):
+    with pytest.raises(DeviceError, match="has none of amx_int8, avx512_vnni, avx_vnni, avx2"):
         processor_of(DEVICES["x86-cpu"])
 
 
