@@ -145,7 +145,8 @@ def _vpdpbusd_lanes(widest: int) -> Callable[[Expr, Expr, Expr, int], Expr]:
             return acc + a * w
         if lanes > widest:
             halves = [list(range(start, start + widest)) for start in range(0, lanes, widest)]
-            parts = [step(*(T.Shuffle([value], half) for value in (acc, a, w)), widest) for half in halves]
+            acc, a, w = ([T.Shuffle([value], half) for half in halves] for value in (acc, a, w))
+            parts = [step(*three, widest) for three in zip(acc, a, w, strict=True)]
             return T.Shuffle(parts, list(range(lanes)))
         a, w = (T.reinterpret(f"int8x{lanes * 4}", value) for value in (a, w))
         return _intrinsic(f"llvm.x86.avx512.vpdpbusd.{lanes * 32}", f"int32x{lanes}", acc, a, w)
