@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deploykit.child import module_command
 from deploykit.host import Host, this_host
 from deploykit.precision import Evidence
 from deploykit.session import OpTime, Session
@@ -195,7 +195,7 @@ def peak_memory_bytes(artifact: Path) -> int | None:
     A process of its own, because the exporting one holds PyTorch and the float model. None where the child fails
     or the system has no `getrusage`.
     """
-    command = [sys.executable, "-m", "deploykit._memory_probe", str(artifact)]
+    command = module_command("deploykit._memory_probe", artifact)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         return int(json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"])

@@ -215,8 +215,8 @@ def _unpack_wheels(wheels: Sequence[str], version: str, folder: Path) -> None:
     platforms = [word for glibc in _PLATFORMS for word in ("--platform", f"manylinux_{glibc}_aarch64")]
     options = ["--only-binary=:all:", "--implementation", "cp", "--python-version", version]
     with tempfile.TemporaryDirectory() as scratch:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", scratch]
-        pip += [*options, "--platform", "manylinux2014_aarch64", *platforms]
+        pip = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        pip += ["--dest", scratch, *options, "--platform", "manylinux2014_aarch64", *platforms]
         _run([*pip, *wheels], f"wheels of {', '.join(wheels)} for arm64 cannot be fetched")
         for archive in sorted(Path(scratch).glob("*.whl")):
             with zipfile.ZipFile(archive) as wheel:

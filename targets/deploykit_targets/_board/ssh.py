@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploykit._optional import SystemTool
+from deploykit.child import Child
 from deploykit.errors import DeviceError, UsageError
 from deploykit.host import Host, isa_in
 from deploykit.storage import sha256_of
-from deploykit_targets._board.child import Child
 
 SSH = SystemTool("ssh", "openssh-client", "copy to and start programs on a board")
 FOLDER = ".cache/deploykit"

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deploykit.child import code_command, ending
 from deploykit.errors import (
     ArtifactError,
     ConversionError,
@@ -27,7 +28,19 @@ from deploykit.errors import (
 )
 from deploykit_targets._recipe.board import LIFELINE
 
-_FINDS = "import importlib.util as u, sys; sys.exit(not all(u.find_spec(m) for m in sys.argv[1:]))"
+_FINDS = "import importlib.util as u; sys.exit(not all(u.find_spec(m) for m in sys.argv[1:]))"
+# Python would also take a compiled `board` of `__pycache__`, and any module beside the program.
+_RUNS = """import os, runpy, types
+del sys.argv[0]
+path = os.path.join(os.path.dirname(sys.argv[0]), "board.py")
+board = types.ModuleType("board")
+board.__file__ = path
+if os.path.isfile(path):
+    sys.modules["board"] = board
+    with open(path, "rb") as file:
+        exec(compile(file.read(), path, "exec"), board.__dict__)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 SYSTEM_PYTHON = "/usr/bin/python3"
 _ERRORS: Mapping[int, type[DeploykitError]] = {
     2: UsageError,
@@ -49,12 +62,23 @@ def interpreter_where(code: str, *arguments: str) -> str | None:
     """A Python that runs `code` to exit code 0: ours, or the system's; None where neither does."""
     for python in dict.fromkeys((sys.executable, SYSTEM_PYTHON)):
         try:
-            done = subprocess.run([python, "-c", code, *arguments], capture_output=True, timeout=60, check=False)
+            done = subprocess.run(code_command(python, code, *arguments), capture_output=True, timeout=60, check=False)
         except (OSError, subprocess.SubprocessError):
             continue
         if done.returncode == 0:
             return python
     return None
+
+
+def recipe_command(program: Path, arguments: Sequence[str], *, python: str | None) -> list[str]:
+    """The command line that runs a recipe: of the artifact's folder its two files alone, from their source.
+
+    Args:
+        program: the recipe inside an artifact.
+        arguments: of its command line.
+        python: interpreter; None for ours.
+    """
+    return code_command(python or sys.executable, _RUNS, program, *arguments)
 
 
 def run_recipe(program: Path, arguments: Sequence[str], *, python: str | None, toolchain: str) -> dict[str, Any]:
@@ -72,7 +96,7 @@ def run_recipe(program: Path, arguments: Sequence[str], *, python: str | None, t
         MissingDependencyError: the vendor library is not installed.
         ConversionError, UsageError, ArtifactError: as the recipe said.
     """
-    command = [python or sys.executable, str(program), *arguments]
+    command = recipe_command(program, arguments, python=python)
     try:
         with _lifeline() as (stdin, env):
             done = subprocess.run(
@@ -107,8 +131,7 @@ def failure_of(answer: Mapping[str, Any] | None, returncode: int, log: str, *, t
     if answer is None or "error" not in answer:
         if returncode == UsageError.exit_code and log.strip():  # the argument parser's own words
             return UsageError(log.strip().splitlines()[-1])
-        how = f"was killed by signal {-returncode}" if returncode < 0 else f"ended with code {returncode}"
-        return DeviceError(f"the {toolchain} process {how}", hint=log[-1500:] or None)
+        return DeviceError(f"the {toolchain} process {ending(returncode)}", hint=log[-1500:] or None)
     if answer["code"] == 3:
         extra, hint = f"{toolchain}-build", answer["hint"] or None
         error = MissingDependencyError(toolchain, extra=extra, purpose="build and run on the device", command=hint)

@@ -5,26 +5,31 @@ A vendor library that crashes on a foreign engine ends that process, and becomes
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import sys
-import tempfile
-from typing import IO, TYPE_CHECKING, Any
+import io
+import json
+import math
+import struct
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploykit.child import Child, time_limit
 from deploykit.errors import DeviceError, UsageError
 from deploykit.host import this_host
 from deploykit.precision import Evidence
 from deploykit.profiling import Percentiles, Profile, batch_size
 from deploykit.session import OpTime, Session
 from deploykit.tensors import Feeds
-from deploykit_targets._recipe.board import read_frame, write_frame
-from deploykit_targets._recipe.host import failure_of
+from deploykit_targets._recipe.board import write_frame
+from deploykit_targets._recipe.host import failure_of, recipe_command
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
     from deploykit.profiling import Effort
+
+_TIMEOUT_S = 1800.0  # of opening an engine, or of one answer
+_HEADER_BYTES = 1 << 26
+_ELEMENTS = 1 << 36
 
 
 class RecipeSession(Session):
@@ -43,21 +48,26 @@ class RecipeSession(Session):
         super().__init__(artifact.inputs, artifact.outputs, threads=1)
         self._toolchain = artifact.manifest.toolchain
         self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `_close`)
-        self._child = subprocess.Popen(
-            [python or sys.executable, str(artifact.path / program), "--serve"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
+        self._child = Child(
+            recipe_command(artifact.path / program, ["--serve"], python=python),
+            what=f"the {self._toolchain} process",
+            failed=lambda code, log: failure_of(None, code, log, toolchain=self._toolchain),
+            timeout_s=time_limit(_TIMEOUT_S),
         )
         try:
-            self._receive()
+            with self._child.exchange():
+                ready, _ = self._receive()
+            if "error" in ready:
+                raise failure_of(ready, 0, "", toolchain=self._toolchain)
         except BaseException:
             self.close()
             raise
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         arrays = self._ask({"command": "run"}, feeds)[1]
+        absent = [spec.name for spec in self.outputs if spec.name not in arrays]
+        if absent:
+            raise DeviceError(f"the {self._toolchain} process gave no {', '.join(absent)}", hint="build it again")
         return {spec.name: arrays[spec.name].copy() for spec in self.outputs}
 
     def measured(self, feeds: Feeds, *, runs: int) -> dict[str, Any]:
@@ -82,36 +92,31 @@ class RecipeSession(Session):
         return tuple(sorted(times, key=lambda time: -time.mean_us))
 
     def _ask(self, header: dict[str, Any], feeds: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        assert self._child.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the answer below says why it is gone
-            write_frame(self._child.stdin, header, dict(feeds))  # type: ignore[arg-type]
-        return self._receive()
+        frame = io.BytesIO()
+        write_frame(frame, header, dict(feeds))
+        with self._child.exchange():
+            self._child.send(frame.getbuffer())
+            answer, arrays = self._receive()
+        if "error" in answer:
+            raise failure_of(answer, 0, "", toolchain=self._toolchain)
+        return answer, arrays
 
     def _receive(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        assert self._child.stdout is not None
-        try:
-            header, arrays = read_frame(self._child.stdout)  # type: ignore[arg-type]
-        except ValueError:  # not a frame: the recipe's own words about why it ended
-            header, arrays = None, {}
-        if header is None:
-            code = self._child.wait()
-            self._log.seek(0)
-            raise failure_of(None, code, self._log.read().decode(errors="replace"), toolchain=self._toolchain)
-        if "error" in header:
-            raise failure_of(header, 0, "", toolchain=self._toolchain)
+        """A frame, of which every size is checked before it is waited for; see `board.write_frame`."""
+        (size,) = struct.unpack("<I", self._child.receive(4))
+        if size > _HEADER_BYTES:
+            raise ValueError(f"a header of {size} bytes")
+        header = json.loads(self._child.receive(size))
+        arrays = {}
+        for name, text, shape in header.pop("arrays"):
+            dtype, count = np.dtype(text), math.prod(shape)
+            if dtype.hasobject or not all(isinstance(axis, int) and axis >= 0 for axis in shape) or count > _ELEMENTS:
+                raise ValueError(f"an array {name!r} of {text} and {shape}")
+            arrays[name] = np.frombuffer(self._child.receive(count * dtype.itemsize), dtype).reshape(shape)
         return header, arrays
 
     def _close(self) -> None:
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # what a dead child did not read
-                    pipe.close()
-        try:
-            self._child.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-        self._log.close()
+        self._child.close()
 
 
 def _check_baseline(name: str, baseline: Artifact, feeds: Feeds) -> None:

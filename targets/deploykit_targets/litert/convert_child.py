@@ -88,6 +88,9 @@ def _convert(request: dict[str, Any], floats: FloatFiles, log: Path) -> dict[str
         _lower(folder, raw, request)
     elif not floats.take(key, raw):
         _lower(folder, raw, request)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        log.write_bytes(os.pread(2, os.fstat(2).st_size, 0))
         floats.keep(key, raw, log)
     round_at_run_time(raw, request["dynamic"])
     quantize(raw, request["recipe"], request["kept_float"], request["ranges"])

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from deploykit.child import ending, from_outside
 from deploykit.errors import ConversionError
 
 _NO_LOWERING = re.compile(r"Lowering not found: (?P<op>[\w.]+)")
@@ -52,6 +53,8 @@ def translated(message: str, log: str, origins: Mapping[str, HasSource]) -> Conv
 
 def crashed(code: int, log: str) -> ConversionError:
     """The converter's process ended without a word."""
+    if from_outside(code):
+        return ConversionError(f"the process of litert-torch {ending(code)}", hint="free memory, or try again")
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     return ConversionError(f"litert-torch crashed ({how})", hint=_tail(log))
 

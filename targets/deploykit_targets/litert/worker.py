@@ -10,19 +10,21 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from deploykit.child import start_module
+from deploykit.child import Child, module_command, time_limit
+from deploykit.errors import ConversionError
 from deploykit_targets.litert import convert_child
 from deploykit_targets.litert.failures import HasSource, crashed, translated
 from deploykit_targets.litert.float_files import has
+
+_TIMEOUT_S = 3600.0  # of one conversion
 
 
 @dataclass(frozen=True)
@@ -46,41 +48,39 @@ class Request:
 class _Running:
     """A process, and the temporary folder that it shares with us and removes at its end."""
 
-    process: subprocess.Popen[bytes]
+    process: Child
     folder: Path
     owner: int = field(default_factory=os.getpid)
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked: a forked copy of this program has only a copy of the pipes."""
-        return self.owner == os.getpid() and self.process.poll() is None
+        """Whether it can be asked; without its folder, which somebody cleaned up, it cannot."""
+        return self.process.alive and self.folder.is_dir()
 
-    @property
-    def log(self) -> Path:
-        """What it prints."""
-        return self.folder / convert_child.LOG
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Its answer.
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Its answer; None where it ended instead."""
-        os.truncate(self.log, 0)
-        try:
-            _pipe(self.process.stdin).write(json.dumps(request).encode() + b"\n")
-            _pipe(self.process.stdin).flush()
-            line = _pipe(self.process.stdout).readline()
-        except BrokenPipeError:
-            line = b""
-        found: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
+        Raises:
+            ConversionError: it ended, was stopped or took too long.
+        """
+        self.process.forget_log()
+        with self.process.exchange():
+            self.process.send(json.dumps(request).encode() + b"\n")
+            found = json.loads(self.process.receive_line())
+            if not isinstance(found, dict) or not ({"error", "interface"} & found.keys()):
+                raise ValueError(f"{str(found)[:80]}")
         return found
 
     def end(self) -> None:
         """Kill it and remove its folder."""
-        if self.owner != os.getpid():
-            self.process.returncode = 0  # it is not our child: nothing to wait for
-            return
         self.process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            self.process.communicate()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.process.close()
+        if self.owner == os.getpid():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Left(Exception):  # noqa: N818  (not an error)
+    """The process had been idle for long, and ended before it was asked."""
 
 
 class Worker:
@@ -104,17 +104,17 @@ class Worker:
             ConversionError: it refused or crashed.
         """
         with self._lock, self._ended_on_error():
-            running = self._process()
-            answer, log = _ask(running, request)
-            if answer is None and running.process.wait() == 0:  # it had been idle for long, and just left
-                running = self._process()
-                answer, log = _ask(running, request)
-            if answer is None:
-                raise crashed(running.process.wait(), log)
+            answer, log = self._asked(request)
             if "error" in answer:
                 raise translated(answer["error"], log, request.origins)
             interface: dict[str, Any] = answer["interface"]
             return interface, log
+
+    def _asked(self, request: Request) -> tuple[dict[str, Any], str]:
+        for _ in range(2):
+            with contextlib.suppress(_Left):
+                return _ask(self._process(), request)
+        raise ConversionError("the process of litert-torch ends before it is asked", hint="try again")
 
     def close(self) -> None:
         """End the process; the next conversion starts another."""
@@ -151,30 +151,43 @@ def worker() -> Worker:
     return found
 
 
+if hasattr(os, "register_at_fork"):  # a copy would wait for a lock that nobody there holds
+    os.register_at_fork(after_in_child=worker.cache_clear)
+
+
 def _started() -> _Running:
     folder = Path(tempfile.mkdtemp(prefix="deploykit-litert-"))
-    with (folder / convert_child.LOG).open("ab") as log:
-        return _Running(start_module(convert_child, folder, log=log, answers=True), folder)
+    child = Child(
+        module_command(convert_child.__name__, folder),
+        what="the process of litert-torch",
+        timeout_s=time_limit(_TIMEOUT_S),
+        error=ConversionError,
+        failed=_ended,
+    )
+    return _Running(child, folder)
 
 
-def _ask(running: _Running, request: Request) -> tuple[dict[str, Any] | None, str]:
-    """The answer (None where the process ended) and the log."""
-    if not running.folder.is_dir():
-        return None, ""
+def _ended(code: int, log: str) -> Exception:
+    return _Left() if code == 0 else crashed(code, log)
+
+
+def _ask(running: _Running, request: Request) -> tuple[dict[str, Any], str]:
+    """The answer and the log.
+
+    Raises:
+        ConversionError: there is none.
+    """
     folder, key = running.folder / "request", request.settings["float_key"]
-    folder.mkdir()
     try:
+        folder.mkdir()
         if key is None or not has(running.folder, key):
             request.write_program(folder / convert_child.PROGRAM)
         answer = running.ask({**request.settings, "folder": str(folder)})
-        log = running.log.read_text(encoding="utf-8", errors="replace") if running.log.is_file() else ""
-        if answer is not None and "interface" in answer:
+        if "interface" in answer:
             shutil.copyfile(folder / convert_child.OUTPUT, request.destination)
+    except OSError as error:
+        message = f"the temporary folder of litert-torch cannot be used: {error}"
+        raise ConversionError(message, hint="try again; is something cleaning up, or the disk full?") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return answer, log.replace(str(folder), "<folder>").replace(str(running.folder), "<folder>")
-
-
-def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    assert stream is not None
-    return stream
+    return answer, running.process.log.replace(str(folder), "<folder>").replace(str(running.folder), "<folder>")

@@ -29,6 +29,7 @@ import numpy as np
 if TYPE_CHECKING or __package__:
     from deploykit_targets._recipe import board
 else:
+    sys.dont_write_bytecode = True  # the artifact stays as it is
     import board  # copied into the artifact beside this file
 
 RecipeError = board.RecipeError

@@ -10,10 +10,10 @@ PROGRAM = "build_model.py"
 MIGRAPHX, ONNXRUNTIME = "migraphx", "onnxruntime"
 _DRIVER = Path("/dev/kfd")
 # A placeholder of ours must not hide the bindings of the system's Python.
-_HAS_API = "import migraphx, numpy, sys; sys.exit(not hasattr(migraphx, 'parse_onnx'))"
+_HAS_API = "import migraphx, numpy; sys.exit(not hasattr(migraphx, 'parse_onnx'))"
 # Compiled in, which says that this is the right package; whether a session runs on it, only the session says.
 _HAS_PROVIDER = (
-    "import onnxruntime, numpy, sys; sys.exit('MIGraphXExecutionProvider' not in onnxruntime.get_available_providers())"
+    "import onnxruntime, numpy; sys.exit('MIGraphXExecutionProvider' not in onnxruntime.get_available_providers())"
 )
 
 

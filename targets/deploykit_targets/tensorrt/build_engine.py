@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING or __package__:
     from deploykit_targets._recipe import board
 else:
+    sys.dont_write_bytecode = True  # the artifact stays as it is
     import board  # copied into the artifact beside this file
 
 RecipeError = board.RecipeError

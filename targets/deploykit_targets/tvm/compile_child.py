@@ -11,7 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
-MODULE, TARGET, OBJECT, ASSEMBLY, ERROR, LOG = "module.json", "target.json", "kernels.o", "kernels.s", "error", "log"
+MODULE, TARGET, OBJECT, ASSEMBLY, ERROR = "module.json", "target.json", "kernels.o", "kernels.s", "error"
 
 
 def main(folder: Path) -> int:

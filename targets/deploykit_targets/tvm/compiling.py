@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from deploykit.child import start_module
+from deploykit.child import ending, from_outside, start_module, time_limit
 from deploykit.errors import ConversionError
 from deploykit_targets.tvm import compile_child
 
 if TYPE_CHECKING:
     from deploykit_targets.tvm.processor import Processor
+
+_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class Compiler:
     def __enter__(self) -> Self:
         self._temporary = tempfile.TemporaryDirectory(prefix="deploykit-tvm-")
         self._folder = Path(self._temporary.name)
-        with (self._folder / compile_child.LOG).open("wb") as log:
-            self._process = start_module(compile_child, self._folder, log=log)
+        limit = time_limit(_TIMEOUT_S)
+        self._process = start_module(
+            compile_child, self._folder, what="TVM's compiler", error=ConversionError, timeout_s=limit
+        )
         return self
 
     def compile(self, module: Any, processor: Processor) -> Compiled:
@@ -51,22 +55,25 @@ class Compiler:
         import tvm
 
         folder = self._folder
-        (folder / compile_child.MODULE).write_text(tvm.ir.save_json(module), encoding="utf-8")
-        (folder / compile_child.TARGET).write_text(json.dumps(processor.target), encoding="utf-8")
-        self._process.communicate(b"go\n")
-        log = (folder / compile_child.LOG).read_text(encoding="utf-8", errors="replace")
-        log = log.replace(str(folder), "<folder>")
-        if self._process.returncode:
-            raise _refused(folder, self._process.returncode, processor, log)
-        assembly = (folder / compile_child.ASSEMBLY).read_text(encoding="utf-8")
-        return Compiled((folder / compile_child.OBJECT).read_bytes(), assembly, log)
+        try:
+            (folder / compile_child.MODULE).write_text(tvm.ir.save_json(module), encoding="utf-8")
+            (folder / compile_child.TARGET).write_text(json.dumps(processor.target), encoding="utf-8")
+            self._process.send(b"go\n")
+            code = self._process.finish()
+            log = self._process.log.replace(str(folder), "<folder>")
+            if code:
+                raise _refused(folder, code, processor, log)
+            assembly = (folder / compile_child.ASSEMBLY).read_text(encoding="utf-8")
+            return Compiled((folder / compile_child.OBJECT).read_bytes(), assembly, log)
+        except OSError as error:
+            message = f"the temporary folder of TVM's compiler cannot be used: {error}"
+            raise ConversionError(message, hint="try again; is something cleaning up, or the disk full?") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.communicate()
+        self._process.kill()
+        self._process.close()
         self._temporary.cleanup()
 
 
@@ -81,6 +88,8 @@ def _refused(folder: Path, code: int, processor: Processor, log: str) -> Convers
     if reason.is_file():
         words = reason.read_text(encoding="utf-8")
         return ConversionError(f"TVM cannot compile the kernels for {processor.mcpu}: {words}")
+    if from_outside(code):
+        return ConversionError(f"TVM's compiler for {processor.mcpu} {ending(code)}", hint="free memory, or try again")
     end = f"signal {-code}" if code < 0 else f"exit code {code}"
     lines = [line for line in log.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("LLVM ERROR")] or lines[-3:]

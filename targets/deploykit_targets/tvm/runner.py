@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploykit.child import Child
 from deploykit.errors import ArtifactError, DeviceError
 from deploykit.session import OpTime, Session
 from deploykit.tensors import Feeds
-from deploykit_targets._board.child import Child
 from deploykit_targets._board.emulator import bare_environment, crash_of, emulator_for
 from deploykit_targets.tvm.build import CONSTANTS, METADATA, PROGRAM, RUNNER, read_program
 from deploykit_targets.tvm.runtime.table import port_bytes
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _EMULATED_TIMEOUT_S = 1800.0  # a ResNet-50 is some hundred times slower than on the board
 _BOARD_TIMEOUT_S = 300.0
+_MESSAGE_BYTES = 768
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class RunnerSession(Session):
             raise
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        data, at, found = self._ask(b"run ", 1, feeds), 0, {}
+        wanted = sum(map(port_bytes, self._program.outputs))
+        data, at, found = self._ask(b"run ", 1, feeds, wanted), 0, {}
         for port in self._program.outputs:
             size = port_bytes(port)
             found[port.name] = np.frombuffer(data[at : at + size], port.dtype).reshape(port.shape).copy()
@@ -82,18 +84,24 @@ class RunnerSession(Session):
         return found
 
     def _greet(self, name: str) -> None:
-        word, _, rest = self._child.receive_line().partition(" ")
+        with self._child.exchange():
+            word, _, rest = self._child.receive_line().partition(" ")
         if word == "error":
             raise DeviceError(f"{name}: {rest}", hint="export for a device whose instruction sets this CPU has")
         sizes = [str(sum(map(port_bytes, ports))) for ports in (self._program.inputs, self._program.outputs)]
         if word != "ready" or rest.split() != [*sizes, str(len(self._program.steps))]:
             raise ArtifactError(f"{RUNNER} of {name} is not the program of this model", hint="export the model again")
 
-    def _ask(self, word: bytes, count: int, feeds: Feeds) -> bytes:
+    def _ask(self, word: bytes, count: int, feeds: Feeds, wanted: int) -> bytes:
         arrays = [feeds[port.name] for port in self._program.inputs]
-        self._child.send(word, struct.pack("<I", count), *(array.tobytes() for array in arrays))
-        status, size = struct.unpack("<4sI", self._child.receive(8))
-        data = self._child.receive(size)
+        with self._child.exchange():
+            self._child.send(word, struct.pack("<I", count), *(array.tobytes() for array in arrays))
+            status, size = struct.unpack("<4sI", self._child.receive(8))
+            if status not in (b"okay", b"fail") or size > (wanted if status == b"okay" else _MESSAGE_BYTES):
+                raise ValueError(f"{status!r} and {size} bytes, of {wanted} that were asked for")
+            data = self._child.receive(size)
+            if status == b"okay" and size != wanted:
+                raise ValueError(f"{size} bytes, not {wanted}")
         if status != b"okay":
             raise DeviceError(f"the compiled model failed: {data.decode(errors='replace')}")
         return data
@@ -159,7 +167,7 @@ class BoardSession(RunnerSession):
             return self._timed(feeds, runs)
 
     def _timed(self, feeds: Feeds, runs: int) -> Timing:
-        data = self._ask(b"time", runs, feeds)
+        data = self._ask(b"time", runs, feeds, 8 * (runs + len(self._program.steps) + 1))
         values = np.frombuffer(data, "<f8")
         return Timing(values[:runs], values[runs:-1], int(values[-1]))
 

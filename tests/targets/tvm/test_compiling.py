@@ -52,4 +52,4 @@ def test_what_tvm_refuses() -> None:
 def test_an_unused_process_goes_away() -> None:
     with Compiler() as compiler:
         process, folder = compiler._process, compiler._folder
-    assert process.returncode is not None and not folder.exists()
+    assert not process.alive and not folder.exists()
