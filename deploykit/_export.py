@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import _evidence
 from deploykit._calibration import CalibrationRun, calibration_service
+from deploykit._fastest import SUFFIX, export_fastest
 from deploykit._plan import Goals, Plan, failed_path, make_plan
 from deploykit._staging import draft, finish, make_golden
 from deploykit.artifact import Artifact, load
@@ -55,7 +56,9 @@ def export(
     Args:
         model: `nn.Module`, `LightningModule`, `torch.export.ExportedProgram`, or `"package.module:factory"`
             (which returns the model, or model and example inputs). Never changed.
-        target: device, toolchain, or `"device:toolchain"`; `deploykit.targets()` lists them.
+        target: device, toolchain, or `"device:toolchain"`; `deploykit.targets()` lists them. `"device:fastest"`
+            exports with each installed toolchain of the device, which must be this machine, and keeps the fastest that
+            passes; `artifact.choice` has the table.
         precision: such as `fp32`, `fp16`, `int8`, `int8-dynamic`; a target says which it has.
         example_inputs: tuple (positional) or dict (by name) of tensors; not needed where the model, the factory or a
             calibration file tells the inputs.
@@ -86,6 +89,9 @@ def export(
         CaptureError, CalibrationError, ConversionError: naming layer, source line and next step.
         ParityError, PlacementError, PerformanceError: a gate was missed; `.candidate` is kept at `<output>.failed`.
     """
+    request = dict(locals())  # first of all: the arguments, and nothing else
+    if isinstance(target, str) and target.endswith(SUFFIX):
+        return export_fastest(export, request)
     goals = Goals(tolerance, min_placement, min_speedup)
     plan = make_plan(
         model,

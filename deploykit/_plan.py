@@ -88,7 +88,7 @@ def make_plan(
         options=parsed,
         include=include,
         exclude=exclude,
-        output=_output(output, model, target, wanted),
+        output=replaceable(output or default_output(model, target, precision)),
         gates=_gates(wanted, goals, resolved, profile=profile),
         profile=profile,
     )
@@ -131,11 +131,10 @@ def _instead(precision: Precision, resolved: Resolved) -> Precision | None:
     return next((found for found in after if found in both), None)
 
 
-def _output(output: str | Path | None, model: Any, target: str, precision: Precision) -> Path:
-    if output is None:
-        name = model.rsplit(":", 1)[-1] if isinstance(model, str) else type(model).__name__
-        output = Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name.lower()}-{target}-{precision}")
-    return replaceable(output)
+def default_output(model: Any, target: str, precision: str) -> Path:
+    """Where an artifact goes that was given no folder."""
+    name = model.rsplit(":", 1)[-1] if isinstance(model, str) else type(model).__name__
+    return Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name.lower()}-{target}-{precision}")
 
 
 def replaceable(output: str | Path) -> Path:

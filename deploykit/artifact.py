@@ -17,6 +17,7 @@ import numpy as np
 
 from deploykit import manifest as layout
 from deploykit.achieved import Achieved
+from deploykit.choice import Choice, read_choice
 from deploykit.errors import ArtifactError, ParityError
 from deploykit.manifest import FileEntry, Manifest
 from deploykit.parity import DEFAULT_TOLERANCES, Metrics, ParityReport, Tolerance, compare_sessions
@@ -94,6 +95,11 @@ class Artifact:
     def profile(self) -> Profile | None:
         """The last measured profile, or None. A record beside the manifest: it differs from run to run."""
         return _read_profile(self.path / layout.PROFILE_NAME, self.fingerprint)
+
+    @property
+    def choice(self) -> Choice | None:
+        """What the toolchains reached among which `target="device:fastest"` chose; None where one was named."""
+        return read_choice(self.path)
 
     @property
     def fingerprint(self) -> str:
@@ -178,6 +184,7 @@ class Artifact:
         data["path"] = str(self.path)
         data["size_bytes"] = self.size_bytes
         data["profile"] = msgspec.to_builtins(self.profile)
+        data["choice"] = msgspec.to_builtins(self.choice)
         if self.profile:
             data["profile"]["worth_it"] = self.profile.worth_it
         return data

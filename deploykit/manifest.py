@@ -25,7 +25,8 @@ MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.safetensors"
 PROFILE_NAME = "profile.json"
 LOG_NAME = "convert.log"
-RECORD_NAMES = frozenset({MANIFEST_NAME, PROFILE_NAME, LOG_NAME})
+CHOICE_NAME = "choice.json"
+RECORD_NAMES = frozenset({MANIFEST_NAME, PROFILE_NAME, LOG_NAME, CHOICE_NAME})
 
 VERIFIED = "verified"
 FAILED = "failed"

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import deploykit
-from deploykit._plan import METHODS, _output
+from deploykit._plan import METHODS, default_output, replaceable
 from deploykit.errors import (
     ArtifactError,
     MissingDependencyError,
@@ -119,7 +119,7 @@ def test_artifacts_and_empty_folders_may_be_replaced(toy, tmp_path):
     (tmp_path / "empty").mkdir()
     old = toy.write_artifact(tmp_path / "old").path
     for path in (tmp_path / "empty", old, tmp_path / "new"):
-        assert _output(path, object(), "toy", Precision.INT8) == path
+        assert replaceable(path) == path
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_artifacts_and_empty_folders_may_be_replaced(toy, tmp_path):
 )
 def test_the_default_output_is_a_safe_name(tmp_path, monkeypatch, model, target, expected):
     monkeypatch.chdir(tmp_path)
-    assert _output(None, model, target, Precision.INT8) == tmp_path / "out" / expected
+    assert replaceable(default_output(model, target, Precision.INT8)) == tmp_path / "out" / expected
 
 
 @pytest.mark.parametrize(

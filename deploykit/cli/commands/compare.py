@@ -17,10 +17,12 @@ from deploykit.cli.output import Answer, note
 from deploykit.cli.parameters import Debug, Json
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
     from deploykit.artifact import Artifact
+    from deploykit.choice import Choice
     from deploykit.parity import ParityReport
     from deploykit.profiling import Profile
 
@@ -64,7 +66,29 @@ def published(artifact: Artifact) -> Answer:
         failures = artifact.parity.failures if artifact.parity else ()
         for failure in failures or ("it missed a placement or performance gate",):
             note(f"the artifact is marked failed: {failure}")
-    return Answer(artifact.summary(), [comparison_table([column(str(shown_path(artifact)), artifact)])])
+    page: list[RenderableType] = [comparison_table([column(str(shown_path(artifact)), artifact)])]
+    if artifact.choice is not None:
+        page.append(choice_table(artifact.choice))
+    return Answer(artifact.summary(), page)
+
+
+def choice_table(choice: Choice) -> Table:
+    """The toolchains that were tried, fastest first."""
+    from deploykit.cli.tables import grid
+
+    rows = [
+        [
+            row.target,
+            row.status,
+            figures.milliseconds(row.latency_ms.p50 if row.latency_ms else None),
+            figures.decibel(row.sqnr_db),
+            figures.size(row.size_bytes),
+            row.reason,
+        ]
+        for row in choice.candidates
+    ]
+    title = f"Measured in turns on {choice.threads} thread(s)"
+    return grid(title, ["target", "status", "p50", "SQNR", "size", "why not"], rows, right=["p50", "SQNR", "size"])
 
 
 def shown_path(artifact: Artifact) -> Path:

@@ -33,6 +33,7 @@ def inspect(artifact: ArtifactPath, json: Json = False, debug: Debug = False) ->
 
 
 def _page(name: str, found: Artifact) -> Iterator[RenderableType]:
+    from deploykit.cli.commands.compare import choice_table
     from deploykit.cli.commands.profile import profile_page
 
     manifest = found.manifest
@@ -45,6 +46,8 @@ def _page(name: str, found: Artifact) -> Iterator[RenderableType]:
     measured = found.profile
     if measured is not None:
         yield from profile_page(measured)
+    if found.choice is not None:
+        yield choice_table(found.choice)
     yield _origin(manifest)
     yield _files(manifest)
 

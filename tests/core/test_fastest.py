@@ -1,0 +1,102 @@
+"""`target="device:fastest"`: who may win, what is refused, what stays beside the winner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="the pipeline needs PyTorch")
+pytest.importorskip("onnxruntime", reason="these exports run in ONNX Runtime")
+
+import torch
+from torch import nn
+
+import deploykit
+from deploykit.choice import read_choice
+from deploykit.errors import ConversionError, DeploykitError, UnknownTargetError
+from deploykit.manifest import CHOICE_NAME
+
+
+def batches() -> Iterator[torch.Tensor]:
+    """Once: every toolchain has to get the same data."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        yield torch.randn(2, 16, generator=generator)
+
+
+def model() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+
+
+def export(output: Path, target: str = "x86-cpu:fastest", **changes: Any) -> deploykit.Artifact:
+    arguments: dict[str, Any] = {"example_inputs": (torch.zeros(2, 16),), "calibration": batches(), "profile": False}
+    return deploykit.export(model(), target, "int8", progress=False, output=output, **(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> deploykit.Artifact:
+    return export(tmp_path_factory.mktemp("chosen") / "a")
+
+
+def test_the_fastest_that_passes_is_published_with_the_figures_of_all(chosen: deploykit.Artifact) -> None:
+    artifact = chosen
+    choice = artifact.choice
+    assert choice is not None
+    assert artifact.path.name == "a" and artifact.status == "verified"
+    assert artifact.target == choice.winner == choice.candidates[0].target
+    measured = [row for row in choice.candidates if row.latency_ms is not None]
+    assert [row.latency_ms.p50 for row in measured] == sorted(row.latency_ms.p50 for row in measured)
+    assert all(row.status == "verified" and row.sqnr_db > 20.0 for row in measured)
+    assert all(row.reason for row in choice.candidates if row.latency_ms is None)
+    assert "x86-cpu:onnxruntime" in {row.target for row in choice.candidates}
+    assert deploykit.load(artifact.path).choice == choice
+    assert not list(artifact.path.parent.glob(".*")), "something was left beside the artifact"
+
+
+def test_what_fails_its_gate_cannot_win_and_nothing_is_published(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"no toolchain of x86-cpu .*x86-cpu:onnxruntime: SQNR .* below 190 dB"):
+        export(tmp_path / "a", tolerance=deploykit.Tolerance(min_sqnr_db=190.0))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_refusal_is_a_row_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deploykit.registry import toolchains
+
+    plugin = toolchains().get("openvino")
+    if plugin is None or not all(r.installed for r in plugin.capabilities().export_requires):
+        pytest.skip("needs a second toolchain for x86-cpu: OpenVINO is not installed")
+
+    def refuse(job: Any) -> Any:
+        raise ConversionError("no kernel for that")
+
+    monkeypatch.setattr(plugin, "_convert", refuse)
+    choice = export(tmp_path / "a").choice
+    assert choice is not None
+    refused = {row.target: row for row in choice.candidates}["x86-cpu:openvino"]
+    assert refused.status == "refused" and "no kernel for that" in refused.reason
+
+
+def test_names_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(UnknownTargetError, match="unknown target 'x86-cpuu'"):
+        export(tmp_path / "a", "x86-cpuu:fastest")
+    with pytest.raises(DeploykitError, match="fp8"):
+        deploykit.export(model(), "x86-cpu:fastest", "fp8", example_inputs=(torch.zeros(2, 16),), output=tmp_path / "a")
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{" * 5000, b"\xff", b'{"winner": 1}'])
+def test_a_damaged_record_is_no_choice(damage: bytes, tmp_path: Path) -> None:
+    (tmp_path / CHOICE_NAME).write_bytes(damage)
+    assert read_choice(tmp_path) is None
+
+
+def test_the_table_is_shown(chosen: deploykit.Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    from deploykit.cli import main
+
+    assert main(["inspect", str(chosen.path)]) == 0
+    page = capsys.readouterr().out
+    assert "Measured in turns" in page and "why not" in page
