@@ -160,7 +160,9 @@ def _turn(session: Session, feeds: Feeds, runs: int) -> list[float]:
 def throughput_by_batch(session: Session, feeds: Feeds, effort: Effort) -> dict[str, float]:
     """Samples per second, runs back to back; sizes other than the given one only where the batch axis is dynamic."""
     own = batch_size(session.inputs, feeds)
-    sizes = sorted({own, *effort.batch_sizes}) if has_dynamic_batch(session.inputs) else [own]
+    if not has_dynamic_batch(session.inputs):  # axis 0 may be the batch of one input and the queries of a mask
+        return {str(own): _throughput(session, feeds, own, effort.seconds / 4)}
+    sizes = sorted({own, *effort.batch_sizes})
     return {str(size): _throughput(session, resize_batch(feeds, size), size, effort.seconds / 4) for size in sizes}
 
 

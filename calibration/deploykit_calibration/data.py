@@ -4,14 +4,14 @@ Accepts tensors, arrays, dicts, iterables of batches (lists, DataLoaders, genera
 an `.npz` or `.safetensors` file whose arrays are named like the inputs, and the word "synthetic". Batches are cut and
 gathered along axis 0 where that is the batch axis of every input. Memory is flat: files are read in pieces.
 
-Refuses empty data, data that ends before it said it would, NaN and infinity, and what does not fit the inputs; the
-message names batch (counted from 0) and tensor. Imports torch only inside functions.
+Refuses empty data, data that ends before it said it would, NaN and infinity (but for the -inf of a mask), and what does
+not fit the inputs; the message names batch (counted from 0) and tensor. Imports torch only inside functions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,11 +119,13 @@ def _length_of(data: Iterable[Any]) -> int | None:
 
 def _checked(data: CalibrationData, captured: CapturedModel, by_rows: bool) -> Iterator[tuple[int, Feeds]]:
     """The user's batches as feeds; errors of theirs and ours say which batch."""
-    seen = -1
+    from deploykit_calibration.graph_view import masking_inputs
+
+    seen, masks = -1, masking_inputs(captured)
     for seen, batch in enumerate(_guarded(data)):
         try:
             feeds = captured.input_tree.feeds(batch, captured.inputs, any_batch=by_rows)
-            _check_batch(feeds, by_rows)
+            _check_batch(feeds, by_rows, masks)
         except CalibrationError as error:
             raise CalibrationError(f"calibration batch {seen}: {error.message}", hint=error.hint) from error
         yield seen, feeds
@@ -155,16 +157,17 @@ def _guarded(data: CalibrationData) -> Iterator[Any]:
         ) from error
 
 
-def _check_batch(feeds: Feeds, by_rows: bool) -> None:
+def _check_batch(feeds: Feeds, by_rows: bool, masks: Collection[str]) -> None:
     if by_rows and len({len(x) for x in feeds.values()}) > 1:
         sizes = ", ".join(f"{name} {len(x)}" for name, x in feeds.items())
         raise CalibrationError(f"the inputs differ in their number of samples: {sizes}")
     for name, x in feeds.items():
         if x.numel() == 0:
             raise CalibrationError(f"input {name!r} is empty, shape {tuple(x.shape)}")
-        if x.is_floating_point() and not bool(x.isfinite().all()):
+        bad = ~(x.isfinite() | x.isneginf()) if name in masks else ~x.isfinite()
+        if bool(bad.any()):
             what = "NaN" if bool(x.isnan().any()) else "infinity"
-            first = tuple(int(i) for i in (~x.isfinite()).nonzero()[0])
+            first = tuple(int(i) for i in bad.nonzero()[0])
             raise CalibrationError(f"input {name!r} holds {what}, first at {first}", hint="mend or drop that sample")
 
 

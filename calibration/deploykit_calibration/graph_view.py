@@ -9,12 +9,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Graph, Node
 
 from deploykit_calibration.data_flow import data_tensors
 from deploykit_calibration.op_kinds import data_arguments, kind_of
+
+if TYPE_CHECKING:
+    from deploykit.capture.model import CapturedModel
 
 _MOVES_DATA = frozenset({"reshape", "split"})
 _FUSES = frozenset({"conv", "conv_transpose", "linear", "matmul", "add", "mul"})
@@ -83,6 +87,17 @@ class GraphView:
             if op.op != "call_function" or self.kinds[op] not in _MOVES_DATA:
                 return
             tensor = data_arguments(op)[0]
+
+
+def masking_inputs(captured: CapturedModel) -> frozenset[str]:
+    """Names of the float inputs that may hold -inf: masks of attention, and those whose example does."""
+    data = GraphView(captured.graph_module.graph).activations
+    nodes = captured.graph_module.graph.find_nodes(op="placeholder")
+    return frozenset(
+        spec.name
+        for spec, node, example in zip(captured.inputs, nodes, captured.example_inputs, strict=True)
+        if example.is_floating_point() and (node not in data or bool(example.isneginf().any()))
+    )
 
 
 def is_float(node: Node) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from deploykit.errors import CalibrationError
 from deploykit_calibration.channel_sums import ChannelSums, ChannelSumsBuilder
 from deploykit_calibration.execution import floating_nodes
-from deploykit_calibration.graph_view import is_constant
+from deploykit_calibration.graph_view import is_constant, masking_inputs
 from deploykit_calibration.op_kinds import (
     bias_argument,
     data_arguments,
@@ -91,7 +91,7 @@ class Observer:
         for source, axis in dict.fromkeys(self._inputs.values()):
             self._axes.setdefault(source, []).append(axis)
         self._sums: dict[tuple[str, int], ChannelSumsBuilder] = {}
-        self._may_be_infinite = _may_be_infinite(captured.graph_module)
+        self._may_be_infinite = _may_be_infinite(captured)
         self._batch, self._means = "", True
 
     def begin(self, batch: str, number: int, rows: int, *, means: bool = True) -> None:
@@ -245,11 +245,14 @@ def _nan_weight(module: fx.GraphModule) -> str | None:
     return None
 
 
-def _may_be_infinite(module: fx.GraphModule) -> set[str]:
-    """Names of the nodes that an infinity written in the model itself (a constant, an argument) reaches."""
+def _may_be_infinite(captured: CapturedModel) -> set[str]:
+    """Names of the nodes that an infinity reaches which a mask or the model itself (a constant, an argument) holds."""
     reached: set[fx.Node] = set()
+    module, masks = captured.graph_module, masking_inputs(captured)
     for node in module.graph.nodes:
-        if node.op == "get_attr":
+        if node.op == "placeholder" and node.name in masks:
+            reached.add(node)
+        elif node.op == "get_attr":
             constant = fx.graph_module._get_attr(module, str(node.target))
             if isinstance(constant, Tensor) and constant.is_floating_point() and bool(constant.isinf().any()):
                 reached.add(node)

@@ -7,7 +7,7 @@ or join become integer ops when a neighbour is.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -15,6 +15,7 @@ from torch.fx import Node
 from deploykit_calibration.graph_view import GraphView, is_constant, is_float
 from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, mac_count, shape_of, weight_argument
 from deploykit_calibration.scheme import Inputs, OpRule, Output, QuantScheme
+from deploykit_calibration.statistics import TensorStatistics
 from deploykit_calibration.transformer_residual import ResidualStream, residual_stream
 
 GRAPH_OUTPUT = "graph output"  # the reason why an op that must write integers stays float
@@ -46,7 +47,9 @@ class Plan:
 class Planner:
     """Applies one scheme to one graph."""
 
-    def __init__(self, view: GraphView, scheme: QuantScheme, observed: Container[str], kept: dict[str, str]) -> None:
+    def __init__(
+        self, view: GraphView, scheme: QuantScheme, observed: Mapping[str, TensorStatistics], kept: dict[str, str]
+    ) -> None:
         self._view, self.scheme, self._observed, self._kept = view, scheme, observed, kept
         self._stream = residual_stream(view) if scheme.residual_policy == "auto" else ResidualStream()
         self._unrounded = self._stream.tensors | self._stream.starts
@@ -109,7 +112,7 @@ class Planner:
         for tensor in operands:
             if tensor in self._view.activations and is_float(tensor):
                 if not self.has_statistics(tensor):
-                    return f"no calibration statistics for its input {tensor.name}"
+                    return self._why_no_range("input", tensor)
             elif not (constants_allowed and is_constant(tensor) and is_float(tensor)):
                 return "an operand is a constant, a mask, or computed from integers"
         if not any(tensor in self._view.activations for tensor in operands):
@@ -153,15 +156,24 @@ class Planner:
             if tensor in self._stream.starts:
                 return "starts the transformer residual stream"
             if not self.has_statistics(tensor):
-                return f"no calibration statistics for its output {tensor.name}"
+                return self._why_no_range("output", tensor)
         return None if self.results(op) else "computes no float tensor"
 
     def has_statistics(self, tensor: Node) -> bool:
         """Whether a range is known: its own, a built-in one, or that of what it was moved from."""
         return any(
-            source.name in self._observed or self._view.kinds[source] in self.scheme.fixed_outputs
+            self._has_range(source.name) or self._view.kinds[source] in self.scheme.fixed_outputs
             for source in self._view.same_data(tensor)
         )
+
+    def _has_range(self, name: str) -> bool:
+        """Whether all values of a tensor were seen to lie in a range: a mask that was added leaves none."""
+        return name in self._observed and not self._observed[name].nonfinite
+
+    def _why_no_range(self, what: str, tensor: Node) -> str:
+        if tensor.name in self._observed:
+            return f"its {what} {tensor.name} holds infinities"
+        return f"no calibration statistics for its {what} {tensor.name}"
 
     # The fixed point.
 

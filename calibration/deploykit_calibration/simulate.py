@@ -175,5 +175,9 @@ class SimulatedModel:
 
 
 def _add_powers(powers: list[float], want: Tensor, got: Tensor) -> None:
+    """Add the powers of signal and noise, where both are finite: a mask's infinity, added to both, is neither."""
+    if not bool(want.isfinite().all() & got.isfinite().all()):
+        finite = want.isfinite() & got.isfinite()
+        want, got = want[finite], got[finite]
     powers[0] += float(want.double().square().sum())
     powers[1] += float((want - got).double().square().sum())

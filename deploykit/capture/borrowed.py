@@ -4,6 +4,9 @@ Parameters are shared, not copied. Inside the block every submodule is in eval m
 `train()` may be overridden to merge weights or freeze layers), gradients are off, a Lightning module has no trainer, a
 Hugging Face model returns no cache. Afterwards every attribute, flag, buffer value and random state is restored. Not
 covered: what `forward` does outside the module (files, globals, objects it holds in lists).
+
+PyTorch's own transformer layers run as they are written: their fused path, which tracing never takes, returns zeros at
+padded positions where the layers do not, and their look at the values of a mask only picks a faster kernel.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import transformer
 
 _CONTAINERS = (dict, OrderedDict, list, set)
+_DETECT = "_detect_is_causal_mask"
 _TRAINER_ATTRIBUTES = ("_trainer", "_fabric")
 
 
@@ -27,7 +32,7 @@ def borrowed(module: nn.Module) -> Iterator[nn.Module]:
     modules = list(module.modules())
     attributes = [(m, _snapshot(m)) for m in modules]
     buffers = [(b, b._version, b.detach().clone()) for b in module.buffers()]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _plain_transformers():
         try:
             for child in modules:
                 child.training = False
@@ -90,6 +95,21 @@ def _restore(module: nn.Module, saved: list[tuple[str, Any, Any]]) -> None:
 def _items(container: Any) -> list[tuple[int, int]]:
     """Identities of keys and values, so that tensors inside are not compared."""
     return [(id(key), id(container[key]) if isinstance(container, dict) else 0) for key in container]
+
+
+@contextmanager
+def _plain_transformers() -> Iterator[None]:
+    """No fused path, and no comparison of a mask with a causal one (it may be an input, whose values nobody knows)."""
+    enabled, detect = torch.backends.mha.get_fastpath_enabled(), getattr(transformer, _DETECT, None)
+    torch.backends.mha.set_fastpath_enabled(False)
+    if detect is not None:
+        setattr(transformer, _DETECT, lambda mask, is_causal=None, size=None: is_causal is True)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+        if detect is not None:
+            setattr(transformer, _DETECT, detect)
 
 
 @contextmanager

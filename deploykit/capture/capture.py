@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from deploykit.capture.check import require_parity
+from deploykit.capture.check import difference, require_parity
 from deploykit.capture.dynamic import Symbols
 from deploykit.capture.editor import Editor
 from deploykit.capture.failures import translated
@@ -17,11 +17,12 @@ from deploykit.capture.fingerprint import fingerprint
 from deploykit.capture.functionalise import writes_through_views
 from deploykit.capture.inputs import tree_of, unique_name
 from deploykit.capture.model import CapturedModel
-from deploykit.capture.normalise import passes
+from deploykit.capture.normalise import Pass, passes
 from deploykit.capture.origins import origin_of
 from deploykit.capture.refuse import refuse_randomness, refuse_state, refuse_value_dependent_sizes
 from deploykit.capture.sources import resolve
 from deploykit.capture.trace import Traced, trace_module, trace_program
+from deploykit.capture.transforms import without_transforms
 from deploykit.capture.unlift import unlift
 from deploykit.errors import UsageError
 from deploykit.quiet import quiet
@@ -64,22 +65,41 @@ def from_traced(traced: Traced, *, expand_attention: bool = True) -> CapturedMod
         expand_attention: whether scaled_dot_product_attention becomes matmul, softmax, matmul.
     """
     with quiet(), torch.no_grad():
-        editor, kept = _flat(traced)
         steps = passes(expand_attention=expand_attention)
-        for step in steps:
-            step(editor)
-        module = editor.module()
-        for inputs, reference in traced.references:
-            require_parity(reference, module(*inputs), lambda: _flat(traced)[0], steps, inputs)
+        module, kept = _normalised(traced, steps)
+        if not _agrees(traced, module):
+            exact = passes(expand_attention=expand_attention, blind_queries=True)
+            module, kept = _normalised(traced, exact)
+            if not _agrees(traced, module):
+                _blame(traced, steps)
     taken = {leaf.name for leaf, _ in traced.flat}  # an artifact has one name for one thing, input or output
     names = [unique_name(traced.output_names[index], taken) for index in kept]
     return _captured(module, traced, names)
 
 
+def _normalised(traced: Traced, steps: Sequence[Pass]) -> tuple[fx.GraphModule, list[int]]:
+    """The program's graph after these passes, and which of the model's outputs it gives."""
+    editor, kept = _flat(traced)
+    for step in steps:
+        step(editor)
+    return editor.module(), kept
+
+
+def _agrees(traced: Traced, module: fx.GraphModule) -> bool:
+    return all(difference(reference, module(*inputs)) is None for inputs, reference in traced.references)
+
+
+def _blame(traced: Traced, steps: Sequence[Pass]) -> None:
+    """Raise, naming the pass behind which the outputs differ."""
+    module, _ = _normalised(traced, steps)
+    for inputs, reference in traced.references:
+        require_parity(reference, module(*inputs), lambda: _flat(traced)[0], steps, inputs)
+
+
 def _flat(traced: Traced) -> tuple[Editor, list[int]]:
     """The program's graph with plain constants, functional where its in-place ops are not simple."""
-    program, names = traced.program, [leaf.name for leaf, _ in traced.flat]
-    refuse_state(program)
+    refuse_state(traced.program)
+    program, names = without_transforms(traced.program), [leaf.name for leaf, _ in traced.flat]
     editor, kept = unlift(program, names)
     refuse_randomness(editor.graph)
     refuse_value_dependent_sizes(editor.graph)

@@ -28,6 +28,11 @@ _WAYS_OUT = (
         "or take sizes from x.shape in forward",
     ),
     (("dynamic_shapes",), "check dynamic_shapes against the structure of example_inputs"),
+    (
+        ("functorch", "vmap", "fake tensor in the exported program", "has no attribute 'constant'"),
+        "write functions that are mapped (torch.vmap) or derived (torch.func) as batched tensor operations",
+    ),
+    (("_nested_tensor", "NestedTensor"), "feed padded tensors and a mask instead of nested tensors"),
     (("PackedSequence", "_pack_padded"), "feed padded tensors to the recurrent layer instead of packed sequences"),
 )
 """Words in what PyTorch says -> what the user can do."""
@@ -71,7 +76,7 @@ class Place:
                 source = text
             elif "/torch/" not in code.co_filename and "deploykit/capture" not in code.co_filename:
                 library = text
-        return cls(op or _last_traced_op(error), module_path, source or library)
+        return cls(op or _last_traced_op(error), module_path, source or library or _forward_of(model))
 
     def __str__(self) -> str:
         parts = [f"at {self.op}" if self.op else "", ""]
@@ -102,6 +107,15 @@ def _last_traced_op(error: BaseException) -> str | None:
     """The last op of the source text traced so far, where PyTorch hands it over with the exception."""
     ops = re.findall(r"torch\.ops\.(\w+\.\w+\.\w+)\(", str(getattr(error, "partial_fx_graph", "")))
     return ops[-1] if ops else None
+
+
+def _forward_of(model: nn.Module) -> str | None:
+    """Where the model's forward begins: all that is known of what PyTorch refuses after the trace."""
+    code = getattr(type(model).forward, "__code__", None)
+    if code is None or is_library(code.co_filename):
+        return None
+    line = linecache.getline(code.co_filename, code.co_firstlineno)
+    return describe_line(code.co_filename, code.co_firstlineno, code.co_name, line)
 
 
 def _is_op(value: Any) -> bool:

@@ -28,8 +28,14 @@ from deploykit.capture.editor import Editor
 Pass = Callable[[Editor], None]
 
 
-def passes(*, expand_attention: bool = True) -> tuple[Pass, ...]:
-    """The passes in order; `expand_attention=False` keeps scaled_dot_product_attention as one op."""
+def passes(*, expand_attention: bool = True, blind_queries: bool = False) -> tuple[Pass, ...]:
+    """The passes in order.
+
+    Args:
+        expand_attention: False keeps scaled_dot_product_attention as one op.
+        blind_queries: keep what PyTorch computes for queries whose mask hides every key (zeros, or NaN).
+    """
+    attention = rewrite_attention.expand_attention_exactly if blind_queries else rewrite_attention.expand_attention
     return (
         rewrite_ops.positional_arguments,
         functionalise.functionalise,
@@ -39,7 +45,7 @@ def passes(*, expand_attention: bool = True) -> tuple[Pass, ...]:
         rewrite_decomposed.recompose,
         rewrite_einsum.rewrite_einsum,
         rewrite_ops.expand_composites,
-        *((rewrite_attention.expand_attention,) if expand_attention else ()),
+        *((attention,) if expand_attention else ()),
         rewrite_ops.plain_ops,
         rewrite_views.erase_identities,
         rewrite_views.positive_dims,
@@ -48,7 +54,7 @@ def passes(*, expand_attention: bool = True) -> tuple[Pass, ...]:
         fold.merge_equal,
         fold.fold_constants,
         fold_dynamic.fold_batch_constants,
-        finite_masks.finite_masks,
+        *(() if blind_queries else (finite_masks.finite_masks,)),
         fold.drop_neutral,
         rewrite_views.index_by_arange,
         rewrite_matmul.constant_matmul_to_linear,

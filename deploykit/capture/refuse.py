@@ -30,6 +30,7 @@ _TRAIN_FLAG_AT = {
 
 _QUIET_WITHOUT_DROPOUT = {
     aten.scaled_dot_product_attention.default: 4,
+    aten._scaled_dot_product_flash_attention_for_cpu.default: 3,
     aten.lstm.input: 5,
     aten.gru.input: 5,
     aten.rnn_tanh.input: 5,
@@ -99,8 +100,9 @@ def _is_random(node: Call) -> bool:
     if target in _TRAIN_FLAG_AT:
         return bool(_argument(node, _TRAIN_FLAG_AT[target], "train"))
     if target in _QUIET_WITHOUT_DROPOUT:
-        trains = target is not aten.scaled_dot_product_attention.default and not _argument(node, 6, "train")
-        return bool(_argument(node, _QUIET_WITHOUT_DROPOUT[target], "dropout_p")) and not trains
+        recurrent = "scaled_dot_product" not in str(target)
+        evaluates = recurrent and not _argument(node, 6, "train")
+        return bool(_argument(node, _QUIET_WITHOUT_DROPOUT[target], "dropout_p")) and not evaluates
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
 
 

@@ -1,12 +1,14 @@
 """scaled_dot_product_attention -> matmul, mask, softmax, matmul, so that both products can be quantised.
 
 softmax(q k^T * scale + mask) v, with the scale on q (the smaller tensor). Masks are finite: -30000 rather than -inf
-underflows to a weight of exactly 0 in float32 and float16, and leaves no infinity for a quantiser to meet.
+underflows to a weight of exactly 0 in float32 and float16, and leaves no infinity for a quantiser to meet. A query that
+may look at nothing gets a mean, where PyTorch gives zeros; `expand_attention_exactly` gives zeros too.
 """
 
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 import torch
@@ -22,6 +24,15 @@ MASKED = -30000.0
 
 def expand_attention(editor: Editor) -> None:
     """Expand every attention op; a causal one over a dynamic length stays whole."""
+    _expand(editor, exactly=False)
+
+
+def expand_attention_exactly(editor: Editor) -> None:
+    """As `expand_attention`, for models with queries that may look at nothing: two small ops more for each."""
+    _expand(editor, exactly=True)
+
+
+def _expand(editor: Editor, *, exactly: bool) -> None:
     for node in editor.calls(aten.scaled_dot_product_attention.default):
         query, key, value, mask, _, causal = with_defaults(node, 3, None, 0.0, False)
         lengths = (shape_of(query)[-2], shape_of(key)[-2])
@@ -30,9 +41,12 @@ def expand_attention(editor: Editor) -> None:
         if node.kwargs.get("enable_gqa", False):
             key, value = (_repeated_heads(editor, node, query, x) for x in (key, value))
         scores = _scores(editor, node, query, key)
-        for bias in _biases(editor, node, mask, lengths if causal else None):
+        biases = _biases(editor, node, mask, lengths if causal else None)
+        for bias in biases:
             scores = editor.call(aten.add.Tensor, scores, bias, before=node)
         weights = editor.call(aten.softmax.int, scores, rank_of(scores) - 1, before=node)
+        if exactly and biases:
+            weights = editor.call(aten.mul.Tensor, weights, _sees_anything(editor, node, biases), before=node)
         editor.swap(node, editor.call(aten.matmul.default, weights, value, before=node))
 
 
@@ -58,6 +72,14 @@ def _biases(editor: Editor, node: Call, mask: Any, causal: tuple[int, int] | Non
         full = editor.call(aten.full.default, list(causal), MASKED, before=node)
         biases.append(editor.call(aten.triu.default, full, 1, before=node))
     return biases
+
+
+def _sees_anything(editor: Editor, node: Call, biases: list[Call]) -> Call:
+    """1 for queries that may look at some key, 0 for the others."""
+    total = reduce(lambda one, other: editor.call(aten.add.Tensor, one, other, before=node), biases)
+    best = editor.call(aten.amax.default, total, [-1], True, before=node)
+    seen = editor.call(aten.gt.Scalar, best, MASKED, before=node)
+    return editor.call(aten._to_copy.default, seen, dtype=torch.float32, before=node)
 
 
 def _repeated_heads(editor: Editor, node: Call, query: Call, x: Call) -> Call:

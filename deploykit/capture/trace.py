@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from deploykit.capture.dynamic import Axes, axes_of, batch_axes, doubled
 from deploykit.capture.failures import Place, first_line, translated
 from deploykit.capture.inputs import Leaf, flatten_inputs, key_of, unique_name
 from deploykit.capture.sources import Source
+from deploykit.capture.transforms import UNTRACED, clean_stack
 from deploykit.errors import CaptureError, UsageError
 from deploykit.quiet import quiet, silent
 
@@ -73,10 +74,25 @@ def trace_module(source: Source, *, dynamic_batch: bool, dynamic_shapes: Any) ->
             outputs, names = _run(module, leaves, structure)
             references.append((tuple(x for x in leaves if isinstance(x, Tensor)), outputs))
         shapes = _shapes(flat, axes, structure, source.parameters)
-        with translated(module), silent():
-            call_args, call_kwargs = pytree.tree_unflatten(_copies(tracing), structure)
-            program = torch.export.export(module, call_args, call_kwargs, dynamic_shapes=shapes, strict=False)
+        program = _export(module, lambda: pytree.tree_unflatten(_copies(tracing), structure), shapes)
     return Traced(program, tuple(flat), axes, tuple(references), names)
+
+
+def _export(module: nn.Module, call: Callable[[], Any], shapes: dict[str, Any] | None) -> ExportedProgram:
+    """torch.export by running the module; by reading its bytecode where it maps functions that running cannot trace."""
+    try:
+        with translated(module), silent(), clean_stack():
+            args, kwargs = call()
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except CaptureError as e:
+        if not any(words in str(e.__cause__) for words in UNTRACED):
+            raise
+        try:
+            with silent(), clean_stack():
+                args, kwargs = call()
+                return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=True)
+        except Exception:
+            raise e from e.__cause__
 
 
 def trace_program(source: Source, *, dynamic: bool) -> Traced:

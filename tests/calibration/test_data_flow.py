@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.capture import capture
+from deploykit.errors import CalibrationError
 from deploykit_calibration.graph_view import GraphView
+from deploykit_calibration.observe import calibrate
 from deploykit_calibration.placement import place
-from deploykit_calibration.scheme import SCHEMES, QuantScheme
+from deploykit_calibration.scheme import LITERT, SCHEMES, QuantScheme
 
 CHANNELS_OF_NORM = torch.tensor([0.5, 0.4, 0.3]).reshape(3, 1, 1)
 
@@ -199,3 +201,24 @@ def test_sizes_and_positions_computed_from_them_are_no_data() -> None:
     names = {node.name for node in GraphView(captured.graph_module.graph).activations}
     assert "linear" in names
     assert not any(name.startswith(("arange", "cos", "div", "sym_size")) for name in names)
+
+
+def test_a_mask_may_hold_infinity_and_what_it_reaches_is_not_rounded(case_of: Callable[..., Any]) -> None:
+    """Also where the model shows no softmax to tell a mask by: the example has -inf where others may have it."""
+    mask = torch.where(MASK > 0, 0.0, -torch.inf).expand(4, 4)
+    for function in (Flow(_given), Flow(lambda m, x, bias: (m.one(x) @ m.two(x).mT + bias).amax(-1))):
+        captured = capture(function, example_inputs=(FLOATS, mask))
+        table = calibrate(captured, [(FLOATS, mask), (FLOATS * 2, mask)], progress=False)
+        assert table.statistics["inputs_1"].nonfinite == 8
+        quantized = place(captured, table, LITERT)
+        rounded = {
+            node.args[0].name
+            for node in quantized.graph_module.graph.nodes
+            if "quantize_per_tensor" in str(node.target)
+        }
+        assert "inputs_0" in rounded
+        assert not {name for name in rounded if table.statistics.get(name) and table.statistics[name].nonfinite}
+    with pytest.raises(CalibrationError, match="'inputs_1' holds NaN"):
+        calibrate(captured, [(FLOATS, mask * torch.nan)], progress=False)
+    with pytest.raises(CalibrationError, match="'inputs_0' holds infinity"):
+        calibrate(captured, [(FLOATS / 0, mask)], progress=False)
