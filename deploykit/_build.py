@@ -91,6 +91,7 @@ def _built(parent: Artifact, target: Target, folder: Path, options: Mapping[str,
         tool_versions={**parent.manifest.tool_versions, **conversion.tool_versions},
         options=msgspec.to_builtins(merged),
         build=None,
+        requirements=conversion.requirements or parent.manifest.requirements,
         parent=parent.fingerprint,
         metadata={**parent.manifest.metadata, **conversion.metadata},
     )

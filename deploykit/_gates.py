@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from deploykit.achieved import Achieved
 from deploykit.artifact import Artifact
 from deploykit.errors import GateError, ParityError, PerformanceError, PlacementError
-from deploykit.parity import ParityReport, Tolerance
+from deploykit.parity import SIMULATED, ParityReport, Tolerance
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import Profile
 
@@ -61,16 +61,32 @@ class Gates:
     def _parity(self, report: ParityReport) -> Miss | None:
         if report.passed:
             return None
-        worst = "; ".join(
-            f"{layer.module_path or layer.name} {layer.sqnr_db:.1f} dB" for layer in report.worst_layers()
-        )
         message = f"{self.precision} artifact misses its parity gate: {'; '.join(report.failures)}"
-        message += f" (worst layers: {worst})" if worst else ""
-        names = sorted({layer.module_path for layer in report.worst_layers() if layer.module_path})
-        hint = "keep the worst layers in float"
-        hint += f" (exclude={names!r})" if names else ""
-        hint += f", or use more or better calibration data{self._next()}; strict=False returns the candidate"
+        culprit, hint = self._runtime_at_fault(report) or self._model_at_fault(report)
+        message += culprit
+        hint += f"{self._next()}; strict=False returns the candidate"
         return Miss(message, lambda artifact: ParityError(message, report=report, candidate=artifact, hint=hint))
+
+    def _runtime_at_fault(self, report: ParityReport) -> tuple[str, str] | None:
+        """What to say where the simulated graph passes and the artifact does not: no layer and no data is to blame."""
+        simulated = next((link for link in report.chain if link.candidate == SIMULATED), None)
+        if simulated is None or report.tolerance.misses(simulated.worst):
+            return None
+        culprit = (
+            f" (the simulated graph reaches {simulated.worst.sqnr_db:.1f} dB: what differs is the runtime or the CPU,"
+        )
+        culprit += f" {report.host})"
+        noted = f": {'; '.join(report.notes)}" if report.notes else ""
+        return culprit, f"run it on another kind of CPU or with another version of the runtime{noted}"
+
+    def _model_at_fault(self, report: ParityReport) -> tuple[str, str]:
+        """What to say where the quantised graph itself differs from the model, or nothing was simulated."""
+        layers = report.worst_layers()
+        worst = "; ".join(f"{layer.module_path or layer.name} {layer.sqnr_db:.1f} dB" for layer in layers)
+        names = sorted({layer.module_path for layer in layers if layer.module_path})
+        hint = "keep the worst layers in float" + (f" (exclude={names!r})" if names else "")
+        hint += ", or use more or better calibration data" if self.precision.is_static else ""
+        return f" (worst layers: {worst})" if worst else "", hint
 
     def _placement(self, achieved: Achieved) -> Miss | None:
         share = sum(achieved.macs_fraction(name) for name in achieved.macs if self._is_as_asked(name))

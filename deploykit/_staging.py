@@ -40,6 +40,8 @@ def draft(
             f"{resolved.target.name} produced no {conversion.entry}", hint=conversion.log[-2000:] or None
         )
     options = msgspec.to_builtins(job.options)
+    files = list_files(job.folder)
+    needs = conversion.requirements or resolved.target.requirements(job.device, job.precision)
     manifest = Manifest(
         deploykit_version=__version__,
         target=resolved.typed,
@@ -50,12 +52,13 @@ def draft(
         entry=conversion.entry,
         inputs=job.captured.inputs,
         outputs=job.captured.outputs,
-        files=list_files(job.folder),
+        files=files,
         achieved=conversion.achieved,
         tool_versions=conversion.tool_versions,
         fingerprints=_fingerprints(resolved, job, options, calibration),
         calibration=calibration,
         build=conversion.build,
+        requirements=replace(needs, memory_bytes=sum(entry.size for entry in files)),
         options=options,
         metadata=conversion.metadata,
     )

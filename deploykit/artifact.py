@@ -18,11 +18,13 @@ import numpy as np
 from deploykit import manifest as layout
 from deploykit.achieved import Achieved
 from deploykit.choice import Choice, read_choice
-from deploykit.errors import ArtifactError, ParityError
+from deploykit.errors import ArtifactError, ParityError, UsageError
+from deploykit.host import this_host
 from deploykit.manifest import FileEntry, Manifest
 from deploykit.parity import DEFAULT_TOLERANCES, Metrics, ParityReport, Tolerance, compare_sessions
 from deploykit.precision import Precision
 from deploykit.profiling import Profile
+from deploykit.requirements import Missing, Preflight, Requirements, check
 from deploykit.session import FunctionSession, Session
 from deploykit.storage import sha256_of, write_file
 from deploykit.tensors import TensorSpec
@@ -123,9 +125,26 @@ class Artifact:
             threads: for the runtime; None for all cores that this process may use.
         Raises:
             MissingDependencyError: the runtime is not installed.
-            DeviceError: the artifact must first be built on its device, or the device is not here.
+            DeviceError: the artifact must first be built on its device, or this machine lacks what it needs; see
+                `preflight`.
         """
         return self.plugin().open(self, threads=threads)
+
+    @property
+    def requirements(self) -> Requirements:
+        """What the artifact needs of the machine that runs it; `preflight` compares that with this machine."""
+        try:
+            return self.plugin().needs(self)
+        except UsageError:  # no such toolchain is installed here
+            return self.manifest.requirements or Requirements()
+
+    def preflight(self) -> Preflight:
+        """Whether this machine (or the board) has what the artifact needs, and what is done without; opens nothing."""
+        try:
+            return self.plugin().preflight(self)
+        except UsageError as error:
+            found = check(self.requirements, this_host())
+            return replace(found, missing=(*found.missing, Missing(error.message, error.hint or "install its plugin")))
 
     def on_board(self, address: str) -> Artifact:
         """The same artifact, opened, verified and profiled on a board; see `Target.on_board`.
@@ -187,6 +206,8 @@ class Artifact:
         data["choice"] = msgspec.to_builtins(self.choice)
         if self.profile:
             data["profile"]["worth_it"] = self.profile.worth_it
+        found = self.preflight()
+        data["preflight"] = {**msgspec.to_builtins(found), "ok": found.ok}
         return data
 
     def __repr__(self) -> str:

@@ -69,16 +69,26 @@ class MissingDependencyError(DeploykitError):
         purpose: what needed it, as the end of "... is needed to".
         distribution: that has the extra, where it is a third party's.
         command: that installs it, where that is not pip.
+        outdated: it is installed, and does not fit; `purpose` then says how.
     """
 
     exit_code = 3
 
     def __init__(
-        self, package: str, *, extra: str, purpose: str, distribution: str = "deploykit", command: str | None = None
+        self,
+        package: str,
+        *,
+        extra: str,
+        purpose: str,
+        distribution: str = "deploykit",
+        command: str | None = None,
+        outdated: bool = False,
     ) -> None:
         self.package = package
         self.command = command or install_command(extra, distribution)
-        super().__init__(f"{package} is needed to {purpose}, and is not installed", hint=self.command)
+        needed = f"another version of {package}" if outdated else package
+        absent = "" if outdated else ", and is not installed"
+        super().__init__(f"{needed} is needed to {purpose}{absent}", hint=self.command)
 
 
 def install_command(extra: str, distribution: str = "deploykit") -> str:

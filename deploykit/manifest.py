@@ -18,6 +18,7 @@ from deploykit.achieved import Achieved
 from deploykit.errors import ArtifactError
 from deploykit.parity import ParityReport
 from deploykit.precision import Precision
+from deploykit.requirements import Requirements
 from deploykit.tensors import TensorSpec
 
 SCHEMA_VERSION = 1
@@ -99,6 +100,7 @@ class Manifest:
         tool_versions: distributions that took part, by name.
         fingerprints: `model`, `recipe` and, where calibrated, `calibration`; sha256 hex.
         options: the toolchain's options, as given.
+        requirements: what the payload needs of a machine; None in artifacts that older versions wrote.
         parent: fingerprint of the artifact that this one was built from, "" for none.
     """
 
@@ -118,6 +120,7 @@ class Manifest:
     parity: ParityReport | None = None
     calibration: CalibrationInfo | None = None
     build: PendingBuild | None = None
+    requirements: Requirements | None = None
     parent: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)

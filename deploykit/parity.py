@@ -21,6 +21,8 @@ from deploykit.tensors import Feeds
 
 # float32 outputs carry ~150 dB at most; exact equality is reported as the cap, a useless output as its negative.
 SQNR_CAP_DB = 200.0
+SIMULATED = "simulated q/dq"
+"""What the chain calls the quantised graph run in PyTorch."""
 
 
 @dataclass(frozen=True)

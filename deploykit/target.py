@@ -7,7 +7,8 @@ nothing heavy at module level, because listing targets loads every plugin.
     calibrate(...)            activation ranges for static precisions (shared statistics; ranges per scheme later)
     convert(job)              captured model -> payload files in a staging folder
     build(artifact, ...)      what must be done on the device itself, where a toolchain has such a step
-    open(artifact)            artifact -> Session
+    preflight(artifact)       what this machine lacks of what the artifact needs
+    open(artifact)            artifact -> Session, refused where something is lacking
     lint(path)                the toolchain's rules for a model file, whoever wrote it, where it has some
     validate(...)             parity chain with its gate        (one default for all, written over Session)
     profile(...)              measured or estimated speed       (one default for all, written over Session)
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -29,11 +30,12 @@ from deploykit.devices import Device
 from deploykit.errors import ArtifactError, DeviceError, MissingDependencyError, UnsupportedPrecisionError, UsageError
 from deploykit.estimate import estimate
 from deploykit.findings import Finding
-from deploykit.host import this_host
+from deploykit.host import ARCHITECTURES, Host, this_host
 from deploykit.manifest import PendingBuild
-from deploykit.parity import LayerParity, ParityReport, Stage, Tolerance, compare_chain
+from deploykit.parity import SIMULATED, LayerParity, ParityReport, Stage, Tolerance, compare_chain
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import DEFAULT_EFFORT, Baseline, Effort, Measuring, Profile, measure, peak_memory_bytes
+from deploykit.requirements import Missing, Preflight, Requirements, check, lacking
 from deploykit.session import FunctionSession, Session
 from deploykit.tensors import Feeds
 
@@ -150,6 +152,7 @@ class Conversion:
         build: what is left to do on the device; None where the artifact runs as it is.
         log: what the converter printed, kept beside the artifact and never shown on success.
         metadata: facts that only this toolchain records (JSON values).
+        requirements: what the payload needs of a machine; None for what `Target.requirements` says.
     """
 
     entry: str
@@ -159,6 +162,7 @@ class Conversion:
     build: PendingBuild | None = None
     log: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    requirements: Requirements | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,6 +270,43 @@ class Target(ABC):
         """
         self.check_installed(export=False)
 
+    def requirements(self, device: Device, precision: Precision) -> Requirements:
+        """What a payload for `device` in `precision` needs of a machine, as far as that is known without the file.
+
+        Of an artifact that older versions wrote this is all that is known. Override it for more than its packages.
+        """
+        del device, precision
+        return Requirements(packages={one.project: "" for one in self.capabilities().runtime_requires})
+
+    def needs(self, artifact: Artifact) -> Requirements:
+        """What `artifact` needs: as its manifest says, or for one without, as `requirements` says."""
+        manifest = artifact.manifest
+        device = self.capabilities().devices.get(manifest.device)
+        if manifest.requirements is None and device is not None:
+            return self.requirements(device, manifest.precision)
+        return manifest.requirements or Requirements()
+
+    def preflight(self, artifact: Artifact) -> Preflight:
+        """Whether this machine has what `artifact` needs; nothing is opened.
+
+        Override it where something else than this machine's own processor runs the payload.
+        """
+        found = check(self.needs(artifact), self.host())
+        build = artifact.manifest.build
+        if build is not None:
+            pending = Missing(f"it is not runnable yet: {build.reason}", build.command_for(artifact.path))
+            return replace(found, missing=(*found.missing, pending))
+        try:
+            self.check_runnable(artifact)
+        except MissingDependencyError as error:
+            absent = Missing(error.message, error.command, error.package)
+            return replace(found, missing=(*found.missing, absent))
+        return found
+
+    def host(self) -> Host:
+        """The machine that runs artifacts: this one, or a board."""
+        return this_host()
+
     # -- steps ----------------------------------------------------------------------------------------------
 
     def convert(self, job: ConversionJob) -> Conversion:
@@ -299,8 +340,8 @@ class Target(ABC):
         Args:
             threads: None for all cores that this process may use.
         Raises:
-            DeviceError: the artifact must first be built on its device.
-            MissingDependencyError: the runtime is not installed.
+            DeviceError: the artifact must first be built on its device, or this machine lacks what it needs.
+            MissingDependencyError: the runtime is not installed, or too old.
         """
         build = artifact.manifest.build
         if build is not None:
@@ -310,9 +351,21 @@ class Target(ABC):
         if not artifact.entry.is_file():
             raise ArtifactError(f"{artifact.entry} is gone; was the artifact moved?", hint="deploykit.load(new path)")
         self.check_runnable(artifact)
+        self._refuse_missing(artifact)
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS):
             raise UsageError(f"threads must be a whole number from 1 to {_MAX_THREADS}, not {threads!r}")
         return self._open(artifact, threads or this_host().cores)
+
+    def _refuse_missing(self, artifact: Artifact) -> None:
+        found = self.preflight(artifact)
+        if found.ok:
+            return
+        first = found.missing[0]
+        if all(one.package for one in found.missing):
+            extra, purpose = self.capabilities().runtime_extra, f"open {artifact.path.name}: {first.what}"
+            raise MissingDependencyError(first.package, extra=extra, purpose=purpose, command=first.next, outdated=True)
+        message = f"{artifact.path.name} cannot run here: {'; '.join(one.what for one in found.missing)}"
+        raise DeviceError(message, hint="; ".join(dict.fromkeys(one.next for one in found.missing)))
 
     def open_file(self, path: Path, *, threads: int | None = None) -> Session:
         """Open a model file that need not come from deploykit; of a suffix in `capabilities().opens`.
@@ -358,7 +411,8 @@ class Target(ABC):
             DeviceError, MissingDependencyError: the artifact cannot be run here.
         """
         with self.open_for_parity(artifact) as session:
-            return judge(session, self.evidence(artifact), validation)
+            report = judge(session, self.evidence(artifact), validation)
+        return replace(report, notes=(*report.notes, *self.notes_on_evidence(artifact)))
 
     def profile(
         self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT
@@ -383,8 +437,30 @@ class Target(ABC):
                 return measure(session, feeds, measuring, Baseline(baseline[0], other, baseline[1].size_bytes))
 
     def evidence(self, artifact: Artifact) -> Evidence:
-        """Evidence level of running `artifact` here; override where it depends on the machine."""
-        return self.capabilities().evidence
+        """Evidence level of running `artifact` here; override where something else than this machine runs it.
+
+        Never `device` where this machine lacks what the device has, or computes otherwise without it.
+        """
+        best = self.capabilities().evidence
+        short = best is Evidence.DEVICE and (self._lacking(artifact) or not self.preflight(artifact).native)
+        return Evidence.REFERENCE if short else best
+
+    def notes_on_evidence(self, artifact: Artifact) -> tuple[str, ...]:
+        """Why running `artifact` here is not what its device would do, or is done otherwise; empty where it is."""
+        found = self.preflight(artifact)
+        lacks = self._lacking(artifact)
+        device = artifact.manifest.device
+        own = (f"evidence is not `device`: {device} has {', '.join(lacks)}, this machine does not",) if lacks else ()
+        return (*own, *found.adapted, *found.notes)
+
+    def _lacking(self, artifact: Artifact) -> tuple[str, ...]:
+        """What the device of `artifact` has and this machine lacks: its architecture, or instruction sets."""
+        device, host = self.capabilities().devices.get(artifact.manifest.device), self.host()
+        if device is None:
+            return ()
+        if device.arch in ARCHITECTURES and host.family != device.arch:
+            return (device.arch,)
+        return lacking(device.features, host)
 
     def on_board(self, address: str) -> Target:
         """This toolchain with a board on the network as the machine that its artifacts are run on.
@@ -423,7 +499,7 @@ def judge(session: Session, evidence: Evidence, validation: Validation) -> Parit
     stages = [Stage("float PyTorch", validation.reference, Evidence.REFERENCE)]
     if simulation is not None:
         simulated = FunctionSession(simulation.run, session.inputs, session.outputs)
-        stages.append(Stage("simulated q/dq", simulated, Evidence.REFERENCE))
+        stages.append(Stage(SIMULATED, simulated, Evidence.REFERENCE))
     stages.append(Stage("artifact", session, evidence))
     chain, count = compare_chain(stages, validation.samples)
     whole = chain[-1].worst

@@ -41,6 +41,7 @@ def _page(name: str, found: Artifact) -> Iterator[RenderableType]:
     if manifest.build is not None:
         yield f"to build on the device: {manifest.build.command_for(PurePath(name))}\n  because {manifest.build.reason}"
     yield from _achieved(manifest)
+    yield _needs(found)
     if manifest.parity is not None:
         yield from _parity(manifest.parity)
     measured = found.profile
@@ -68,6 +69,15 @@ def _head(name: str, found: Artifact) -> Table:
         ("size", f"{figures.size(found.size_bytes)}, opened at {manifest.entry}"),
     ]
     return pairs("", rows)
+
+
+def _needs(found: Artifact) -> Table:
+    from deploykit.cli import figures
+    from deploykit.cli.tables import pairs
+
+    needs, here = found.requirements, found.preflight()
+    rows = [*needs.rows(), ("memory", f"at least {figures.size(needs.memory_bytes)}")]
+    return pairs("Needs", [*rows, ("met by this machine", here.verdict), ("this machine", str(here.host))])
 
 
 def _achieved(manifest: Manifest) -> Iterator[RenderableType]:

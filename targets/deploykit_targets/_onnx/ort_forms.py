@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+from deploykit_targets._onnx.own_weights import own_weights
+
 _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul", "Add"})
 _LIMITERS = frozenset({"Relu", "Clip"})
 
@@ -20,6 +22,7 @@ def for_onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
     sums_before_layer_norm(model.graph)
     limits_in_integers(model.graph)
     float_relus_behind_integers(model.graph)
+    own_weights(model.graph)
     return model
 
 

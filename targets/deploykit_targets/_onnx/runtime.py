@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 CPU = "CPUExecutionProvider"
 _FATAL = 4  # ONNX Runtime's log level: what matters arrives as exceptions
 _KERNEL = "_kernel_time"
+EXACT = ("session.x64quantprecision", "1")
+"""Session option: 8-bit products in the form that cannot saturate. It wants a weight and a zero point for each product
+(`own_weights.py`)."""
 # It quantises the weights of float layers that lie between int8 ones: what was kept in float must stay float.
 _DISABLED = ("WeightBiasQuantization",)
 
@@ -36,6 +39,7 @@ def inference_session(
     providers: Sequence[str] = (CPU,),
     optimised: Path | None = None,
     profile: Path | None = None,
+    exact: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Open a model with all graph optimisations.
 
@@ -45,6 +49,8 @@ def inference_session(
         providers: in order of preference; every one must really be in use.
         optimised: where to write the graph after optimisation.
         profile: prefix of the profile that `end_profiling` writes.
+        exact: sums of uint8 x int8 products are taken in a form that cannot saturate, for CPUs without VNNI (see
+            `vnni.needs_exact`); a third slower there, and three times slower on a CPU with VNNI.
 
     Raises:
         ConversionError: ONNX Runtime refuses the model; its message names the node.
@@ -59,6 +65,8 @@ def inference_session(
         options.optimized_model_filepath = str(optimised)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if exact:
+        options.add_session_config_entry(*EXACT)
     source = model if isinstance(model, bytes) else str(model)
     try:
         session = ort.InferenceSession(source, options, providers=list(providers), disabled_optimizers=list(_DISABLED))
@@ -92,14 +100,16 @@ def op_times(
     threads: int,
     runs: int,
     module_paths: Mapping[str, str],
+    exact: bool = False,
 ) -> tuple[OpTime, ...]:
     """Mean time per operator over `runs` runs after one warm-up, slowest first.
 
     Args:
         module_paths: captured node name to module path; names that ONNX Runtime changed in fusing are traced back.
+        exact: see `inference_session`.
     """
     with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
-        session = inference_session(model, threads=threads, profile=Path(folder) / "profile")
+        session = inference_session(model, threads=threads, profile=Path(folder) / "profile", exact=exact)
         for _ in range(runs + 1):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

@@ -26,6 +26,7 @@ FLOAT16_MAX = 65504.0
 _MASK = -1e30  # what masks are filled with; as -65504 it still masks
 _CONTRIB = "com.microsoft"
 _ALL: Mapping[str, str] = MappingProxyType({})
+_MATRIX_RANK = 2
 _RECURRENT = "recurrent kernels take float weights"
 _WEIGHTED = frozenset("Conv ConvTranspose Gather Gemm GRU LSTM MatMul RNN".split())
 _FLOAT_ONLY = {
@@ -228,7 +229,11 @@ def dynamic_int8(model: onnx.ModelProto, *, reduce_range: bool = False, keep: Ma
     result = Compressed(model, reasons=dict(keep))
     kept = _kept_nodes(model, keep)
     weighted = Editor(model)
-    operators = [(node.op_type, node.name, weighted.weight(node, 1) is not None) for node in model.graph.node]
+    weights = {node.name: weighted.weight(node, 1) for node in model.graph.node if node.op_type == "MatMul"}
+    stacks = [name for name, weight in weights.items() if weight is not None and weight.ndim != _MATRIX_RANK]
+    result.reasons |= {_captured(name): "ONNX Runtime multiplies no stack of int8 matrices" for name in stacks}
+    operators = [(node.op_type, node.name, weights.get(node.name) is not None) for node in model.graph.node]
+    kept += stacks
     with kept_quiet(result.log), tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
         path = Path(folder) / "dynamic.onnx"
         quantize_dynamic(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,9 @@ from deploykit.achieved import Achieved, LayerAchieved
 from deploykit.artifact import GOLDEN_DB, golden_tolerance
 from deploykit.errors import DeviceError, MissingDependencyError
 from deploykit.estimate import TRAFFIC
+from deploykit.host import this_host
 from deploykit.manifest import PendingBuild
+from deploykit.requirements import Requirements
 from deploykit.target import Conversion, ConversionJob
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.host import run_recipe
@@ -167,7 +170,8 @@ def build_from(
     toolchain = artifact.manifest.toolchain
     report = run_recipe(artifact.path / program, command, python=python, toolchain=toolchain)
     (folder / REPORT).unlink(missing_ok=True)  # it holds times: a record, not identity
-    return _finished(Conversion(entry, artifact.achieved, {}), entry, toolchain, report)
+    later = bool(options.get("version_compatible"))
+    return _finished(Conversion(entry, artifact.achieved, {}), entry, toolchain, report, later=later)
 
 
 def build_here(
@@ -184,10 +188,13 @@ def build_here(
     command = ["--runs", "0", "--no-golden", *arguments]  # the pipeline makes and runs golden data, later
     report = run_recipe(job.folder / program, command, python=python, toolchain=toolchain)
     (job.folder / REPORT).unlink(missing_ok=True)  # it holds times: a record, not identity
-    return replace(_finished(conversion, entry, toolchain, report), build=None)
+    later = "--version-compatible" in arguments
+    return replace(_finished(conversion, entry, toolchain, report, later=later), build=None)
 
 
-def _finished(conversion: Conversion, entry: str, toolchain: str, report: Mapping[str, Any]) -> Conversion:
+def _finished(
+    conversion: Conversion, entry: str, toolchain: str, report: Mapping[str, Any], *, later: bool = False
+) -> Conversion:
     layers = report.get("layers", [])
     runtime = report.get("runtime", toolchain)  # what runs it need not be the toolchain's own library
     facts = {key: report[key] for key in ("device", "arch", runtime)}
@@ -200,7 +207,15 @@ def _finished(conversion: Conversion, entry: str, toolchain: str, report: Mappin
         tool_versions={**conversion.tool_versions, runtime: report[runtime]},
         log=conversion.log + report["log"],
         metadata={**conversion.metadata, "built_on": {**facts, "layers_by_device": devices}},
+        requirements=_needs_of_built(report, runtime, later=later or runtime == "onnxruntime"),
     )
+
+
+def _needs_of_built(report: Mapping[str, Any], runtime: str, *, later: bool) -> Requirements:
+    """A built program is of the GPU and system that built it, and of the library's version unless `later` ones run."""
+    host, version = this_host(), re.match(r"\d+(\.\d+)*", str(report[runtime]))
+    specifier = f"{'>=' if later else '=='}{version[0]}" if version else ""
+    return Requirements(arch=(host.family,), os=(host.os,), gpu=str(report["arch"]), packages={runtime: specifier})
 
 
 def achieved_of(planned: Achieved, layers: Sequence[Mapping[str, Any]], *, source: str) -> Achieved:

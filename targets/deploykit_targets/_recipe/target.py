@@ -7,16 +7,17 @@ Before the build, parity comes from ONNX Runtime on the CPU (`reference`) and th
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deploykit._optional import Requirement
 from deploykit.devices import Device
-from deploykit.errors import MissingDependencyError, UsageError
+from deploykit.errors import DeviceError, MissingDependencyError, UsageError
 from deploykit.estimate import estimate
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import DEFAULT_EFFORT, Effort, Profile
+from deploykit.requirements import Missing, Preflight, Requirements
 from deploykit.target import Conversion, Target, Validation
 
 if TYPE_CHECKING:
@@ -62,6 +63,33 @@ class BuiltOnDevice(Target):
         """See `Target.check_options`: what all recipes have, `max_batch` and the form of `shapes`."""
         at_least_1("max_batch", options.max_batch)
         check_shapes(options.shapes)
+
+    def requirements(self, device: Device, precision: Precision) -> Requirements:
+        """See `Target.requirements`."""
+        del precision
+        return Requirements(gpu=device.arch)
+
+    def preflight(self, artifact: Artifact) -> Preflight:
+        """See `Target.preflight`; the GPU is asked by the artifact's own recipe."""
+        found = super().preflight(artifact)
+        if artifact.manifest.build is not None or not found.ok:
+            return found
+        return replace(found, missing=tuple(self._other_gpu(artifact)))
+
+    def _other_gpu(self, artifact: Artifact) -> Iterator[Missing]:
+        """What to say where the GPU is not here, or is not the one that the program was built for."""
+        from deploykit_targets._recipe.host import run_recipe
+
+        wanted, program = self.needs(artifact).gpu, artifact.path / self.program
+        try:
+            here = run_recipe(program, ["--probe"], python=self.interpreter(artifact), toolchain=self.name)
+        except (DeviceError, MissingDependencyError) as error:
+            yield Missing(f"it needs a GPU of {wanted}: {error.message}", error.hint or "run it where the GPU is")
+            return
+        portable = artifact.manifest.options.get("hardware", "none") != "none"
+        if here["arch"] != wanted and not portable:
+            again = f"build the portable artifact on this machine, exported for a device of {here['arch']}"
+            yield Missing(f"it is built for {wanted}, and the GPU here is {here['arch']}", again)
 
     def evidence(self, artifact: Artifact) -> Evidence:
         """A built artifact runs on its device; another one only in a reference runtime."""

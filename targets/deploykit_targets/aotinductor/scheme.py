@@ -8,4 +8,4 @@ from deploykit_calibration.scheme import AOTINDUCTOR, AOTINDUCTOR_NO_VNNI, Quant
 
 def scheme_of(host: Host) -> QuantScheme:
     """The scheme for the CPU that compiles; without VNNI, weights of 7 bits keep 16-bit sums from saturating."""
-    return AOTINDUCTOR if host.has("avx512_vnni") or host.has("avx_vnni") else AOTINDUCTOR_NO_VNNI
+    return AOTINDUCTOR if host.has("vnni") else AOTINDUCTOR_NO_VNNI

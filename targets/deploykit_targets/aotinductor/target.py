@@ -5,13 +5,15 @@ For machines that have an NVIDIA GPU but no TensorRT, for CPUs with AMX, and to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from deploykit._optional import Requirement, SystemTool
-from deploykit.devices import load_devices
+from deploykit.devices import Device, load_devices
+from deploykit.host import this_host
 from deploykit.precision import Precision
+from deploykit.requirements import Requirements
 from deploykit.target import Capabilities, Conversion, ConversionJob, Target
 
 if TYPE_CHECKING:
@@ -49,10 +51,27 @@ class AotInductorTarget(Target):
             system_tools=(SystemTool("g++", "g++", "compile the generated code"),),
         )
 
+    def requirements(self, device: Device, precision: Precision) -> Requirements:
+        """See `Target.requirements`; the instruction sets are those of the machine that compiled."""
+        gpu = device.arch if device.arch.startswith("sm_") else ""
+        return Requirements(arch=() if gpu else (device.arch,), gpu=gpu, packages={"torch": ""})
+
+    def needs(self, artifact: Artifact) -> Requirements:
+        """See `Target.needs`; older versions recorded what was compiled for as words."""
+        needs, compiled = super().needs(artifact), str(artifact.manifest.metadata.get("compiled_for", ""))
+        if artifact.manifest.requirements is not None or needs.gpu:
+            return needs
+        return replace(needs, isa=tuple(compiled.split()[1:]))
+
     def _convert(self, job: ConversionJob) -> Conversion:
         from deploykit_targets.aotinductor.convert import convert
 
-        return convert(job)
+        converted, needs, host = convert(job), self.requirements(job.device, job.precision), this_host()
+        major, minor = converted.tool_versions["torch"].split(".")[:2]  # a package is tied to PyTorch's own library
+        packages = {"torch": f"=={major}.{minor}.*"}
+        return replace(
+            converted, requirements=replace(needs, packages=packages, os=(host.os,), isa=() if needs.gpu else host.isa)
+        )
 
     def _open(self, artifact: Artifact, threads: int) -> Session:
         from deploykit_targets.aotinductor.session import PackageSession

@@ -6,16 +6,19 @@ On macOS artifacts run in Core ML (`device`); elsewhere the evaluator of ML Prog
 
 from __future__ import annotations
 
+import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from deploykit._optional import Requirement
-from deploykit.devices import load_devices
+from deploykit.devices import Device, load_devices
 from deploykit.errors import MissingDependencyError
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import DEFAULT_EFFORT, Effort, Profile
+from deploykit.requirements import Missing, Preflight, Requirements, check, fits
 from deploykit.target import Capabilities, Conversion, ConversionJob, Target, Validation
 from deploykit_targets.coreml.units import estimated
 
@@ -97,6 +100,18 @@ class CoreMLTarget(Target):
         if not export and not has_core_ml() and not Requirement("torch").installed:
             raise MissingDependencyError("torch", extra="coreml", purpose="evaluate ML Programs where Core ML is not")
 
+    def preflight(self, artifact: Artifact) -> Preflight:
+        """See `Target.preflight`; where Core ML is not, the evaluator runs the file, and needs no Apple system."""
+        if has_core_ml():
+            found = super().preflight(artifact)
+            return replace(found, missing=(*found.missing, *_too_old(self.needs(artifact).os)))
+        elsewhere = check(replace(self.needs(artifact), os=()), self.host())
+        return replace(elsewhere, notes=(EVALUATED_NOTE,), native=False)
+
+    def requirements(self, device: Device, precision: Precision) -> Requirements:
+        """See `Target.requirements`."""
+        return Requirements(os=("iOS", "macOS"), packages={"coremltools": ">=9.0"})
+
     def validate(self, artifact: Artifact, validation: Validation) -> ParityReport:
         """See `Target.validate`; the report says what ran the artifact."""
         report = super().validate(artifact, validation)
@@ -124,7 +139,11 @@ class CoreMLTarget(Target):
     def _convert(self, job: ConversionJob) -> Conversion:
         from deploykit_targets.coreml.convert import convert
 
-        return convert(job)
+        converted, needs = convert(job), self.requirements(job.device, job.precision)
+        facts = converted.metadata
+        systems = tuple(str(facts["os_floor"]).split(", "))
+        opset = {"coreml": int(facts["specification_version"])}
+        return replace(converted, requirements=replace(needs, os=systems, opset=opset))
 
     def _open_file(self, path: Path, threads: int) -> Session:
         from deploykit_targets.coreml.session import ProgramSession
@@ -140,6 +159,15 @@ class CoreMLTarget(Target):
 def has_core_ml() -> bool:
     """Whether this machine has Apple's own runtime."""
     return sys.platform == "darwin"
+
+
+def _too_old(systems: tuple[str, ...]) -> Iterator[Missing]:
+    """What to say of a Mac whose system is older than the program's op set."""
+    floor = next((system.split()[1] for system in systems if system.startswith("macOS ")), "")
+    here = platform.mac_ver()[0]
+    if floor and here and not fits(here, f">={floor}"):
+        lower = 'options={"deployment_target": ...} of an older system, where the precision has one'
+        yield Missing(f"it needs macOS {floor}, and this is macOS {here}", f"update macOS, or export with {lower}")
 
 
 def _mac_note(artifact: Artifact) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from deploykit._optional import Requirement
-from deploykit.devices import load_devices
+from deploykit.devices import Device, load_devices
 from deploykit.host import this_host
-from deploykit.precision import Evidence, Precision
+from deploykit.precision import Precision
 from deploykit.profiling import DEFAULT_EFFORT, Effort, Percentiles, Profile, measure_interleaved
+from deploykit.requirements import Requirements
 from deploykit.target import Capabilities, Conversion, ConversionJob, Target
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 
 _PROFILED_THREADS = (1, 2)  # a phone's app gets one or two fast cores
-_ARCHITECTURES = {"aarch64": "arm64", "arm64": "arm64"}
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,9 @@ class LiteRTTarget(Target):
             dynamic_batch=False,
         )
 
-    def evidence(self, artifact: Artifact) -> Evidence:
-        """`device` where the processor is of the device's kind; the same runtime on another CPU is a `reference`."""
-        device = self.capabilities().devices.get(artifact.manifest.device)
-        wanted = "" if device is None else device.arch
-        own = _ARCHITECTURES.get(platform.machine().lower(), "")
-        return Evidence.DEVICE if wanted in ("any", own) else Evidence.REFERENCE
+    def requirements(self, device: Device, precision: Precision) -> Requirements:
+        """See `Target.requirements`; a file runs on every architecture, and how fast is the processor's business."""
+        return Requirements(packages={"ai-edge-litert": ">=2.3"})
 
     def profile(
         self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from deploykit.devices import Device
 from deploykit_calibration.scheme import ONNX_X86, ONNX_X86_NO_VNNI, QuantScheme
+from deploykit_targets._onnx.vnni import has_wide_weights
 
 
 def scheme_of(device: Device) -> QuantScheme:
-    """The scheme for `device`; without VNNI, weights of 7 bits keep 16-bit sums from saturating."""
-    return ONNX_X86 if "vnni" in device.features else ONNX_X86_NO_VNNI
+    """The scheme for `device`; weights of 7 bits cannot saturate 16-bit sums on any CPU."""
+    return ONNX_X86 if has_wide_weights(device) else ONNX_X86_NO_VNNI

@@ -66,6 +66,11 @@ def _write_ir(model: onnx.ModelProto, path: Path, *, half: bool) -> None:
     openvino.save_model(converted, str(path), compress_to_fp16=half)
 
 
+def opset_of(path: Path) -> int:
+    """The newest of OpenVINO's operator sets that an IR uses."""
+    return max(map(int, re.findall(r'version="opset(\d+)"', path.read_text(encoding="utf-8"))), default=1)
+
+
 def _name_canonically(model: Any, known: set[str]) -> None:
     """Number helper nodes by their place in the graph: OpenVINO numbers them by a counter of the process."""
     for index, node in enumerate(model.get_ordered_ops()):

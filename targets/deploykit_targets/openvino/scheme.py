@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from deploykit.devices import Device
 from deploykit_calibration.scheme import OPENVINO, QuantScheme
+from deploykit_targets._onnx.vnni import has_wide_weights
 
 
 def scheme_of(device: Device) -> QuantScheme:
-    """The scheme for `device`; without VNNI, weights of 7 bits keep 16-bit sums from saturating."""
-    return OPENVINO if "vnni" in device.features else replace(OPENVINO, name="openvino-no-vnni", reduce_range=True)
+    """The scheme for `device`; weights of 7 bits cannot saturate 16-bit sums on any CPU."""
+    return OPENVINO if has_wide_weights(device) else replace(OPENVINO, name="openvino-no-vnni", reduce_range=True)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from deploykit._optional import Requirement
-from deploykit.devices import load_devices
+from deploykit.devices import Device, load_devices
 from deploykit.precision import Precision
+from deploykit.requirements import VNNI, BestWith, Requirements
 from deploykit.target import Capabilities, Conversion, ConversionJob, Target
+from deploykit_targets._onnx.vnni import has_wide_weights
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
     from deploykit.session import Session
+
+_IN_FLOAT = BestWith(
+    VNNI,
+    without="OpenVINO's 8-bit sums would saturate, so the same quantized graph is computed in float32: right, and no"
+    " faster than fp32",
+    same_arithmetic=False,
+    instead="x86-cpu-avx2:openvino",
+)
 
 
 class OpenVinoTarget(Target):
@@ -32,10 +43,17 @@ class OpenVinoTarget(Target):
             runtime_requires=(Requirement("openvino"),),
         )
 
-    def _convert(self, job: ConversionJob) -> Conversion:
-        from deploykit_targets.openvino.convert import convert
+    def requirements(self, device: Device, precision: Precision) -> Requirements:
+        """See `Target.requirements`."""
+        wide = precision is Precision.INT8 and has_wide_weights(device)
+        return Requirements(packages={"openvino": ">=2024.6"}, best_with=(_IN_FLOAT,) if wide else ())
 
-        return convert(job)
+    def _convert(self, job: ConversionJob) -> Conversion:
+        from deploykit_targets.openvino.convert import convert, opset_of
+
+        needs, converted = self.requirements(job.device, job.precision), convert(job)
+        opset = {"openvino": opset_of(job.folder / converted.entry)}
+        return replace(converted, requirements=replace(needs, opset=opset))
 
     def _open(self, artifact: Artifact, threads: int) -> Session:
         from deploykit_targets.openvino.session import OpenVinoSession

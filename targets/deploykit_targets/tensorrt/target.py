@@ -6,7 +6,7 @@ and by reference numerics, and `deploykit build` makes the engine on the device;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,6 +14,7 @@ from deploykit._optional import Requirement
 from deploykit.devices import Device, load_devices
 from deploykit.errors import UsageError
 from deploykit.precision import Evidence, Precision
+from deploykit.requirements import Requirements
 from deploykit.target import Capabilities, Conversion, ConversionJob
 from deploykit_targets._recipe.target import BuiltOnDevice, at_least_1, check_shapes
 from deploykit_targets.tensorrt import session
@@ -97,6 +98,13 @@ class TensorRtTarget(BuiltOnDevice):
         _check_dla(options.dla, device)
         _check_hardware(options.hardware, device)
         _check_version(options, device)
+
+    def requirements(self, device: Device, precision: Precision) -> Requirements:
+        """See `Target.requirements`: the file is written for the TensorRT that the device is served by."""
+        from deploykit_targets.tensorrt.scheme import opset_of
+
+        needs, version = super().requirements(device, precision), device.extra["tensorrt"]
+        return replace(needs, packages={"tensorrt": f">={version}"}, opset={"ai.onnx": opset_of(device)})
 
     def interpreter(self, artifact: Artifact | None = None) -> str | None:
         """See `BuiltOnDevice.interpreter`."""

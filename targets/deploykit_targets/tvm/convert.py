@@ -21,7 +21,7 @@ from deploykit_targets.tvm.compiling import Compiler
 from deploykit_targets.tvm.disassemble import confirm
 from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower
-from deploykit_targets.tvm.processor import processor_of
+from deploykit_targets.tvm.processor import processor_of, requirements_of
 from deploykit_targets.tvm.reference import build_reference, needs_reference
 from deploykit_targets.tvm.scheme import scheme_of
 from deploykit_targets.tvm.traffic import traffic_of
@@ -66,6 +66,7 @@ def convert(job: ConversionJob) -> Conversion:
         tool_versions=versions("torch", "apache-tvm", "apache-tvm-ffi"),
         simulation=simulation,
         log=library.log,
+        requirements=requirements_of(processor.isa, processor.arch),
         metadata={
             METADATA: library.metadata,
             **reference,

@@ -11,7 +11,8 @@ from typing import Any
 
 from deploykit.devices import Device
 from deploykit.errors import DeviceError
-from deploykit.host import this_host
+from deploykit.host import Host, this_host
+from deploykit.requirements import Requirements
 
 HOST_ISAS = (
     ("amx_int8", ("amx_tile", "amx_int8", "avx512_vnni", "avx512bw")),
@@ -20,7 +21,18 @@ HOST_ISAS = (
     ("avx2", ("avx2", "fma")),
 )
 """Best first: the kernels' name, and what `deploykit.host` calls the features."""
-
+_ISAS = {
+    **dict(HOST_ISAS),
+    "avx2_7bit": ("avx2", "fma"),
+    "sdot": ("asimddp",),
+    "i8mm": ("asimddp", "i8mm"),
+    "neon": ("asimd",),
+}
+_PLAINER = {
+    **dict.fromkeys(("amx_int8", "avx512_vnni", "avx_vnni"), "x86-cpu-avx2:tvm"),
+    **dict.fromkeys(("sdot", "i8mm"), "arm-cpu"),
+}
+"""The target whose kernels need less."""
 
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 
@@ -68,6 +80,17 @@ class Processor:
     def read(cls, fields: Mapping[str, Any]) -> Processor:
         """From a device table or a manifest."""
         return cls(fields["isa"], fields["mcpu"], tuple(fields["mattr"]), fields["triple"])
+
+
+def requirements_of(isa: str, arch: str) -> Requirements:
+    """What code for a kernels' instruction set needs of the machine that runs it itself.
+
+    Args:
+        isa: of a `Processor`.
+        arch: as `platform.machine()` has it.
+    """
+    family = Host(arch, (), 1, "Linux").family
+    return Requirements(arch=(family,), os=("Linux",), isa=_ISAS[isa], instead=_PLAINER.get(isa, ""))
 
 
 def processor_of(device: Device) -> Processor:

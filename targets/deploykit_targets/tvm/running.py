@@ -7,15 +7,18 @@ of the board's CPU, whose results count and whose times do not.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deploykit.estimate import estimate
 from deploykit.precision import Evidence
 from deploykit.profiling import DEFAULT_EFFORT, MIN_RUNS, WARM_UP_RUNS, Effort, Percentiles, Profile, batch_size
+from deploykit.requirements import Preflight, Requirements, check
 from deploykit.target import Target
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
+    from deploykit.host import Host
     from deploykit.session import Session
     from deploykit.tensors import Feeds
     from deploykit_targets._board.ssh import Board
@@ -41,6 +44,31 @@ class RunsCompiled(Target):
             threads = self._board.cores()
         return super().open(artifact, threads=threads)
 
+    def host(self) -> Host:
+        """See `Target.host`."""
+        return super().host() if self._board is None else self._board.host()
+
+    def needs(self, artifact: Artifact) -> Requirements:
+        """See `Target.needs`; older versions recorded the processor."""
+        from deploykit_targets.tvm.build import METADATA
+        from deploykit_targets.tvm.processor import requirements_of
+
+        library = artifact.manifest.metadata[METADATA]
+        return artifact.manifest.requirements or requirements_of(library["isa"], library["arch"])
+
+    def preflight(self, artifact: Artifact) -> Preflight:
+        """See `Target.preflight`; code for another architecture is run under emulation, which needs nothing of it."""
+        from deploykit_targets.tvm.session import is_native
+
+        if self._board is not None or is_native(artifact):
+            return super().preflight(artifact)
+        how = (
+            "by kernels of this machine, compiled from the same program" if self._by_reference(artifact) else "in QEMU"
+        )
+        note = f"code for {artifact.manifest.device} is run {how}: right results, and no times"
+        elsewhere = replace(self.needs(artifact), arch=(), isa=(), os=())
+        return replace(check(elsewhere, self.host()), notes=(note,), native=False)
+
     def evidence(self, artifact: Artifact) -> Evidence:
         """`device` on a board and where the artifact is code for this architecture; else `emulator`.
 
@@ -49,7 +77,7 @@ class RunsCompiled(Target):
         from deploykit_targets.tvm.session import is_native
 
         if self._board is not None or is_native(artifact):
-            return Evidence.DEVICE
+            return super().evidence(artifact)
         return Evidence.REFERENCE if self._by_reference(artifact) else Evidence.EMULATOR
 
     def _by_reference(self, artifact: Artifact) -> bool:

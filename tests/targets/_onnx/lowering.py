@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,11 @@ import onnxruntime as ort
 import torch
 from torch.utils import _pytree as pytree
 
+from deploykit.host import this_host
 from deploykit.tensors import TensorSpec
+from deploykit_targets._onnx.own_weights import own_weights
+from deploykit_targets._onnx.runtime import EXACT
+from deploykit_targets._onnx.vnni import needs_exact
 
 
 @dataclass
@@ -71,10 +76,14 @@ def _module_path(node: torch.fx.Node) -> str:
 
 
 def run_onnx(model: onnx.ModelProto, *args: torch.Tensor) -> list[np.ndarray]:
-    """Outputs of a model in ONNX Runtime, one thread, all optimisations."""
+    """Outputs of a model in ONNX Runtime, one thread, all optimisations; sums are exact on any CPU, as in artifacts."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
+    if needs_exact(this_host()):
+        model = copy.deepcopy(model)
+        own_weights(model.graph)
+        options.add_session_config_entry(*EXACT)
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {value.name: arg.numpy() for value, arg in zip(session.get_inputs(), args, strict=True)}
     return list(session.run(None, feeds))

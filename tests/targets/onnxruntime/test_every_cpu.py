@@ -1,0 +1,108 @@
+"""An artifact computes what its simulation does on every x86 CPU: those with VNNI, and those whose sums saturate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="exporting needs PyTorch")
+pytest.importorskip("onnxruntime", reason="these exports run in ONNX Runtime")
+
+import deploykit
+from deploykit.host import this_host
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import cpu_cases
+from other_cpu import without_vnni
+
+# Emulated, each case takes seconds: those that a kernel of its own computes, and those whose weights are shared.
+_EMULATED = ("linear", "attention", "groups", "shared_conv")
+_WITHIN_DB = 1.0
+_DYNAMIC_DB = 30.0  # all of them have 36 to 50 dB; saturated, 9 to 31
+
+
+def check_case(found: dict[str, Any]) -> None:
+    if found["simulated"] is None:
+        assert found["artifact"] > _DYNAMIC_DB, found
+    else:
+        assert found["artifact"] > found["simulated"] - _WITHIN_DB, found
+    assert found["evidence"] == "device", found  # the device is any x86-64 CPU with AVX2
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-dynamic"])
+@pytest.mark.parametrize("name", list(cpu_cases.CASES))
+def test_here(name: str, precision: str, tmp_path: Path) -> None:
+    artifact = cpu_cases.export(name, "x86-cpu", precision, tmp_path)
+    check_case(cpu_cases.figures(artifact))
+    assert artifact.verify().sqnr_db > 60.0
+
+
+@pytest.mark.parametrize(("precision", "names"), [("int8", _EMULATED), ("int8-dynamic", ("lstm", "attention"))])
+def test_without_vnni_and_back(precision: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    """Made on a CPU without VNNI: right there, and its golden outputs are reproduced here."""
+    lines = without_vnni(cpu_cases.__file__, "x86-cpu", precision, tmp_path, *names).splitlines()
+    found = {case["name"]: case for case in map(json.loads, lines)}
+    assert found.keys() == set(names)
+    for name, case in found.items():
+        assert not case["vnni"], "the CPU was not asked itself"
+        check_case(case)
+        assert any("no vnni" in note and "x86-cpu-avx2" in note for note in case["notes"]), case
+        assert deploykit.load(tmp_path / name).verify().sqnr_db > 60.0
+
+
+_VERIFY = """
+import sys, deploykit
+for path in sys.argv[1:]:
+    artifact = deploykit.load(path)
+    print(artifact.verify().sqnr_db, artifact.preflight().verdict, sep="|")
+"""
+
+
+def test_made_here_verified_without_vnni(tmp_path: Path) -> None:
+    made = [cpu_cases.export("attention", "x86-cpu", "int8", tmp_path)]
+    made += [cpu_cases.export("lstm", "x86-cpu", "int8-dynamic", tmp_path)]
+    lines = without_vnni("-c", _VERIFY, *(artifact.path for artifact in made)).splitlines()
+    for line in lines:
+        sqnr, verdict = line.split("|")
+        assert float(sqnr) > 60.0
+        assert verdict.startswith("yes; this CPU has no vnni")
+    assert len(lines) == len(made)
+
+
+def test_what_is_needed_is_said(tmp_path: Path) -> None:
+    needs = cpu_cases.export("linear", "x86-cpu", "int8", tmp_path).requirements
+    assert (needs.packages, needs.opset, needs.isa) == ({"onnxruntime": ">=1.20"}, {"ai.onnx": 21}, ())
+    assert [one.isa for one in needs.best_with] == ["vnni"]
+    assert not cpu_cases.export("linear", "x86-cpu-avx2", "int8", tmp_path).requirements.best_with
+    assert not cpu_cases.export("linear", "x86-cpu", "fp32", tmp_path).requirements.best_with
+
+
+def test_a_file_of_an_older_version_is_refused_where_it_would_saturate(tmp_path: Path, monkeypatch: Any) -> None:
+    """Its products share a zero point, and ONNX Runtime opens no such file in the exact form."""
+    from dataclasses import replace
+
+    import onnx
+
+    from deploykit.artifact import Artifact
+    from deploykit_targets.onnxruntime import session
+
+    made = cpu_cases.export("two_activations", "x86-cpu", "int8", tmp_path)
+    model = onnx.load(str(made.entry))
+    weights = [
+        node for node in model.graph.node if node.op_type == "DequantizeLinear" and "zero_point" in node.input[2]
+    ]
+    for node in weights:
+        node.input[2] = weights[0].input[2]
+    onnx.save(model, str(made.entry))
+    old = Artifact(made.path, replace(made.manifest, requirements=None))
+    monkeypatch.setattr(session, "needs_exact", lambda host: host == this_host())
+    if this_host().has("amx_int8") or not this_host().has("vnni"):  # where ONNX Runtime has two ways to sum
+        with pytest.raises(deploykit.DeviceError, match="older deploykit") as caught:
+            old.open()
+        assert "x86-cpu-avx2" in str(caught.value.hint)
+    else:
+        old.open().close()
