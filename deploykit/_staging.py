@@ -120,6 +120,6 @@ def _with_manifest(artifact: Artifact, manifest: Manifest) -> Artifact:
 def baseline_artifact(resolved: Resolved, job: ConversionJob, artifact: Artifact) -> Iterator[Artifact]:
     """Convert the same model in float32, for the time of a measurement."""
     with tempfile.TemporaryDirectory(prefix="deploykit-baseline-") as folder:
-        float_job = replace(job, precision=Precision.FP32, table=None, folder=Path(folder))
+        float_job = replace(job, precision=Precision.FP32, table=None, folder=Path(folder), is_baseline=True)
         conversion = resolved.target.convert(float_job)
         yield draft(resolved, float_job, conversion, calibration=None)

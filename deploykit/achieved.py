@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from deploykit.precision import Evidence
+
 
 @dataclass(frozen=True)
 class LayerAchieved:
@@ -70,6 +72,8 @@ class Achieved:
         ops, macs, weights: number of operators, multiply-accumulates and weight elements by precision.
         layers: every operator that was counted.
         notes: what a reader must know to use the counts, such as "computed in float32 by inserted casts".
+        evidence: `compiled` where the vendor's compiler listed what it computes in, `device` where the built program
+            did; None where the produced file was read.
         delegation: what the runtime's accelerated part takes; None where there is no such part, or it takes all.
     """
 
@@ -81,6 +85,7 @@ class Achieved:
     layers: tuple[LayerAchieved, ...] = ()
     notes: tuple[str, ...] = ()
     delegation: Delegation | None = None
+    evidence: Evidence | None = None
 
     @classmethod
     def count(

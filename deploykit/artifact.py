@@ -22,7 +22,7 @@ from deploykit.errors import ArtifactError, ParityError, UsageError
 from deploykit.host import this_host
 from deploykit.manifest import FileEntry, Manifest
 from deploykit.parity import DEFAULT_TOLERANCES, Metrics, ParityReport, Tolerance, compare_sessions
-from deploykit.precision import Precision
+from deploykit.precision import Evidence, Precision
 from deploykit.profiling import Profile
 from deploykit.requirements import Missing, Preflight, Requirements, check
 from deploykit.session import FunctionSession, Session
@@ -87,6 +87,12 @@ class Artifact:
     def parity(self) -> ParityReport | None:
         """The parity report of the export; None only where nothing could be run."""
         return self.manifest.parity
+
+    @property
+    def evidence(self) -> Evidence:
+        """The best evidence there is of anything in it: of its outputs (`parity`), or of what it computes in."""
+        found = {self.parity.evidence if self.parity else None, self.achieved.evidence}
+        return next((level for level in Evidence if level in found), Evidence.ESTIMATE)
 
     @property
     def status(self) -> str:

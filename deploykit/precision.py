@@ -28,9 +28,13 @@ class Precision(StrEnum):
 
 
 class Evidence(StrEnum):
-    """How a parity or profile figure was obtained. Figures of different evidence are never mixed."""
+    """How a figure was obtained, best first. Figures of different evidence are never mixed.
+
+    Parity and profiles are never `compiled`, for a compiler computes no outputs and measures no time.
+    """
 
     DEVICE = "device"  # the artifact's own runtime on the real hardware
     EMULATOR = "emulator"  # the real binary under emulation: correctness only, never latency
+    COMPILED = "compiled"  # the vendor's own compiler read the file and said what it computes in; nothing was run
     REFERENCE = "reference"  # the same graph in another runtime
     ESTIMATE = "estimate"  # computed from the device table

@@ -33,6 +33,7 @@ class TargetInfo:
         summary: one line.
         precisions: that both silicon and toolchain have.
         can_export, can_run: whether the packages are installed.
+        can_compile: whether the vendor's compiler is installed, which reads exports on any machine.
         export_command, run_command: the pip commands that install them, or what to do where pip cannot.
     """
 
@@ -45,6 +46,7 @@ class TargetInfo:
     can_run: bool
     export_command: str
     run_command: str
+    can_compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _infos(plugin: Target) -> Iterator[TargetInfo]:
     # Once per plugin and not per device: looking for a package that is not there searches every folder.
     can_export = all(requirement.installed for requirement in own.export_requires)
     can_run = all(requirement.installed for requirement in own.runtime_requires)
+    can_compile = bool(own.compile_requires) and all(requirement.installed for requirement in own.compile_requires)
     for device in own.devices.values():
         is_default = _is_default(plugin, device.name)
         yield TargetInfo(
@@ -211,6 +214,7 @@ def _infos(plugin: Target) -> Iterator[TargetInfo]:
             can_run=can_run,
             export_command=command_for(own.export_requires, own.export_extra, own.distribution),
             run_command=command_for(own.runtime_requires, own.runtime_extra, own.distribution),
+            can_compile=can_compile,
         )
 
 

@@ -64,6 +64,8 @@ class Capabilities:
         dynamic_batch: whether a dynamic batch axis survives conversion.
         distribution: that has the extras.
         opens: suffixes of model files, made by others too, that `open_file` runs.
+        compile_extra, compile_requires: the extra, and its packages, with which the vendor's compiler reads every
+            export on any machine (evidence `compiled`); empty where there is no such compiler.
         system_tools: programs that pip does not install (a cross compiler, an emulator); `doctor` checks them.
     """
 
@@ -79,6 +81,8 @@ class Capabilities:
     distribution: str = "deploykit"
     opens: tuple[str, ...] = ()
     system_tools: tuple[SystemTool, ...] = ()
+    compile_extra: str = ""
+    compile_requires: tuple[Requirement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ class ConversionJob:
         method: how ranges are chosen from the statistics.
         include, exclude: module-path patterns of the layers to quantise; an empty include is all.
         options: the toolchain's own options dataclass.
+        is_baseline: whether it is made to be compared with and not kept, so that nothing need be proved of it.
         samples: a few of the calibration data, feeds by input name; empty where there is only a finished table.
     """
 
@@ -138,6 +143,7 @@ class ConversionJob:
     exclude: tuple[str, ...] = ()
     options: Any = field(default_factory=NoOptions)
     samples: Sequence[Mapping[str, torch.Tensor]] = ()
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True, eq=False)

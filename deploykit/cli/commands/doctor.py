@@ -120,6 +120,7 @@ def _extras(target: Target) -> Iterable[Extra]:
     for purpose, requires, extra in (
         ("export", own.export_requires, own.export_extra),
         ("run", own.runtime_requires, own.runtime_extra),
+        *([("compile", own.compile_requires, own.compile_extra)] if own.compile_extra else []),
     ):
         packages = tuple(
             Package(requirement.project, _version(requirement), _note(requirement)) for requirement in requires

@@ -51,9 +51,8 @@ def _table(infos: tuple[TargetInfo, ...]) -> Table:
 
 def installed(info: TargetInfo) -> str:
     """What can be done here in words."""
-    if info.can_export:
-        return "export, run" if info.can_run else "export"
-    return "run" if info.can_run else "no"
+    can = {"export": info.can_export, "compile": info.can_export and info.can_compile, "run": info.can_run}
+    return ", ".join(what for what, possible in can.items() if possible) or "no"
 
 
 def install(info: TargetInfo) -> str:

@@ -18,6 +18,7 @@ from deploykit.errors import DeviceError, MissingDependencyError
 from deploykit.estimate import TRAFFIC
 from deploykit.host import this_host
 from deploykit.manifest import PendingBuild
+from deploykit.precision import Evidence
 from deploykit.requirements import Requirements
 from deploykit.target import Conversion, ConversionJob
 from deploykit_targets._recipe import board
@@ -230,7 +231,7 @@ def achieved_of(planned: Achieved, layers: Sequence[Mapping[str, Any]], *, sourc
         return planned
     deciding = _deciding(layers)
     found = (_executed(layer, _precision_of(layer, deciding.get(layer.name))) for layer in planned.layers)
-    return Achieved.count(planned.requested, found, source=source)
+    return replace(Achieved.count(planned.requested, found, source=source), evidence=Evidence.DEVICE)
 
 
 def _deciding(layers: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

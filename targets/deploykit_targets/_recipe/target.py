@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from deploykit.session import Session
     from deploykit.tensors import TensorSpec
 
+COMPILED = "compiled"
+"""Key of the manifest's metadata under which the word of the vendor's compiler is kept."""
 UNBUILT_NOTE = "statically checked and numerically referenced, not compiled or run on the device"
 
 
@@ -111,7 +113,12 @@ class BuiltOnDevice(Target):
             return report
         return replace(
             report,
-            notes=(*report.notes, UNBUILT_NOTE, artifact.manifest.metadata["lint"]["verdict"], *notes_of(artifact)),
+            notes=(
+                *report.notes,
+                unbuilt_note(artifact),
+                artifact.manifest.metadata["lint"]["verdict"],
+                *notes_of(artifact),
+            ),
         )
 
     def profile(
@@ -143,6 +150,12 @@ class BuiltOnDevice(Target):
 
     @abstractmethod
     def _build_here(self, artifact: Artifact, folder: Path, options: Any) -> Conversion: ...
+
+
+def unbuilt_note(artifact: Artifact) -> str:
+    """What is proved of an artifact before its build, and what is not."""
+    compiled = artifact.manifest.metadata.get(COMPILED)
+    return f"{UNBUILT_NOTE.partition(',')[0]}; {compiled['note']}" if compiled else UNBUILT_NOTE
 
 
 def notes_of(artifact: Artifact) -> Sequence[str]:

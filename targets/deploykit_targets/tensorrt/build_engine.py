@@ -3,13 +3,16 @@
     python3 build_engine.py                  build, run the golden data, measure
     python3 build_engine.py --probe          say what is here
     python3 build_engine.py --dla 0 --workspace-mib 4096 --shape x=1x3x224x224:4x3x224x224:8x3x224x224
+    python3 build_engine.py --compile-for sm_86 --out FOLDER      compile without a GPU (TensorRT for RTX), run nothing
 
 Needs TensorRT's Python bindings and NumPy, nothing else (Python 3.8 is enough); CUDA is called through the driver's
-own library. One program for TensorRT 10.3 to 11.x: networks are strongly typed, so precision lives in the ONNX file
+own library. One program for TensorRT 10.3 to 11.x and for TensorRT for RTX, which the artifact's recipe asks for or
+`--compile-for`: networks are strongly typed, so precision lives in the ONNX file
 and never in builder flags. Where there is no strong typing (TensorRT 8.5 of JetPack 5, and the DLA in 10.x) the flags
 of the artifact's precision are set instead.
 
-Writes `model.engine`, `layers.json` (engine inspector), `timing.cache` and `build.json` (the report). Exit codes: 0,
+Writes `model.engine`, `layers.json` (engine inspector), `timing.cache` (TensorRT for RTX: `runtime.cache`, the kernels
+that it finished on this GPU) and `build.json` (the report). Exit codes: 0,
 2 usage, 3 no TensorRT, 4 build refused, 6 the golden outputs are not reproduced, 9 a file is missing or damaged,
 10 no such device.
 """
@@ -40,7 +43,11 @@ else:
 RecipeError = board.RecipeError
 
 ENGINE, LAYERS, TIMING_CACHE, REPORT = "model.engine", "layers.json", "timing.cache", "build.json"
+RUNTIME_CACHE = "runtime.cache"
+RTX = "tensorrt_rtx"
 WARM_UP = 10
+LISTING = "Layers:\n"
+"""How the builder's message begins that has a line for every engine layer."""
 # Builder flags by precision, where networks are not strongly typed. TensorRT 11 has none of them.
 LEGACY_FLAGS = {"int8": ("INT8",), "fp16": ("FP16",), "mixed": ("INT8", "FP16"), "bf16": ("BF16",), "fp8": ("FP8",)}
 HARDWARE = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-sm": "SAME_COMPUTE_CAPABILITY"}
@@ -78,6 +85,8 @@ PRECISIONS = {
 # Types of engine layers that multiply and accumulate, as parts of their names (CaskConvolution, CaskGemmConvolution,
 # gemm, correlation); DLA and Myelin layers are whole subgraphs and hold such a step.
 MULTIPLIES = ("convolution", "convact", "correlation", "gemm", "matrixmultiply", "fullyconnected", "dla", "myelin")
+# A fused chain of pointwise steps (`MulAddReluMulMinMaxRounCast`), which may end in a sum and so be a small product.
+POINTWISE = "kgen"
 # Types that never do: what they compute in says nothing about the layer that they follow or feed.
 MOVES = (
     *("pointwise", "elementwise", "reformat", "activation", "scale", "shuffle", "constant", "noop", "reduce", "cast"),
@@ -186,6 +195,28 @@ def _load_driver() -> ctypes.CDLL:
     )
 
 
+def import_rtx() -> Any:
+    """Import the bindings of TensorRT for RTX, which work without a driver as long as nothing is run."""
+    try:
+        import tensorrt_rtx_bindings
+    except ImportError as error:
+        hint = "pip install tensorrt_rtx_cu13_libs tensorrt_rtx_cu13_bindings"
+        raise RecipeError(
+            3, f"the bindings of TensorRT for RTX cannot be imported by {sys.executable}: {error}", hint
+        ) from error
+    return tensorrt_rtx_bindings
+
+
+def import_library(recipe: dict[str, Any]) -> Any:
+    """The bindings that the artifact is for; the driver has been asked before."""
+    return import_rtx() if recipe.get("library") == RTX else import_tensorrt()
+
+
+def is_rtx(trt: Any) -> bool:
+    """Whether these are the bindings of TensorRT for RTX: versions from 1.x, strongly typed, finished on the GPU."""
+    return str(getattr(trt, "__name__", "")).startswith(RTX)
+
+
 def import_tensorrt() -> Any:
     """Import TensorRT's bindings. Call it after `Cuda()`: without a driver they crash instead of failing."""
     try:
@@ -198,8 +229,14 @@ def import_tensorrt() -> Any:
     return tensorrt
 
 
-def logger_of(trt: Any, collected: list[Any]) -> Any:
-    """A logger that keeps warnings and errors, to be shown when something fails."""
+def logger_of(trt: Any, collected: list[Any], listings: Any = None) -> Any:
+    """A logger that keeps warnings and errors, to be shown when something fails.
+
+    Args:
+        trt: the bindings.
+        collected: takes the messages.
+        listings: takes the builder's listings of engine layers, which it logs at the lowest severity.
+    """
 
     class Collector(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -208,6 +245,8 @@ def logger_of(trt: Any, collected: list[Any]) -> Any:
         def log(self, severity: Any, message: Any) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
                 collected.append(message)
+            elif listings is not None and message.startswith(LISTING):
+                listings.append(message)
 
     return Collector()
 
@@ -234,25 +273,26 @@ def version_of(trt: Any) -> tuple[Any, ...]:
 
 
 def is_strongly_typed(trt: Any, options: Any) -> bool:
-    """Whether precision lives in the graph alone: always in 11; in 10 unless the DLA is used; never before."""
+    """Whether precision lives in the graph alone: always in 11 and for RTX; in 10 unless the DLA is used."""
     major = version_of(trt)[0]
-    return major >= 11 or (major == 10 and options.dla is None)
+    return is_rtx(trt) or major >= 11 or (major == 10 and options.dla is None)
 
 
-def build(trt: Any, recipe: dict[str, Any], options: Any) -> tuple[Any, ...]:
+def build(trt: Any, recipe: dict[str, Any], options: Any, listings: Any = None) -> tuple[Any, ...]:
     """Build the engine.
 
     Args:
         trt: the bindings.
         recipe: content of `recipe.json`.
         options: parsed command line.
+        listings: a list that takes the builder's listings of engine layers; None where nobody reads them.
     Returns:
         The serialised engine as bytes, and the timing cache as bytes.
     Raises:
         RecipeError: the parser or the builder refused; carries what TensorRT logged.
     """
     messages: list[Any] = []
-    logger = logger_of(trt, messages)
+    logger = logger_of(trt, messages, listings)
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt, options))
     _parse(trt, network, logger, options.artifact / recipe["model"], messages, dla=options.dla is not None)
@@ -280,12 +320,21 @@ def _parse(trt: Any, network: Any, logger: Any, model: Path, messages: list[Any]
         parser.set_flag(trt.OnnxParserFlag.ADJUST_FOR_DLA)
     if not parser.parse_from_file(str(model)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        listed = "; ".join(f"{error.desc()} (node {error.node()})" for error in errors[:5])
+        listed = "; ".join(f"{error.desc()} (node {error.node()}{_named(error)})" for error in errors[:5])
         raise RecipeError(4, f"TensorRT's parser refuses {model.name}: {listed or _last(messages)}")
+
+
+def _named(error: Any) -> str:
+    """Name and operator of the node, which the bindings of 8.6 do not tell."""
+    if not hasattr(error, "node_name") or not error.node_name():
+        return ""
+    return f": {error.node_operator()} {error.node_name()}"
 
 
 def _configure(trt: Any, config: Any, recipe: dict[str, Any], options: Any) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.compile_for:
+        _set_architectures(trt, config, options.compile_for)
     if options.workspace_mib:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     if options.optimization_level is not None:
@@ -302,6 +351,18 @@ def _configure(trt: Any, config: Any, recipe: dict[str, Any], options: Any) -> N
     if not is_strongly_typed(trt, options):
         for name in LEGACY_FLAGS.get(recipe["precision"], ()):
             config.set_flag(getattr(trt.BuilderFlag, name))
+
+
+def _set_architectures(trt: Any, config: Any, names: list[Any]) -> None:
+    """Compile for these GPUs, whichever is here."""
+    config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        capability = getattr(trt.ComputeCapability, name.upper().replace("_", ""), None)
+        if capability is None:
+            raise RecipeError(
+                2, f"{RTX} {trt.__version__} compiles for no {name}", "one of sm_75, 80, 86, 89, 120, 121"
+            )
+        config.set_compute_capability(capability, index)
 
 
 def _hardware(trt: Any, wanted: str) -> Any:
@@ -362,11 +423,27 @@ class Engine:
         if self._engine is None:
             hint = "build it again here: engines belong to one GPU model and one TensorRT version"
             raise RecipeError(10, f"TensorRT {trt.__version__} refuses the engine: {_last(self._messages)}", hint)
-        self._context = self._engine.create_execution_context()
+        self._cache: Any = None
+        self._context = self._engine.create_execution_context(*self._finished_by(recipe.get("runtime_cache")))
         if self._context is None:
             raise RecipeError(10, f"no memory for an execution context: {_last(self._messages)}")
         self.device_memory_bytes = max(0, before - cuda.free_bytes())
         self._buffers: dict[str, Any] = {}
+
+    def _finished_by(self, kept: Any) -> tuple[Any, ...]:
+        """TensorRT for RTX finishes its kernels on the GPU: the configuration that keeps them; nothing for others."""
+        if not is_rtx(self._trt):
+            return ()
+        settings = self._engine.create_runtime_config()
+        self._cache = settings.create_runtime_cache()
+        if kept and not self._cache.deserialize(kept):
+            sys.stderr.write("note: the runtime cache is of another GPU or version; kernels are made again\n")
+        settings.set_runtime_cache(self._cache)
+        return (settings,)
+
+    def runtime_cache(self) -> bytes:
+        """The kernels that were finished on this GPU so far; empty where the library keeps none."""
+        return b"" if self._cache is None else bytes(self._cache.serialize())
 
     def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
         """Run once, from host arrays to host arrays."""
@@ -509,7 +586,8 @@ def describe_layer(layer: dict[str, Any]) -> dict[str, Any]:
     """Shorten one layer of the inspector's JSON.
 
     Returns:
-        name, type, the ONNX nodes it was made of, the narrowest type among its inputs (`unknown` where none is named),
+        name, type, the ONNX nodes it was made of, the narrowest type among its inputs (`unknown` where none is named;
+        of a fused pointwise kernel the widest float, for it widens what it reads before it computes),
         its role (`multiplies`, `moves` or `other`), and `dla` or `gpu`. A name of `{ForeignNode[...]}` says nothing of
         the device: Myelin, which runs on the GPU, has such names too.
     """
@@ -518,10 +596,20 @@ def describe_layer(layer: dict[str, Any]) -> dict[str, Any]:
         "name": str(layer.get("Name", "")),
         "type": kind,
         "nodes": re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(layer.get("Metadata", ""))),
-        "precision": narrowest(_formats(layer, "Inputs")) or narrowest(_formats(layer, "Outputs")) or "unknown",
+        "precision": _computes_in(layer, kind),
         "role": role_of(kind),
         "device": "dla" if kind.upper().startswith("DLA") else "gpu",
     }
+
+
+def _computes_in(layer: dict[str, Any], kind: str) -> str:
+    read, written = _formats(layer, "Inputs"), _formats(layer, "Outputs")
+    if kind == POINTWISE:
+        floats = {narrowest([text]) for text in read + written + _formats(layer, "Constants")}
+        widest = [name for name in ("float64", "float32", "bfloat16", "float16") if name in floats]
+        if widest:
+            return widest[0]
+    return narrowest(read) or narrowest(written) or "unknown"
 
 
 def _formats(layer: dict[str, Any], side: str) -> list[Any]:
@@ -546,10 +634,14 @@ def role_of(kind: str) -> str:
 # -- the program --------------------------------------------------------------------------------------------
 
 
-def probe() -> dict[str, Any]:
+def probe(options: Any) -> dict[str, Any]:
     """What is here: driver, device, TensorRT. Never crashes: the driver is asked first."""
     cuda = Cuda()
-    trt = import_tensorrt()
+    try:
+        recipe = board.read_recipe(options.artifact)
+    except RecipeError:  # the program alone, outside an artifact
+        recipe = {}
+    trt = import_library(recipe)
     return {**facts(trt, cuda), "python": sys.executable}
 
 
@@ -561,42 +653,76 @@ def arch_of(cuda: Any) -> str:
 
 def facts(trt: Any, cuda: Any) -> dict[str, Any]:
     """The machine and the versions that a figure was taken with."""
+    library = RTX if is_rtx(trt) else "tensorrt"
     return {
+        "runtime": library,
         "device": cuda.device_name,
         "arch": arch_of(cuda),
         "cuda_driver": cuda.driver_version,
-        "tensorrt": trt.__version__,
+        library: trt.__version__,
     }
 
 
 def main(options: Any) -> Any:
     """Do what the command line asks; returns the report."""
     if options.probe:
-        return probe()
+        return probe(options)
     if options.serve:
         board.serve(lambda: open_engine(options.artifact))
         return None
     recipe = board.read_recipe(options.artifact)
     out = board.folder_for_output(options)
+    if options.compile_for:
+        return compile_only(recipe, options, out)
     cuda = Cuda()
-    trt = import_tensorrt()
+    trt = import_library(recipe)
     check_device(recipe, cuda, options)
     check_model(options.artifact / recipe["model"])
     golden = board.golden_of(options, recipe)
     shapes = {name: usual for name, (_, usual, _) in board.shape_ranges(recipe, options).items()}
     start = time.time()
-    engine_bytes, cache = build(trt, recipe, options)
+    compiled = compiled_before(recipe, options)
+    engine_bytes, cache = (compiled, b"") if compiled else build(trt, recipe, options)
     report = {"build_seconds": round(time.time() - start, 1), **facts(trt, cuda)}
-    keep_cache(cache, (options.artifact, out))
+    if not is_rtx(trt):  # it has the calls, and stores nothing
+        keep_cache(cache, (options.artifact, out))
     report["engine_sha256"] = hashlib.sha256(engine_bytes).hexdigest()
     engine = Engine(trt, cuda, engine_bytes, recipe)
     report["layers"] = engine.layers(shapes)
     report["layers_source"] = "TensorRT's engine inspector: narrowest type among a layer's inputs"
     report.update(examine(engine, recipe, options.runs, golden))
+    if is_rtx(trt):
+        board.write_whole(out / RUNTIME_CACHE, engine.runtime_cache())
     board.write_whole(out / ENGINE, engine_bytes)
     board.write_whole(out / LAYERS, json.dumps(report["layers"], indent=1).encode())
     board.write_whole(out / REPORT, json.dumps(report, indent=1).encode())
     return report
+
+
+def compile_only(recipe: dict[str, Any], options: Any, out: Path) -> dict[str, Any]:
+    """Compile for the architectures that were asked for, without a GPU; nothing is run.
+
+    Returns:
+        The version, seconds, and the builder's listings of engine layers, one for each architecture or one for all.
+    """
+    trt = import_rtx()
+    check_model(options.artifact / recipe["model"])
+    listings: list[Any] = []
+    start = time.time()
+    engine, _ = build(trt, recipe, options, listings)
+    board.write_whole(out / ENGINE, engine)
+    return {RTX: trt.__version__, "listings": listings, "build_seconds": round(time.time() - start, 2)}
+
+
+def compiled_before(recipe: dict[str, Any], options: Any) -> Any:
+    """The engine that the export compiled, unless options of the build are others than the export's."""
+    name = recipe.get("engine")
+    defaults = parse([], recipe.get("options", {}))
+    building = ("workspace_mib", "optimization_level", "hardware", "max_batch", "shape", "version_compatible")
+    if not name or any(getattr(options, key) != getattr(defaults, key) for key in building):
+        return None
+    check_model(options.artifact / name)
+    return (options.artifact / name).read_bytes()
 
 
 def examine(engine: Any, recipe: dict[str, Any], runs: int, golden: tuple[Any, ...]) -> dict[str, Any]:
@@ -626,8 +752,9 @@ def open_engine(folder: Path) -> Engine:
     recipe = board.read_recipe(folder)
     if not (folder / ENGINE).is_file():
         raise RecipeError(9, f"there is no {ENGINE} in {folder}", "build it first: deploykit build, or this program")
-    cuda = Cuda()
-    return Engine(import_tensorrt(), cuda, (folder / ENGINE).read_bytes(), recipe)
+    cuda, kept = Cuda(), folder / RUNTIME_CACHE
+    recipe = {**recipe, "runtime_cache": kept.read_bytes() if kept.is_file() else b""}
+    return Engine(import_library(recipe), cuda, (folder / ENGINE).read_bytes(), recipe)
 
 
 def check_device(recipe: dict[str, Any], cuda: Any, options: Any) -> None:
@@ -667,6 +794,7 @@ def parse(arguments: list[Any], recipe_options: dict[str, Any]) -> argparse.Name
     hardware = known.get("hardware") or "none"
     command.add_argument("--hardware", type=hardware_name, metavar="|".join(HARDWARE), default=hardware)
     board.add_shape_options(command, recipe_options)
+    command.add_argument("--compile-for", nargs="+", metavar="ARCH", default=[], help="sm_86, ...: without a GPU")
     command.add_argument("--any-device", action="store_true", help="build although the GPU is another one")
     return command.parse_args(arguments)
 

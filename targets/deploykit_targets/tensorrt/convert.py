@@ -13,6 +13,7 @@ from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets._recipe.portable import build_from, build_here, portable
 from deploykit_targets.tensorrt import build_engine
 from deploykit_targets.tensorrt.build_engine import ENGINE
+from deploykit_targets.tensorrt.compiled import prove
 from deploykit_targets.tensorrt.scheme import is_strongly_typed, opset_of, scheme_of
 from deploykit_targets.tensorrt.session import PROGRAM, interpreter
 
@@ -32,6 +33,8 @@ def convert(job: ConversionJob) -> Conversion:
     rules = load_rules("tensorrt")
     made = lower_explicit(job, scheme_of(job.device), rules, opset=opset_of(job.device), typed=typed)
     conversion = portable(job, made, build_engine, recipe_options(job.options), *_tf32(job))
+    if not job.is_baseline:
+        conversion = prove(job, conversion)
     return build_here(job, conversion, PROGRAM, ENGINE, arguments_of(job.options), interpreter())
 
 

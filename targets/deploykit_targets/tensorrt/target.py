@@ -18,6 +18,7 @@ from deploykit.requirements import Requirements
 from deploykit.target import Capabilities, Conversion, ConversionJob
 from deploykit_targets._recipe.target import BuiltOnDevice, at_least_1, check_shapes
 from deploykit_targets.tensorrt import session
+from deploykit_targets.tensorrt.requirements import BINDINGS, EXTRA, LIBRARIES
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
@@ -88,6 +89,8 @@ class TensorRtTarget(BuiltOnDevice):
             export_requires=(Requirement("torch"), Requirement("onnx"), Requirement("onnxruntime")),
             runtime_requires=(Requirement("tensorrt"),),
             evidence=Evidence.REFERENCE,
+            compile_extra=EXTRA,
+            compile_requires=(LIBRARIES, BINDINGS),
         )
 
     def check_options(self, options: Any, device: Device) -> None:

@@ -27,8 +27,16 @@ CLASSES = {
     "_context": "IExecutionContext",
     "inspector": "EngineInspector",
 }
+# Used only behind `is_rtx` or for `--compile-for`: TensorRT for RTX has them, which the last test asks where it is.
+RTX_ONLY = {
+    "ComputeCapability",
+    "IBuilderConfig.num_compute_capabilities",
+    "IBuilderConfig.set_compute_capability",
+    "ICudaEngine.create_runtime_config",
+}
 # Used only behind `hasattr` or where `is_strongly_typed` says so; absent from some versions.
 GUARDED = {"OnnxParserFlag.ADJUST_FOR_DLA", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}
+GUARDED |= {"ParserError.node_name", "ParserError.node_operator"}
 # Names of parameters (`error` in `except ... as error`) and of Python itself that look like the ones above.
 NOT_TENSORRT = {"ParserError.code", "ParserError.hint"}
 
@@ -77,7 +85,7 @@ def test_the_scan_finds_what_the_recipe_uses() -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_name_exists(version: str) -> None:
-    missing = [name for name in USED if not exists(name, version) and name not in GUARDED]
+    missing = [name for name in USED if not exists(name, version) and name not in GUARDED | RTX_ONLY]
     assert missing == [], f"TensorRT {version} lacks them"
 
 
@@ -102,3 +110,18 @@ def test_recipes_are_python_3_8(module: object) -> None:
     source = Path(str(module.__file__)).read_text()  # type: ignore[attr-defined]
     ast.parse(source, feature_version=(3, 8))
     assert "from __future__ import annotations" in source
+
+
+def test_every_name_exists_in_tensorrt_for_rtx() -> None:
+    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="deploykit[tensorrt-compile] is not installed")
+
+    def has(name: str) -> bool:
+        found = trt
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        return found is not None
+
+    absent = {name for name in USED if not has(name)}
+    assert absent <= GUARDED | {"IBuilderConfig.DLA_core", "DeviceType.DLA"}, "guarded, or of options it does not have"
+    assert has("IRuntimeConfig.create_runtime_cache") and has("IRuntimeConfig.set_runtime_cache")
+    assert has("IRuntimeCache.serialize") and has("IRuntimeCache.deserialize")

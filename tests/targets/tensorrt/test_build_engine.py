@@ -257,13 +257,15 @@ def test_every_format_of_the_inspector_is_told_by_whole_words(text: str, precisi
 
 
 def test_a_layer_computes_in_the_narrowest_of_its_inputs_and_never_in_a_mask() -> None:
-    def found(*formats: str, side: str = "Inputs") -> str:
-        layer = {"LayerType": "kgen", side: [{"Format/Datatype": text} for text in formats]}
+    def found(*formats: str, side: str = "Inputs", kind: str = "gemm") -> str:
+        layer = {"LayerType": kind, side: [{"Format/Datatype": text} for text in formats]}
         return str(recipe_program.describe_layer(layer)["precision"])
 
     assert found("Float", "Int8", "Half") == "int8"
     assert found("Bool", "Int64", "BFloat16") == "bfloat16"
     assert found("Half", side="Outputs") == "float16", "a constant has no inputs"
+    assert found("Half", "Int8", "Float", kind="kgen") == "float32", "a pointwise chain widens what it reads"
+    assert found("Int8", kind="kgen") == "int8" and found("Half", "Int8", kind="kgen") == "float16"
     assert (
         recipe_program.describe_layer({"Inputs": [{"Datatype": "Half", "Format": "kLINEAR"}]})["precision"] == "float16"
     )

@@ -1,0 +1,132 @@
+"""Evidence `compiled`: what NVIDIA's compiler said of an export, as achieved precision, findings and one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from deploykit.achieved import Achieved
+from deploykit.errors import ConversionError
+from deploykit.precision import Evidence
+from deploykit_targets._onnx.runtime import captured_name
+from deploykit_targets._recipe.portable import achieved_of
+from deploykit_targets._recipe.target import COMPILED
+from deploykit_targets.tensorrt.compiler import Compiled, NotCompiled, compile_file
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from deploykit.devices import Device
+    from deploykit.target import Conversion, ConversionJob
+    from deploykit_targets.tensorrt.listing import EngineLayer
+
+_WORDS = {"int8": "Int8", "fp8": "FP8", "float16": "Half", "bfloat16": "BFloat16", "float32": "Float"}
+_FLOATS = frozenset({"float32", "float16", "bfloat16"})
+_NODE = re.compile(r"\(node \d+: \w* ?([^)]*)\)")
+_QUOTED = re.compile(r"'([^']+)'")
+
+
+def prove(job: ConversionJob, conversion: Conversion) -> Conversion:
+    """Have the compiler read what was converted, and count what it says.
+
+    Raises:
+        ConversionError: it refuses the file; names the ONNX node, the module and the source line.
+    """
+    try:
+        found = compile_file(job.folder, job.device)
+    except ConversionError as error:
+        raise _located(error, job) from error
+    if isinstance(found, NotCompiled):
+        return replace(conversion, achieved=_noted(conversion.achieved, found.reason))
+    return with_evidence(conversion, found, job.device)
+
+
+def with_evidence(conversion: Conversion, found: Compiled, device: Device) -> Conversion:
+    """The conversion with what the compiler said in place of what the file asks for."""
+    achieved = counted(conversion.achieved, found)
+    summary, note = summary_of(found.layers, wanted_of(conversion.achieved)), note_of(found, device)
+    facts = {
+        "compiler": f"TensorRT for RTX {found.version}",
+        "arch": found.arch,
+        "device_arch": device.arch,
+        "summary": summary,
+        "findings": list(findings_of(conversion.achieved, achieved)),
+        "note": note,
+        "layers": [_listed(layer) for layer in found.layers],
+    }
+    notes = (*conversion.achieved.notes, summary, note)
+    return replace(
+        conversion,
+        achieved=replace(achieved, notes=notes, evidence=Evidence.COMPILED),
+        tool_versions={**conversion.tool_versions, "tensorrt_rtx": found.version},
+        metadata={**conversion.metadata, COMPILED: facts},
+    )
+
+
+def counted(planned: Achieved, found: Compiled) -> Achieved:
+    """What the engine computes each captured layer in."""
+    source = f"the engine's layers as NVIDIA's compiler lists them (TensorRT for RTX {found.version}, {found.arch})"
+    return achieved_of(planned, [layer.as_report() for layer in found.layers], source=source)
+
+
+def wanted_of(planned: Achieved) -> str:
+    """The type that most multiply-accumulates were written in."""
+    return max(planned.macs, key=lambda name: planned.macs[name], default="float32")
+
+
+def summary_of(layers: Sequence[EngineLayer], wanted: str) -> str:
+    """One line: how many of the layers that multiply do so in `wanted`, and what surrounds them."""
+    multiply = [layer for layer in layers if layer.role == "multiplies"]
+    as_asked = sum(layer.precision == wanted for layer in multiply)
+    reformats = sum(layer.is_reformat for layer in layers)
+    chains = sum(layer.is_chain for layer in layers) - reformats
+    word = _WORDS.get(wanted, wanted)
+    return (
+        f"NVIDIA's compiler: {as_asked} of {len(multiply)} layers in {word}, "
+        f"{chains} fused chain{'' if chains == 1 else 's'}, {reformats} reformat{'' if reformats == 1 else 's'}"
+    )
+
+
+def note_of(found: Compiled, device: Device) -> str:
+    """What the evidence is of, and what it is not."""
+    near = f", the nearest to the device's {device.arch} that it offers" if found.arch != device.arch else ""
+    return f"compiled for {found.arch}{near} (TensorRT for RTX {found.version}); nothing was run on the device"
+
+
+def findings_of(planned: Achieved, achieved: Achieved) -> Iterator[str]:
+    """Layers with products that the file asks in a narrow type for, and the compiler computes in a wider one."""
+    asked = {layer.name: layer.precision for layer in planned.layers}
+    for layer in achieved.layers:
+        if layer.macs and layer.precision in _FLOATS and asked[layer.name] not in _FLOATS:
+            where = layer.module_path or layer.name
+            yield f"{where}: placed in {asked[layer.name]}, and the compiler computes it in {layer.precision}"
+
+
+def _noted(achieved: Achieved, line: str) -> Achieved:
+    return replace(achieved, notes=(*achieved.notes, line))
+
+
+def _listed(layer: EngineLayer) -> dict[str, Any]:
+    return {"name": layer.name, "type": layer.type, "precision": layer.precision, "nodes": list(layer.nodes)}
+
+
+def _located(error: ConversionError, job: ConversionJob) -> ConversionError:
+    """The error with module path and source line of the node that the compiler named."""
+    from deploykit.capture.origins import origin_of
+
+    nodes = {node.name: node for node in job.captured.graph_module.graph.nodes if node.op == "call_function"}
+    named = _named(error.message, nodes)
+    hint = "replace the operation, or keep the layer in float (exclude=)"
+    if named is None:
+        return ConversionError(f"NVIDIA's compiler refuses the model: {error.message}", hint=hint)
+    message = f"NVIDIA's compiler refuses {named.name} ({origin_of(named)}): {error.message}"
+    return ConversionError(message, hint=hint)
+
+
+def _named(message: str, nodes: Mapping[str, fx.Node]) -> fx.Node | None:
+    for name in (*_NODE.findall(message), *_QUOTED.findall(message)):
+        if known := captured_name(name, nodes):
+            return nodes[known]
+    return None

@@ -1,0 +1,90 @@
+"""The compiler's listing of engine layers, read from one that TensorRT for RTX 1.7 logged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deploykit.achieved import Achieved, LayerAchieved
+from deploykit.errors import ConversionError
+from deploykit_targets.tensorrt.compiled import counted, findings_of, summary_of, wanted_of
+from deploykit_targets.tensorrt.compiler import Compiled
+from deploykit_targets.tensorrt.listing import EngineLayer, parse_listing
+
+TEXT = (Path(__file__).parent / "listings" / "residual_int8_sm86.txt").read_text(encoding="utf-8")
+LAYERS = parse_listing(TEXT)
+
+
+def chain(name: str, read: str = "Float", written: str = "Float") -> str:
+    tensor = "{{ Name: t, Dimensions: [2,3], Strides: [3,1], StrideOrder: [1,0], Datatype: {}, Format: (L) Row }}"
+    ends = f"Inputs: [ {tensor.format(read)}], Outputs: [ {tensor.format(written)}]"
+    return f"Layers:\nName: __myl_{name}_myl0_0, LayerType: kgen, {ends}, TacticName: t, StreamId: 0, Metadata: \n\n"
+
+
+def test_every_line_is_a_layer_and_what_lies_behind_them_is_not() -> None:
+    assert [layer.type for layer in LAYERS] == ["kgen", "correlation", "kgen", "correlation", "kgen", "kgen", "kgen"]
+    assert [layer.precision for layer in LAYERS if layer.role == "multiplies"] == ["int8", "int8"]
+
+
+def test_onnx_nodes_types_and_shapes_are_read() -> None:
+    first = LAYERS[1]
+    assert first.nodes == ("conv2d", "x_dq", "conv2d_weight_dq")
+    assert (first.inputs[0].shape, first.inputs[0].precision) == ((1, 16, 32, 32), "int8")
+    assert first.constants[0].shape == (32, 16, 3, 3)
+    assert first.moved_bytes == 16 * 32 * 32 + 4 * 32 * 32 * 32
+
+
+def test_a_chain_that_reads_int8_computes_in_float() -> None:
+    """It widens what it reads: a small product that runs in such a chain is no int8 product."""
+    tail = LAYERS[4]
+    assert "int8" in {tensor.precision for tensor in tail.inputs}
+    assert (tail.precision, tail.role) == ("float32", "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_reformat"),
+    [("Cast", True), ("TranReshCast", True), ("MulMinMaxRounCast", False), ("CastMulSum", False), ("Add", False)],
+)
+def test_a_reformat_is_a_chain_that_only_moves(name: str, is_reformat: bool) -> None:
+    (layer,) = parse_listing(chain(name))
+    assert layer.is_chain and layer.is_reformat is is_reformat
+
+
+def test_a_line_in_another_form_is_an_error() -> None:
+    with pytest.raises(ConversionError, match="cannot be read: conv2d, int8"):
+        parse_listing("Layers:\nconv2d, int8\n\n")
+
+
+def test_sizes_that_are_not_known_move_nothing_rather_than_something_negative() -> None:
+    (layer,) = parse_listing(chain("Add").replace("[2,3]", "[-1,3]"))
+    assert layer.moved_bytes == 0
+
+
+def planned(**precisions: str) -> Achieved:
+    layers = [LayerAchieved(name, name, "conv", precision, macs=10) for name, precision in precisions.items()]
+    return Achieved.count("int8", layers, source="the file")
+
+
+def compiled(layers: tuple[EngineLayer, ...] = LAYERS) -> Compiled:
+    return Compiled("1.7.1.116", "sm_86", layers)
+
+
+def test_what_the_compiler_says_is_counted_and_a_float_product_is_a_finding() -> None:
+    plan = planned(conv2d="int8", conv2d_1="int8", linear="int8")
+    achieved = counted(plan, compiled())
+    assert achieved.macs == {"int8": 20, "float32": 10}
+    assert "sm_86" in achieved.source and "1.7.1.116" in achieved.source
+    (finding,) = findings_of(plan, achieved)
+    assert finding == "linear: placed in int8, and the compiler computes it in float32"
+
+
+def test_a_layer_that_is_in_no_engine_layer_is_unknown() -> None:
+    achieved = counted(planned(elsewhere="int8"), compiled())
+    assert achieved.macs == {"unknown": 10}
+
+
+def test_the_summary_is_one_line() -> None:
+    assert wanted_of(planned(conv2d="int8")) == "int8"
+    assert summary_of(LAYERS, "int8") == "NVIDIA's compiler: 2 of 2 layers in Int8, 5 fused chains, 0 reformats"
+    assert summary_of(LAYERS, "fp8") == "NVIDIA's compiler: 0 of 2 layers in FP8, 5 fused chains, 0 reformats"
