@@ -1,24 +1,22 @@
 """The gates between a finished artifact and its publication: parity, placement, performance.
 
-Gates fail closed: an int8 artifact in which nothing runs in int8 misses the placement gate even if none was asked for,
-and a speed gate is passed by a measurement on the device alone: an estimate neither meets nor misses a factor.
+Gates fail closed: an int8 artifact that is mostly float misses the placement gate even if none was asked for, and a
+speed gate is passed by a measurement on the device alone: an estimate neither meets nor misses a factor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
+from deploykit._placement import placement_miss
 from deploykit.achieved import Achieved
 from deploykit.artifact import Artifact
 from deploykit.errors import GateError, ParityError, PerformanceError, PlacementError
 from deploykit.parity import SIMULATED, ParityReport, Tolerance
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import Profile
-
-# What a float precision is called where it was counted; every other precision is anything but a plain float.
-_OWN_NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
-_NOT_QUANTISED = frozenset({"unknown", "float64", *_OWN_NAMES.values()})
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,10 @@ class Gates:
         precision: requested.
         tolerance: parity gate.
         min_placement: share of multiply-accumulates in the requested precision, and in the runtime's accelerated part
-            where it has one; None for "more than none" in the precision.
+            where it has one; None for the default of the precision, see `_placement`.
         min_speedup: float latency over own latency, both measured on the device.
         instead: a precision of this target and device that loses less; None where there is none.
+        reaches_further: one that more kinds of layers have; None where there is none.
     """
 
     precision: Precision = Precision.FP32
@@ -47,6 +46,7 @@ class Gates:
     min_placement: float | None = None
     min_speedup: float | None = None
     instead: Precision | None = None
+    reaches_further: Precision | None = None
 
     def misses(self, achieved: Achieved, report: ParityReport, profile: Profile | None) -> list[Miss]:
         """The missed gates, parity first; empty where the artifact may be published as verified."""
@@ -89,27 +89,11 @@ class Gates:
         return f" (worst layers: {worst})" if worst else "", hint
 
     def _placement(self, achieved: Achieved) -> Miss | None:
-        share = sum(achieved.macs_fraction(name) for name in achieved.macs if self._is_as_asked(name))
-        wants_integers = self.precision not in _OWN_NAMES
-        if not sum(achieved.macs.values()):
+        found = placement_miss(self.precision, achieved, self.min_placement, self.reaches_further)
+        if found is None:
             return None
-        if self.min_placement is None:
-            if share > 0.0 or not wants_integers:
-                return None
-            message = f"nothing runs in {self.precision}: every multiply-accumulate stayed in float"
-        elif share >= self.min_placement:
-            return None
-        else:
-            message = (
-                f"{share:.1%} of multiply-accumulates run in {self.precision}; {self.min_placement:.1%} were asked for"
-            )
-        reasons = "; ".join(
-            f"{layer.module_path or layer.name}: {layer.reason}" for layer in achieved.not_as_requested[:3]
-        )
-        message += f" ({reasons})" if reasons else ""
-        hint = "see artifact.achieved.layers for every reason"
-        hint += f"{self._next()}; strict=False returns the candidate"
-        return Miss(message, lambda artifact: PlacementError(message, candidate=artifact, hint=hint))
+        error = partial(PlacementError, found.message, hint=found.hint)
+        return Miss(found.message, lambda artifact: error(candidate=artifact))
 
     def _next(self) -> str:
         return f', or precision="{self.instead}"' if self.instead else ""
@@ -125,10 +109,6 @@ class Gates:
         hint = "write those parts with other operators, ask for another precision, or lower min_placement"
         hint += "; strict=False returns the candidate"
         return Miss(message, lambda artifact: PlacementError(message, candidate=artifact, hint=hint))
-
-    def _is_as_asked(self, name: str) -> bool:
-        own = _OWN_NAMES.get(self.precision)
-        return name == own if own else name not in _NOT_QUANTISED
 
     def _performance(self, profile: Profile | None) -> Miss | None:
         if self.min_speedup is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit._gates import Gates
+from deploykit._placement import REACHES_FURTHER
 from deploykit.errors import ArtifactError, UsageError
 from deploykit.manifest import MANIFEST_NAME
 from deploykit.parity import DEFAULT_TOLERANCES, Tolerance
@@ -120,15 +121,26 @@ def _gates(precision: Precision, goals: Goals, resolved: Resolved, *, profile: b
     tolerance = DEFAULT_TOLERANCES[precision] if goals.tolerance is None else goals.tolerance
     if not isinstance(tolerance, Tolerance):
         raise UsageError(f"tolerance is {tolerance!r}", hint="tolerance=deploykit.Tolerance(min_sqnr_db=20.0)")
-    return Gates(precision, tolerance, goals.min_placement, goals.min_speedup, _instead(precision, resolved))
+    return Gates(
+        precision=precision,
+        tolerance=tolerance,
+        min_placement=goals.min_placement,
+        min_speedup=goals.min_speedup,
+        instead=_instead(precision, resolved),
+        reaches_further=_first(REACHES_FURTHER.get(precision, ()), resolved),
+    )
 
 
 def _instead(precision: Precision, resolved: Resolved) -> Precision | None:
     """What loses less than `precision`, as far as the target and the device's silicon have it."""
     gentler = (Precision.INT8_DYNAMIC, Precision.INT8_WEIGHT_ONLY, Precision.FP16, Precision.BF16, Precision.FP32)
-    both = set(resolved.target.capabilities().precisions) & set(resolved.device.precisions)
     after = gentler[gentler.index(precision) + 1 :] if precision in gentler else gentler
-    return next((found for found in after if found in both), None)
+    return _first(after, resolved)
+
+
+def _first(wanted: Sequence[Precision], resolved: Resolved) -> Precision | None:
+    both = set(resolved.target.capabilities().precisions) & set(resolved.device.precisions)
+    return next((found for found in wanted if found in both), None)
 
 
 def default_output(model: Any, target: str, precision: str) -> Path:

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deploykit.precision import Evidence
+from deploykit.precision import Evidence, Precision
+
+_PLAIN = {
+    Precision.FP32: frozenset({"float32", "float64", "tf32"}),
+    # where the file fixes storage alone and whoever runs it the arithmetic, it is named `float16-weights`
+    Precision.FP16: frozenset({"float16", "float16-weights"}),
+    Precision.BF16: frozenset({"bfloat16"}),
+    Precision.FP8: frozenset({"fp8"}),
+    Precision.INT16X8: frozenset({"int16x8", "int16", "int8"}),
+}
+_BITS = {
+    Precision.INT8: 8,
+    Precision.INT8_DYNAMIC: 8,
+    Precision.MIXED: 8,
+    Precision.INT8_WEIGHT_ONLY: 8,
+    Precision.INT4_WEIGHT_ONLY: 4,
+    Precision.INT6_PALETTE: 6,
+    Precision.INT4_PALETTE: 4,
+}
+_INTEGERS = re.compile(r"u?int(?P<bits>\d+)(?P<held>-weights)?|(?P<palette>\d+)-bit palette")
+
+
+def is_as_asked(precision: Precision, found: str) -> bool:
+    """Whether what a layer was counted in is what `precision` promises, or narrower.
+
+    A precision of activations is not met by weights that are merely stored in it; a precision of weights is met by
+    integer arithmetic too.
+    """
+    if precision in _PLAIN:
+        return found in _PLAIN[precision]
+    match = _INTEGERS.fullmatch(found)
+    if match is None:
+        return False
+    stored = bool(match["held"] or match["palette"])
+    return int(match["bits"] or match["palette"]) <= _BITS[precision] and (precision.is_weight_only or not stored)
 
 
 @dataclass(frozen=True)
@@ -20,7 +55,9 @@ class LayerAchieved:
         precision: what it computes in, such as `int8` or `float32`.
         macs: multiply-accumulates per sample batch of the example inputs; 0 where the op has none.
         weights: number of weight elements.
-        reason: why it is not in the requested precision; "" where it is.
+        reason: why it is not in the requested precision; "" where it is, or where the precision does not concern it.
+        by_request: it stayed in float because `include` or `exclude` says so.
+        counted: whether its multiply-accumulates are known; `macs` is 0 where they are not.
     """
 
     name: str
@@ -30,6 +67,8 @@ class LayerAchieved:
     macs: int = 0
     weights: int = 0
     reason: str = ""
+    by_request: bool = False
+    counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,6 +145,38 @@ class Achieved:
         """Share of multiply-accumulates in `precision`, from 0 to 1; 0 where the model has none."""
         total = sum(self.macs.values())
         return self.macs.get(precision, 0) / total if total else 0.0
+
+    @property
+    def as_asked_fraction(self) -> float:
+        """Share of all multiply-accumulates in the requested precision or a narrower one, 0 to 1; 1 without any."""
+        total = sum(self.macs.values())
+        return sum(macs for name, macs in self.macs.items() if self.is_as_asked(name)) / total if total else 1.0
+
+    @property
+    def placed_fraction(self) -> float | None:
+        """As `as_asked_fraction`, of those that the request is about; None where there are none.
+
+        Left out are layers that `include` or `exclude` keeps in float and, in a precision of weights, products of two
+        activations, which have no weights.
+        """
+        concerned = [layer for layer in self.layers if layer.macs and not layer.by_request]
+        if self._precision is not None and self._precision.is_weight_only:
+            concerned = [layer for layer in concerned if layer.weights]
+        total = sum(layer.macs for layer in concerned)
+        return sum(layer.macs for layer in concerned if self.is_as_asked(layer.precision)) / total if total else None
+
+    @property
+    def uncounted(self) -> tuple[LayerAchieved, ...]:
+        """Operators of which it is not known how often they multiply."""
+        return tuple(layer for layer in self.layers if not layer.counted)
+
+    def is_as_asked(self, found: str) -> bool:
+        """Whether `found` is what was requested; see `is_as_asked`."""
+        return self._precision is not None and is_as_asked(self._precision, found)
+
+    @property
+    def _precision(self) -> Precision | None:
+        return Precision(self.requested) if self.requested in set(Precision) else None
 
     @property
     def not_as_requested(self) -> tuple[LayerAchieved, ...]:

@@ -26,6 +26,14 @@ class Precision(StrEnum):
         """Whether activation ranges are fixed at export, so that calibration data is required."""
         return self in (Precision.INT8, Precision.INT16X8, Precision.FP8, Precision.MIXED)
 
+    @property
+    def is_weight_only(self) -> bool:
+        """Whether it is of stored weights alone: activations, and what multiplies two of them, stay float."""
+        return self in (Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY, *_PALETTES)
+
+
+_PALETTES = (Precision.INT4_PALETTE, Precision.INT6_PALETTE)
+
 
 class Evidence(StrEnum):
     """How a figure was obtained, best first. Figures of different evidence are never mixed.

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
-from deploykit.achieved import Achieved, LayerAchieved
+from deploykit.achieved import Achieved, LayerAchieved, is_as_asked
+from deploykit.precision import Precision
 from deploykit_calibration.graph_view import GraphView
-from deploykit_calibration.op_kinds import ACTIVATIONS
+from deploykit_calibration.op_kinds import ACTIVATIONS, LAYERS, MACS
 from deploykit_calibration.placement import LayerPlacement, describe_layers
 from deploykit_calibration.plan import Plan
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
-    from deploykit.precision import Precision
+
+_ELEMENTWISE = LAYERS - MACS  # runtimes fuse and rename them, also where one of them is an outer product
 
 
 def float_layers(captured: CapturedModel) -> tuple[LayerPlacement, ...]:
@@ -50,6 +53,8 @@ def reconcile(
     reasons: Mapping[str, str] | None = None,
     notes: Iterable[str] = (),
     placed: str = "int8",
+    kept: Collection[str] = (),
+    left: str = "",
 ) -> Achieved:
     """Join what was planned with what the produced file really computes in.
 
@@ -61,17 +66,49 @@ def reconcile(
         source: where `executed` was read.
         reasons: layer name to why it is not as requested, where the placement does not say it.
         placed: what layers with q/dq nodes are to compute in: `fp8` where the target writes E4M3 at their places.
+        kept: layers that stay in float by the user's wish, where the placement does not say it.
+        left: why this target leaves a layer in another precision, where neither placement nor `reasons` says it.
     """
-    found = (_layer(layer, executed.get(layer.name), (reasons or {}).get(layer.name, ""), placed) for layer in layers)
-    return Achieved.count(precision.value, found, source=source, notes=notes)
+    found = [
+        _layer(precision, each, executed.get(each.name), (reasons or {}).get(each.name, ""), placed) for each in layers
+    ]
+    found = [replace(each, by_request=each.by_request or each.name in kept) for each in found]
+    return Achieved.count(
+        precision.value, (_explained(precision, each, left) for each in found), source=source, notes=notes
+    )
 
 
-def _layer(layer: LayerPlacement, executed: str | None, reason: str, placed: str) -> LayerAchieved:
+def _layer(
+    precision: Precision, layer: LayerPlacement, executed: str | None, reason: str, placed: str
+) -> LayerAchieved:
     planned = placed if layer.precision == "int8" else "float32"
-    actual = executed or ("unknown" if layer.macs else planned)
+    actual = executed or ("unknown" if layer.macs and layer.kind not in _ELEMENTWISE else planned)
     why = layer.reason or reason
-    if actual == "unknown":
+    if not layer.counted:
+        actual, why = "unknown", f"deploykit does not know how often {layer.kind} multiplies; please report it"
+    elif actual == "unknown":
         why = why or "not found in the runtime's graph"
+    elif is_as_asked(precision, actual):
+        why = ""
     elif planned == placed and actual != placed:
         why = f"placed as {placed}, and the runtime computes it in {actual}"
-    return LayerAchieved(layer.name, layer.module_path, layer.kind, actual, layer.macs, layer.weights, why)
+    return LayerAchieved(
+        name=layer.name,
+        module_path=layer.module_path,
+        op=layer.kind,
+        precision=actual,
+        macs=layer.macs,
+        weights=layer.weights,
+        reason=why,
+        by_request=layer.by_request,
+        counted=layer.counted,
+    )
+
+
+def _explained(precision: Precision, layer: LayerAchieved, left: str) -> LayerAchieved:
+    """A layer that is not in the precision has a reason, whoever is to blame."""
+    if layer.reason or is_as_asked(precision, layer.precision):
+        return layer
+    if not layer.macs and not layer.weights and (precision.is_weight_only or precision is Precision.INT8_DYNAMIC):
+        return replace(layer, reason=f"{precision} is of layers with weights, and it has none")
+    return replace(layer, reason=left or f"the runtime computes it in {layer.precision}")

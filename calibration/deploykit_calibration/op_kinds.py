@@ -6,7 +6,6 @@ The table is data, keyed by the name of the overload (`str(node.target)`); an ov
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -237,36 +236,3 @@ def shape_of(value: Any) -> tuple[int, ...]:
 def _hint(size: Any) -> int:
     node = getattr(size, "node", None)
     return int(size) if node is None or not hasattr(node, "hint") else int(node.hint)
-
-
-def weight_count(node: Node) -> int:
-    """Number of weight elements of a layer, biases left out."""
-    if kind_of(node) in RECURRENT:
-        return sum(math.prod(shape_of(weight)) for weight in _recurrent_weights(node))
-    weight = weight_argument(node)
-    return math.prod(shape_of(weight)) if hasattr(weight, "meta") else 0
-
-
-def mac_count(node: Node) -> int:
-    """Multiply-accumulates of a node at the captured input sizes; 0 for kinds that have none."""
-    kind = kind_of(node)
-    if kind in RECURRENT:
-        # Every weight meets every step of every sample once: (steps x batch) rows.
-        rows = math.prod(shape_of(data_arguments(node)[0])[:-1])
-        return rows * sum(math.prod(shape_of(weight)) for weight in _recurrent_weights(node))
-    if kind == "conv":
-        return math.prod(shape_of(node)) * math.prod(shape_of(weight_argument(node))[1:])
-    if kind == "conv_transpose":
-        return math.prod(shape_of(data_arguments(node)[0])) * math.prod(shape_of(weight_argument(node))[1:])
-    if kind in ("linear", "matmul"):
-        return math.prod(shape_of(node)) * shape_of(data_arguments(node)[0])[-1]
-    if kind == "attention":
-        query, key, value = (shape_of(part) for part in data_arguments(node)[:3])
-        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-    return 0
-
-
-def _recurrent_weights(node: Node) -> list[Node]:
-    """Matrices among the parameters of a recurrent layer (its biases are vectors)."""
-    parameters = next((arg for arg in node.args[1:] if isinstance(arg, list | tuple) and len(arg) > 2), ())
-    return [found for found in nodes_in(parameters) if len(shape_of(found)) == 2]

@@ -7,7 +7,7 @@ of every layer that stays float why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,9 @@ import numpy as np
 from torch.fx import GraphModule, Node
 
 from deploykit_calibration.graph_view import GraphView
-from deploykit_calibration.op_kinds import mac_count, weight_count
 from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.plan import Plan, Planner, is_layer
+from deploykit_calibration.products import layer_kind, mac_count, weight_count
 from deploykit_calibration.ranges import affine_qparams
 from deploykit_calibration.rewrite import Rewriter, TensorParams
 from deploykit_calibration.same_scale import Groups, union_range
@@ -38,10 +38,12 @@ class LayerPlacement:
         name: node name in the captured graph.
         module_path: dotted path of the module, "" for the root.
         kind: such as `conv`, `linear`, `add`.
-        macs: multiply-accumulates at the captured input sizes.
+        macs: multiply-accumulates at the captured input sizes; 0 where `counted` says that they are not known.
         weights: weight elements.
         precision: `int8` or `float`.
         reason: why it is float; "" where it is not.
+        by_request: it is float because include or exclude says so.
+        counted: whether it is known how often the operator multiplies.
     """
 
     name: str
@@ -51,6 +53,8 @@ class LayerPlacement:
     weights: int
     precision: str
     reason: str
+    by_request: bool = False
+    counted: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +107,7 @@ def place(
     params = _params(view, plan, planner, _Ranges(view, table, scheme, method))
     graph_module = Rewriter(captured.graph_module, view, scheme, table.layer_inputs).run(plan, params)
     written = {tensor.name: op.name for op in plan.reads for tensor in planner.results(op) if tensor in plan.hard}
-    return QuantizedGraph(graph_module, describe_layers(captured, view, plan), scheme, written)
+    return QuantizedGraph(graph_module, describe_layers(captured, view, plan, kept), scheme, written)
 
 
 class _Ranges:
@@ -177,18 +181,23 @@ def _group_params(
     return TensorParams(float(params.scale), int(params.zero_point))
 
 
-def describe_layers(captured: CapturedModel, view: GraphView, plan: Plan) -> tuple[LayerPlacement, ...]:
-    """Every layer in execution order, and what `plan` makes of it."""
-    return tuple(
-        LayerPlacement(
-            name=op.name,
-            module_path=captured.origins[op.name].module_path if op.name in captured.origins else "",
-            kind=view.kinds[op],
-            macs=mac_count(op),
-            weights=weight_count(op),
-            precision="int8" if op in plan.reads else "float",
-            reason=plan.reasons.get(op, ""),
-        )
-        for op in view.ops()
-        if is_layer(view, op)
+def describe_layers(
+    captured: CapturedModel, view: GraphView, plan: Plan, kept: Collection[str] = ()
+) -> tuple[LayerPlacement, ...]:
+    """Every layer in execution order, and what `plan` makes of it; `kept` are float by the user's wish."""
+    return tuple(_described(captured, op, plan, kept) for op in view.ops() if is_layer(view, op))
+
+
+def _described(captured: CapturedModel, op: Node, plan: Plan, kept: Collection[str]) -> LayerPlacement:
+    macs = mac_count(op)
+    return LayerPlacement(
+        name=op.name,
+        module_path=captured.origins[op.name].module_path if op.name in captured.origins else "",
+        kind=layer_kind(op),
+        macs=macs or 0,
+        weights=weight_count(op),
+        precision="int8" if op in plan.reads else "float",
+        reason=plan.reasons.get(op, ""),
+        by_request=op.name in kept,
+        counted=macs is not None,
     )

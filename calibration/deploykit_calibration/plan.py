@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from deploykit_calibration.graph_view import GraphView, is_constant, is_float
-from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, mac_count, shape_of, weight_argument
+from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, shape_of, weight_argument
+from deploykit_calibration.products import layer_kind, mac_count, weight_count
 from deploykit_calibration.scheme import Inputs, OpRule, Output, QuantScheme
 from deploykit_calibration.statistics import TensorStatistics
 from deploykit_calibration.transformer_residual import ResidualStream, residual_stream
@@ -86,7 +87,7 @@ class Planner:
 
     def _rounded_outputs(self) -> set[Node]:
         """Results of layers too large to stay float for the sake of what the graph returns, see `output_share`."""
-        macs = {op: mac_count(op) for op in self._view.ops() if self._view.kinds[op] in MACS}
+        macs = {op: mac_count(op) or 0 for op in self._view.ops() if self._view.kinds[op] in MACS}
         most = self.scheme.output_share * sum(macs.values())
         large = (op for op, count in macs.items() if count > most and self._rule(op).output is Output.REQUIRED)
         return {result for op in large for result in self.results(op)}
@@ -97,7 +98,7 @@ class Planner:
         if op.name in self._kept:
             return self._kept[op.name]
         if rule.inputs is Inputs.FLOAT:
-            return rule.reason or f"{self.scheme.name} keeps {self._view.kinds[op]} in float"
+            return rule.reason or f"{self.scheme.name} keeps {layer_kind(op)} in float"
         return (
             self._why_rank(op)
             or self._why_operands(op)
@@ -218,8 +219,9 @@ class Planner:
 
 
 def is_layer(view: GraphView, op: Node) -> bool:
-    """Whether a placement reports an op by itself."""
+    """Whether a placement reports an op by itself: what multiplies, has weights, or joins tensors."""
     kind = view.kinds[op]
     if kind in _TWO_OPERANDS:
-        return len(view.operands(op)) == 2 and all(tensor in view.activations for tensor in view.operands(op))
-    return kind in LAYERS
+        both = len(view.operands(op)) == 2 and all(tensor in view.activations for tensor in view.operands(op))
+        return both or mac_count(op) != 0
+    return kind in LAYERS or mac_count(op) != 0 or weight_count(op) > 0

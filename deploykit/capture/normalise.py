@@ -1,7 +1,8 @@
 """Normalise a captured graph once, so that no target has to: the list of passes, in order.
 
 Every pass takes an `Editor` and leaves a valid graph that computes the same. What stays high level on purpose: conv,
-linear, layer_norm, group_norm, gelu, silu, hardswish, hardsigmoid, hardtanh, softmax, lstm and gru.
+linear, layer_norm, group_norm, gelu, silu, hardswish, hardsigmoid, hardtanh, softmax, lstm and gru, but not their
+cells.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from deploykit.capture import (
     fold_dynamic,
     functionalise,
     rewrite_attention,
+    rewrite_cells,
     rewrite_decomposed,
     rewrite_einsum,
     rewrite_matmul,
@@ -45,6 +47,7 @@ def passes(*, expand_attention: bool = True, blind_queries: bool = False) -> tup
         rewrite_decomposed.recompose,
         rewrite_einsum.rewrite_einsum,
         rewrite_ops.expand_composites,
+        rewrite_cells.expand_cells,
         *((attention,) if expand_attention else ()),
         rewrite_ops.plain_ops,
         rewrite_views.erase_identities,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,39 +15,12 @@ from deploykit.capture.fingerprint import constant, fingerprint
 from deploykit.capture.model import CapturedModel
 from deploykit.capture.normalise import normalise
 from deploykit.capture.origins import origin_of
+from deploykit.capture.rewrite_cells import State, Step, gru_step, lstm_step, relu_step, tanh_step
 from deploykit.capture.rewrite_ops import expand
 from deploykit.errors import CaptureError
 from deploykit.quiet import quiet
 
 aten = torch.ops.aten
-
-State = tuple[Tensor, ...]
-Step = Callable[[Tensor, State, Sequence[Tensor]], State]
-"""(input part of the gates, state, recurrent weight and bias) -> next state; the output is its first tensor."""
-
-
-def _lstm_step(gates_x: Tensor, state: State, recurrent: Sequence[Tensor]) -> State:
-    hidden, cell = state
-    i, f, g, o = (gates_x + linear(hidden, *recurrent)).chunk(4, 1)
-    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-    return o.sigmoid() * cell.tanh(), cell
-
-
-def _gru_step(gates_x: Tensor, state: State, recurrent: Sequence[Tensor]) -> State:
-    (hidden,) = state
-    r_x, z_x, n_x = gates_x.chunk(3, 1)
-    r_h, z_h, n_h = linear(hidden, *recurrent).chunk(3, 1)
-    update = (z_x + z_h).sigmoid()
-    new = (n_x + (r_x + r_h).sigmoid() * n_h).tanh()
-    return (new + update * (hidden - new),)
-
-
-def _tanh_step(gates_x: Tensor, state: State, recurrent: Sequence[Tensor]) -> State:
-    return ((gates_x + linear(state[0], *recurrent)).tanh(),)
-
-
-def _relu_step(gates_x: Tensor, state: State, recurrent: Sequence[Tensor]) -> State:
-    return ((gates_x + linear(state[0], *recurrent)).relu(),)
 
 
 @dataclass(frozen=True)
@@ -98,10 +71,10 @@ class _Cell:
 
 
 _CELLS = {
-    aten.lstm.input: _Cell(_lstm_step),
-    aten.gru.input: _Cell(_gru_step),
-    aten.rnn_tanh.input: _Cell(_tanh_step),
-    aten.rnn_relu.input: _Cell(_relu_step),
+    aten.lstm.input: _Cell(lstm_step),
+    aten.gru.input: _Cell(gru_step),
+    aten.rnn_tanh.input: _Cell(tanh_step),
+    aten.rnn_relu.input: _Cell(relu_step),
 }
 RECURRENT = tuple(_CELLS)
 

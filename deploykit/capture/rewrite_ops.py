@@ -84,14 +84,15 @@ def expand_composites(editor: Editor) -> None:
         expand(editor, node)
 
 
-def expand(editor: Editor, node: Call, function: Callable[..., Any] | None = None) -> None:
+def expand(editor: Editor, node: Call, function: Callable[..., Any] | None = None, *, any_shape: bool = False) -> None:
     """Replace one call by the graph that PyTorch traces for it (static shapes only; others are left).
 
     Args:
         function: computes the same from the same arguments; None takes what PyTorch runs for the op itself.
+        any_shape: dynamic shapes too: what is traced asks for no size.
     """
     inputs = node.all_input_nodes
-    if not all(isinstance(n.meta["val"], Tensor) and is_static(shape_of(n)) for n in inputs):
+    if not all(isinstance(n.meta["val"], Tensor) and (any_shape or is_static(shape_of(n))) for n in inputs):
         return
 
     def run(*tensors: Tensor) -> Any:

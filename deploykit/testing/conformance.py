@@ -36,6 +36,8 @@ class TargetConformance:
         model_of: another factory for some precisions, by name (an int4 weight-only kernel may need a `Linear`, say).
         options: passed to every export.
         thread_runs: of each of eight threads on one session.
+        stored_only: precisions, by name, that the runtime may but store weights in on some machines; the placement gate
+            refuses them there by default, and they are exported with `min_placement=0`.
     """
 
     target: ClassVar[str]
@@ -44,6 +46,7 @@ class TargetConformance:
     model_of: ClassVar[dict[str, Callable[[], Example]]] = {}
     options: ClassVar[dict[str, Any] | None] = None
     thread_runs: ClassVar[int] = 12
+    stored_only: ClassVar[frozenset[str]] = frozenset()
 
     # -- fixtures and helpers -------------------------------------------------------------------------------
 
@@ -105,13 +108,27 @@ class TargetConformance:
         self, precisions: list[Precision], resolved: Resolved, tmp_path: Path
     ) -> None:
         for precision in precisions:
-            artifact = self.export(tmp_path / precision.value, precision)
+            changes = {"min_placement": 0.0} if precision.value in self.stored_only else {}
+            artifact = self.export(tmp_path / precision.value, precision, **changes)
             assert artifact.status in (VERIFIED, NEEDS_DEVICE_BUILD), precision
             assert artifact.parity is not None and artifact.parity.passed, precision
             assert artifact.parity.evidence in Evidence
             assert artifact.parity.chain[-1].reference == "float PyTorch"
             assert artifact.achieved.requested == precision.value
-            assert sum(artifact.achieved.macs.values()) > 0, f"{precision}: no multiply-accumulates were counted"
+            achieved = artifact.achieved
+            assert sum(achieved.macs.values()) > 0, f"{precision}: no multiply-accumulates were counted"
+            left = [layer for layer in achieved.layers if not achieved.is_as_asked(layer.precision)]
+            assert all(layer.reason for layer in left), f"{precision}: a layer is left out without a reason"
+
+    def test_what_is_only_stored_in_a_precision_is_refused_by_default(
+        self, precisions: list[Precision], tmp_path: Path
+    ) -> None:
+        for precision in precisions:
+            if precision.value in self.stored_only:
+                stored = self.export(tmp_path / precision.value, precision, min_placement=0.0)
+                if stored.achieved.as_asked_fraction < 0.5:
+                    with pytest.raises(deploykit.PlacementError, match=precision.value):
+                        self.export(tmp_path / "never", precision)
 
     def test_int8_really_is_int8(self, artifact: Artifact) -> None:
         if artifact.precision != "int8":

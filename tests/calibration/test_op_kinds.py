@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.capture import capture
-from deploykit_calibration.op_kinds import ACTIVATIONS, LAYERS, MACS, OP_TABLE, kind_of, mac_count, weight_count
+from deploykit_calibration.op_kinds import ACTIVATIONS, LAYERS, MACS, OP_TABLE, kind_of
+from deploykit_calibration.products import mac_count, weight_count
 
 
 def _kinds(function: Callable[[Tensor], Tensor], *shape: int) -> list[str]:

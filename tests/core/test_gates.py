@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from deploykit._gates import Gates
+from deploykit._placement import REACHES_FURTHER, passing
 from deploykit._plan import _instead
-from deploykit.achieved import Achieved, Delegation, LayerAchieved
+from deploykit.achieved import Achieved, Delegation, LayerAchieved, is_as_asked
 from deploykit.errors import ParityError, PerformanceError, PlacementError
 from deploykit.precision import Evidence, Precision
 from deploykit.registry import resolve
@@ -15,12 +16,13 @@ from deploykit.registry import resolve
 CANDIDATE = SimpleNamespace(path="out/x.failed")
 
 
-def achieved(**macs: int) -> Achieved:
+def achieved(requested: str = "int8", /, **macs: int) -> Achieved:
+    """One layer for each precision; `int8_weights` stands for `int8-weights`."""
     layers = [
-        LayerAchieved(f"node_{name}", f"layer.{name}", "linear", name, count, reason=f"{name} for a reason")
-        for name, count in macs.items()
+        LayerAchieved(f"node_{name}", f"layer.{name}", "linear", name, count, weights=1, reason=f"{name} for a reason")
+        for name, count in ((name.replace("_", "-"), count) for name, count in macs.items())
     ]
-    return Achieved.count("int8", layers, source="a test")
+    return Achieved.count(requested, layers, source="a test")
 
 
 def only(gates, *arguments):
@@ -63,11 +65,107 @@ def test_an_int8_artifact_without_int8_misses_even_if_nothing_was_asked(parity):
     error = only(Gates(Precision.INT8), achieved(float32=5), parity, None)
     assert isinstance(error, PlacementError) and error.exit_code == 8
     assert "nothing runs in int8" in error.message and "layer.float32: float32 for a reason" in error.message
+    assert "min_placement=0 accepts" in error.hint
 
 
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])
-def test_float_artifacts_need_no_integers(parity, precision):
-    assert Gates(precision).misses(achieved(float32=5), parity, None) == []
+def test_float32_is_what_is_left_when_nothing_else_is_asked_for(parity):
+    assert Gates(Precision.FP32).misses(achieved("fp32", float32=5), parity, None) == []
+    assert Gates(Precision.FP32).misses(achieved("fp32", unknown=5), parity, None) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "macs", "missed"),
+    [
+        (Precision.INT8, {"int8": 5, "float32": 5}, False),
+        (Precision.INT8, {"int8": 49, "float32": 51}, True),
+        (Precision.INT8, {"int8_weights": 9, "float32": 1}, True),
+        (Precision.INT8_DYNAMIC, {"int8": 2, "float32": 98}, True),
+        (Precision.INT8_DYNAMIC, {"int8_weights": 9, "float32": 1}, True),
+        (Precision.INT8_WEIGHT_ONLY, {"int8_weights": 9, "float32": 1}, False),
+        (Precision.INT8_WEIGHT_ONLY, {"int4_weights": 9, "float32": 1}, False),
+        (Precision.INT8_WEIGHT_ONLY, {"float16": 9}, True),
+        (Precision.INT4_WEIGHT_ONLY, {"int4_weights": 80, "int8_weights": 9000}, True),
+        (Precision.INT4_WEIGHT_ONLY, {"int4": 9, "float16": 1}, False),
+        (Precision.INT6_PALETTE, {"6-bit palette": 9, "float16": 1}, False),
+        (Precision.INT6_PALETTE, {"4-bit palette": 9, "float16": 1}, False),
+        (Precision.INT4_PALETTE, {"6-bit palette": 9, "float16": 1}, True),
+        (Precision.INT16X8, {"int16x8": 9, "float32": 1}, False),
+        (Precision.INT16X8, {"float32": 9}, True),
+        (Precision.FP16, {"float16": 9, "float32": 1}, False),
+        (Precision.FP16, {"float16_weights": 9, "float32": 1}, False),
+        (Precision.FP16, {"float32": 9}, True),
+        (Precision.BF16, {"bfloat16": 9, "float32": 1}, False),
+        (Precision.BF16, {"float32": 9}, True),
+        (Precision.FP8, {"fp8": 9, "float16": 1}, False),
+        (Precision.MIXED, {"int8": 9, "float16": 1}, False),
+        (Precision.MIXED, {"float16": 9}, True),
+    ],
+)
+def test_by_default_the_larger_part_is_in_the_precision(parity, precision, macs, missed):
+    counted = achieved(precision.value, **macs)
+    assert bool(Gates(precision).misses(counted, parity, None)) is missed
+    accepted = Gates(precision, min_placement=passing(counted))
+    assert accepted.misses(counted, parity, None) == [], "the hint's min_placement must pass"
+
+
+def test_every_precision_has_a_default_or_is_the_float_one():
+    for precision in Precision:
+        assert is_as_asked(precision, "float32") is (precision is Precision.FP32)
+        assert bool(REACHES_FURTHER.get(precision)) is (precision is not Precision.FP32)
+
+
+def test_the_hint_gives_the_share_that_passes(parity):
+    counted = achieved("int8-dynamic", int8=1779, float32=98221)
+    error = only(Gates(Precision.INT8_DYNAMIC, reaches_further=Precision.INT8), counted, parity, None)
+    assert "1.8% of multiply-accumulates run in int8-dynamic" in error.message and "at least 50%" in error.message
+    assert "min_placement=0.017" in error.hint and 'precision="int8"' in error.hint
+    assert "not_as_requested" in error.hint
+    assert Gates(Precision.INT8_DYNAMIC, min_placement=0.017).misses(counted, parity, None) == []
+    assert Gates(Precision.INT8_DYNAMIC, min_placement=0.018).misses(counted, parity, None)
+
+
+def test_what_the_delegate_takes_limits_the_share_that_passes(parity):
+    taken = Delegation("XNNPACK", operators=9, delegated=1, macs_fraction=0.1, partitions=1, left={"GELU": 8})
+    assert passing(replace(achieved(int8=4, float32=6), delegation=taken)) == 0.1
+
+
+def test_layers_kept_by_request_are_not_held_against_the_default(parity):
+    whole = achieved(int8=2, float32=98)
+    kept = Achieved.count(
+        "int8",
+        [replace(layer, by_request=layer.precision == "float32") for layer in whole.layers],
+        source="a test",
+    )
+    assert only(Gates(Precision.INT8), whole, parity, None)
+    assert Gates(Precision.INT8).misses(kept, parity, None) == []
+    assert only(Gates(Precision.INT8, min_placement=0.9), kept, parity, None), "an explicit share is of everything"
+
+
+def test_everything_kept_by_request_leaves_nothing(parity):
+    whole = achieved(float32=98)
+    kept = Achieved.count("int8", [replace(layer, by_request=True) for layer in whole.layers], source="a test")
+    assert "nothing runs in int8" in only(Gates(Precision.INT8), kept, parity, None).message
+
+
+def test_a_precision_of_weights_is_not_about_products_without(parity):
+    layers = [
+        LayerAchieved("a", "a", "linear", "int4-weights", 40, weights=9),
+        LayerAchieved("b", "b", "matmul", "float32", 60, reason="a product of two activations has no weights"),
+    ]
+    counted = Achieved.count("int4-weight-only", layers, source="a test")
+    assert Gates(Precision.INT4_WEIGHT_ONLY).misses(counted, parity, None) == []
+    assert only(Gates(Precision.INT4_WEIGHT_ONLY, min_placement=0.5), counted, parity, None)
+    alone = Achieved.count("int4-weight-only", layers[1:], source="a test")
+    assert "nothing runs in int4" in only(Gates(Precision.INT4_WEIGHT_ONLY), alone, parity, None).message
+
+
+def test_an_operator_that_is_not_counted_is_not_passed_over(parity):
+    layers = [*achieved(int8=9).layers, LayerAchieved("x", "x", "own::op", "unknown", reason="why", counted=False)]
+    counted = Achieved.count("int8", layers, source="a test")
+    error = only(Gates(Precision.INT8), counted, parity, None)
+    assert "how often own::op multiplies" in error.message
+    assert Gates(Precision.INT8, min_placement=0.9).misses(counted, parity, None) == []
+    assert Gates(Precision.FP32).misses(replace(counted, requested="fp32"), parity, None) == []
 
 
 def test_a_model_without_multiplications_has_nothing_to_place(parity):
@@ -88,7 +186,8 @@ def test_a_model_without_multiplications_has_nothing_to_place(parity):
     ],
 )
 def test_min_placement_counts_the_asked_precision(parity, precision, macs, missed):
-    assert bool(Gates(precision, min_placement=0.9).misses(achieved(**macs), parity, None)) is missed
+    counted = achieved(precision.value, **macs)
+    assert bool(Gates(precision, min_placement=0.9).misses(counted, parity, None)) is missed
 
 
 def test_min_speedup(toy, parity):
@@ -139,8 +238,9 @@ def test_placement_asked_for_holds_for_the_delegate_too(parity):
 @pytest.mark.parametrize(("instead", "said"), [(Precision.FP16, True), (None, False)])
 def test_the_next_step_is_one_that_the_target_has(toy, parity, instead, said):
     failed = toy.make_parity(passed=False, failures=("cosine",))
+    gates = Gates(Precision.INT8, instead=instead, reaches_further=instead)
     for report, share in ((failed, achieved(int8=1)), (parity, achieved(float32=5))):
-        error = only(Gates(Precision.INT8, instead=instead), share, report, None)
+        error = only(gates, share, report, None)
         assert ('precision="fp16"' in error.hint) is said and "int8-dynamic" not in error.hint
 
 

@@ -18,7 +18,7 @@ from deploykit.achieved import Achieved, LayerAchieved
 from deploykit.errors import ConversionError
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
-from deploykit_calibration.op_kinds import mac_count, weight_count
+from deploykit_calibration.products import mac_count, weight_count
 from deploykit_numpy.session import ENTRY
 
 aten = torch.ops.aten
@@ -91,7 +91,7 @@ def _layer(job: ConversionJob, program: _Program, node: Node) -> LayerAchieved:
         else:
             reason = "its weight is not a constant"
     module_path = job.captured.origins[node.name].module_path
-    macs, weights = mac_count(node), weight_count(node)
+    macs, weights = mac_count(node) or 0, weight_count(node)
     return LayerAchieved(node.name, module_path, "linear", precision, macs, weights, reason)
 
 

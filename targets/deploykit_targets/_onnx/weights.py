@@ -103,7 +103,10 @@ def weight_only(
         weight = editor.weight(node, where) if node.op_type in forms else None
         if weight is not None and weight.ndim >= 2 and not (node.op_type == "MatMul" and weight.ndim != 2):
             editor.replace(node, forms[node.op_type](node, weight))
-            result.executed[_captured(node.name)] = f"int{bits if node.op_type == 'MatMul' else 8}-weights"
+            own = bits if node.op_type == "MatMul" else 8
+            result.executed[_captured(node.name)] = f"int{own}-weights"
+            if own != bits:
+                result.reasons[_captured(node.name)] = f"blocks of {bits} bits are for matrix products: it holds 8 bits"
         elif node.op_type in _FLOAT_ONLY:
             result.reasons[_captured(node.name)] = _FLOAT_ONLY[node.op_type]
         elif node.op_type == "MatMul":

@@ -168,7 +168,8 @@ def _achieved(job: ConversionJob, source: _Source, counted: Counted) -> Achieved
     }
     notes = (network.NOTE,) if old else (_HELD_AS,) if held else _NOTES.get(precision, ())
     read = "the neural network" if old else "the ML Program"
-    return reconcile(precision, source.layers, executed, source=read, reasons=reasons, notes=notes)
+    left = "" if precision is Precision.FP32 else "coremltools leaves it in float32"
+    return reconcile(precision, source.layers, executed, source=read, reasons=reasons, notes=notes, left=left)
 
 
 def _program_facts(written: Path, op_set: str) -> dict[str, Any]:

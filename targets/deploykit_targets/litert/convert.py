@@ -41,7 +41,9 @@ _NOTES = {
     Precision.INT16X8: ("int16 activations are for NPUs and microcontrollers: on a CPU they are slower than float",),
     Precision.INT4_WEIGHT_ONLY: (f"weights are stored in int4; {_DIALECT}",),
 }
-_LEFT = {Precision.INT16X8: "no 16-bit kernel, or a step inside it that calibration does not see"}
+_LEFT = {
+    Precision.INT16X8: "no 16-bit kernel, or a step inside it that calibration does not see",
+}
 _DYNAMIC = 'layers that write graph outputs round their input at run time, and write float; io="int8" makes them static'
 _HELD = (Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY, Precision.FP16)
 
@@ -225,8 +227,10 @@ def _achieved(job: ConversionJob, source: _Source) -> Achieved:
         source.layers,
         {**renamed, **found},
         source="operators and types in the .tflite file",
-        reasons={**_reasons(job, source, {**renamed, **found}), **source.kept},
+        reasons={**_weightless(job, source), **source.kept},
         notes=(*_NOTES.get(job.precision, ()), *((_DYNAMIC,) if source.dynamic else ())),
+        kept=source.kept,
+        left=_LEFT.get(job.precision, "ai-edge-quantizer leaves this kind of layer in float"),
     )
     if job.options.kernels != "xnnpack":
         return counted
@@ -234,11 +238,9 @@ def _achieved(job: ConversionJob, source: _Source) -> Achieved:
     return replace(counted, delegation=delegation(job.folder / _ENTRY, macs, tails))
 
 
-def _reasons(job: ConversionJob, source: _Source, found: dict[str, str]) -> dict[str, str]:
-    if job.precision is Precision.FP32:
+def _weightless(job: ConversionJob, source: _Source) -> dict[str, str]:
+    """Why layers without weights are in float32 where float16 is a type of storage."""
+    if job.precision is not Precision.FP16:
         return {}
-    return {
-        layer.name: _LEFT.get(job.precision, "ai-edge-quantizer leaves this kind of layer in float")
-        for layer in source.layers
-        if layer.macs and not layer.reason and found.get(layer.name) == "float32"
-    }
+    reason = "it has no weights to store in float16, and the file computes in float32"
+    return {layer.name: reason for layer in source.layers if not layer.weights}

@@ -29,7 +29,7 @@ _MOVES = frozenset(
     {"TRANSPOSE", "RESHAPE", "PAD", "PADV2", "QUANTIZE", "DEQUANTIZE", "CAST", "SLICE", "STRIDED_SLICE", "DELEGATE"}
 )
 _FLOATS = {"FLOAT32": "float32", "FLOAT16": "float16", "FLOAT64": "float64"}
-_WEIGHTS = {"INT8": "int8-weights", "INT4": "int4-weights"}
+_WEIGHTS = {"INT8": "int8-weights", "INT4": "int4-weights", "FLOAT16": "float16-weights"}
 
 
 def executed(model: Any, layers: Collection[str]) -> dict[str, str]:
@@ -46,7 +46,7 @@ def executed(model: Any, layers: Collection[str]) -> dict[str, str]:
 
 
 def stored(model: Any, layers: Collection[str]) -> dict[str, str]:
-    """What the weights of each layer are stored in: `int4-weights`, `int8-weights`, `float16` or `float32`."""
+    """What the weights of each layer are stored in: `int4-weights`, `int8-weights`, `float16-weights` or `float32`."""
     sources = {op.outputs[0].name: op for op in flatbuffer.operators(model) if op.kind == "DEQUANTIZE"}
     found = {}
     for name, ops in matched(model, layers).items():

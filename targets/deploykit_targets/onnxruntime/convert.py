@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +28,15 @@ _ENTRY = "model.onnx"
 _WEIGHTS_NAME = "model.onnx.data"
 _SMALLEST_BLOCK = 16
 _PROTOBUF_LIMIT_BYTES = 2_000_000_000
+_LEFT = {
+    Precision.FP16: "ONNX Runtime has no float16 kernel for it on this CPU, and casts around the float32 one",
+    Precision.INT8_DYNAMIC: "ONNX Runtime's dynamic quantizer does not know it",
+    Precision.INT8_WEIGHT_ONLY: "no weight-only form is written for it",
+    Precision.INT4_WEIGHT_ONLY: "no weight-only form is written for it",
+}
 _HELD_AS = "the precision is that of the stored weights; products run in float32 or, for int4, in int8 blocks"
 _NOTES = {
-    Precision.FP16: ("where the CPU has no float16 kernel, ONNX Runtime casts around float32 ones",),
+    Precision.FP16: ("weights are stored in float16; without a float16 kernel ONNX Runtime casts around float32 ones",),
     Precision.INT8_WEIGHT_ONLY: (_HELD_AS,),
     Precision.INT4_WEIGHT_ONLY: (_HELD_AS,),
 }
@@ -44,6 +50,7 @@ class _Made:
     lowered: Lowered
     held: Mapping[str, str] | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
+    kept: Collection[str] = ()
     log: str = ""
 
 
@@ -79,9 +86,11 @@ def _make(job: ConversionJob) -> _Made:
         return _compressed(lowered, float16(model))
     keep = kept_float(job.captured.origins, layers_with_weights(model), job.include, job.exclude)
     if job.precision is Precision.INT8_DYNAMIC:
-        return _compressed(lowered, dynamic_int8(model, reduce_range=scheme_of(job.device).reduce_range, keep=keep))
+        dynamic = dynamic_int8(model, reduce_range=scheme_of(job.device).reduce_range, keep=keep)
+        return replace(_compressed(lowered, dynamic), kept=keep)
     bits = 4 if job.precision is Precision.INT4_WEIGHT_ONLY else 8
-    return _compressed(lowered, weight_only(model, bits=bits, block_size=_checked(block_size), keep=keep), held=True)
+    held = weight_only(model, bits=bits, block_size=_checked(block_size), keep=keep)
+    return replace(_compressed(lowered, held, held=True), kept=keep)
 
 
 def _checked(block_size: int) -> int:
@@ -117,4 +126,6 @@ def _achieved(job: ConversionJob, made: _Made, path: Path) -> Achieved:
         source="ONNX Runtime's optimised graph",
         reasons=made.reasons,
         notes=_NOTES.get(job.precision, ()),
+        kept=made.kept,
+        left=_LEFT.get(job.precision, ""),
     )

@@ -23,6 +23,10 @@ _NOTES = {
     Precision.FP16: ("weights are stored in float16; the CPU computes in float32 where it has no float16 units",),
     Precision.BF16: ("weights are stored in float32; multiply-accumulates run in bfloat16",),
 }
+_LEFT = {
+    precision: f"OpenVINO has no {precision} kernel for it on this CPU"
+    for precision in (Precision.FP16, Precision.BF16)
+}
 
 
 def convert(job: ConversionJob) -> Conversion:
@@ -50,8 +54,14 @@ def _achieved(job: ConversionJob, lowered: Lowered) -> Any:
     names = {*aliases, *(layer.name for layer in lowered.layers)}
     shown = executed_precisions(job.folder / _ENTRY, job.precision, names)
     executed = {**{aliases[name]: found for name, found in shown.items() if name in aliases}, **shown}
-    source = "OpenVINO's execution graph"
-    return reconcile(job.precision, lowered.layers, executed, source=source, notes=_NOTES.get(job.precision, ()))
+    return reconcile(
+        job.precision,
+        lowered.layers,
+        executed,
+        source="OpenVINO's execution graph",
+        notes=_NOTES.get(job.precision, ()),
+        left=_LEFT.get(job.precision, ""),
+    )
 
 
 def _write_ir(model: onnx.ModelProto, path: Path, *, half: bool) -> None:

@@ -71,6 +71,10 @@ def export(name: str, precision: str, output: Path, **changes: Any) -> Artifact:
 def test_all_precisions_from_one_float_file_pass_their_gates(name: str, tmp_path: Path) -> None:
     sizes = {}
     for precision in FROM_FLOAT:
+        if name in RECURRENT and precision == "int16x8":
+            with pytest.raises(deploykit.PlacementError, match="no 16-bit kernel"):
+                export(name, precision, tmp_path / precision)
+            continue
         artifact = export(name, precision, tmp_path / precision)
         assert artifact.status == "verified"
         assert not any(layer.precision == "unknown" for layer in artifact.achieved.layers), precision
@@ -91,7 +95,7 @@ def test_static_int8_of_a_recurrent_network_is_downgraded_by_an_error_that_names
     name: str, tmp_path: Path
 ) -> None:
     with pytest.raises(deploykit.PlacementError, match=r"recurrent layers have no static int8 kernel") as caught:
-        export(name, "int8", tmp_path / "a", min_placement=0.5)
+        export(name, "int8", tmp_path / "a")
     assert 'precision="int8-dynamic"' in str(caught.value)
     assert export(name, "int8-dynamic", tmp_path / "b").achieved.macs_fraction("int8") == 1.0
 

@@ -15,8 +15,10 @@ class TestX86Cpu(TargetConformance):
         "int8-weight-only": models.transformer_encoder,
         "int4-weight-only": models.transformer_encoder,
     }
+    stored_only = frozenset({"fp16"})
 
 
 class TestX86CpuWithoutVnni(TargetConformance):
     target = "x86-cpu-avx2"
     model_of: ClassVar = TestX86Cpu.model_of
+    stored_only = TestX86Cpu.stored_only

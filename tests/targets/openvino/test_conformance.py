@@ -7,3 +7,4 @@ from deploykit.testing import TargetConformance
 
 class TestOpenVino(TargetConformance):
     target = "x86-cpu:openvino"
+    stored_only = frozenset({"fp16", "bf16"})

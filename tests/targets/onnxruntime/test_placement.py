@@ -1,0 +1,109 @@
+"""The default placement gate on ONNX Runtime: what is mostly float is refused, with reasons and the way on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deploykit
+
+
+class Gate(nn.Module):
+    """Convolutions, gates and one small linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Hardswish())
+        self.s = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid())
+        self.o = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.c(x)
+        return self.o((y * self.s(y)).mean((2, 3)))
+
+
+class Cell(nn.Module):
+    """A recurrent cell and a layer behind it."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell, self.o = cell, nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, state: Any) -> Any:
+        found = self.cell(x, state)
+        return self.o(found[0] if isinstance(found, tuple) else found)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def export(model: nn.Module, inputs: Any, folder: Path, precision: str, **changes: Any) -> deploykit.Artifact:
+    arguments = {"example_inputs": inputs, "profile": False, "progress": False, "output": folder, **changes}
+    return deploykit.export(model.eval(), "x86-cpu", precision, **arguments)
+
+
+@pytest.mark.parametrize("precision", ["int8-dynamic", "int4-weight-only", "fp16"])
+def test_mostly_float_is_refused_with_what_would_pass(precision: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = Gate(), (draw(0, 1, 3, 16, 16),)
+    try:
+        export(model, inputs, tmp_path / "a", precision)
+    except deploykit.PlacementError as error:
+        refused = error
+    else:
+        assert precision == "fp16", "only a runtime with float16 kernels may pass"
+        return
+    assert refused.exit_code == 8 and refused.candidate is not None and refused.candidate.status == "failed"
+    achieved = refused.candidate.achieved
+    assert all(layer.reason for layer in achieved.layers if not achieved.is_as_asked(layer.precision))
+    assert achieved.not_as_requested[0].reason in refused.message
+    accepted = re.search(r"min_placement=([\d.]+)", refused.hint or "")
+    assert accepted is not None
+    least = float(accepted[1])
+    assert export(model, inputs, tmp_path / "b", precision, min_placement=least).status == "verified"
+
+
+def test_layers_excluded_by_request_do_not_count_against_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = Gate(), (draw(0, 1, 3, 16, 16),)
+    batches = [draw(seed, 1, 3, 16, 16) for seed in range(4)]
+    artifact = export(model, inputs, tmp_path / "a", "int8", calibration=batches, exclude=["c.*"])
+    assert artifact.achieved.as_asked_fraction < 0.5 and artifact.achieved.placed_fraction == 1.0
+    kept = {layer.module_path for layer in artifact.achieved.layers if layer.by_request}
+    assert kept == {"c.0", "c.2"}
+
+
+@pytest.mark.parametrize(
+    ("cell", "state", "gates"),
+    [
+        (nn.LSTMCell(16, 16), (draw(1, 2, 16), draw(2, 2, 16)), 4),
+        (nn.GRUCell(16, 16), draw(1, 2, 16), 3),
+        (nn.RNNCell(16, 16), draw(1, 2, 16), 1),
+        (nn.RNNCell(16, 16, nonlinearity="relu"), draw(1, 2, 16), 1),
+    ],
+)
+def test_cells_are_counted_and_run_in_int8(cell: nn.Module, state: Any, gates: int, tmp_path: Path) -> None:
+    model, inputs = Cell(cell), (draw(0, 2, 16), state)
+    batches = [(draw(seed, 2, 16), state) for seed in range(3, 7)]
+    achieved = export(model, inputs, tmp_path / "a", "int8", calibration=batches).achieved
+    assert sum(achieved.macs.values()) == achieved.macs["int8"] == 2 * gates * 16 * 32 + 2 * 16 * 4
+    assert achieved.weights["int8"] == gates * 16 * 32 + 16 * 4
+
+
+@pytest.mark.parametrize(("precision", "status"), [("int8", "failed"), ("int8-dynamic", "verified")])
+def test_a_recurrent_layer_in_float_is_not_int8(precision: str, status: str, tmp_path: Path) -> None:
+    """ONNX Runtime has a dynamic LSTM and no static one."""
+    torch.manual_seed(0)
+    model = nn.LSTM(32, 32, batch_first=True)
+    batches = [draw(seed, 1, 4, 32) for seed in range(2)]
+    data = {"calibration": batches} if precision == "int8" else {}
+    artifact = export(model, (draw(0, 1, 4, 32),), tmp_path / "a", precision, strict=False, **data)
+    assert artifact.status == status
+    (layer,) = [layer for layer in artifact.achieved.layers if layer.macs]
+    assert layer.macs == 4 * 4 * 32 * 64 and layer.weights == 4 * 32 * 64
