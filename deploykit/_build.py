@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from deploykit import manifest as layout
-from deploykit._plan import failed_path, replaceable
+from deploykit._replace import check_replaceable, failed_path, replaceable
 from deploykit._staging import finish, list_files
 from deploykit.artifact import Artifact, golden_tolerance, load
 from deploykit.errors import ParityError, UsageError
@@ -61,14 +61,14 @@ def build(
     kept = replaceable(parent.path.with_name(f"{parent.path.name}-built") if output is None else output)
     if kept == parent.path:
         raise UsageError(f"{kept} is the artifact to build, which is left as it is", hint="choose another output=")
-    with staging_folder(kept) as folder:
+    with staging_folder(kept, check_replaceable) as folder:
         artifact, log = _built(parent, target, folder, options)
         report = _parity(parent, artifact, target)
         measured = target.profile(artifact) if profile else None
         finish(artifact, report, measured, failed=not report.passed, log=log)
         if strict and not report.passed:
             kept = failed_path(kept)
-        publish_folder(folder, kept)
+        publish_folder(folder, kept, check_replaceable)
     published = load(kept)
     if strict and not report.passed:
         message = f"the device computes something else than the reference: {'; '.join(report.failures)}"

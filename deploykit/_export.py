@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from deploykit import _evidence
 from deploykit._calibration import CalibrationRun, calibration_service
 from deploykit._fastest import SUFFIX, export_fastest
-from deploykit._plan import Goals, Plan, failed_path, make_plan
+from deploykit._plan import Goals, Plan, make_plan
+from deploykit._replace import check_replaceable, failed_path
 from deploykit._staging import draft, finish, make_golden
 from deploykit.artifact import Artifact, load
 from deploykit.errors import CalibrationError
@@ -110,7 +111,7 @@ def export(
         captured, data = _capture(plan, model, example_inputs, dynamic_batch, dynamic_shapes, calibration)
     with steps.step("calibrate", spinner=False):
         run = _calibrate(plan, captured, data, cache_dir, progress)
-    with staging_folder(plan.output) as folder:
+    with staging_folder(plan.output, check_replaceable) as folder:
         with steps.step("convert"):
             job = _job(plan, captured, run, folder)
             conversion = plan.resolved.target.convert(job)
@@ -124,7 +125,7 @@ def export(
         misses = plan.gates.misses(artifact.achieved, report, measured)
         finish(artifact, report, measured, failed=bool(misses), log=conversion.log)
         kept = failed_path(plan.output) if misses and strict else plan.output
-        publish_folder(folder, kept)
+        publish_folder(folder, kept, check_replaceable)
     published = load(kept)
     if misses and strict:
         raise misses[0].error(published)

@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from deploykit._plan import default_output, replaceable
+from deploykit._plan import default_output
+from deploykit._replace import check_replaceable, replaceable
 from deploykit.artifact import Artifact, load
 from deploykit.choice import Candidate, Choice
 from deploykit.errors import ConversionError, DeploykitError, DeviceError, MissingDependencyError, UnknownTargetError
@@ -42,7 +43,10 @@ def export_fastest(export: Callable[..., Artifact], request: Mapping[str, Any]) 
     device = request["target"].removesuffix(SUFFIX)
     offers = _installed(device, request["precision"])
     output = replaceable(request["output"] or default_output(request["model"], request["target"], request["precision"]))
-    with staging_folder(output) as staging, tempfile.TemporaryDirectory(prefix="deploykit-fastest-") as cache:
+    with (
+        staging_folder(output, check_replaceable) as staging,
+        tempfile.TemporaryDirectory(prefix="deploykit-fastest-") as cache,
+    ):
         shared = {**request, "calibration": _kept(request["calibration"]), "cache_dir": request["cache_dir"] or cache}
         made = {
             offer.typed: _attempt(export, {**shared, "target": offer.typed, "output": staging / offer.target.name})
@@ -59,7 +63,7 @@ def export_fastest(export: Callable[..., Artifact], request: Mapping[str, Any]) 
         winner = passing[choice.winner]
         data = msgspec.json.format(msgspec.json.encode(choice), indent=2) + b"\n"
         write_file(winner.path / CHOICE_NAME, data)
-        publish_folder(winner.path, output)
+        publish_folder(winner.path, output, check_replaceable)
     return load(output)
 
 

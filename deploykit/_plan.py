@@ -11,8 +11,8 @@ from typing import Any
 
 from deploykit._gates import Gates
 from deploykit._placement import REACHES_FURTHER
-from deploykit.errors import ArtifactError, UsageError
-from deploykit.manifest import MANIFEST_NAME
+from deploykit._replace import replaceable
+from deploykit.errors import UsageError
 from deploykit.parity import DEFAULT_TOLERANCES, Tolerance
 from deploykit.precision import Precision
 from deploykit.registry import Resolved, resolve
@@ -147,34 +147,3 @@ def default_output(model: Any, target: str, precision: str) -> Path:
     """Where an artifact goes that was given no folder."""
     name = model.rsplit(":", 1)[-1] if isinstance(model, str) else type(model).__name__
     return Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name.lower()}-{target}-{precision}")
-
-
-def replaceable(output: str | Path) -> Path:
-    """The absolute folder of an artifact to write.
-
-    Raises:
-        ArtifactError: there, or where a failed candidate would be kept, is something else than an artifact.
-    """
-    path = Path(output)
-    path = path.parent.resolve() / path.name
-    for folder in (path, failed_path(path)):
-        _check_replaceable(folder)
-    return path
-
-
-def failed_path(output: Path) -> Path:
-    """Where the candidate that missed a gate is kept."""
-    return output.with_name(f"{output.name}.failed")
-
-
-def _check_replaceable(path: Path) -> None:
-    """Only an artifact, or an empty folder, may be replaced."""
-    hint = "choose another output=, or remove it"
-    if path.is_symlink():
-        raise ArtifactError(f"{path} is a symbolic link; it is left alone", hint=hint)
-    if path.exists() and not (path / MANIFEST_NAME).is_file() and not _is_empty_folder(path):
-        raise ArtifactError(f"{path} exists and is not an artifact; it is left alone", hint=hint)
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 import deploykit
-from deploykit._plan import METHODS, default_output, replaceable
+from deploykit._plan import METHODS, default_output
+from deploykit._replace import replaceable
 from deploykit.errors import (
     ArtifactError,
     MissingDependencyError,

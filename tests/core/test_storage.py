@@ -44,12 +44,15 @@ def way(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture
-def dead_pid() -> int:
-    """A process id that no process has any more."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+def stamp(*, machine: str | None = None, boot: str | None = None) -> str:
+    """The name of something that nobody holds: of this machine and boot, or of others."""
+    return f"{machine or storage._machine()}-{boot or storage._boot()}-0123456789ab"
+
+
+def aged(path: Path) -> Path:
+    """From before this machine was started."""
+    os.utime(path, (1e9, 1e9))
+    return path
 
 
 def test_hash_is_that_of_the_content(tmp_path):
@@ -158,40 +161,126 @@ def test_a_second_rename_that_fails_brings_the_old_artifact_back(tmp_path, monke
 
 def test_a_parent_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ArtifactError, match="cannot create") as caught, staging_folder(tmp_path / "file" / "model"):
+    with (
+        pytest.raises(ArtifactError, match="cannot create a folder") as caught,
+        staging_folder(tmp_path / "file" / "model"),
+    ):
         pytest.fail("must not be entered")
     assert "output=" in caught.value.hint
 
 
-def test_left_overs_of_killed_processes_are_removed(tmp_path, dead_pid):
+def test_left_overs_of_killed_processes_are_removed(tmp_path):
     export(tmp_path / "model", "good")
-    for name in (f".model.staging-{dead_pid}-abc", f".model.retired-{dead_pid}-abc"):
-        (tmp_path / name).mkdir()
+    for kind in ("staging", "retired"):
+        (tmp_path / f".model.{kind}-{stamp()}").mkdir()
+    aged(tmp_path / f".model.staging-{stamp()}").rename(tmp_path / f".model.staging-{stamp(boot='0' * 8)}")
     export(tmp_path / "model", "better")
     assert read(tmp_path / "model") == "better" and names(tmp_path) == ["model"]
 
 
-def test_an_artifact_lost_between_two_renames_is_brought_back(tmp_path, dead_pid):
+def test_an_artifact_lost_between_two_renames_is_brought_back(tmp_path):
     export(tmp_path / "model", "good")
-    (tmp_path / "model").rename(tmp_path / f".model.retired-{dead_pid}-abc")
+    (tmp_path / "model").rename(tmp_path / f".model.retired-{stamp()}")
     with staging_folder(tmp_path / "model"):
         assert read(tmp_path / "model") == "good"
     assert names(tmp_path) == ["model"]
 
 
-def test_folders_of_living_processes_and_of_other_artifacts_are_left_alone(tmp_path, dead_pid):
-    kept = [f".model.staging-{os.getpid()}-abc", f".other.staging-{dead_pid}-abc", f".model.staging-{os.getppid()}-x"]
+def test_what_may_be_live_or_somebody_elses_is_left_alone(tmp_path):
+    kept = [
+        f".model.staging-{stamp(machine='0' * 8, boot='1' * 8)}",  # of another machine, on a shared file system
+        f".model.staging-{stamp(boot='1' * 8)}",  # a clone of this machine, of the same name and younger than our boot
+        f".other.staging-{stamp()}",
+        ".model.staging-1234-abc",
+        ".model.staging-notes",
+        ".model.retired-photos",
+    ]
     for name in kept:
         (tmp_path / name).mkdir()
-    export(tmp_path / "model", "new")
-    assert names(tmp_path) == sorted([*kept, "model"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / f".model.staging-{stamp()}").symlink_to(tmp_path / "mine")
+    with staging_folder(tmp_path / "model") as live:
+        export(tmp_path / "model", "new")
+        assert live.is_dir()
+    assert names(tmp_path) == sorted([*kept, "model", "mine", f".model.staging-{stamp()}"])
 
 
-def test_names_with_glob_characters(tmp_path, dead_pid):
-    (tmp_path / f".x[1]*.staging-{dead_pid}-abc").mkdir()
-    (tmp_path / f".x1y.staging-{dead_pid}-abc").mkdir()
+@pytest.mark.skipif(sys.platform != "linux", reason="PID namespaces are of Linux")
+def test_a_live_export_of_another_pid_namespace_is_left_alone(tmp_path):
+    wrapper = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*wrapper, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system lets nobody make PID namespaces")
+    script = (
+        "import pathlib, sys\n"
+        "from deploykit.storage import staging_folder\n"
+        "with staging_folder(pathlib.Path(sys.argv[1])) as staging:\n"
+        "    print(staging.name, flush=True); sys.stdin.read()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [*wrapper, sys.executable, "-c", script, str(tmp_path / "model")]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, env=environment) as other:
+        staging = other.stdout.readline().decode().strip()
+        export(tmp_path / "model", "new")
+        assert names(tmp_path) == sorted([staging, "model"])
+        other.kill()
+    export(tmp_path / "model", "newer")
+    assert names(tmp_path) == ["model"]
+
+
+def test_parts_of_killed_writers_are_removed_and_live_ones_are_not(tmp_path):
+    dead, mine = tmp_path / f".file.{stamp()}.part", tmp_path / ".file.notes.part"
+    dead.touch()
+    mine.touch()
+
+    def meanwhile(part: Path) -> None:
+        write_file(tmp_path / "file", b"inner")
+        assert part.exists()
+
+    write_file(tmp_path / "file", b"outer", check=meanwhile)
+    assert names(tmp_path) == [mine.name, "file"] and (tmp_path / "file").read_bytes() == b"outer"
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "fifo"])
+def test_only_regular_files_are_replaced(tmp_path, kind):
+    path = tmp_path / "out"
+    {"link": lambda: path.symlink_to("/dev/null"), "folder": path.mkdir, "fifo": lambda: os.mkfifo(path)}[kind]()
+    with pytest.raises(ArtifactError, match="left alone"):
+        write_file(path, b"new")
+    assert names(tmp_path) == ["out"] and not path.is_file()
+
+
+def test_what_the_check_refuses_is_where_it_was(tmp_path, way):
+    export(tmp_path / "model", "mine")
+    looks = []
+
+    def refuse_late(path: Path) -> None:
+        looks.append(path.name)
+        if len(looks) > 1:
+            raise ArtifactError("somebody put it there just now")
+
+    def replace() -> None:
+        with staging_folder(tmp_path / "model") as staging:
+            (staging / "new").touch()
+            publish_folder(staging, tmp_path / "model", refuse_late)
+
+    with pytest.raises(ArtifactError, match="just now"):
+        replace()
+    assert len(looks) == 2 and read(tmp_path / "model") == "mine" and names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "a\0b"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    with pytest.raises(ArtifactError), staging_folder(tmp_path / name):
+        pytest.fail("must not be entered")
+    with pytest.raises(ArtifactError):
+        write_file(tmp_path / name, b"")
+
+
+def test_names_with_characters_of_patterns(tmp_path):
+    (tmp_path / f".x[1]*.staging-{stamp()}").mkdir()
+    (tmp_path / f".x1y.staging-{stamp()}").mkdir()
     export(tmp_path / "x[1]*", "new")
-    assert names(tmp_path) == sorted([f".x1y.staging-{dead_pid}-abc", "x[1]*"])
+    assert names(tmp_path) == sorted([f".x1y.staging-{stamp()}", "x[1]*"])
 
 
 def test_a_killed_process_leaves_the_old_artifact(tmp_path):
