@@ -21,7 +21,6 @@ from deploykit.errors import ParityError, UsageError
 from deploykit.host import this_host
 from deploykit.parity import Link, ParityReport, Stage, compare_chain
 from deploykit.precision import Evidence
-from deploykit.registry import toolchain
 from deploykit.session import FunctionSession
 from deploykit.storage import publish_folder, staging_folder
 from deploykit.target import Conversion, Target
@@ -57,7 +56,7 @@ def build(
     parent = load(path)
     if parent.manifest.build is None:
         raise UsageError(f"{parent.path.name} needs no build; its status is {parent.status!r}", hint="open it as it is")
-    target = toolchain(parent.manifest.toolchain)
+    target = parent.plugin()
     kept = replaceable(parent.path.with_name(f"{parent.path.name}-built") if output is None else output)
     if kept == parent.path:
         raise UsageError(f"{kept} is the artifact to build, which is left as it is", hint="choose another output=")

@@ -20,11 +20,12 @@ from deploykit.achieved import Achieved
 from deploykit.choice import Choice, read_choice
 from deploykit.errors import ArtifactError, ParityError, UsageError
 from deploykit.host import this_host
-from deploykit.manifest import FileEntry, Manifest
+from deploykit.manifest import Manifest
 from deploykit.parity import DEFAULT_TOLERANCES, Metrics, ParityReport, Tolerance, compare_sessions
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import Profile
 from deploykit.requirements import Missing, Preflight, Requirements, check
+from deploykit.seal import Seal, sealed
 from deploykit.session import FunctionSession, Session
 from deploykit.storage import sha256_of, write_file
 from deploykit.tensors import TensorSpec
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 GOLDEN_DB = "golden_min_sqnr_db"
 """Key of an artifact's metadata: from which SQNR in dB golden outputs count as reproduced on its device."""
+
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,14 @@ class Artifact:
         path: its folder.
         manifest: its validated manifest.
         board: address of the machine that it is run on; None for this one. See `on_board`.
+        seal: of the files as they were when they were loaded; None where they are being made.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, *, board: str | None = None) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, board: str | None = None, seal: Seal | None = None) -> None:
         self.path = path
         self.manifest = manifest
         self._board = board
+        self._seal = seal
 
     @property
     def target(self) -> str:
@@ -160,12 +165,22 @@ class Artifact:
         Args:
             address: as for `ssh`, such as `user@host`.
         """
-        return Artifact(self.path, self.manifest, board=address)
+        return Artifact(self.path, self.manifest, board=address, seal=self._seal)
+
+    def check_unaltered(self) -> None:
+        """Refuse to go on where a file is another one than was loaded; see `deploykit.seal`.
+
+        Raises:
+            ArtifactError: names the file.
+        """
+        if self._seal is not None:
+            self._seal.check(self.manifest.files)
 
     def plugin(self) -> Target:
         """The toolchain that it was made with and is run by."""
-        from deploykit.registry import toolchain
+        from deploykit.registry import check_agreement, toolchain
 
+        check_agreement(self.manifest)
         found = toolchain(self.manifest.toolchain)
         return found if self._board is None else found.on_board(self._board)
 
@@ -245,13 +260,32 @@ def load(path: str | Path) -> Artifact:
         ArtifactError: not an artifact, damaged, truncated, with a path that leaves the folder, a link, or written by
             a newer deploykit; the message says which and what to do.
     """
+    from deploykit.registry import check_agreement
+
     folder = Path(path)
+    for _ in range(_ATTEMPTS):
+        before = _identity(folder)
+        try:
+            manifest = Manifest.from_json(_manifest_bytes(folder))
+            check_agreement(manifest)
+            whole = folder.resolve()
+            return Artifact(whole, manifest, seal=check_files(whole, manifest))
+        except (OSError, ArtifactError) as error:
+            if before == _identity(folder):
+                if isinstance(error, ArtifactError):
+                    raise
+                message = f"cannot read {folder}: {error.strerror or error}"
+                raise ArtifactError(message, hint="check permissions") from error
+    raise ArtifactError(f"{folder} is replaced all the time", hint="load it when the exports have ended")
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """Which folder it is: an export that ends meanwhile puts another in its place, and that is not an alteration."""
     try:
-        manifest = Manifest.from_json(_manifest_bytes(folder))
-        check_files(folder, manifest)
-    except OSError as error:
-        raise ArtifactError(f"cannot read {folder}: {error.strerror or error}", hint="check permissions") from error
-    return Artifact(folder.resolve(), manifest)
+        found = folder.lstat()
+    except (OSError, ValueError):
+        return ()
+    return (found.st_dev, found.st_ino, found.st_ctime_ns)
 
 
 def _manifest_bytes(folder: Path) -> bytes:
@@ -264,38 +298,20 @@ def _manifest_bytes(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
+def check_files(folder: Path, manifest: Manifest) -> Seal:
     """Compare every file with the manifest.
 
+    Returns:
+        What tells later whether they are still the same.
     Raises:
-        ArtifactError: a file is missing, a link, truncated or altered.
+        ArtifactError: a file is missing, a link, truncated, altered, or not listed.
     """
     known = {entry.path for entry in manifest.files}
     if manifest.entry not in known:
         raise ArtifactError(f"the manifest's entry {manifest.entry!r} is not among its files")
     if layout.GOLDEN_NAME not in known and (folder / layout.GOLDEN_NAME).exists():  # no hash would vouch for it
         raise ArtifactError(f"the manifest does not list {layout.GOLDEN_NAME}", hint="export the model again")
-    for entry in manifest.files:
-        _check_file(folder, entry)
-
-
-def _check_file(folder: Path, entry: FileEntry) -> None:
-    layout.check_relative(entry.path)
-    path = folder
-    for part in entry.path.split("/"):
-        path = path / part
-        if path.is_symlink():
-            raise ArtifactError(f"{entry.path} is (or lies under) a symbolic link; artifacts hold no links")
-    hint = "copy the artifact again, or export again"
-    if not path.is_file():
-        raise ArtifactError(f"{entry.path} is missing", hint=hint)
-    size = path.stat().st_size
-    if size != entry.size:
-        raise ArtifactError(
-            f"{entry.path} has {size} bytes, the manifest says {entry.size}: truncated or altered", hint=hint
-        )
-    if sha256_of(path) != entry.sha256:
-        raise ArtifactError(f"{entry.path} does not match its sha256: its content was altered", hint=hint)
+    return sealed(folder, manifest.files)
 
 
 def golden_bytes(golden: Golden) -> bytes:

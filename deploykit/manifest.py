@@ -28,6 +28,10 @@ PROFILE_NAME = "profile.json"
 LOG_NAME = "convert.log"
 CHOICE_NAME = "choice.json"
 RECORD_NAMES = frozenset({MANIFEST_NAME, PROFILE_NAME, LOG_NAME, CHOICE_NAME})
+BUILD_RECORD_NAMES = frozenset({"build.json", "layers.json", "model.engine", "model.mxr", "timing.cache"})
+"""What a recipe leaves in its folder when it is run on a device by hand; nothing here reads them."""
+BUILD_CACHE = "cache/"
+"""The same, of ONNX Runtime's MIGraphX provider."""
 
 VERIFIED = "verified"
 FAILED = "failed"
@@ -168,6 +172,12 @@ def _check_version(data: bytes) -> None:
             f"{MANIFEST_NAME} has schema version {found}; this deploykit reads versions up to {SCHEMA_VERSION}",
             hint="pip install --upgrade deploykit",
         )
+
+
+def is_part_of_record(path: str) -> bool:
+    """Whether a file is what a killed process left of writing a record; see `storage.write_file`."""
+    names = "|".join(map(re.escape, sorted(RECORD_NAMES)))
+    return bool(re.fullmatch(rf"\.({names})\.[0-9a-f]{{8}}\.part", path))
 
 
 def check_relative(path: str) -> None:

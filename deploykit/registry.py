@@ -13,12 +13,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from deploykit._optional import Requirement
 from deploykit.devices import Device
-from deploykit.errors import DeploykitError, UnknownTargetError, install_command
+from deploykit.errors import ArtifactError, DeploykitError, UnknownTargetError, install_command
 from deploykit.precision import Precision
 from deploykit.target import Target
+
+if TYPE_CHECKING:
+    from deploykit.manifest import Manifest
 
 GROUP = "deploykit.targets"
 
@@ -127,6 +131,31 @@ def toolchain(name: str) -> Target:
         f"no toolchain {name!r} is installed; there are {', '.join(toolchains())}",
         hint="install the distribution that brings it",
     )
+
+
+def check_agreement(manifest: Manifest) -> None:
+    """Refuse an artifact whose target, device and toolchain do not mean the same thing here.
+
+    Who opens `x86-cpu` expects ONNX Runtime to read a file, and not a native library to be run because the manifest
+    names another toolchain. Where the toolchain is not installed there is nothing to compare with, and to run.
+
+    Raises:
+        ArtifactError: names all three.
+    """
+    if manifest.toolchain not in toolchains():
+        return
+    said = f"the manifest is for target {manifest.target!r}"
+    try:
+        meant = resolve(manifest.target)
+    except DeploykitError as error:
+        message = f"{said}, which means nothing here: {error.message}"
+        raise ArtifactError(message, hint="update deploykit, or export the model again") from error
+    if (meant.target.name, meant.device.name) != (manifest.toolchain, manifest.device):
+        raise ArtifactError(
+            f"{said}, which is {meant.device.name} through {meant.target.name}, and names {manifest.device!r}"
+            f" through {manifest.toolchain!r}; the artifact is refused",
+            hint="export the model again",
+        )
 
 
 def opener_of(path: Path) -> Target | None:

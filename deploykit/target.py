@@ -360,7 +360,14 @@ class Target(ABC):
         self._refuse_missing(artifact)
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS):
             raise UsageError(f"threads must be a whole number from 1 to {_MAX_THREADS}, not {threads!r}")
-        return self._open(artifact, threads or this_host().cores)
+        artifact.check_unaltered()
+        session = self._open(artifact, threads or this_host().cores)
+        try:
+            artifact.check_unaltered()  # what was opened is what was hashed
+        except BaseException:
+            session.close()
+            raise
+        return session
 
     def _refuse_missing(self, artifact: Artifact) -> None:
         found = self.preflight(artifact)

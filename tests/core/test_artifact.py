@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from deploykit import manifest as layout
+from deploykit import seal
 from deploykit.artifact import Golden, golden_bytes, golden_tolerance, load
 from deploykit.errors import ArtifactError, DeviceError, ParityError, UnknownTargetError, UsageError
 from deploykit.manifest import Manifest, PendingBuild, check_relative
@@ -306,7 +308,7 @@ def test_damaged_golden_data_is_an_artifact_error(folder, golden, words):
 
 
 def test_a_profile_of_another_artifact_is_refused(folder):
-    edit_manifest(folder, target="toy")
+    edit_manifest(folder, target="toy-board:toy")
     with pytest.raises(ArtifactError, match="another artifact"):
         load(folder).profile  # noqa: B018
 
@@ -356,3 +358,86 @@ def test_an_unknown_dtype_is_refused(folder, dtype):
 def test_threads_that_no_runtime_can_start_are_refused(folder, threads):
     with pytest.raises(UsageError, match="threads must be a whole number from 1 to"):
         load(folder).open(threads=threads)
+
+
+@pytest.mark.parametrize("name", ["json.py", "sub/resource.py", "__pycache__/board.pyc", ".hidden", "model.onnx.data"])
+def test_a_file_that_the_manifest_does_not_list_is_refused_by_name(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("print('run')")
+    with pytest.raises(ArtifactError, match=f"{name} lies in .*does not list"):
+        load(folder)
+
+
+def test_an_unlisted_link_is_refused(folder):
+    (folder / "link").symlink_to("/dev/zero")
+    with pytest.raises(ArtifactError, match="link lies in"):
+        load(folder)
+
+
+def test_records_and_what_is_left_of_writing_one_may_be_there(folder):
+    for name in (layout.LOG_NAME, ".profile.json.0123abcd.part", ".DS_Store", "model.engine", "timing.cache"):
+        (folder / name).write_text("anything")
+    (folder / "empty").mkdir()
+    load(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"target": "toy-old"}, {"device": "toy-old"}, {"target": "toy"}, {"target": "nothing"}, {"device": "nothing"}],
+)
+def test_target_device_and_toolchain_must_mean_the_same(folder, changes):
+    edit_manifest(folder, **changes)
+    with pytest.raises(ArtifactError, match="the manifest is for target"):
+        load(folder)
+
+
+def test_a_file_altered_between_load_and_open_is_refused(folder):
+    artifact = load(folder)
+    entry = folder / artifact.manifest.entry
+    data = bytearray(entry.read_bytes())
+    data[-1] ^= 1
+    found = entry.stat()
+    entry.write_bytes(data)
+    os.utime(entry, ns=(found.st_atime_ns, found.st_mtime_ns))  # the same size, and the same time of change
+    with pytest.raises(ArtifactError, match="altered since it was loaded"):
+        artifact.open()
+
+
+def test_a_file_altered_while_it_is_opened_is_refused(folder, monkeypatch):
+    artifact = load(folder)
+    plugin, closed = artifact.plugin(), []
+    opening = type(plugin)._open
+
+    def altering(self, artifact, threads):
+        session = opening(self, artifact, threads)
+        (folder / artifact.manifest.entry).write_bytes(b"other")
+        monkeypatch.setattr(session, "close", lambda: closed.append(1))
+        return session
+
+    monkeypatch.setattr(type(plugin), "_open", altering)
+    with pytest.raises(ArtifactError, match="altered since it was loaded"):
+        artifact.open()
+    assert closed == [1]
+
+
+def test_the_same_content_written_again_opens(folder):
+    artifact = load(folder)
+    entry = folder / artifact.manifest.entry
+    entry.write_bytes(entry.read_bytes())
+    artifact.open().close()
+
+
+def test_an_export_that_ends_while_it_is_loaded_is_no_alteration(folder, tmp_path, monkeypatch):
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    edit_manifest(other, options={"gain": 2.0})
+    swaps, hashing = iter([1]), seal.sha256_of
+
+    def swapping(path):
+        if next(swaps, None):  # what an export does to the older artifact
+            folder.rename(tmp_path / "older")
+            other.rename(folder)
+            shutil.rmtree(tmp_path / "older")
+        return hashing(path)
+
+    monkeypatch.setattr(seal, "sha256_of", swapping)
+    assert load(folder).manifest.options == {"gain": 2.0}

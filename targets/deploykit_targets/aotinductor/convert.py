@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from deploykit_calibration.job import quantize
 from deploykit_calibration.layers import float_layers, reconcile
 from deploykit_calibration.placement import LayerPlacement
 from deploykit_calibration.simulate import SimulatedModel
+from deploykit_targets.aotinductor.compiling import OPTIONS, without_paths
 from deploykit_targets.aotinductor.count import integer_layers
 from deploykit_targets.aotinductor.retype import retyped
 from deploykit_targets.aotinductor.scheme import scheme_of
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from deploykit.devices import Device
 
 ENTRY = "model.pt2"
+_HASHED = re.compile(r"/[^/.]+\.wrapper")  # files are called by a hash over this machine's paths
+_GENERATED = (".cpp", ".kernel_metadata.json")  # the latter says of a kernel's source what is known of the whole
 _DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 _NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
@@ -101,8 +105,9 @@ def _compile(program: Any, job: ConversionJob, path: Path) -> None:
         "cpp.dynamic_threads": True,
         # the compiler looks for q/dq patterns only where weights are constants that it may pack
         "freezing": job.precision is Precision.INT8,
+        **OPTIONS,
     }
-    with torch.no_grad():
+    with torch.no_grad(), without_paths():
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
 
 
@@ -112,10 +117,10 @@ def _canonical(path: Path) -> None:
     What is left (native code, constants, versions) is the same for the same model, compiler and CPU.
     """
     with zipfile.ZipFile(path) as archive:
-        kept = {name: archive.read(name) for name in archive.namelist() if not name.endswith(".cpp")}
+        kept = {name: archive.read(name) for name in archive.namelist() if not name.endswith(_GENERATED)}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in sorted(kept.items()):
-            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry = zipfile.ZipInfo(_HASHED.sub("/generated.wrapper", name), (1980, 1, 1, 0, 0, 0))
             archive.writestr(entry, b"0" * len(data) if name.endswith("serialization_id") else data)
 
 

@@ -130,7 +130,9 @@ def test_verify_where_it_must_be_built_first(cli, toy, artifact):
 
 
 def test_verify_without_the_runtime(cli, toy, artifact):
-    toy.write_artifact(artifact.path.with_name("other"), toolchain="absent")
+    toy.write_artifact(
+        artifact.path.with_name("other"), toolchain="absent", target="absent-board", device="absent-board"
+    )
     result = cli("verify", "other")
     assert result.code == 3 and 'pip install "toy-plugin[absent-runtime]"' in result.err
 
@@ -179,7 +181,9 @@ def test_profile_in_turns_with_a_baseline(cli, toy, artifact):
 
 
 def test_a_baseline_of_another_toolchain_is_refused(cli, toy, artifact):
-    toy.write_artifact(artifact.path.with_name("other"), toolchain="absent")
+    toy.write_artifact(
+        artifact.path.with_name("other"), toolchain="absent", target="absent-board", device="absent-board"
+    )
     result = cli("profile", "art", "--baseline", "other")
     assert result.code == 2 and "deploykit compare" in result.err
 
