@@ -59,7 +59,7 @@ def export_fastest(export: Callable[..., Artifact], request: Mapping[str, Any]) 
                 f"no toolchain of {device} makes an artifact that passes: {reasons}",
                 hint="export with one of them to see its report and its hint",
             )
-        choice = _measured(passing, made)
+        choice = _measured(_of_the_device(passing), made)
         winner = passing[choice.winner]
         data = msgspec.json.format(msgspec.json.encode(choice), indent=2) + b"\n"
         write_file(winner.path / CHOICE_NAME, data)
@@ -107,15 +107,24 @@ def _passes(artifact: Artifact) -> bool:
     return artifact.status == VERIFIED
 
 
+def _of_the_device(passing: Mapping[str, Artifact]) -> Mapping[str, Artifact]:
+    """Those that compute here as they do on their device, which alone can be compared."""
+    found = {name: one for name, one in passing.items() if _is_native(one)}
+    if not found:
+        raise DeviceError(
+            f"{', '.join(passing)} does not run on this machine, and the fastest is found by measuring",
+            hint="export on the device, or name the toolchain",
+        )
+    return found
+
+
+def _is_native(artifact: Artifact) -> bool:
+    return artifact.plugin().evidence(artifact) is Evidence.DEVICE
+
+
 def _measured(passing: Mapping[str, Artifact], made: Mapping[str, Artifact | DeploykitError]) -> Choice:
     with ExitStack() as stack:
         sessions = [stack.enter_context(artifact.open()) for artifact in passing.values()]
-        for artifact in passing.values():
-            if artifact.plugin().evidence(artifact) is not Evidence.DEVICE:
-                raise DeviceError(
-                    f"{artifact.target} does not run on this machine, and the fastest is found by measuring",
-                    hint="export on the device, or name the toolchain",
-                )
         feeds = next(iter(passing.values())).golden().inputs[0]
         times, _ = measure_interleaved(sessions, feeds, DEFAULT_EFFORT)
         threads = sessions[0].threads
@@ -130,5 +139,8 @@ def _described(name: str, found: Artifact | DeploykitError) -> Candidate:
         return Candidate(name, "refused", reason=str(found).splitlines()[0])
     parity = found.parity
     failures: Sequence[str] = parity.failures if parity else ()
+    if _passes(found) and not _is_native(found):
+        reason = "; ".join(("it computes otherwise here than on its device", *found.preflight().adapted))
+        return Candidate(name, found.status, parity.sqnr_db if parity else None, found.size_bytes, reason=reason)
     reason = "" if _passes(found) else "; ".join(failures) or "it missed a placement or performance gate"
     return Candidate(name, found.status, parity.sqnr_db if parity else None, found.size_bytes, reason=reason)

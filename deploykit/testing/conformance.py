@@ -202,6 +202,17 @@ class TargetConformance:
         assert loaded.manifest == artifact.manifest
         assert loaded.parity == artifact.parity
 
+    def test_says_what_it_needs(self, artifact: Artifact, resolved: Resolved) -> None:
+        needs = artifact.manifest.requirements
+        assert needs is not None and needs.memory_bytes > 0
+        assert needs.packages.keys() <= {one.project for one in resolved.target.capabilities().runtime_requires}
+        found = artifact.preflight()
+        assert found.ok == (artifact.status != NEEDS_DEVICE_BUILD), found.verdict
+        assert all(one.what and one.next for one in found.missing)
+        assert artifact.parity is not None
+        if artifact.parity.evidence is not Evidence.DEVICE:
+            assert artifact.parity.notes, "evidence below `device` has a reason"
+
     def test_altered_payload_is_refused(self, artifact: Artifact, tmp_path: Path) -> None:
         copy = shutil.copytree(artifact.path, tmp_path / "copy")
         entry = copy / artifact.manifest.entry

@@ -10,6 +10,7 @@ from deploykit._placement import REACHES_FURTHER, passing
 from deploykit._plan import _instead
 from deploykit.achieved import Achieved, Delegation, LayerAchieved, is_as_asked
 from deploykit.errors import ParityError, PerformanceError, PlacementError
+from deploykit.parity import SIMULATED, Link
 from deploykit.precision import Evidence, Precision
 from deploykit.registry import resolve
 
@@ -53,6 +54,46 @@ def test_parity_names_the_worst_layers_and_what_to_exclude(toy):
         and "relu 40.0 dB" in error.message
     )
     assert "exclude=['fc']" in error.hint
+
+
+def chain_of(toy, simulated_db, artifact_db):
+    """float -> simulated -> artifact, with these SQNRs against float; the middle link is not looked at."""
+    metrics = toy.make_parity().chain[0].worst
+    ends = [replace(metrics, sqnr_db=simulated_db), metrics, replace(metrics, sqnr_db=artifact_db)]
+    names = [("float PyTorch", SIMULATED), (SIMULATED, "artifact"), ("float PyTorch", "artifact")]
+    return tuple(Link(*name, Evidence.DEVICE, end, {"output": end}) for name, end in zip(names, ends, strict=True))
+
+
+def test_the_runtime_is_blamed_where_the_simulation_passes(toy):
+    chain = chain_of(toy, 41.0, 12.7)
+    report = toy.make_parity(passed=False, failures=("SQNR 12.7 dB is below 18 dB",), chain=chain, notes=("no vnni",))
+    error = only(Gates(Precision.INT8), achieved(int8=1), report, None)
+    assert (
+        "the simulated graph reaches 41.0 dB: what differs is the runtime or the CPU, toy64 [toy_vnni]" in error.message
+    )
+    assert "another kind of CPU" in error.hint and "no vnni" in error.hint
+    for words in ("worst layers", "exclude=", "calibration"):
+        assert words not in str(error)
+
+
+@pytest.mark.parametrize(("simulated_db", "artifact_db"), [(12.9, 12.7), (18.3, 17.7), (17.0, 5.0)])
+def test_layers_are_blamed_where_the_simulation_differs_from_the_model(toy, simulated_db, artifact_db):
+    chain = chain_of(toy, simulated_db, artifact_db)
+    report = toy.make_parity(passed=False, failures=("SQNR is below 18 dB",), chain=chain)
+    error = only(Gates(Precision.INT8), achieved(int8=1), report, None)
+    assert "worst layers" in error.message and "exclude=['fc']" in error.hint and "calibration data" in error.hint
+
+
+def test_a_task_metric_that_falls_is_no_fault_of_the_runtime(toy):
+    report = toy.make_parity(passed=False, failures=("task metric fell",), chain=chain_of(toy, 41.0, 40.9))
+    assert "exclude=" in only(Gates(Precision.INT8), achieved(int8=1), report, None).hint
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8_DYNAMIC, Precision.INT4_WEIGHT_ONLY])
+def test_calibration_data_is_not_blamed_where_there_is_none(toy, precision):
+    report = toy.make_parity(passed=False, failures=("SQNR 3 dB is below 18 dB",))
+    made = achieved(float16=1) if precision is Precision.FP16 else achieved(int8=1)
+    assert "calibration" not in only(Gates(precision), made, report, None).hint
 
 
 def test_parity_without_layers(toy):
