@@ -112,12 +112,17 @@ def _compile(program: Any, job: ConversionJob, path: Path) -> None:
 
 
 def _canonical(path: Path) -> None:
-    """Drop the generated sources, which hold this machine's compile commands, and the random identifier.
+    """Empty the generated sources, which hold this machine's compile commands, and drop the random identifier.
 
-    What is left (native code, constants, versions) is the same for the same model, compiler and CPU.
+    What is left (native code, constants, versions) is the same for the same model, compiler and CPU. The names of the
+    sources stay: PyTorch before 2.13 finds a package's metadata by them.
     """
     with zipfile.ZipFile(path) as archive:
-        kept = {name: archive.read(name) for name in archive.namelist() if not name.endswith(_GENERATED)}
+        kept = {
+            name: b"" if name.endswith(".cpp") else archive.read(name)
+            for name in archive.namelist()
+            if name.endswith(".cpp") or not name.endswith(_GENERATED)
+        }
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in sorted(kept.items()):
             entry = zipfile.ZipInfo(_HASHED.sub("/generated.wrapper", name), (1980, 1, 1, 0, 0, 0))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deploykit._optional import require
+from deploykit.child import ending, module_command
 from deploykit.errors import DeviceError
 from deploykit.session import Session
 from deploykit.tensors import Feeds
@@ -14,6 +18,27 @@ from deploykit.turns import threads_here
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
+
+
+_LOADS_WITHIN_S = 300.0
+_HINT = 'export it here, or use the TensorRT target of the device (such as target="h200"), which is built on it'
+
+
+@cache
+def check_loads(path: Path) -> None:
+    """Load a package in a process of its own first: PyTorch's loader has been seen to crash on a GPU machine.
+
+    Raises:
+        DeviceError: it crashed, hung or refused; says how.
+    """
+    command = module_command("deploykit_targets.aotinductor.load_probe", path)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LOADS_WITHIN_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(f"PyTorch did not load {path.name} within {_LOADS_WITHIN_S:.0f} s", hint=_HINT) from error
+    if done.returncode:
+        how = ending(done.returncode)
+        raise DeviceError(f"PyTorch's loader {how} over {path.name}: {done.stderr[-500:].strip()}", hint=_HINT)
 
 
 class PackageSession(Session):
@@ -36,6 +61,8 @@ class PackageSession(Session):
         if self._place == "cuda" and not self._torch.cuda.is_available():
             raise DeviceError(f"{artifact.path.name} needs {artifact.manifest.device}, and there is no GPU here")
         self._torch.set_num_threads(threads)
+        if self._place == "cuda":
+            check_loads(artifact.entry)
         from torch._inductor import aoti_load_package
 
         try:

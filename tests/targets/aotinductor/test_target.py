@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import deploykit
 from deploykit.capture import capture
 from deploykit.testing import models
 from deploykit_calibration.placement import LayerPlacement
+from deploykit_targets.aotinductor import session
 from deploykit_targets.aotinductor.count import integer_layers
 from deploykit_targets.aotinductor.retype import retyped
 
@@ -47,7 +49,11 @@ def test_a_package_holds_code_and_no_sources_of_this_machine(tmp_path: Path) -> 
     )  # fmt: skip
     names = zipfile.ZipFile(artifact.entry).namelist()
     assert any(name.endswith(".so") for name in names)
-    assert not any(name.endswith((".cpp", ".pkl")) for name in names)
+    assert not any(name.endswith(".pkl") for name in names)
+    with zipfile.ZipFile(artifact.entry) as archive:
+        sources = [name for name in names if name.endswith(".cpp")]
+        assert sources, "PyTorch before 2.13 finds the metadata by their names"
+        assert all(archive.read(name) == b"" for name in sources)
     assert artifact.manifest.metadata["compiled_for"].startswith("x86_64")
 
 
@@ -113,3 +119,13 @@ def test_calls_are_ascribed_to_layers(tmp_path: Path, calls: list[str], integer:
         for name, kind in {"a": "conv", "b": "conv", "c": "linear"}.items()
     ]
     assert integer_layers(package, layers) == integer
+
+
+def test_a_loader_that_crashes_or_refuses_is_a_device_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(deploykit.DeviceError, match="ended with code 1 over none.pt2"):
+        session.check_loads(tmp_path / "none.pt2")
+    crash = [sys.executable, "-c", "import os; os.abort()"]
+    monkeypatch.setattr(session, "module_command", lambda *_: crash)
+    with pytest.raises(deploykit.DeviceError, match="SIGABRT") as caught:
+        session.check_loads(tmp_path / "crash.pt2")
+    assert "h200" in str(caught.value.hint)
