@@ -14,7 +14,7 @@ from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
 
 from deploykit._optional import versions
-from deploykit.errors import ConversionError, DeviceError
+from deploykit.errors import ConversionError, DeviceError, UnsupportedPrecisionError
 from deploykit.host import this_host
 from deploykit.precision import Precision
 from deploykit.quiet import kept_quiet
@@ -25,6 +25,7 @@ from deploykit_calibration.placement import LayerPlacement
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets.aotinductor.compiling import OPTIONS, without_paths
 from deploykit_targets.aotinductor.count import integer_layers
+from deploykit_targets.aotinductor.program import PROGRAM
 from deploykit_targets.aotinductor.retype import retyped
 from deploykit_targets.aotinductor.scheme import scheme_of
 
@@ -62,6 +63,8 @@ def convert(job: ConversionJob) -> Conversion:
         program: Any = job.captured.export_program(source.graph_module)
         if place == "cuda":
             program = move_to_device_pass(program, place)
+        if job.options.runtime == "compile":
+            return _kept(program, job, source, place)
         try:
             _compile(program, job, job.folder / ENTRY)
         except Exception as error:  # the compiler's errors have no common base
@@ -77,6 +80,24 @@ def convert(job: ConversionJob) -> Conversion:
         tool_versions=versions("torch"),
         simulation=source.simulation,
         log="\n".join(log),
+        metadata={"compiled_for": compiled_for(job.device), "torch_device": place},
+    )
+
+
+def _kept(program: Any, job: ConversionJob, source: _Source, place: str) -> Conversion:
+    """The program itself as payload; what each layer computes in is what its tensors' types say.
+
+    Raises:
+        UnsupportedPrecisionError: int8, whose kernels only the package's compiler is given.
+    """
+    if job.precision is Precision.INT8:
+        raise UnsupportedPrecisionError('runtime="compile" has no int8', hint='runtime="package", or precision="bf16"')
+    torch.export.save(program, job.folder / PROGRAM)
+    executed = {layer.name: _NAMES[job.precision] for layer in source.layers}
+    return Conversion(
+        entry=PROGRAM,
+        achieved=reconcile(job.precision, source.layers, executed, source="types of the exported program"),
+        tool_versions=versions("torch"),
         metadata={"compiled_for": compiled_for(job.device), "torch_device": place},
     )
 

@@ -1,4 +1,4 @@
-"""Child process of `session.py`: load a package's native code once, so that a loader that crashes takes nobody along."""
+"""Child process of `session.py`: load a package's native code once; a loader that crashes takes nobody along."""
 
 from __future__ import annotations
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from deploykit._optional import Requirement, SystemTool
 from deploykit.devices import Device, load_devices
+from deploykit.errors import UsageError
 from deploykit.host import this_host
 from deploykit.precision import Precision
 from deploykit.requirements import Requirements
@@ -27,9 +28,12 @@ class AotInductorOptions:
 
     Attributes:
         max_autotune: try several kernels for each product and convolution; compiles for much longer.
+        runtime: `package` is native code, compiled at export; `compile` keeps the program, which `torch.compile` and,
+            on a GPU, one CUDA graph make fast when it is opened: for machines whose PyTorch cannot load packages.
     """
 
     max_autotune: bool = False
+    runtime: Literal["package", "compile"] = "package"
 
 
 class AotInductorTarget(Target):
@@ -50,6 +54,11 @@ class AotInductorTarget(Target):
             runtime_requires=(Requirement("torch"),),
             system_tools=(SystemTool("g++", "g++", "compile the generated code"),),
         )
+
+    def check_options(self, options: Any, device: Device) -> None:
+        """See `Target.check_options`."""
+        if options.runtime not in ("package", "compile"):
+            raise UsageError(f"runtime={options.runtime!r}: it is package or compile")
 
     def requirements(self, device: Device, precision: Precision) -> Requirements:
         """See `Target.requirements`; the instruction sets are those of the machine that compiled."""
@@ -74,6 +83,10 @@ class AotInductorTarget(Target):
         )
 
     def _open(self, artifact: Artifact, threads: int) -> Session:
+        if artifact.manifest.options.get("runtime") == "compile":
+            from deploykit_targets.aotinductor.program import ProgramSession
+
+            return ProgramSession(artifact, threads)
         from deploykit_targets.aotinductor.session import PackageSession
 
         return PackageSession(artifact, threads)

@@ -122,10 +122,35 @@ def test_calls_are_ascribed_to_layers(tmp_path: Path, calls: list[str], integer:
 
 
 def test_a_loader_that_crashes_or_refuses_is_a_device_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(deploykit.DeviceError, match="ended with code 1 over none.pt2"):
+    with pytest.raises(deploykit.DeviceError, match=r"ended with code 1 over none\.pt2"):
         session.check_loads(tmp_path / "none.pt2")
     crash = [sys.executable, "-c", "import os; os.abort()"]
     monkeypatch.setattr(session, "module_command", lambda *_: crash)
     with pytest.raises(deploykit.DeviceError, match="SIGABRT") as caught:
         session.check_loads(tmp_path / "crash.pt2")
     assert "h200" in str(caught.value.hint)
+
+
+def test_a_program_is_compiled_when_it_is_opened(tmp_path: Path) -> None:
+    model, example_inputs = models.mlp()
+    artifact = deploykit.export(
+        model, target="x86-cpu:aotinductor", precision="bf16", example_inputs=example_inputs,
+        options={"runtime": "compile"}, output=tmp_path / "a", progress=False, profile=False,
+    )  # fmt: skip
+    assert artifact.entry.name == "program.pt2" and artifact.achieved.macs_fraction("bfloat16") == 1.0
+    assert artifact.parity is not None and artifact.parity.passed
+    with artifact.open() as opened:
+        feeds = artifact.golden().inputs[0]
+        first = opened.run(feeds)
+        kept = {name: array.copy() for name, array in first.items()}
+        opened.run({name: array * 2 for name, array in feeds.items()})
+        assert all((first[name] == kept[name]).all() for name in kept), "results are the caller's"
+
+
+def test_a_program_has_no_int8_and_an_unknown_runtime_is_refused(tmp_path: Path) -> None:
+    model, inputs = models.mlp()
+    given = {"example_inputs": inputs, "calibration": "synthetic", "output": tmp_path / "a", "progress": False}
+    with pytest.raises(deploykit.UnsupportedPrecisionError, match="no int8"):
+        deploykit.export(model, target="x86-cpu:aotinductor", precision="int8", options={"runtime": "compile"}, **given)
+    with pytest.raises(deploykit.UsageError, match="runtime"):
+        deploykit.export(model, target="x86-cpu:aotinductor", precision="fp32", options={"runtime": "jit"}, **given)
