@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 ENTRY = "model.pt2"
 _HASHED = re.compile(r"/[^/.]+\.wrapper")  # files are called by a hash over this machine's paths
+_NAMING = ".wrapper.cpp"
 _GENERATED = (".cpp", ".kernel_metadata.json")  # the latter says of a kernel's source what is known of the whole
 _DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 _NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
@@ -140,9 +141,9 @@ def _canonical(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         kept = {
-            name: b"" if name.endswith(".cpp") else archive.read(name)
+            name: b"" if name.endswith(_NAMING) else archive.read(name)
             for name in archive.namelist()
-            if name.endswith(".cpp") or not name.endswith(_GENERATED)
+            if name.endswith(_NAMING) or not name.endswith(_GENERATED)
         }
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in sorted(kept.items()):
