@@ -6,6 +6,7 @@ checked before a runtime sees a byte. What is refused is refused with the reason
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -128,6 +129,21 @@ class Artifact:
     def entry(self) -> Path:
         """The file that the runtime opens."""
         return self.path / self.manifest.entry
+
+    def entry_bytes(self) -> bytes:
+        """The bytes of the entry file, which are those that the manifest vouches for.
+
+        Raises:
+            ArtifactError: it is another file than was loaded.
+        """
+        wanted = {entry.path: entry.sha256 for entry in self.manifest.files}.get(self.manifest.entry)
+        try:
+            data = self.entry.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{self.entry} cannot be read: {error.strerror or error}") from error
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise ArtifactError(f"{self.entry} was altered since it was loaded", hint="deploykit.load it again")
+        return data
 
     def open(self, *, threads: int | None = None) -> Session:
         """Open the artifact in its runtime.

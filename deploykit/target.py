@@ -32,6 +32,7 @@ from deploykit.estimate import estimate
 from deploykit.findings import Finding
 from deploykit.host import ARCHITECTURES, Host, this_host
 from deploykit.manifest import PendingBuild
+from deploykit.native import probe
 from deploykit.parity import SIMULATED, LayerParity, ParityReport, Stage, Tolerance, compare_chain
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import DEFAULT_EFFORT, Baseline, Effort, Measuring, Profile, measure, peak_memory_bytes
@@ -360,8 +361,11 @@ class Target(ABC):
         self._refuse_missing(artifact)
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS):
             raise UsageError(f"threads must be a whole number from 1 to {_MAX_THREADS}, not {threads!r}")
+        threads = threads or this_host().cores
         artifact.check_unaltered()
-        session = self._open(artifact, threads or this_host().cores)
+        if self.runs_native_code(artifact):
+            probe(artifact, threads=threads)
+        session = self._open(artifact, threads)
         try:
             artifact.check_unaltered()  # what was opened is what was hashed
         except BaseException:
@@ -379,6 +383,10 @@ class Target(ABC):
             raise MissingDependencyError(first.package, extra=extra, purpose=purpose, command=first.next, outdated=True)
         message = f"{artifact.path.name} cannot run here: {'; '.join(one.what for one in found.missing)}"
         raise DeviceError(message, hint="; ".join(dict.fromkeys(one.next for one in found.missing)))
+
+    def runs_native_code(self, artifact: Artifact) -> bool:
+        """Whether opening `artifact` runs machine code that it holds in this process; a child then does it first."""
+        return False
 
     def open_file(self, path: Path, *, threads: int | None = None) -> Session:
         """Open a model file that need not come from deploykit; of a suffix in `capabilities().opens`.

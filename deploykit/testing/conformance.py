@@ -9,6 +9,7 @@ import os
 import shutil
 import types
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +18,9 @@ import pytest
 
 import deploykit
 from deploykit.artifact import Artifact
-from deploykit.manifest import LOG_NAME, NEEDS_DEVICE_BUILD, PROFILE_NAME, VERIFIED
+from deploykit.manifest import LOG_NAME, MANIFEST_NAME, NEEDS_DEVICE_BUILD, PROFILE_NAME, VERIFIED
 from deploykit.precision import Evidence, Precision
+from deploykit.profiling import Effort
 from deploykit.registry import Resolved, resolve
 from deploykit.testing import hammer, models
 
@@ -303,6 +305,49 @@ class TargetConformance:
                 with pytest.raises(deploykit.UsageError):
                     session.run(odd)
 
+    def test_nothing_that_lies_about_is_run(
+        self, artifact: Artifact, resolved: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Modules that are called like the standard library's, in the working directory and in the artifact."""
+        told, hostile = tmp_path / "told", tmp_path / "hostile"
+        copy = Path(shutil.copytree(artifact.path, tmp_path / "copy"))
+        hostile.mkdir()
+        _lay_canaries(hostile, told)
+        monkeypatch.chdir(hostile)
+        loaded = deploykit.load(copy)
+        loaded.summary()
+        if loaded.status != NEEDS_DEVICE_BUILD:
+            loaded.verify()
+        resolved.target.profile(loaded, effort=Effort(seconds=0.01, max_runs=1))
+        _lay_canaries(copy, told)
+        with pytest.raises(deploykit.ArtifactError, match="does not list"):
+            deploykit.load(copy)
+        with pytest.raises(deploykit.ArtifactError, match="does not list"):
+            deploykit.build(copy)
+        assert not told.exists(), told.read_text()
+
+    def test_altered_since_it_was_loaded_is_refused(
+        self, artifact: Artifact, resolved: Resolved, tmp_path: Path
+    ) -> None:
+        loaded = deploykit.load(shutil.copytree(artifact.path, tmp_path / "copy"))
+        for change in (_bit_flipped, _cut, _emptied):
+            data = loaded.entry.read_bytes()
+            loaded.entry.write_bytes(change(data))
+            with pytest.raises(deploykit.DeploykitError):
+                loaded.open()
+            loaded.entry.write_bytes(data)
+        if loaded.status != NEEDS_DEVICE_BUILD:
+            loaded.open().close()
+
+    def test_another_toolchain_in_the_manifest_is_refused(self, artifact: Artifact, tmp_path: Path) -> None:
+        copy = Path(shutil.copytree(artifact.path, tmp_path / "copy"))
+        others = [info for info in deploykit.targets() if info.toolchain != artifact.manifest.toolchain]
+        for other in others[:3]:
+            changed = replace(artifact.manifest, toolchain=other.toolchain)
+            (copy / MANIFEST_NAME).write_bytes(changed.to_json())
+            with pytest.raises(deploykit.ArtifactError, match="the manifest is for target"):
+                deploykit.load(copy)
+
     def test_profile_says_how_it_was_obtained(self, artifact: Artifact, resolved: Resolved) -> None:
         profile = resolved.target.profile(artifact)
         assert profile.evidence in (Evidence.DEVICE, Evidence.ESTIMATE, Evidence.REFERENCE)
@@ -343,6 +388,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Bytes of every file of an artifact by relative path, without the records that differ from run to run."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (PROFILE_NAME, LOG_NAME))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def _lay_canaries(folder: Path, told: Path) -> None:
+    for name in ("json", "resource", "numpy", "psutil", "board", "argparse", "tensorrt", "migraphx", "onnxruntime"):
+        if (folder / f"{name}.py").exists():  # a recipe's own
+            continue
+        code = f"with open({str(told)!r}, 'a') as file:\n    file.write(__file__)\n"
+        (folder / f"{name}.py").write_text(code, encoding="utf-8")
+
+
+def _bit_flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def _cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _emptied(data: bytes) -> bytes:
+    return b""
 
 
 class _Broken(Mapping[str, np.ndarray]):

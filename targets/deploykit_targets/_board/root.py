@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from deploykit import native
 from deploykit._optional import SystemTool
 from deploykit.errors import DeviceError
 from deploykit_targets._board.emulator import DEFAULT_TIMEOUT_S, Emulator
@@ -124,10 +125,7 @@ def arm_root(wheels: Sequence[str] = (), *, cache: Path | None = None) -> ArmRoo
 
 def cache_folder() -> Path:
     """Where deploykit keeps what it can make again: `$DEPLOYKIT_CACHE`, else the user's cache folder."""
-    own = os.environ.get("DEPLOYKIT_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deploykit"
+    return native.cache_folder()
 
 
 @contextmanager

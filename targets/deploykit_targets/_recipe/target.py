@@ -101,8 +101,10 @@ class BuiltOnDevice(Target):
         """The built program where there is one; else the exact ONNX file in ONNX Runtime on the CPU."""
         if artifact.manifest.build is None:
             return self.open(artifact)
+        from deploykit_targets._onnx.external import check_external_data
         from deploykit_targets._onnx.reference import ReferenceSession, reference_model
 
+        check_external_data(artifact)
         model = reference_model(artifact.entry, bfloat16=artifact.manifest.precision is Precision.BF16)
         return ReferenceSession(artifact.inputs, artifact.outputs, model)
 
@@ -145,7 +147,11 @@ class BuiltOnDevice(Target):
         return RecipeSession(artifact, self.program, self.interpreter(artifact))
 
     def _build(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
+        from deploykit_targets._onnx.external import check_external_data
+
         check_shapes(options.shapes, artifact.inputs)
+        artifact.check_unaltered()
+        check_external_data(artifact)
         return self._build_here(artifact, folder, options)
 
     @abstractmethod

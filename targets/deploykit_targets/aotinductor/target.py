@@ -72,6 +72,10 @@ class AotInductorTarget(Target):
             return needs
         return replace(needs, isa=tuple(compiled.split()[1:]))
 
+    def runs_native_code(self, artifact: Artifact) -> bool:
+        """See `Target.runs_native_code`: a package is a compiled library."""
+        return True
+
     def _convert(self, job: ConversionJob) -> Conversion:
         from deploykit_targets.aotinductor.convert import convert
 

@@ -35,7 +35,7 @@ class LiteRTSession(Session):
         interface = artifact.manifest.metadata["file"]
         _check_runtime(artifact.manifest.precision, dynamic=bool(interface.get("rounded_at_run_time")))
         kernels = artifact.manifest.options.get("kernels", "xnnpack")
-        self._interpreter = open_interpreter(str(artifact.entry), threads, kernels)
+        self._interpreter = open_interpreter(artifact.entry_bytes(), threads, kernels, name=artifact.path.name)
         # The file has its inputs and outputs in the order of the manifest.
         places = (self._interpreter.get_input_details(), self._interpreter.get_output_details())
         self._into = [
@@ -59,10 +59,12 @@ class LiteRTSession(Session):
         del self._interpreter
 
 
-def open_interpreter(path: str, threads: int, kernels: str) -> Any:
+def open_interpreter(model: bytes | str, threads: int, kernels: str, *, name: str = "the file") -> Any:
     """Open a file and allocate its tensors.
 
     Args:
+        model: path, or the file's bytes: a file that is cut while the runtime maps it would end this process.
+        name: for messages.
         kernels: `xnnpack`, `builtin` or `reference`.
     Raises:
         MissingDependencyError: neither runtime is installed.
@@ -75,12 +77,13 @@ def open_interpreter(path: str, threads: int, kernels: str) -> Any:
         "builtin": resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         "reference": resolvers.BUILTIN_REF,
     }[kernels]
+    source = {"model_content": model} if isinstance(model, bytes) else {"model_path": model}
     try:
         with _quiet_runtime():
-            interpreter = runtime.Interpreter(path, num_threads=threads, experimental_op_resolver_type=resolver)
+            interpreter = runtime.Interpreter(**source, num_threads=threads, experimental_op_resolver_type=resolver)
             interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
-        raise ArtifactError(f"LiteRT refuses {path}: {error}", hint="export again, or update ai-edge-litert") from error
+        raise ArtifactError(f"LiteRT refuses {name}: {error}", hint="export again, or update ai-edge-litert") from error
     return interpreter
 
 

@@ -10,6 +10,7 @@ from deploykit.errors import ConversionError, DeviceError
 from deploykit.host import this_host
 from deploykit.session import OpTime, Session
 from deploykit.tensors import Feeds
+from deploykit_targets._onnx.external import check_external_data
 from deploykit_targets._onnx.runtime import inference_session, op_times
 from deploykit_targets._onnx.vnni import needs_exact
 
@@ -28,6 +29,7 @@ class OnnxRuntimeSession(Session):
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._path = artifact.entry
         self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
+        check_external_data(artifact)
         self._exact = needs_exact(this_host())
         self._runtime = _opened(artifact, threads, exact=self._exact)
         self._names = [spec.name for spec in self.outputs]

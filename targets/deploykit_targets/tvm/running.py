@@ -69,6 +69,12 @@ class RunsCompiled(Target):
         elsewhere = replace(self.needs(artifact), arch=(), isa=(), os=())
         return replace(check(elsewhere, self.host()), notes=(note,), native=False)
 
+    def runs_native_code(self, artifact: Artifact) -> bool:
+        """See `Target.runs_native_code`: not on a board or under emulation, which have processes of their own."""
+        from deploykit_targets.tvm.session import is_native
+
+        return self._board is None and (is_native(artifact) or self._by_reference(artifact))
+
     def evidence(self, artifact: Artifact) -> Evidence:
         """`device` on a board and where the artifact is code for this architecture; else `emulator`.
 

@@ -1,0 +1,105 @@
+"""Native code of an artifact is opened in a child process first: where it crashes, that is an error and not the end.
+
+A library may be damaged, of another processor or of another version of its runtime; the system's loader, or the first
+run, then ends the process with a signal. The child opens the artifact and runs it once, on zeros. What went well is
+remembered for this machine, so that the price is paid once for each artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploykit.child import Child, ending, module_command, time_limit
+from deploykit.errors import DeviceError
+from deploykit.host import this_host
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+    from deploykit.tensors import TensorSpec
+
+PROBING = "DEPLOYKIT_PROBING"
+_TIMEOUT_S = 600.0
+_known: set[str] = set()
+
+
+def probe(artifact: Artifact, *, threads: int) -> None:
+    """Open an artifact in a child process, unless that went well before.
+
+    Raises:
+        DeviceError: the child crashed, or did not end.
+    """
+    key = _key(artifact)
+    mark = cache_folder() / "opened" / key
+    if PROBING in os.environ or key in _known or mark.exists():
+        return
+    with tempfile.TemporaryDirectory(prefix="deploykit-probe-") as folder:
+        manifest = Path(folder) / "manifest.json"
+        manifest.write_bytes(artifact.manifest.to_json())
+        child = Child(
+            module_command(__name__, artifact.path, manifest, str(threads)),
+            what=f"the process that opens {artifact.path.name} first",
+            timeout_s=time_limit(_TIMEOUT_S),
+            environment={**os.environ, PROBING: "1"},
+            answers=False,
+        )
+        try:
+            code = child.finish()
+            said = child.log.strip()[-1500:]
+        finally:
+            child.close()
+    if code < 0:
+        message = f"the native code of {artifact.path.name} cannot run here: its process {ending(code)}"
+        hint = "export the model on this machine, for its processor" + (f"\n{said}" if said else "")
+        raise DeviceError(message, hint=hint)
+    _known.add(key)
+    with contextlib.suppress(OSError):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def cache_folder() -> Path:
+    """Where deploykit keeps what it can make again: `$DEPLOYKIT_CACHE`, else the user's cache folder."""
+    own = os.environ.get("DEPLOYKIT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deploykit"
+
+
+def _key(artifact: Artifact) -> str:
+    files = sorted(
+        (entry.path, entry.sha256) for entry in artifact.manifest.files if entry.path != "golden.safetensors"
+    )
+    facts = [files, artifact.manifest.toolchain, this_host().arch, this_host().isa, sys.version, _versions()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    from deploykit._optional import versions
+
+    return versions("torch", "numpy", "deploykit")
+
+
+def zeros(specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
+    """Zeros of every input; dynamic axes have one element."""
+    return {s.name: np.zeros([n if isinstance(n, int) else 1 for n in s.shape], s.dtype) for s in specs}
+
+
+def main(folder: Path, manifest: Path, threads: int) -> None:
+    """The child: open, and run once. What it raises is for the parent's own attempt to say."""
+    from deploykit.artifact import Artifact
+    from deploykit.manifest import Manifest
+
+    artifact = Artifact(folder, Manifest.from_json(manifest.read_bytes()))
+    with artifact.open(threads=threads) as session:
+        session.run(zeros(session.inputs))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
