@@ -80,6 +80,7 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], *, notes: Sequence[str]
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     Console().print(table)
+    print(f"- kind of CPU: {this_host().kind} ({this_host()})")
     for note in notes:
         print(f"- {note}")
     RESULTS.mkdir(exist_ok=True)

@@ -12,6 +12,8 @@ from typing import Any
 
 from harness import RESULTS
 
+from deploykit.host import Host
+
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: written by tables.py -->", "<!-- end of results -->"
 
@@ -28,10 +30,15 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _where(host: Host) -> str:
+    """The kind of CPU first: figures of two kinds are not compared."""
+    return f"{host.cores} cores, **{host.kind}** ({', '.join(host.isa)}); "
+
+
 def section(record: Mapping[str, Any]) -> str:
     """One benchmark: machine, versions, table, notes."""
     machine = record.get("machine")  # a program in an environment of its own may describe it in its notes
-    where = f"{machine['cores']} cores, {machine['arch']} with {', '.join(machine['isa'])}; " if machine else ""
+    where = _where(Host(**{**machine, "isa": tuple(machine["isa"])})) if machine else ""
     versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
     notes = "\n".join(f"- {note}" for note in record.get("notes", []) if note)
     return f"### {record['benchmark']}\n\n{where}{versions}\n\n{table(record['rows'])}\n\n{notes}\n"
