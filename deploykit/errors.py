@@ -13,7 +13,7 @@
     │   ├── PerformanceError       7   it missed a speed or size goal
     │   └── PlacementError         8   less of it than asked runs where or as it was asked
     ├── ArtifactError              9   a saved artifact is damaged, unsafe, too new, or cannot be written
-    └── DeviceError               10   the device, driver or board is not reachable
+    └── DeviceError               10   the device, driver or board is not reachable, or lacks what an artifact needs
 
 A message says what went wrong, where (layer and source line), and what to do next. Errors are values of
 the API: the exit codes are those of the command line, and are stable.
@@ -165,6 +165,6 @@ class ArtifactError(DeploykitError):
 
 
 class DeviceError(DeploykitError):
-    """The device, its driver, or the board is not reachable."""
+    """The device, its driver, or the board is not reachable, or it lacks what an artifact needs."""
 
     exit_code = 10

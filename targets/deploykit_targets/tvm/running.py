@@ -60,7 +60,9 @@ class RunsCompiled(Target):
         """See `Target.preflight`; code for another architecture is run under emulation, which needs nothing of it."""
         from deploykit_targets.tvm.session import is_native
 
-        if self._board is not None or is_native(artifact):
+        if self._board is not None:  # whose memory is not this machine's, and which needs no package
+            return check(replace(self.needs(artifact), memory_bytes=0, packages={}), self.host())
+        if is_native(artifact):
             return super().preflight(artifact)
         how = (
             "by kernels of this machine, compiled from the same program" if self._by_reference(artifact) else "in QEMU"
