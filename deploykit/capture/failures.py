@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from deploykit.capture.origins import describe_line, is_library, op_name
 from deploykit.errors import CaptureError, DeploykitError
@@ -123,5 +124,6 @@ def _is_op(value: Any) -> bool:
 
 
 def _way_out(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}"
+    packed = any(isinstance(v, PackedSequence) for frame, _ in _frames(error) for v in frame.f_locals.values())
+    text = f"{type(error).__name__}: {error}" + (" PackedSequence" if packed else "")
     return next((hint for marks, hint in _WAYS_OUT if any(mark in text for mark in marks)), _DEFAULT_WAY_OUT)

@@ -1,8 +1,8 @@
 """Normalise a captured graph once, so that no target has to: the list of passes, in order.
 
 Every pass takes an `Editor` and leaves a valid graph that computes the same. What stays high level on purpose: conv,
-linear, layer_norm, group_norm, gelu, silu, hardswish, hardsigmoid, hardtanh, softmax, lstm and gru, but not their
-cells.
+linear, layer_norm, group_norm, gelu, silu, hardswish, hardsigmoid, hardtanh, softmax, lstm (but for one with a
+projection) and gru, but not their cells.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from deploykit.capture import (
     fold,
     fold_dynamic,
     functionalise,
+    recurrent_cells,
     rewrite_attention,
     rewrite_cells,
     rewrite_decomposed,
@@ -41,6 +42,7 @@ def passes(*, expand_attention: bool = True, blind_queries: bool = False) -> tup
     return (
         rewrite_ops.positional_arguments,
         functionalise.functionalise,
+        recurrent_cells.unroll_projections,
         rewrite_views.erase_identities,
         rewrite_views.positive_dims,
         rewrite_views.plain_slices,

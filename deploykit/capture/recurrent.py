@@ -2,81 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
 
 from deploykit.capture.check import require_parity
-from deploykit.capture.editor import Editor, is_static, shape_of
+from deploykit.capture.editor import Editor
 from deploykit.capture.fingerprint import constant, fingerprint
 from deploykit.capture.model import CapturedModel
 from deploykit.capture.normalise import normalise
 from deploykit.capture.origins import origin_of
-from deploykit.capture.rewrite_cells import State, Step, gru_step, lstm_step, relu_step, tanh_step
-from deploykit.capture.rewrite_ops import expand
-from deploykit.errors import CaptureError
+from deploykit.capture.recurrent_cells import RECURRENT, unroll
 from deploykit.quiet import quiet
-
-aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A recurrent op as a function of the arguments of its aten form, built from one step."""
-
-    step: Step
-
-    def run(
-        self,
-        x: Tensor,
-        initial: Tensor | Sequence[Tensor],
-        weights: Sequence[Tensor],
-        has_biases: bool,
-        layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> tuple[Tensor, ...]:
-        """Run all layers and directions; (outputs, final states...) as the op returns them."""
-        states = (initial,) if isinstance(initial, Tensor) else tuple(initial)
-        x = x.transpose(0, 1) if batch_first else x
-        directions, per_cell = 1 + bidirectional, 4 if has_biases else 2
-        final: list[State] = []
-        for layer in range(layers):
-            outputs = []
-            for direction in range(directions):
-                index = layer * directions + direction
-                cell = weights[index * per_cell : (index + 1) * per_cell]
-                output, last = self._direction(x, tuple(s[index] for s in states), cell, backward=direction == 1)
-                outputs.append(output)
-                final.append(last)
-            x = torch.cat(outputs, 2) if bidirectional else outputs[0]
-        stacked = (torch.stack([state[k] for state in final]) for k in range(len(states)))
-        return (x.transpose(0, 1) if batch_first else x, *stacked)
-
-    def _direction(self, x: Tensor, state: State, weights: Sequence[Tensor], *, backward: bool) -> tuple[Tensor, State]:
-        """One layer in one direction; the input part of all steps is one matrix product."""
-        gates = linear(x, weights[0], *weights[2:3])
-        recurrent = (weights[1], *weights[3:4])
-        outputs: list[Tensor] = []
-        steps = range(x.shape[0])
-        for t in reversed(steps) if backward else steps:
-            state = self.step(gates[t], state, recurrent)
-            outputs.append(state[0])
-        return torch.stack(outputs[::-1] if backward else outputs), state
-
-
-_CELLS = {
-    aten.lstm.input: _Cell(lstm_step),
-    aten.gru.input: _Cell(gru_step),
-    aten.rnn_tanh.input: _Cell(tanh_step),
-    aten.rnn_relu.input: _Cell(relu_step),
-}
-RECURRENT = tuple(_CELLS)
 
 
 def unroll_recurrent(captured: CapturedModel) -> CapturedModel:
@@ -109,9 +46,5 @@ def _unrolled(captured: CapturedModel) -> Editor:
     names = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
     editor = Editor(graph, {name: constant(captured.graph_module, name) for name in names})
     for node in editor.calls(*RECURRENT):
-        if not all(is_static(shape_of(n)) for n in node.all_input_nodes):
-            raise CaptureError(
-                f"{origin_of(node)} has dynamic axes and cannot be unrolled", hint="capture with static shapes"
-            )
-        expand(editor, node, _CELLS[node.target].run)
+        unroll(editor, node)
     return editor

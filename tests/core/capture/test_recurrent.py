@@ -56,3 +56,54 @@ def test_a_model_without_recurrence_comes_back_as_it_is(zoo: Any) -> None:
 def test_dynamic_axes_cannot_be_unrolled(zoo: Any) -> None:
     with pytest.raises(CaptureError, match=r"aten\.gru\.input in rnn .*cannot be unrolled"):
         unroll_recurrent(zoo("gru_classifier", True)[2])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": False}, {"bidirectional": True, "num_layers": 2}, {"batch_first": True, "num_layers": 2}],
+    ids=str,
+)
+def test_an_lstm_with_a_projection_is_always_unrolled(options: dict[str, Any]) -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(3, 5, proj_size=2, **options)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.layer(x)
+
+    model, x = Projected().eval(), torch.randn(4, 4, 3)
+    captured = capture(model, example_inputs=(torch.randn(4, 4, 3),))
+    assert not {origin.op for origin in captured.origins.values()} & {"aten.lstm.input"}
+    with torch.no_grad():
+        y, (hidden, cell) = model(x)
+    for want, got in zip((y, hidden, cell), captured.graph_module(x), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_projection_over_a_dynamic_length_is_refused() -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(3, 5, proj_size=2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.layer(x)[0]
+
+    with pytest.raises(CaptureError, match=r"aten\.lstm\.input in layer .*test_recurrent\.py") as caught:
+        capture(Projected(), example_inputs=(torch.randn(2, 4, 3),), dynamic_batch=True)
+    assert "static shapes" in str(caught.value.hint)
+
+
+def test_packed_sequences_are_refused_with_a_way_out() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(3, 5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Any:
+            packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([4, 2]), batch_first=True)
+            return nn.utils.rnn.pad_packed_sequence(self.layer(packed)[0], batch_first=True)[0]
+
+    with pytest.raises(CaptureError, match="feed padded tensors"):
+        capture(Packed(), example_inputs=(torch.randn(2, 4, 3),))
