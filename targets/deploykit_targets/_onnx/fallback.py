@@ -15,6 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from deploykit.quiet import kept_quiet
+from deploykit_targets._onnx.bodies import rename_reads, scope_names
 from deploykit_targets._onnx.ops.table import tensor_meta
 from deploykit_targets._onnx.writer import GraphWriter
 
@@ -84,6 +85,8 @@ def splice(writer: GraphWriter, model: onnx.ModelProto, inputs: list[Any], *, mu
         names[tensor.name] = writer.copied_initialiser(tensor, f"{scope}.{tensor.name}")
     for node in model.graph.node:
         outputs = [names.setdefault(out, writer.reserve(f"{scope}.{out}")) if out else "" for out in node.output]
-        writer.copy(node, [names[name] for name in node.input], outputs)
+        scope_names(node, lambda name: writer.reserve(f"{scope}.{name}"))
+        rename_reads(node, names)
+        writer.copy(node, list(node.input), outputs)
     results = tuple(names[value.name] for value in model.graph.output)
     return results if multiple else results[0]

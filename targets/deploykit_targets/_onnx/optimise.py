@@ -11,6 +11,8 @@ import math
 import onnx
 from onnx import TensorProto
 
+from deploykit_targets._onnx.bodies import reads, rename_reads
+
 _SMALL = 4096  # elements
 
 
@@ -65,9 +67,7 @@ def remove_identities(graph: onnx.GraphProto) -> None:
     renamed: dict[str, str] = {}
     kept = []
     for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name in renamed:
-                node.input[index] = renamed[name]
+        rename_reads(node, renamed)
         if node.op_type == "Identity" and node.output[0] not in outputs:
             renamed[node.output[0]] = node.input[0]
         else:
@@ -86,9 +86,7 @@ def merge_equal_initialisers(graph: onnx.GraphProto) -> None:
         if math.prod(tensor.dims) <= _SMALL:
             renamed[tensor.name] = first.setdefault(_content(tensor), tensor.name)
     for node in graph.node:
-        for index, name in enumerate(node.input):
-            if renamed.get(name, name) != name:
-                node.input[index] = renamed[name]
+        rename_reads(node, renamed)
 
 
 def _content(tensor: TensorProto) -> tuple[object, ...]:
@@ -102,7 +100,7 @@ def remove_unused(graph: onnx.GraphProto) -> None:
     kept = []
     for node in reversed(graph.node):
         if any(name in needed for name in node.output):
-            needed.update(node.input)
+            needed |= reads(node)
             kept.append(node)
     _replace_nodes(graph, kept[::-1])
     unused = [index for index, tensor in enumerate(graph.initializer) if tensor.name not in needed]

@@ -15,6 +15,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
+from deploykit_targets._onnx.bodies import rename_reads
+
 MODULE_PATH = "pkg.deploykit.module_path"
 
 # torch dtype -> ONNX element type; what is not here cannot be an ONNX tensor and is refused by `element_type`.
@@ -171,9 +173,9 @@ class GraphWriter:
     def rename(self, old: str, new: str, *, since: int = 0, with_node: bool = True) -> None:
         """Rename a value, and (by default) the node that makes it, in all nodes from position `since` on."""
         for node in self.nodes[since:]:
-            for names in (node.input, node.output):
-                for index, name in enumerate(names):
-                    if name == old:
-                        names[index] = new
+            rename_reads(node, {old: new})
+            for index, name in enumerate(node.output):
+                if name == old:
+                    node.output[index] = new
             if with_node and node.name == old:
                 node.name = new
