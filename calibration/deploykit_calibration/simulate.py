@@ -161,7 +161,7 @@ class SimulatedModel:
             graphs = (self._captured.graph_module, self.graph_module)
             with torch.inference_mode():
                 for (name, want), (_, got) in zip(*(values(g, inputs, powers.keys()) for g in graphs), strict=True):
-                    if isinstance(want, Tensor):
+                    if isinstance(want, Tensor) and want.is_floating_point():
                         _add_powers(powers[name], want, got)
         found = [self._parity(name, *power) for name, power in powers.items() if power[0] > 0.0]
         return sorted(found, key=lambda layer: layer.sqnr_db)
