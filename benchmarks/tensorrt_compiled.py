@@ -182,7 +182,7 @@ def run_model(name: str, python: str | None, archs: Sequence[str], folder: Path)
     made = NETWORKS[name]()
     model, samples = made
     files: dict[str, Callable[[], tuple[Path, deploykit.Artifact | None]]] = {}
-    for precision in ("int8", "mixed", "fp16"):
+    for precision in ("int8", "mixed"):
         files[f"deploykit {precision}"] = lambda p=precision: _entry(ours(made, folder, p))  # type: ignore[misc]
     names = ["input_ids"] if samples[0][0].dtype == torch.int64 else ["x"]
     feeds = [dict(zip(names, (tensor.numpy() for tensor in sample), strict=True)) for sample in samples]

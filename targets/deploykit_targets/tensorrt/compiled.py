@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from deploykit.achieved import Achieved
+from deploykit.achieved import Achieved, LayerAchieved
 from deploykit.errors import ConversionError
 from deploykit.precision import Evidence
 from deploykit_targets._onnx.runtime import captured_name
@@ -68,7 +68,18 @@ def with_evidence(conversion: Conversion, found: Compiled, device: Device) -> Co
 def counted(planned: Achieved, found: Compiled) -> Achieved:
     """What the engine computes each captured layer in."""
     source = f"the engine's layers as NVIDIA's compiler lists them (TensorRT for RTX {found.version}, {found.arch})"
-    return achieved_of(planned, [layer.as_report() for layer in found.layers], source=source)
+    achieved = achieved_of(planned, [layer.as_report() for layer in found.layers], source=source)
+    before = {layer.name: layer for layer in planned.layers}
+    return replace(achieved, layers=tuple(_explained(layer, before[layer.name]) for layer in achieved.layers))
+
+
+def _explained(layer: LayerAchieved, before: LayerAchieved) -> LayerAchieved:
+    """Why a layer is not as the file asks; what has no products is a step of a chain, which computes in float."""
+    if layer.precision == before.precision or before.reason or layer.precision == "unknown":
+        return layer
+    if not layer.macs:
+        return replace(layer, reason=f"a step of a fused chain, which computes in {layer.precision}")
+    return replace(layer, reason=f"placed in {before.precision}, and the compiler computes it in {layer.precision}")
 
 
 def wanted_of(planned: Achieved) -> str:
@@ -100,8 +111,7 @@ def findings_of(planned: Achieved, achieved: Achieved) -> Iterator[str]:
     asked = {layer.name: layer.precision for layer in planned.layers}
     for layer in achieved.layers:
         if layer.macs and layer.precision in _FLOATS and asked[layer.name] not in _FLOATS:
-            where = layer.module_path or layer.name
-            yield f"{where}: placed in {asked[layer.name]}, and the compiler computes it in {layer.precision}"
+            yield f"{layer.module_path or layer.name}: {layer.reason}"
 
 
 def _noted(achieved: Achieved, line: str) -> Achieved:

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -290,6 +291,26 @@ def test_a_layer_computes_in_the_narrowest_of_its_inputs_and_never_in_a_mask() -
 def test_the_type_of_a_layer_tells_device_and_role_and_its_name_does_not(kind: str, device: str, role: str) -> None:
     found = recipe_program.describe_layer({"Name": "{ForeignNode[conv...linear]}", "LayerType": kind})
     assert (found["device"], found["role"]) == (device, role)
+
+
+def test_an_engine_that_the_export_compiled_is_taken_unless_options_of_the_build_differ(tmp_path: Path) -> None:
+    (tmp_path / "model.engine").write_bytes(b"compiled")
+    recipe = {"engine": "model.engine", "options": {"max_batch": 4}}
+
+    def taken(*arguments: str) -> Any:
+        options = recipe_program.parse(["--artifact", str(tmp_path), *arguments], recipe["options"])
+        return recipe_program.compiled_before(recipe, options)
+
+    assert taken() == taken("--runs", "0") == b"compiled"
+    assert taken("--max-batch", "8") is None and taken("--workspace-mib", "64") is None
+    assert recipe_program.compiled_before({"options": {}}, recipe_program.parse([], {})) is None
+
+
+def test_versions_of_tensorrt_for_rtx_begin_at_1_and_are_strongly_typed() -> None:
+    rtx = SimpleNamespace(__name__="tensorrt_rtx_bindings", __version__="1.7.1.116")
+    other = SimpleNamespace(__name__="tensorrt", __version__="8.6.1")
+    options = recipe_program.parse([], {})
+    assert recipe_program.is_strongly_typed(rtx, options) and not recipe_program.is_strongly_typed(other, options)
 
 
 def test_another_gpu_is_refused_unless_asked_for(tmp_path: Path) -> None:

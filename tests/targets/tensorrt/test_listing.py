@@ -79,6 +79,13 @@ def test_what_the_compiler_says_is_counted_and_a_float_product_is_a_finding() ->
     assert finding == "linear: placed in int8, and the compiler computes it in float32"
 
 
+def test_a_pointwise_layer_of_a_chain_says_so() -> None:
+    layers = [LayerAchieved("add", "add", "add", "int8"), LayerAchieved("conv2d", "conv", "conv", "int8", macs=10)]
+    achieved = counted(Achieved.count("int8", layers, source="the file"), compiled())
+    assert achieved.layers[0].reason == "a step of a fused chain, which computes in float32"
+    assert not list(findings_of(Achieved.count("int8", layers, source="the file"), achieved))
+
+
 def test_a_layer_that_is_in_no_engine_layer_is_unknown() -> None:
     achieved = counted(planned(elsewhere="int8"), compiled())
     assert achieved.macs == {"unknown": 10}
