@@ -40,13 +40,14 @@ _MASKING = {
 def finite_masks(editor: Editor) -> None:
     """Raise mask values below -30000 to it, in scalars and constants, where every reader leads to a softmax."""
     for node in editor.calls(*_MASKING):
-        if _only_reaches_softmax(node):
+        if only_reaches_softmax(node):
             for position in _MASKING[node.target]:
                 node.update_arg(position, _raised(editor, node.args[position]))
     editor.sweep()
 
 
-def _only_reaches_softmax(node: Call) -> bool:
+def only_reaches_softmax(node: Call) -> bool:
+    """Whether every way from a value, through operators that a mask may pass, ends in a softmax."""
     queue, seen = [node], set()
     while queue:
         current = queue.pop()

@@ -20,6 +20,7 @@ from deploykit.precision import Precision
 from deploykit_calibration.layers import reconcile
 from deploykit_calibration.op_kinds import weight_argument
 from deploykit_calibration.scheme import QuantScheme
+from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.float8 import simulated_float8, to_float8
 from deploykit_targets._onnx.lint import Finding, LintRules, errors_of, lint
 from deploykit_targets._onnx.lower import MIN_OPSET
@@ -80,8 +81,9 @@ def lower_explicit(
     lowered = _lowered(job, scheme, max(opset, MIN_OPSET))
     if job.precision is Precision.FP8:
         to_float8(lowered.model, float_weights(job))
+    plan = plan_float16(job) if typed and _FLOAT_TYPES.get(job.precision) == FLOAT16 else Float16Plan()
     if typed and job.precision in _FLOAT_TYPES:
-        retype(lowered.model, _FLOAT_TYPES[job.precision])
+        retype(lowered.model, _FLOAT_TYPES[job.precision], plan.kept)
     model = lowered.model if opset >= MIN_OPSET else take_down(lowered.model, opset, job.captured)
     findings = lint(model, replace(rules, max_opset=opset))
     if broken := errors_of(findings):
@@ -89,7 +91,8 @@ def lower_explicit(
             f"{rules.name} would refuse the model: {'; '.join(map(str, broken[:5]))}",
             hint="replace the operation, or keep the layer in float (exclude=)",
         )
-    achieved = _achieved(job, lowered, () if typed or job.precision not in _FLOAT_TYPES else (_UNTYPED,))
+    notes = () if typed or job.precision not in _FLOAT_TYPES else (_UNTYPED,)
+    achieved = plan.listed(_achieved(job, lowered, plan, notes), job.captured)
     return Explicit(model, lowered, findings, achieved, traffic_of(job.captured), rules)
 
 
@@ -103,10 +106,13 @@ def _lowered(job: ConversionJob, scheme: QuantScheme, opset: int) -> Lowered:
     return lower_quantized(job, scheme, opset=opset, simulate=simulate)
 
 
-def _achieved(job: ConversionJob, lowered: Lowered, notes: tuple[str, ...]) -> Achieved:
+def _achieved(job: ConversionJob, lowered: Lowered, plan: Float16Plan, notes: tuple[str, ...]) -> Achieved:
     quantized = _QUANTIZED_NAMES.get(job.precision, "int8")
     plain = _FLOAT_NAMES.get(job.precision, "float32")
-    executed = {layer.name: quantized if layer.precision == "int8" else plain for layer in lowered.layers}
+    executed = {
+        layer.name: quantized if layer.precision == "int8" else "float32" if layer.name in plan.kept else plain
+        for layer in lowered.layers
+    }
     return reconcile(job.precision, lowered.layers, executed, source=SOURCE, notes=notes, placed=quantized)
 
 

@@ -9,21 +9,19 @@ model is loaded, embeddings row by row. Recurrent layers keep their weights: the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 
-from deploykit.errors import ConversionError
 from deploykit.quiet import kept_quiet
 from deploykit_targets._onnx.edit import Editor
+from deploykit_targets._onnx.retype import FLOAT16, retype
 
-FLOAT16_MAX = 65504.0
-_MASK = -1e30  # what masks are filled with; as -65504 it still masks
 _CONTRIB = "com.microsoft"
 _ALL: Mapping[str, str] = MappingProxyType({})
 _MATRIX_RANK = 2
@@ -260,33 +258,17 @@ def dynamic_int8(model: onnx.ModelProto, *, reduce_range: bool = False, keep: Ma
 # Float16.
 
 
-def float16(model: onnx.ModelProto) -> Compressed:
-    """Weights and activations in float16, inputs and outputs as they were (ONNX Runtime's converter).
+def float16(model: onnx.ModelProto, kept: Collection[str] = ()) -> Compressed:
+    """Weights and activations in float16, inputs and outputs as they were.
+
+    Args:
+        model: lowered float model; changed in place.
+        kept: captured names of the operators that stay float32.
 
     Raises:
         ConversionError: a weight exceeds the range of float16; the message names it.
     """
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            _check_range(tensor.name, numpy_helper.to_array(tensor))
-    result = Compressed(model)
-    with kept_quiet(result.log):
-        result.model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
-    result.executed = {
-        _captured(node.name): "float16"
-        for node in result.model.graph.node
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
-    }
-    return result
-
-
-def _check_range(name: str, values: np.ndarray) -> None:
-    beyond = values[~(np.abs(values) <= FLOAT16_MAX)]
-    beyond = beyond[~(beyond < _MASK)]  # the fill of a mask: the nearest float16 still masks
-    if beyond.size:
-        raise ConversionError(
-            f"{beyond.size} value(s) of {name!r} exceed the range of float16 (|x| <= 65504): {beyond.flat[0]:.6g}",
-            hint='rescale the weight, or use precision="bf16" or "fp32"',
-        )
+    retype(model, FLOAT16, kept)
+    weighted = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+    names = {_captured(node.name) for node in model.graph.node if node.op_type in weighted}
+    return Compressed(model, {name: "float32" if name in kept else "float16" for name in names})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from deploykit_calibration.job import quantize
 from deploykit_calibration.layers import float_layers, reconcile
 from deploykit_calibration.placement import LayerPlacement
 from deploykit_calibration.simulate import SimulatedModel
+from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.aotinductor.compiling import OPTIONS, without_paths
 from deploykit_targets.aotinductor.count import integer_layers
 from deploykit_targets.aotinductor.program import PROGRAM
@@ -47,6 +48,7 @@ class _Source:
     graph_module: GraphModule
     layers: tuple[LayerPlacement, ...]
     simulation: SimulatedModel | None
+    plan: Float16Plan = field(default_factory=Float16Plan)
 
 
 def convert(job: ConversionJob) -> Conversion:
@@ -73,11 +75,11 @@ def convert(job: ConversionJob) -> Conversion:
                 f"AOTInductor cannot compile the model: {error}",
                 hint="a C++ compiler is needed; see `deploykit doctor`",
             ) from error
-    executed = _executed(job, source)
+    counted = reconcile(job.precision, source.layers, _executed(job, source), source="the compiler's generated code")
     _canonical(job.folder / ENTRY)
     return Conversion(
         entry=ENTRY,
-        achieved=reconcile(job.precision, source.layers, executed, source="the compiler's generated code"),
+        achieved=source.plan.listed(counted, job.captured),
         tool_versions=versions("torch"),
         simulation=source.simulation,
         log="\n".join(log),
@@ -104,7 +106,9 @@ def _kept(program: Any, job: ConversionJob, source: _Source, place: str) -> Conv
 
 
 def _float(job: ConversionJob) -> _Source:
-    return _Source(retyped(job.captured, _DTYPES[job.precision]), float_layers(job.captured), None)
+    plan = plan_float16(job) if job.precision is Precision.FP16 else Float16Plan()
+    module = retyped(job.captured, _DTYPES[job.precision], plan.kept)
+    return _Source(module, float_layers(job.captured), None, plan)
 
 
 def _quantized(job: ConversionJob) -> _Source:
@@ -115,7 +119,8 @@ def _quantized(job: ConversionJob) -> _Source:
 def _executed(job: ConversionJob, source: _Source) -> dict[str, str]:
     """Layer name to precision. Float graphs are typed throughout; int8 is what calls an integer kernel."""
     if job.precision is not Precision.INT8:
-        return {layer.name: _NAMES[job.precision] for layer in source.layers}
+        own = _NAMES[job.precision]
+        return {layer.name: "float32" if layer.name in source.plan.kept else own for layer in source.layers}
     integer = integer_layers(job.folder / ENTRY, source.layers)
     return {layer.name: "int8" if layer.name in integer else "float32" for layer in source.layers if layer.macs}
 

@@ -22,9 +22,10 @@ from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.op_kinds import data_arguments, shape_of
 from deploykit_calibration.placement import LayerPlacement
 from deploykit_calibration.simulate import SimulatedModel
+from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.coreml import interface, network, package, prescan
 from deploykit_targets.coreml.compress import WEIGHT_ONLY, compress
-from deploykit_targets.coreml.count import Counted, count, sources
+from deploykit_targets.coreml.count import Counted, count, origins, sources
 from deploykit_targets.coreml.lower import Exported, exported
 from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
 from deploykit_targets.coreml.scheme import OS_FLOOR, SCHEME, op_set_of
@@ -52,6 +53,7 @@ class _Source:
     lowered: Exported
     layers: tuple[LayerPlacement, ...]
     simulation: SimulatedModel | None
+    plan: Float16Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +102,14 @@ def convert(job: ConversionJob) -> Conversion:
 
 
 def _source(job: ConversionJob) -> _Source:
+    plan = Float16Plan() if job.precision is Precision.FP32 else plan_float16(job)
+    if job.options.form == network.FORM:
+        plan.refuse(job.captured, "a Core ML neural network is float16 throughout", 'leave out form="neuralnetwork"')
     if job.precision is not Precision.INT8:
-        return _Source(job.captured, exported(job.captured), float_layers(job.captured), None)
+        return _Source(job.captured, exported(job.captured), float_layers(job.captured), None, plan)
     placed = quantize(job, SCHEME)
     lowered = exported(job.captured, placed.graph_module)
-    return _Source(job.captured, lowered, placed.layers, SimulatedModel(job.captured, placed))
+    return _Source(job.captured, lowered, placed.layers, SimulatedModel(job.captured, placed), plan)
 
 
 def _batch_sizes(job: ConversionJob) -> list[int]:
@@ -128,9 +133,19 @@ def _program(job: ConversionJob, source: _Source) -> Any:
         outputs=outputs,
         classifier_config=interface.classifier(options),
         minimum_deployment_target=coremltools.target[_op_set(job)],
-        compute_precision=precision.FLOAT32 if job.precision is Precision.FP32 else precision.FLOAT16,
+        compute_precision=precision.FLOAT32 if job.precision is Precision.FP32 else _but(source),
         convert_to="mlprogram",
         skip_model_load=True,
+    )
+
+
+def _but(source: _Source) -> Any:
+    """Float16, but for what the plan keeps in float32."""
+    import coremltools
+
+    names, kept = source.lowered.names, source.plan.kept
+    return coremltools.transform.FP16ComputePrecision(
+        op_selector=lambda op: not any(name in kept for name in origins(op, names))
     )
 
 
@@ -169,7 +184,8 @@ def _achieved(job: ConversionJob, source: _Source, counted: Counted) -> Achieved
     notes = (network.NOTE,) if old else (_HELD_AS,) if held else _NOTES.get(precision, ())
     read = "the neural network" if old else "the ML Program"
     left = "" if precision is Precision.FP32 else "coremltools leaves it in float32"
-    return reconcile(precision, source.layers, executed, source=read, reasons=reasons, notes=notes, left=left)
+    achieved = reconcile(precision, source.layers, executed, source=read, reasons=reasons, notes=notes, left=left)
+    return source.plan.listed(achieved, source.captured)
 
 
 def _program_facts(written: Path, op_set: str) -> dict[str, Any]:

@@ -46,16 +46,22 @@ def sources(program: Any, names: Sequence[str]) -> dict[str, str]:
         program: PyMIL program.
         names: of the captured nodes, by debug handle.
     """
-    from coremltools.converters.mil.mil.scope import ScopeSource
-
     found: dict[str, str] = {}
     for op in _operations(program.functions["main"]):
         if op.op_type == "const":
             continue
-        for handle in op.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) or ():
-            if handle is not None:
-                found.update(dict.fromkeys([op.name, *(output.name for output in op.outputs)], names[int(handle)]))
+        for name in origins(op, names):
+            found.update(dict.fromkeys([op.name, *(output.name for output in op.outputs)], name))
     return found
+
+
+def origins(op: Any, names: Sequence[str]) -> Iterator[str]:
+    """The captured nodes that a PyMIL op was made for; `names` as for `sources`."""
+    from coremltools.converters.mil.mil.scope import ScopeSource
+
+    yield from (
+        names[int(handle)] for handle in op.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) or () if handle is not None
+    )
 
 
 def count(package: Path, made_for: Mapping[str, str]) -> Counted:

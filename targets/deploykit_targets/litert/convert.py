@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,7 @@ from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.placement import LayerPlacement
 from deploykit_calibration.plan import GRAPH_OUTPUT
 from deploykit_calibration.simulate import SimulatedModel
+from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.litert import flatbuffer, program
 from deploykit_targets.litert.count import executed, stored
 from deploykit_targets.litert.delegation import delegation
@@ -44,6 +46,7 @@ _NOTES = {
 _LEFT = {
     Precision.INT16X8: "no 16-bit kernel, or a step inside it that calibration does not see",
 }
+_BEYOND = "float16 does not hold its weights as the file has them: beyond 65504, or below 6.1e-05"
 _DYNAMIC = 'layers that write graph outputs round their input at run time, and write float; io="int8" makes them static'
 _HELD = (Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY, Precision.FP16)
 
@@ -227,8 +230,8 @@ def _achieved(job: ConversionJob, source: _Source) -> Achieved:
         source.layers,
         {**renamed, **found},
         source="operators and types in the .tflite file",
-        reasons={**_weightless(job, source), **source.kept},
-        notes=(*_NOTES.get(job.precision, ()), *((_DYNAMIC,) if source.dynamic else ())),
+        reasons={**_in_float(job, source), **source.kept},
+        notes=(*_NOTES.get(job.precision, ()), *((_DYNAMIC,) if source.dynamic else ()), *_overflows(job)),
         kept=source.kept,
         left=_LEFT.get(job.precision, "ai-edge-quantizer leaves this kind of layer in float"),
     )
@@ -238,9 +241,17 @@ def _achieved(job: ConversionJob, source: _Source) -> Achieved:
     return replace(counted, delegation=delegation(job.folder / _ENTRY, macs, tails))
 
 
-def _weightless(job: ConversionJob, source: _Source) -> dict[str, str]:
-    """Why layers without weights are in float32 where float16 is a type of storage."""
+def _in_float(job: ConversionJob, source: _Source) -> dict[str, str]:
+    """Why layers are in float32 where float16 is a type of storage."""
     if job.precision is not Precision.FP16:
         return {}
     reason = "it has no weights to store in float16, and the file computes in float32"
-    return {layer.name: reason for layer in source.layers if not layer.weights}
+    return {layer.name: _BEYOND if layer.weights else reason for layer in source.layers}
+
+
+def _overflows(job: ConversionJob) -> Iterator[str]:
+    """What overflows in an app that asks for float16 arithmetic; the file itself computes in float32."""
+    plan = plan_float16(job) if job.precision is Precision.FP16 else Float16Plan()
+    for name, why in plan.kept.items():
+        if str(job.captured.origins.get(name, "")):
+            yield f"in float16 arithmetic {name} fails: {why}"

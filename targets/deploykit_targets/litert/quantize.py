@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deploykit_targets._float16.values import fits_float16
 from deploykit_targets.litert import flatbuffer
 from deploykit_targets.litert.count import layer_outputs
 from deploykit_targets.litert.file_ranges import Range, file_ranges, pad_within, without_range
@@ -40,10 +41,25 @@ def quantize(path: Path, recipe: str | None, kept_float: list[str], ranges: Mapp
     _configure(tool, recipe)
     kept: set[tuple[str, ...]] = {(name,) for name in layer_outputs(model, kept_float)}
     kept.update(without_range(model, found) if found is not None else ())
+    kept.update((name,) for name in _beyond_float16(model) if recipe == "fp16")
     for names in sorted(kept):
         tool.update_quantization_recipe(_scope(names), "*", algorithm_key="no_quantize")
     result = tool.quantize(None if found is None else _as_arrays(found), enable_progress_report=False)
     path.write_bytes(bytes(result.quantized_model))
+
+
+def _beyond_float16(model: Any) -> set[str]:
+    """Outputs of the operators whose weights float16 does not hold: of the file, where factors are folded into them."""
+    graph = model.subgraphs[0]
+    found = set()
+    for op in graph.operators:
+        for index in (() if op.inputs is None else op.inputs)[:2]:
+            tensor = graph.tensors[index] if index >= 0 else None
+            if tensor is None or flatbuffer.type_name(tensor) != "FLOAT32":
+                continue
+            if not fits_float16(flatbuffer.constant(model, index)):
+                found.add(flatbuffer.text(graph.tensors[op.outputs[0]].name))
+    return found
 
 
 def round_at_run_time(path: Path, layers: list[str]) -> None:

@@ -13,6 +13,7 @@ from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
 from deploykit_calibration.layers import layer_aliases, reconcile
 from deploykit_calibration.patterns import kept_float
+from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.count import count
 from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized, refuse_patterns
 from deploykit_targets._onnx.ort_forms import for_onnxruntime
@@ -52,6 +53,7 @@ class _Made:
     reasons: Mapping[str, str] = field(default_factory=dict)
     kept: Collection[str] = ()
     log: str = ""
+    plan: Float16Plan = field(default_factory=Float16Plan)
 
 
 def convert(job: ConversionJob) -> Conversion:
@@ -83,7 +85,8 @@ def _make(job: ConversionJob) -> _Made:
         return _Made(model, lowered, log=lowered.log)
     if job.precision is Precision.FP16:
         refuse_patterns(job)
-        return _compressed(lowered, float16(model))
+        plan = plan_float16(job)
+        return replace(_compressed(lowered, float16(model, plan.kept)), plan=plan)
     keep = kept_float(job.captured.origins, layers_with_weights(model), job.include, job.exclude)
     if job.precision is Precision.INT8_DYNAMIC:
         dynamic = dynamic_int8(model, reduce_range=scheme_of(job.device).reduce_range, keep=keep)
@@ -119,7 +122,7 @@ def _achieved(job: ConversionJob, made: _Made, path: Path) -> Achieved:
     aliases = layer_aliases(job.captured)
     counted = count(path, {*aliases, *(layer.name for layer in made.lowered.layers)})
     executed = {**{aliases.get(name, name): found for name, found in counted.executed.items()}, **(made.held or {})}
-    return reconcile(
+    achieved = reconcile(
         job.precision,
         made.lowered.layers,
         executed,
@@ -129,3 +132,4 @@ def _achieved(job: ConversionJob, made: _Made, path: Path) -> Achieved:
         kept=made.kept,
         left=_LEFT.get(job.precision, ""),
     )
+    return made.plan.listed(achieved, job.captured)

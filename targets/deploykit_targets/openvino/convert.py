@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ from deploykit.errors import ConversionError
 from deploykit.precision import Precision
 from deploykit.target import Conversion, ConversionJob
 from deploykit_calibration.layers import layer_aliases, reconcile
+from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized, refuse_patterns
 from deploykit_targets.openvino.scheme import scheme_of
 from deploykit_targets.openvino.session import executed_precisions
+from deploykit_targets.openvino.wide import mark, write_marks
 
 if TYPE_CHECKING:
     import onnx
@@ -39,10 +42,12 @@ def convert(job: ConversionJob) -> Conversion:
     if job.precision in _NOTES:
         refuse_patterns(job)
     lowered = lower_quantized(job, scheme_of(job.device)) if job.precision is Precision.INT8 else lower_float(job)
-    _write_ir(lowered.model, job.folder / _ENTRY, half=job.precision is Precision.FP16)
+    half = job.precision is Precision.FP16
+    plan = plan_float16(job) if half else Float16Plan()
+    _write_ir(lowered.model, job.folder / _ENTRY, half=half, kept=_written_as(job, plan))
     return Conversion(
         entry=_ENTRY,
-        achieved=_achieved(job, lowered),
+        achieved=plan.listed(_achieved(job, lowered), job.captured),
         tool_versions=versions("torch", "onnx", "openvino"),
         simulation=lowered.simulation,
         log=lowered.log,
@@ -64,7 +69,14 @@ def _achieved(job: ConversionJob, lowered: Lowered) -> Any:
     )
 
 
-def _write_ir(model: onnx.ModelProto, path: Path, *, half: bool) -> None:
+def _written_as(job: ConversionJob, plan: Float16Plan) -> frozenset[str]:
+    """The names that kept operators have in the file: one that makes an output has the output's."""
+    (end,) = job.captured.graph_module.graph.find_nodes(op="output")
+    ends = zip(end.args[0], job.captured.outputs, strict=True)
+    return frozenset(plan.kept) | {spec.name for node, spec in ends if getattr(node, "name", "") in plan.kept}
+
+
+def _write_ir(model: onnx.ModelProto, path: Path, *, half: bool, kept: Collection[str]) -> None:
     openvino = require("openvino", extra="openvino", purpose="export to openvino")
     try:
         converted = openvino.Core().read_model(model.SerializeToString())
@@ -73,7 +85,9 @@ def _write_ir(model: onnx.ModelProto, path: Path, *, half: bool) -> None:
             f"OpenVINO refuses the model: {error}", hint='target="x86-cpu" uses ONNX Runtime'
         ) from error
     _name_canonically(converted, {name for node in model.graph.node for name in (node.name, *node.output)})
+    marked = mark(converted, kept)
     openvino.save_model(converted, str(path), compress_to_fp16=half)
+    write_marks(path, marked)
 
 
 def opset_of(path: Path) -> int:
