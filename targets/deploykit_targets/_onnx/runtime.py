@@ -50,7 +50,7 @@ def inference_session(
         optimised: where to write the graph after optimisation.
         profile: prefix of the profile that `end_profiling` writes.
         exact: sums of uint8 x int8 products are taken in a form that cannot saturate, for CPUs without VNNI (see
-            `vnni.needs_exact`); a third slower there, and three times slower on a CPU with VNNI.
+            `vnni.needs_exact`); slower there than weights of 7 bits, and three times slower on a CPU with AMX.
 
     Raises:
         ConversionError: ONNX Runtime refuses the model; its message names the node.
