@@ -37,6 +37,7 @@ def profile(
     """Measure the speed of an artifact here, or on a board.
 
     Latency, throughput and memory, on the golden inputs.
+    Native code that the artifact holds (tvm, aotinductor, built engines) is run: open only what you trust.
     """
     from deploykit.artifact import load
     from deploykit.profiling import Effort

@@ -48,6 +48,7 @@ def run(
     """Run an artifact, or a model such as an .mlpackage, on arrays from a file.
 
     More rows than a fixed batch size takes are run batch by batch.
+    Native code that the artifact holds (tvm, aotinductor, built engines) is run: open only what you trust.
     """
     from deploykit.storage import write_file
 

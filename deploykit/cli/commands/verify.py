@@ -10,6 +10,7 @@ def verify(artifact: ArtifactPath, board: Board = None, json: Json = False, debu
     """Check an artifact on this machine, or on a board.
 
     Every hash is checked, the golden inputs are run, and the results compared with the golden outputs.
+    Native code that the artifact holds (tvm, aotinductor, built engines) is run: open only what you trust.
     """
     from deploykit.artifact import golden_tolerance
     from deploykit.cli import figures

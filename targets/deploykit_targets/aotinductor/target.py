@@ -73,8 +73,9 @@ class AotInductorTarget(Target):
         return replace(needs, isa=tuple(compiled.split()[1:]))
 
     def runs_native_code(self, artifact: Artifact) -> bool:
-        """See `Target.runs_native_code`: a package is a compiled library."""
-        return True
+        """See `Target.runs_native_code`: a package is a library; on a GPU its session has its own child."""
+        made = artifact.manifest
+        return made.options.get("runtime") != "compile" and made.metadata.get("torch_device") != "cuda"
 
     def _convert(self, job: ConversionJob) -> Conversion:
         from deploykit_targets.aotinductor.convert import convert

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import numpy as np
 import pytest
 
 import deploykit
+from deploykit import child
 from deploykit.artifact import Artifact
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_targets.litert import convert_child
+from deploykit_targets.litert import worker as worker_module
 from deploykit_targets.litert.float_files import FloatFiles, has
 from deploykit_targets.litert.worker import Request, Worker, worker
 
@@ -180,3 +183,47 @@ def test_a_graph_computes_the_same_in_the_other_process(name: str, quantized: bo
     stacks = {node.name: node.meta.get("nn_module_stack") for node in loaded.graph.nodes}
     assert stacks[last] == {"label": ("", "label")}
     assert [node.name for node in loaded.graph.nodes] == [node.name for node in graph_module.graph.nodes]
+
+
+@needs_converter
+def test_a_temporary_folder_that_was_cleaned_up_is_made_anew(fresh: Worker) -> None:
+    fresh.start()
+    running = fresh._running
+    assert running is not None
+    shutil.rmtree(running.folder)
+    fresh.start()
+    assert fresh.process_id not in (None, running.process.pid) and not running.process.alive
+
+
+@needs_converter
+def test_a_process_that_is_killed_from_outside_did_not_crash(fresh: Worker, tmp_path: Path) -> None:
+    fresh.start()
+    process = fresh.process_id
+    assert process is not None
+    os.kill(process, signal.SIGSTOP)
+    threading.Timer(0.5, os.kill, (process, signal.SIGKILL)).start()
+    with pytest.raises(deploykit.ConversionError, match="killed from outside") as caught:
+        fresh.convert(request(tmp_path / "never"))
+    assert "crashed" not in str(caught.value)
+
+
+@needs_converter
+def test_a_stopped_process_does_not_hang_the_export(fresh: Worker, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(child, "_STOPPED_S", 0.5)
+    monkeypatch.setattr(child, "_LOOK_S", 0.1)
+    fresh.start()
+    process = fresh.process_id
+    assert process is not None
+    os.kill(process, signal.SIGSTOP)
+    with pytest.raises(deploykit.ConversionError, match="SIGSTOP"):
+        fresh.convert(request(tmp_path / "never"))
+    assert fresh.process_id is None
+
+
+def test_junk_for_an_answer_is_an_error(monkeypatch: Any, tmp_path: Path) -> None:
+    code = "import sys, time; sys.stdin.readline(); print('[1, 2', flush=True); time.sleep(60)"
+    monkeypatch.setattr(worker_module, "module_command", lambda *_: [sys.executable, "-c", code])
+    own = Worker()
+    with pytest.raises(deploykit.ConversionError, match="no answer"):
+        own.convert(request(tmp_path / "never"))
+    own.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,3 +55,11 @@ def test_an_unused_process_goes_away() -> None:
     with Compiler() as compiler:
         process, folder = compiler._process, compiler._folder
     assert not process.alive and not folder.exists()
+
+
+def test_a_compiler_that_is_killed_from_outside_is_no_defect_of_tvm() -> None:
+    with Compiler() as compiler:
+        os.kill(compiler._process.pid, signal.SIGKILL)
+        with pytest.raises(ConversionError, match=r"killed from outside \(SIGKILL\)") as caught:
+            compiler.compile(_module(), _board("raspberry-pi-5"))
+    assert "defect" not in str(caught.value)
