@@ -68,6 +68,9 @@ def _plain_copy(tensor: Tensor) -> Tensor:
 
 
 def _is_plain(tensor: Tensor) -> bool:
+    """Whether a weight can be traced where it is; one made under `inference_mode` cannot."""
+    if tensor.is_inference():
+        return False
     return tensor.device.type == "cpu" and (not tensor.is_floating_point() or tensor.dtype == torch.float32)
 
 

@@ -20,7 +20,7 @@ from deploykit.capture.model import CapturedModel
 from deploykit.capture.normalise import Pass, passes
 from deploykit.capture.origins import origin_of
 from deploykit.capture.refuse import refuse_randomness, refuse_state, refuse_value_dependent_sizes
-from deploykit.capture.sources import resolve
+from deploykit.capture.sources import Source, resolve
 from deploykit.capture.trace import Traced, trace_module, trace_program
 from deploykit.capture.transforms import without_transforms
 from deploykit.capture.unlift import unlift
@@ -50,7 +50,11 @@ def capture(
     """
     if dynamic_batch and dynamic_shapes is not None:
         raise UsageError("dynamic_batch and dynamic_shapes exclude each other", hint="pass one of them")
-    source = resolve(model, example_inputs)
+    with torch.inference_mode(False):  # callers may be inside one, where nothing can be traced
+        return _capture(resolve(model, example_inputs), dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+
+
+def _capture(source: Source, *, dynamic_batch: bool, dynamic_shapes: Any) -> CapturedModel:
     if isinstance(source.model, ExportedProgram):
         traced = trace_program(source, dynamic=dynamic_batch or dynamic_shapes is not None)
     else:

@@ -52,7 +52,11 @@ def translated(model: nn.Module) -> Iterator[None]:
     except Exception as e:
         place = Place.of(e, model)
         reason = first_line(e)
-        raise CaptureError(f"PyTorch cannot capture the model{place}: {reason}", hint=_way_out(e)) from e
+        scripted = next((n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+        hint = _way_out(e)
+        if scripted is not None and hint == _DEFAULT_WAY_OUT:
+            hint = f"{scripted!r} is TorchScript: put the nn.Module that it was made of in its place"
+        raise CaptureError(f"PyTorch cannot capture the model{place}: {reason}", hint=hint) from e
 
 
 class Place:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from deploykit.errors import CalibrationError
+from deploykit.errors import CalibrationError, UsageError
 from deploykit.tensors import TensorSpec
 
 Path = tuple[str | int, ...]
@@ -66,6 +66,10 @@ class InputTree:
             return self._from_mapping(batch)
         if _is_tensor(batch):
             return self._from_tensor(batch)
+        if is_dataclass(batch) or hasattr(batch, "_fields"):
+            named = self._from_fields(batch)
+            if named is not None:
+                return named
         if isinstance(batch, tuple | list):
             return self._from_sequence(batch)
         raise CalibrationError(
@@ -78,6 +82,15 @@ class InputTree:
         if not known.intersection(batch) and len(self.arguments) == 1 and self.leaves[0].path[1:]:
             return {self.arguments[0]: batch}  # the model's one argument is itself a dict
         return batch
+
+    def _from_fields(self, batch: Any) -> Mapping[str, Any] | None:
+        """A dataclass or named tuple as the one argument, or as arguments by name; None where it is neither."""
+        names = set(_names_in(batch))
+        if len(self.arguments) == 1 and all(leaf.path[1:2] and leaf.path[1] in names for leaf in self.leaves):
+            return {self.arguments[0]: batch}
+        if names.intersection([*self.arguments, *(leaf.name for leaf in self.leaves)]):
+            return {name: getattr(batch, name) for name in names}
+        return None
 
     def _from_tensor(self, batch: Any) -> Mapping[str, Any]:
         if len(self.leaves) > 1:
@@ -122,6 +135,34 @@ def flatten_inputs(
         name = unique_name("_".join(map(str, path)), taken)
         result.append((Leaf(name, path), value))
     return result
+
+
+def register_dataclasses(value: Any) -> None:
+    """Let PyTorch look into every dataclass in a tree of arguments or outputs, as torch.export wants it.
+
+    The classes are registered for the process, once; those with a registration of their own keep it.
+    """
+    if type(value) in pytree.SUPPORTED_NODES:
+        children = list(pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)[0])
+    elif isinstance(value, tuple):
+        children = list(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        try:
+            torch.export.register_dataclass(type(value), serialized_type_name=_qualified(type(value)))
+        except Exception as e:
+            raise UsageError(
+                f"PyTorch cannot look into the dataclass {type(value).__name__}: {e}",
+                hint="give the model tuples or dicts of tensors",
+            ) from e
+        children = [getattr(value, each.name) for each in fields(value)]
+    else:
+        return
+    for child in children:
+        register_dataclasses(child)
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}.{id(kind)}"
 
 
 def tree_of(flat: Sequence[tuple[Leaf, Any]]) -> InputTree:
@@ -188,11 +229,19 @@ def _lookup(arguments: Mapping[str, Any], leaf: Leaf) -> Any:
     found: Any = arguments
     for step in leaf.path:
         try:
-            found = found[step]
-        except (KeyError, IndexError, TypeError) as e:
+            if isinstance(step, str) and not isinstance(found, Mapping):  # a dataclass or named tuple
+                found = getattr(found, step)
+            else:
+                found = found[step]
+        except (KeyError, IndexError, TypeError, AttributeError) as e:
             got = ", ".join(map(str, arguments)) or "nothing"
             raise CalibrationError(f"a batch has no input {leaf.name!r}; it has {got}") from e
     return found
+
+
+def _names_in(value: Any) -> tuple[str, ...]:
+    """Names of the fields of a dataclass or a named tuple."""
+    return tuple(value._fields) if hasattr(value, "_fields") else tuple(each.name for each in fields(value))
 
 
 def _is_tensor(value: Any) -> bool:

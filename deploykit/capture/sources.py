@@ -10,7 +10,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from deploykit.capture.example_file import first_rows
+from deploykit.capture.inputs import register_dataclasses
 from deploykit.errors import CalibrationError, UsageError
 
 
@@ -80,12 +81,43 @@ def load_model(model: Any) -> tuple[nn.Module | ExportedProgram, Any]:
         model = _from_factory(model)
         if isinstance(model, tuple) and len(model) == 2:
             model, example_inputs = model
+    model = _unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        raise UsageError(
+            f"the model is TorchScript ({type(model).__name__}), which has no Python code to trace",
+            hint="pass the nn.Module that it was made of, with its weights loaded",
+        )
     if isinstance(model, nn.Module | ExportedProgram):
         return model, example_inputs
     raise UsageError(
         f"the model is a {type(model).__name__}",
         hint='pass an nn.Module, a LightningModule, a torch.export.ExportedProgram or "package.module:factory"',
     )
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module inside wrappers that only change how it runs or trains; module paths are those of the module."""
+    while isinstance(model, nn.Module):
+        inner = next((getattr(model, name) for kind, name in _WRAPPERS if _is_a(model, kind)), None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+    return model
+
+
+def _is_a(model: nn.Module, kind: str) -> bool:
+    """Whether a class of this name of PyTorch's own is among a module's classes; nothing is imported for it."""
+    return any(base.__name__ == kind and base.__module__.startswith("torch.") for base in type(model).__mro__)
+
+
+_WRAPPERS = (
+    ("OptimizedModule", "_orig_mod"),
+    ("DataParallel", "module"),
+    ("DistributedDataParallel", "module"),
+    ("FullyShardedDataParallel", "module"),
+    ("AveragedModel", "module"),
+)
+"""Class of torch -> attribute that holds the module it wraps."""
 
 
 def open_model(model: Any, example_inputs: Any, data: Any) -> tuple[nn.Module | ExportedProgram, Any, Any]:
@@ -236,8 +268,11 @@ def _parameters(module: nn.Module) -> tuple[str, ...]:
 
 
 def _as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs as (args, kwargs), NumPy arrays as tensors."""
+    """Example inputs as (args, kwargs), NumPy arrays as tensors; a dataclass or named tuple is one argument."""
+    register_dataclasses(example_inputs)
     example_inputs = pytree.tree_map_only(np.ndarray, torch.from_numpy, example_inputs)
+    if hasattr(example_inputs, "_fields") or is_dataclass(example_inputs):
+        return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, tuple | list):

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from deploykit.capture.borrowed import as_cpu_float32, borrowed
 from deploykit.capture.dynamic import Axes, axes_of, batch_axes, doubled
 from deploykit.capture.failures import Place, first_line, translated
-from deploykit.capture.inputs import Leaf, flatten_inputs, key_of, unique_name
+from deploykit.capture.inputs import Leaf, flatten_inputs, key_of, register_dataclasses, unique_name
 from deploykit.capture.sources import Source
 from deploykit.capture.transforms import UNTRACED, clean_stack
 from deploykit.errors import CaptureError, UsageError
@@ -159,6 +159,7 @@ def _run(
             f"the model fails on its own example inputs{Place.of(e, module)}: {first_line(e)}",
             hint="check number, shapes and dtypes of example_inputs against forward",
         ) from e
+    register_dataclasses(outputs)
     pairs, _ = pytree.tree_flatten_with_path(outputs)
     taken: set[str] = set()
     names = tuple(unique_name(_output_name([key_of(key) for key in path]), taken) for path, _ in pairs)
