@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from deploykit.parity import ParityReport, TaskMetric
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import Profile
 from deploykit.session import Session
+from deploykit.slower import explained
 from deploykit.target import Conversion, ConversionJob, Target, Validation
 
 if TYPE_CHECKING:
@@ -116,4 +117,5 @@ def profile(plan: Plan, artifact: Artifact, job: ConversionJob) -> Profile | Non
     if plan.precision is Precision.FP32 or not can_float:
         return target.profile(artifact)
     with baseline_artifact(plan.resolved, job, artifact) as baseline:
-        return target.profile(artifact, baseline=("fp32 artifact", baseline))
+        measured = target.profile(artifact, baseline=("fp32 artifact", baseline))
+    return replace(measured, findings=explained(measured, artifact.achieved))

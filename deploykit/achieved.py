@@ -72,6 +72,26 @@ class LayerAchieved:
 
 
 @dataclass(frozen=True)
+class FloatActivation:
+    """An operator without products that computes in float beside integer layers: SiLU, a gate, a norm, a softmax.
+
+    Attributes:
+        name: node name in the captured graph.
+        module_path: dotted path of the PyTorch module, "" for the root.
+        op: kind of operator, such as `silu` or `mul`.
+        elements: of the activations that it reads and writes in one run of the example inputs.
+        bytes: that these are in float32; runtimes that fuse it, or compute in float16, move less. What it reads is
+            dequantised for it, and quantised again behind it.
+    """
+
+    name: str
+    module_path: str
+    op: str
+    elements: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Delegation:
     """What a runtime hands to its accelerated part, where it has one that may refuse operators.
 
@@ -113,6 +133,7 @@ class Achieved:
         notes: what a reader must know to use the counts, such as "computed in float32 by inserted casts".
         evidence: `compiled` where the vendor's compiler listed what it computes in, `device` where the built program
             did; None where the produced file was read.
+        float_activations: what computes in float beside the integer layers of a static precision, largest first.
         delegation: what the runtime's accelerated part takes; None where there is no such part, or it takes all.
     """
 
@@ -125,6 +146,7 @@ class Achieved:
     notes: tuple[str, ...] = ()
     delegation: Delegation | None = None
     evidence: Evidence | None = None
+    float_activations: tuple[FloatActivation, ...] = ()
 
     @classmethod
     def count(
@@ -145,6 +167,12 @@ class Achieved:
         """Share of multiply-accumulates in `precision`, from 0 to 1; 0 where the model has none."""
         total = sum(self.macs.values())
         return self.macs.get(precision, 0) / total if total else 0.0
+
+    @property
+    def module_paths(self) -> dict[str, str]:
+        """Module path by node name, of layers and float activations."""
+        beside = {each.name: each.module_path for each in self.float_activations}
+        return beside | {layer.name: layer.module_path for layer in self.layers}
 
     @property
     def as_asked_fraction(self) -> float:

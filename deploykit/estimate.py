@@ -11,7 +11,8 @@ that computes one of its operands, are fused: such an addition reads its other o
 
 Every term is the least there can be, launches and address arithmetic cost nothing, the silicon is fully used: the sum
 is a lower bound of the latency, unless a rate had to be replaced by a slower one, which the notes then say. It is
-marked `Evidence.ESTIMATE` everywhere. It refuses to estimate without a table.
+marked `Evidence.ESTIMATE` everywhere, and rounded to two significant digits: rates of data sheets mean no more. It
+refuses to estimate without a table.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from deploykit.devices import Device
 from deploykit.errors import DeviceError
 from deploykit.host import Host
 from deploykit.precision import Evidence
-from deploykit.profiling import Percentiles, Profile, batch_size
+from deploykit.profiling import Percentiles, Profile, batch_size, rounded
 from deploykit.session import OpTime
 
 if TYPE_CHECKING:
@@ -131,9 +132,9 @@ def estimate(artifact: Artifact, device: Device, *, baseline: tuple[str, Artifac
     """
     traffic = artifact.manifest.metadata.get(TRAFFIC, {})
     layers = estimate_layers(artifact.achieved, device, traffic)
-    total_ms = sum(layer.microseconds for layer in layers) / 1e3
+    total_ms = rounded(sum(layer.microseconds for layer in layers) / 1e3)
     rows = batch_size(artifact.inputs, artifact.golden().inputs[0])
-    throughput = rows / (total_ms / 1e3) if total_ms else 0.0
+    throughput = rounded(rows / (total_ms / 1e3)) if total_ms else 0.0
     other = baseline and estimate_layers(baseline[1].achieved, device, baseline[1].manifest.metadata.get(TRAFFIC, {}))
     return Profile(
         latency_ms=_constant(total_ms),
@@ -149,7 +150,7 @@ def estimate(artifact: Artifact, device: Device, *, baseline: tuple[str, Artifac
         host=Host(device.arch, (), 0, f"device table of {device.name}"),
         op_times=_op_times(layers),
         baseline=baseline[0] if baseline else "",
-        baseline_latency_ms=_constant(sum(layer.microseconds for layer in other) / 1e3) if other else None,
+        baseline_latency_ms=_constant(rounded(sum(each.microseconds for each in other) / 1e3)) if other else None,
         baseline_size_bytes=baseline[1].size_bytes if baseline else None,
         notes=_notes((*layers, *(other or ())), layers, device, traffic),
     )
@@ -161,11 +162,11 @@ def _constant(milliseconds: float) -> Percentiles:
 
 def _op_times(layers: Iterable[LayerEstimate]) -> tuple[OpTime, ...]:
     times = [
-        OpTime(each.layer.name, each.layer.op, each.layer.module_path, each.microseconds)
+        OpTime(each.layer.name, each.layer.op, each.layer.module_path, rounded(each.microseconds))
         for each in layers
         if each.microseconds
     ]
-    return tuple(sorted(times, key=lambda time: -time.mean_us))
+    return tuple(sorted(times, key=lambda time: -time.median_us))
 
 
 def _notes(
@@ -182,7 +183,7 @@ def _notes(
     """
     bound = sum(each.memory_us > each.compute_us for each in layers)
     return (
-        f"estimate, not measured: {FORMULA}",
+        f"estimate, not measured: {FORMULA}; two significant digits",
         _counted(device, traffic),
         *_rate_notes(rated),
         f"rates and bandwidth: {device.source}",

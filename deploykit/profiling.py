@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from deploykit.child import module_command
+from deploykit.findings import Finding
 from deploykit.host import Host, this_host
 from deploykit.precision import Evidence
 from deploykit.session import OpTime, Session
@@ -26,6 +27,11 @@ WARM_UP_RUNS = 5
 TURN_RUNS = 10
 SETTLING_RUNS = 2
 SETTLING_SECONDS = 0.03
+
+
+def rounded(value: float, digits: int = 2) -> float:
+    """A figure that was computed and not measured, in the significant digits that it can mean."""
+    return float(f"{value:.{digits}g}")
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,12 @@ class Profile:
         threads: that the runtime was given; 0 in an estimate.
         warm_up, runs: how many runs were thrown away and measured; 0 in an estimate.
         host: the machine; in an estimate the architecture and, as `os`, the table that it was computed from.
-        op_times: mean microseconds per operator, slowest first; empty where the runtime cannot tell.
+        op_times: median microseconds per operator, slowest first; empty where the runtime cannot tell.
         baseline: what `worth_it` compares with, such as "fp32 artifact"; "" where there was none.
         baseline_latency_ms: of that baseline, measured in the same loop.
         latency_by_threads_ms: by number of threads, measured in turns; empty where only `threads` was measured.
         operators: how many of each kind the deployed model has; empty where the runtime cannot tell.
+        findings: what a reader must not miss, such as an artifact that is slower than its float build, and why.
     """
 
     latency_ms: Percentiles
@@ -90,11 +97,18 @@ class Profile:
     notes: tuple[str, ...] = field(default=())
     latency_by_threads_ms: dict[str, Percentiles] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
 
     @property
     def worth_it(self) -> float | None:
-        """Baseline latency over own latency (p50): above 1 the artifact is faster. None without a baseline."""
-        return self.baseline_latency_ms.p50 / self.latency_ms.p50 if self.baseline_latency_ms else None
+        """Baseline latency over own latency (p50): above 1 the artifact is faster. None without a baseline.
+
+        Of an estimate it has two significant digits, as the two latencies have.
+        """
+        if self.baseline_latency_ms is None:
+            return None
+        ratio = self.baseline_latency_ms.p50 / self.latency_ms.p50
+        return rounded(ratio) if self.evidence is Evidence.ESTIMATE else ratio
 
 
 @dataclass(frozen=True)

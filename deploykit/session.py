@@ -28,19 +28,19 @@ _NAMES_TOLD = 8
 
 @dataclass(frozen=True)
 class OpTime:
-    """Mean time of one operator per run, where the runtime can tell.
+    """Median time of one operator over some runs, where the runtime can tell.
 
     Attributes:
         name: node name in the deployed graph.
         op: operator type.
         module_path: the PyTorch module it came from, "" where unknown.
-        mean_us: microseconds per run.
+        median_us: microseconds per run; an estimate or the mean where the runtime tells no single runs.
     """
 
     name: str
     op: str
     module_path: str
-    mean_us: float
+    median_us: float
 
 
 class Session(ABC):
@@ -84,7 +84,7 @@ class Session(ABC):
             return self._run(arrays)
 
     def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
-        """Mean time per operator over `runs` runs, slowest first; empty where the runtime cannot tell.
+        """Median time per operator over `runs` runs, slowest first; empty where the runtime cannot tell.
 
         Raises:
             UsageError: as `run`, or `runs` is below 1.

@@ -108,7 +108,10 @@ class Table(Protocol):
 
 
 class Simulation(Protocol):
-    """The q/dq graph run in PyTorch: the reference for a quantised artifact."""
+    """The q/dq graph run in PyTorch: the reference for a quantised artifact.
+
+    One that has `float_activations` says with them what the placement leaves in float beside its integer layers.
+    """
 
     def run(self, feeds: Feeds) -> Mapping[str, Any]:
         """Run one set of named arrays to named arrays."""
@@ -325,7 +328,9 @@ class Target(ABC):
         """
         self.check_precision(job.precision, job.device)
         self.check_installed(export=True)
-        return self._convert(job)
+        converted = self._convert(job)
+        beside = getattr(converted.simulation, "float_activations", ())
+        return replace(converted, achieved=replace(converted.achieved, float_activations=beside))
 
     def build(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
         """Finish an artifact on its device; see `deploykit.build`.

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.fx import GraphModule, Node
 
+from deploykit.achieved import FloatActivation
+from deploykit_calibration.float_between import float_activations
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.plan import Plan, Planner, is_layer
@@ -68,12 +70,14 @@ class QuantizedGraph:
         integer_outputs: tensor -> op that writes it as integers, by node name. The tensor is the op itself, or the
             activation that is fused to it; all its consumers read the rounded value. Tensors with a q/dq pair that
             are not here are rounded only for the ops that ask for it.
+        float_activations: what computes in float beside the integer layers, largest first.
     """
 
     graph_module: GraphModule
     layers: tuple[LayerPlacement, ...]
     scheme: QuantScheme
     integer_outputs: Mapping[str, str]
+    float_activations: tuple[FloatActivation, ...] = ()
 
 
 def place(
@@ -107,7 +111,8 @@ def place(
     params = _params(view, plan, planner, _Ranges(view, table, scheme, method))
     graph_module = Rewriter(captured.graph_module, view, scheme, table.layer_inputs).run(plan, params)
     written = {tensor.name: op.name for op in plan.reads for tensor in planner.results(op) if tensor in plan.hard}
-    return QuantizedGraph(graph_module, describe_layers(captured, view, plan, kept), scheme, written)
+    beside = float_activations(captured, view, planner, plan)
+    return QuantizedGraph(graph_module, describe_layers(captured, view, plan, kept), scheme, written, beside)
 
 
 class _Ranges:

@@ -141,6 +141,7 @@ class SimulatedModel:
     def __init__(self, captured: CapturedModel, quantized: QuantizedGraph) -> None:
         self._captured = captured
         self._layers = {layer.name: layer for layer in quantized.layers}
+        self.float_activations = quantized.float_activations
         self.graph_module = fuse(quantized.graph_module)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

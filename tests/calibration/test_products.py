@@ -51,7 +51,8 @@ MODULES: dict[str, tuple[nn.Module, tuple[Any, ...], int, int]] = {
     "gru_both_ways": (nn.GRU(8, 6, bidirectional=True), (R(5, 2, 8),), 10 * 2 * 18 * 14, 2 * 18 * 14),
     "bilinear": (nn.Bilinear(8, 6, 5), (R(2, 8), R(2, 6)), 2 * 5 * 48, 5 * 48),
     "conv_transpose3d": (nn.ConvTranspose3d(2, 3, 3), (R(1, 2, 4, 4, 4),), 2 * 64 * 3 * 27, 2 * 3 * 27),
-    "bag": (nn.EmbeddingBag(50, 16), (torch.arange(12), torch.tensor([0, 5])), 0, 50 * 16),
+    # a bag is what its offsets select times the rows: two bags of twelve indices
+    "bag": (nn.EmbeddingBag(50, 16), (torch.arange(12), torch.tensor([0, 5])), 2 * 12 * 16, 50 * 16),
 }
 
 

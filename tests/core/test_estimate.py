@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,8 @@ from deploykit.achieved import Achieved, LayerAchieved
 from deploykit.devices import Device
 from deploykit.errors import DeviceError
 from deploykit.estimate import _counted, _rate_notes, estimate_layers
-from deploykit.precision import Precision
+from deploykit.precision import Evidence, Precision
+from deploykit.profiling import Percentiles, rounded
 
 DEVICE = Device(
     name="board",
@@ -104,3 +106,18 @@ def test_without_a_table_there_is_no_estimate() -> None:
     unknown = Device("x", "toy", "", "sm_1", (Precision.INT8,))
     with pytest.raises(DeviceError, match="no published rates of x"):
         estimate_layers(achieved(), unknown, {})
+
+
+def test_what_is_computed_has_the_digits_that_it_can_mean(toy: Any) -> None:
+    """The ratio of 2.1 to 0.71 ms is 3.0 where both are estimates; a measurement keeps its digits."""
+    assert [rounded(value) for value in (0.0526315, 13.1034, 1999.0, 0.0)] == [0.053, 13.0, 2000.0, 0.0]
+    latency = Percentiles(0.71, 0.71, 0.71, 0.71, 0.71)
+    estimated = toy.make_profile(evidence=Evidence.ESTIMATE, latency_ms=latency, baseline_latency_ms=_constant(2.1))
+    assert estimated.worth_it == 3.0
+    assert toy.make_profile(latency_ms=latency, baseline_latency_ms=_constant(2.1)).worth_it == pytest.approx(
+        2.1 / 0.71
+    )
+
+
+def _constant(milliseconds: float) -> Percentiles:
+    return Percentiles(*[milliseconds] * 5)

@@ -184,6 +184,18 @@ def _worth_it(profile: Profile) -> str:
     return figures.UNKNOWN if profile.worth_it is None else f"{figures.times(profile.worth_it)} the {profile.baseline}"
 
 
+def _float_activations(artifact: Artifact) -> str:
+    """How many there are between integer layers, and what they cost."""
+    from deploykit.slower import time_shares
+
+    beside = artifact.achieved.float_activations
+    if not beside:
+        return figures.UNKNOWN
+    shares = time_shares(artifact.profile, artifact.achieved)
+    share = f", {figures.share(sum(shares.values()))} of the time" if shares else ""
+    return f"{len(beside)}, moving {figures.size(sum(each.bytes for each in beside))}{share}"
+
+
 _ROWS: dict[str, Callable[[Column], str | Text]] = {
     "target": lambda one: one.artifact.target,
     "precision": lambda one: one.artifact.precision,
@@ -191,6 +203,7 @@ _ROWS: dict[str, Callable[[Column], str | Text]] = {
     "evidence": _evidence,
     "size": lambda one: figures.size(one.artifact.size_bytes),
     "achieved (MACs)": lambda one: figures.achieved(one.artifact.achieved),
+    "float activations": lambda one: _float_activations(one.artifact),
     "SQNR": _parity(lambda report: figures.decibel(report.sqnr_db)),
     "cosine": _parity(lambda report: figures.cosine(report.cosine)),
     "top-1 agreement": _parity(lambda report: figures.share(report.top1_agreement)),
@@ -200,7 +213,7 @@ _ROWS: dict[str, Callable[[Column], str | Text]] = {
     "peak memory": _profile(lambda profile: figures.size(profile.peak_memory_bytes)),
     "worth it": _profile(_worth_it),
 }
-_OPTIONAL = frozenset({"top-1 agreement", "task metric", "peak memory"})
+_OPTIONAL = frozenset({"float activations", "top-1 agreement", "task metric", "peak memory"})
 
 
 def caveats(columns: Sequence[Column]) -> list[str]:

@@ -41,6 +41,7 @@ def _page(name: str, found: Artifact) -> Iterator[RenderableType]:
     if manifest.build is not None:
         yield f"to build on the device: {manifest.build.command_for(PurePath(name))}\n  because {manifest.build.reason}"
     yield from _achieved(manifest)
+    yield from _float_activations(found)
     yield _needs(found)
     if manifest.parity is not None:
         yield from _parity(manifest.parity)
@@ -104,6 +105,31 @@ def _achieved(manifest: Manifest) -> Iterator[RenderableType]:
         yield grid(title, ["layer", "operator", "precision", "MACs", "reason"], rows, right=["MACs"])
     if len(rest) > _LAYERS_SHOWN:
         yield f"and {figures.plain(len(rest) - _LAYERS_SHOWN)} more; --json lists them all"
+
+
+def _float_activations(found: Artifact) -> Iterator[RenderableType]:
+    from deploykit.cli import figures
+    from deploykit.cli.tables import grid
+    from deploykit.slower import time_shares
+
+    beside = found.achieved.float_activations
+    if not beside:
+        return
+    shares = time_shares(found.profile, found.achieved)
+    rows = [
+        [
+            each.module_path or each.name,
+            each.op,
+            f"{each.elements:,}",
+            figures.size(each.bytes),
+            figures.share(shares.get(each.name)),
+        ]
+        for each in beside[:_LAYERS_SHOWN]
+    ]
+    heads = ["operator of", "kind", "elements", "moves", "of time"]
+    yield grid("In float between integer layers", heads, rows, right=heads[2:])
+    if len(beside) > _LAYERS_SHOWN:
+        yield f"and {figures.plain(len(beside) - _LAYERS_SHOWN)} more; --json lists them all"
 
 
 def _parity(report: ParityReport) -> Iterator[RenderableType]:

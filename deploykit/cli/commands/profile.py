@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,12 +43,14 @@ def profile(
     from deploykit.artifact import load
     from deploykit.profiling import Effort
     from deploykit.progress import Steps
+    from deploykit.slower import explained
 
     found = load_on(artifact, board)
     other = None if baseline is None else (baseline, _same_toolchain(load(baseline), found))
     effort = Effort(seconds=seconds, threads=threads)
     with Steps().step("measuring"):
         measured = found.plugin().profile(found, baseline=other, effort=effort)
+    measured = replace(measured, findings=explained(measured, found.achieved))
     if save:
         found.save_profile(measured)
         if other is None:
@@ -80,11 +83,12 @@ def profile_page(found: Profile) -> list[RenderableType]:
 
     rows = _computed(found) if found.evidence is Evidence.ESTIMATE else _measured(found)
     rows += [("note", text) for text in found.notes]
+    rows += [(finding.severity, finding.message) for finding in found.findings]
     page: list[RenderableType] = [pairs("Profile", rows)]
     if found.latency_by_threads_ms:
         page.append(_by_threads(found.latency_by_threads_ms))
     if found.op_times:
-        page.append(_slowest(found, "us (estimate)" if found.evidence is Evidence.ESTIMATE else "mean us"))
+        page.append(_slowest(found, "us (estimate)" if found.evidence is Evidence.ESTIMATE else "median us"))
     return page
 
 
@@ -139,7 +143,7 @@ def _slowest(found: Profile, head: str) -> Table:
     from deploykit.cli.tables import grid
 
     rows = [
-        [op.name, op.op, op.module_path or figures.UNKNOWN, figures.significant(op.mean_us)]
+        [op.name, op.op, op.module_path or figures.UNKNOWN, figures.significant(op.median_us)]
         for op in found.op_times[:_OPS_SHOWN]
     ]
     return grid("Slowest operators", ["node", "operator", "module", head], rows, right=[head])

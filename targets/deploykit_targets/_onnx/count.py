@@ -33,9 +33,10 @@ _WEIGHT_ONLY = "MatMulNBits"
 _FLOAT, _UINT8, _INT8, _INT64, _FLOAT16 = 1, 2, 3, 7, 10  # onnx.TensorProto.DataType
 _NAMES = {_FLOAT: "float32", _FLOAT16: "float16", _UINT8: "int8", _INT8: "int8"}
 _TO_INTEGERS = frozenset({"Shape", "Size", "ArgMax", "ArgMin", "NonZero"})
-# They belong to a layer by name and compute nothing of it.
-_CONVERSIONS = frozenset(
-    "Cast QuantizeLinear DequantizeLinear DynamicQuantizeLinear Reshape Transpose Constant".split()
+# They belong to a layer by name, and convert or move what it computed.
+_NOT_COUNTED = frozenset(
+    "Cast QuantizeLinear DequantizeLinear DynamicQuantizeLinear Constant Reshape Transpose Squeeze Unsqueeze Flatten"
+    " Slice Expand Identity".split()
 )
 
 
@@ -76,19 +77,18 @@ def count_optimised(model: onnx.ModelProto, known: Collection[str]) -> Counted:
     """As `count`, of a graph that is optimised already."""
     dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     types = _types(model.graph)
-    products, others = dict[str, list[str]](), dict[str, str]()
+    products, others = dict[str, list[str]](), dict[str, list[str]]()
     defects = []
     for node in model.graph.node:
         name = captured_name(node.name, known)
         product = _product(node, types)
         if product and name:
             products.setdefault(name, []).append(product)
-        elif name and node.op_type not in _CONVERSIONS:
-            others[name] = _other(node, types)
+        elif name and node.op_type not in _NOT_COUNTED and (other := _other(node, types)):
+            others.setdefault(name, []).append(other)
         if node.op_type in FLOAT_MACS and len(node.input) > 1 and node.input[1] in dequantised:
             defects.append(name or node.name)
-    executed = {name: found for name, found in others.items() if found}
-    executed.update({name: _widest(found) for name, found in products.items()})
+    executed = {name: _widest(found) for name, found in {**others, **products}.items()}
     return Counted(executed, dict(Counter(node.op_type for node in model.graph.node)), tuple(defects))
 
 

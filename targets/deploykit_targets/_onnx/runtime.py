@@ -11,6 +11,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from deploykit._optional import require
@@ -102,7 +103,7 @@ def op_times(
     module_paths: Mapping[str, str],
     exact: bool = False,
 ) -> tuple[OpTime, ...]:
-    """Mean time per operator over `runs` runs after one warm-up, slowest first.
+    """Median time per operator over `runs` runs after one warm-up, slowest first.
 
     Args:
         module_paths: captured node name to module path; names that ONNX Runtime changed in fusing are traced back.
@@ -118,13 +119,16 @@ def op_times(
         spent[name, op_type].append(microseconds)
     times = []
     for (name, op_type), each in spent.items():
-        per_run = len(each) // (runs + 1) or 1
         captured = captured_name(name, module_paths)
-        mean = sum(each[per_run:]) / runs
-        times.append(
-            OpTime(name=captured or name, op=op_type, module_path=module_paths.get(captured, ""), mean_us=mean)
-        )
-    return tuple(sorted(times, key=lambda time: -time.mean_us))
+        path, typical = module_paths.get(captured, ""), median(_by_run(each, runs + 1)[1:] or each)
+        times.append(OpTime(name=captured or name, op=op_type, module_path=path, median_us=typical))
+    return tuple(sorted(times, key=lambda time: -time.median_us))
+
+
+def _by_run(calls: Sequence[float], runs: int) -> list[float]:
+    """Microseconds of every run, from those of every call in order; a node may be called several times in a run."""
+    each = len(calls) // runs or 1
+    return [sum(calls[start : start + each]) for start in range(0, len(calls), each)] or [0.0]
 
 
 def _kernels(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, float]]:

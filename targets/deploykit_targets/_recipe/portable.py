@@ -231,7 +231,8 @@ def achieved_of(planned: Achieved, layers: Sequence[Mapping[str, Any]], *, sourc
         return planned
     deciding = _deciding(layers)
     found = (_executed(layer, _precision_of(layer, deciding.get(layer.name))) for layer in planned.layers)
-    return replace(Achieved.count(planned.requested, found, source=source), evidence=Evidence.DEVICE)
+    counted = Achieved.count(planned.requested, found, source=source)
+    return replace(counted, evidence=Evidence.DEVICE, float_activations=planned.float_activations)
 
 
 def _deciding(layers: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -47,7 +47,7 @@ class RecipeSession(Session):
     def __init__(self, artifact: Artifact, program: str, python: str | None) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=1)
         self._toolchain = artifact.manifest.toolchain
-        self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
+        self._module_paths = artifact.achieved.module_paths
         self._child = Child(
             recipe_command(artifact.path / program, ["--serve"], python=python),
             what=f"the {self._toolchain} process",
@@ -89,7 +89,7 @@ class RecipeSession(Session):
             OpTime(name, "layer", self._module_paths.get(name.split(" ")[0], ""), mean_us)
             for name, mean_us in report.get("layers", {}).items()
         ]
-        return tuple(sorted(times, key=lambda time: -time.mean_us))
+        return tuple(sorted(times, key=lambda time: -time.median_us))
 
     def _ask(self, header: dict[str, Any], feeds: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         frame = io.BytesIO()

@@ -130,7 +130,7 @@ class CoreMLSession(Session):
         self._units = tools.ComputeUnit[_UNITS[artifact.manifest.options.get("compute_units", "all")]]
         self._border = Border(artifact)
         self._labels = list(artifact.manifest.options.get("class_labels", ()))
-        self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
+        self._module_paths = artifact.achieved.module_paths
         self._made_for: dict[str, str] = artifact.manifest.metadata.get("made_for", {})
         self._has_costs = artifact.entry.suffix != _NETWORK_SUFFIX
         self._model = tools.models.MLModel(str(model_path(artifact)), compute_units=self._units)
@@ -153,14 +153,17 @@ class CoreMLSession(Session):
         if not self._has_costs:
             return ()
         import time
+        from statistics import median
 
         from coremltools.models.compute_plan import MLComputePlan
 
         self._run(feeds)
-        start = time.perf_counter()
+        spent = []
         for _ in range(runs):
+            start = time.perf_counter()
             self._run(feeds)
-        whole_us = (time.perf_counter() - start) / runs * 1e6
+            spent.append(time.perf_counter() - start)
+        whole_us = median(spent) * 1e6
         plan = MLComputePlan.load_from_path(self._model.get_compiled_model_path(), self._units)
         times = []
         for op in plan.model_structure.program.functions["main"].block.operations:
@@ -172,7 +175,7 @@ class CoreMLSession(Session):
             name = op.outputs[0].name if op.outputs else op.operator_name
             path = self._module_paths.get(self._made_for.get(name, ""), "")
             times.append(OpTime(name, f"{op.operator_name} on {unit}", path, cost.weight * whole_us))
-        return tuple(sorted(times, key=lambda each: -each.mean_us))
+        return tuple(sorted(times, key=lambda each: -each.median_us))
 
     def _close(self) -> None:
         del self._model

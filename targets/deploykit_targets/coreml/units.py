@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.artifact import Artifact
 from deploykit.estimate import TRAFFIC, estimate, estimate_layers
 from deploykit.precision import Precision
-from deploykit.profiling import Percentiles
+from deploykit.profiling import Percentiles, rounded
 from deploykit_targets.coreml.compress import WEIGHT_ONLY
 
 if TYPE_CHECKING:
@@ -108,6 +108,6 @@ def _compared(baseline: tuple[str, Artifact] | None, device: Device) -> dict[str
         return {}
     return {
         "baseline": name,
-        "baseline_latency_ms": Percentiles(*[min(times)] * 5),
+        "baseline_latency_ms": Percentiles(*[rounded(min(times))] * 5),
         "baseline_size_bytes": other.size_bytes,
     }

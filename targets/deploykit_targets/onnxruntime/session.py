@@ -28,7 +28,7 @@ class OnnxRuntimeSession(Session):
     def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._path = artifact.entry
-        self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
+        self._module_paths = artifact.achieved.module_paths
         check_external_data(artifact)
         self._exact = needs_exact(this_host())
         self._runtime = _opened(artifact, threads, exact=self._exact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class OpenVinoSession(Session):
         }
         if not artifact.preflight().native:  # 8-bit weights on a CPU without VNNI
             self._config |= _IN_FLOAT
-        self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
+        self._module_paths = artifact.achieved.module_paths
         self._compiled = compile_ir(self._path, self._config)
         self._request = self._compiled.create_infer_request()
         self._names = tuple(spec.name for spec in self.outputs)
@@ -72,17 +73,17 @@ class OpenVinoSession(Session):
     def _op_times(self, feeds: Feeds, runs: int) -> tuple[OpTime, ...]:
         """See `Session.op_times`; a second compilation counts, so that ordinary runs do not pay for it."""
         request = compile_ir(self._path, {**self._config, "PERF_COUNT": True}).create_infer_request()
-        totals: dict[str, tuple[str, float]] = {}
+        kinds, spent = dict[str, str](), dict[str, list[float]]()
         for _ in range(runs):
             request.infer(feeds)
             for info in request.profiling_info:
-                op, spent = totals.get(info.node_name, (info.node_type, 0.0))
-                totals[info.node_name] = (op, spent + info.real_time.total_seconds() * 1e6)
+                kinds[info.node_name] = info.node_type
+                spent.setdefault(info.node_name, []).append(info.real_time.total_seconds() * 1e6)
         paths = self._module_paths
         times = (
-            OpTime(name, op, paths.get(name.split("/")[0], ""), spent / runs) for name, (op, spent) in totals.items()
+            OpTime(name, kinds[name], paths.get(name.split("/")[0], ""), median(each)) for name, each in spent.items()
         )
-        return tuple(sorted((time for time in times if time.mean_us > 0.0), key=lambda time: -time.mean_us))
+        return tuple(sorted((time for time in times if time.median_us > 0.0), key=lambda time: -time.median_us))
 
     def _close(self) -> None:
         del self._ports, self._request, self._compiled

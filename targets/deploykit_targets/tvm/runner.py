@@ -66,7 +66,7 @@ class RunnerSession(Session):
     def __init__(self, artifact: Artifact, child: Child, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._program = read_program(artifact.path / PROGRAM)
-        self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
+        self._module_paths = artifact.achieved.module_paths
         self._child = child
         try:
             self._greet(artifact.path.name)

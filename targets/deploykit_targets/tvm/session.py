@@ -63,7 +63,7 @@ class NativeSession(Session):
         if arch != platform.machine():
             raise DeviceError(f"{artifact.path.name} is code for {arch}; this machine is {platform.machine()}")
         self._program = read_program(artifact.path / PROGRAM)
-        self._module_paths = {layer.name: layer.module_path for layer in artifact.achieved.layers}
+        self._module_paths = artifact.achieved.module_paths
         self._library = _load(artifact)
         error = ctypes.create_string_buffer(_MESSAGE_BYTES)
         constants = str(artifact.path / CONSTANTS).encode()
@@ -78,12 +78,10 @@ class NativeSession(Session):
         ]
 
     def _op_times(self, feeds: Feeds, runs: int) -> tuple[OpTime, ...]:
-        once = np.zeros(max(1, len(self._program.steps)))
-        total = np.zeros_like(once)
-        for _ in range(runs):
+        spent = np.zeros((runs, max(1, len(self._program.steps))))
+        for once in spent:
             self._execute(feeds, once)
-            total += once
-        return op_times_of(self._program.steps, total / runs, self._module_paths)
+        return op_times_of(self._program.steps, np.median(spent, axis=0), self._module_paths)
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         return self._execute(feeds, None)
@@ -108,20 +106,20 @@ class NativeSession(Session):
 
 
 def op_times_of(
-    steps: Sequence[Step], mean_us: Sequence[float] | np.ndarray, module_paths: dict[str, str]
+    steps: Sequence[Step], step_us: Sequence[float] | np.ndarray, module_paths: dict[str, str]
 ) -> tuple[OpTime, ...]:
     """Time per node of the captured graph, slowest first: a layer's steps (padding, packing, product) are summed.
 
     Args:
-        mean_us: microseconds of every step.
+        step_us: microseconds of every step.
         module_paths: by node.
     """
     nodes: dict[str, tuple[str, float]] = {}
-    for step, own in zip(steps, mean_us, strict=False):
+    for step, own in zip(steps, step_us, strict=False):
         kind, before = nodes.get(step.node, (step.kind, 0.0))
         nodes[step.node] = (step.kind if step.macs else kind, before + float(own))
     times = (OpTime(node, kind, module_paths.get(node, ""), spent) for node, (kind, spent) in nodes.items())
-    return tuple(sorted(times, key=lambda time: -time.mean_us))
+    return tuple(sorted(times, key=lambda time: -time.median_us))
 
 
 def check_sizes(artifact: Artifact) -> None:

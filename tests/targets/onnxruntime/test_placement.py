@@ -107,3 +107,21 @@ def test_a_recurrent_layer_in_float_is_not_int8(precision: str, status: str, tmp
     assert artifact.status == status
     (layer,) = [layer for layer in artifact.achieved.layers if layer.macs]
     assert layer.macs == 4 * 4 * 32 * 64 and layer.weights == 4 * 32 * 64
+
+
+def test_what_is_float_between_int8_layers_is_listed_and_counted(tmp_path: Path) -> None:
+    """SiLU and Hardswish have no int8 kernel: 8 channels of 8 x 8, read and written."""
+    torch.manual_seed(0)
+    inputs, batches = (draw(0, 1, 3, 16, 16),), [draw(seed, 1, 3, 16, 16) for seed in range(4)]
+    artifact = export(Gate(), inputs, tmp_path / "a", "int8", calibration=batches, profile=True)
+    beside = {each.op: each for each in artifact.achieved.float_activations}
+    assert (beside["silu"].module_path, beside["silu"].elements, beside["silu"].bytes) == ("c.1", 1024, 4096)
+    assert (beside["hardswish"].module_path, beside["hardswish"].elements) == ("c.3", 1024)
+    listed = artifact.summary()["achieved"]["float_activations"]
+    assert [each["name"] for each in listed] == [each.name for each in artifact.achieved.float_activations]
+    assert any(each["time_share"] is not None for each in listed if each["op"] == "silu")
+    profile = artifact.profile
+    assert profile is not None and profile.worth_it is not None
+    assert bool(profile.findings) is (profile.worth_it < 1.0), "slower than float is said, and nothing else"
+    (mean,) = [layer for layer in artifact.achieved.layers if layer.op == "mean"]
+    assert (mean.precision == "int8") is not ("mean" in beside), "a layer is counted in one of the two"
