@@ -229,14 +229,18 @@ def _lookup(arguments: Mapping[str, Any], leaf: Leaf) -> Any:
     found: Any = arguments
     for step in leaf.path:
         try:
-            if isinstance(step, str) and not isinstance(found, Mapping):  # a dataclass or named tuple
-                found = getattr(found, step)
-            else:
-                found = found[step]
+            found = _child(found, step)
         except (KeyError, IndexError, TypeError, AttributeError) as e:
             got = ", ".join(map(str, arguments)) or "nothing"
             raise CalibrationError(f"a batch has no input {leaf.name!r}; it has {got}") from e
     return found
+
+
+def _child(value: Any, step: str | int) -> Any:
+    """What one step of a path leads to: a field of a dataclass or named tuple, else an item."""
+    if isinstance(step, str) and not isinstance(value, Mapping):
+        return getattr(value, step)
+    return value[step]
 
 
 def _names_in(value: Any) -> tuple[str, ...]:
