@@ -84,7 +84,9 @@ PRECISIONS = {
 }
 # Types of engine layers that multiply and accumulate, as parts of their names (CaskConvolution, CaskGemmConvolution,
 # gemm, correlation); DLA and Myelin layers are whole subgraphs and hold such a step.
-MULTIPLIES = ("convolution", "convact", "correlation", "gemm", "matrixmultiply", "fullyconnected", "dla", "myelin")
+MULTIPLIES = (
+    *("convolution", "convact", "correlation", "deconv", "gemm", "matrixmultiply", "fullyconnected", "dla", "myelin"),
+)
 # A fused chain of pointwise steps (`MulAddReluMulMinMaxRounCast`), which may end in a sum and so be a small product.
 POINTWISE = "kgen"
 # Types that never do: what they compute in says nothing about the layer that they follow or feed.

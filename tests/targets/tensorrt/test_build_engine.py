@@ -281,6 +281,8 @@ def test_a_layer_computes_in_the_narrowest_of_its_inputs_and_never_in_a_mask() -
         ("CaskConvActPool", "gpu", "multiplies"),
         ("MatrixMultiply", "gpu", "multiplies"),
         ("gemm", "gpu", "multiplies"),
+        ("deconv", "gpu", "multiplies"),
+        ("correlation", "gpu", "multiplies"),
         ("conv", "gpu", "multiplies"),
         ("kgen", "gpu", "other"),
         ("PointWiseV2", "gpu", "moves"),
