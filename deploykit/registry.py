@@ -36,9 +36,11 @@ class TargetInfo:
         device, toolchain: the two halves.
         summary: one line.
         precisions: that both silicon and toolchain have.
-        can_export, can_run: whether the packages are installed.
+        can_export: whether an export can be made here: the packages are installed, and nothing else is missing.
+        can_run: whether the packages that run it are installed.
         can_compile: whether the vendor's compiler is installed, which reads exports on any machine.
         export_command, run_command: the pip commands that install them, or what to do where pip cannot.
+        unavailable: what is missing beside packages, such as the GPU that is compiled on; "" where nothing is.
     """
 
     name: str
@@ -51,6 +53,7 @@ class TargetInfo:
     export_command: str
     run_command: str
     can_compile: bool = False
+    unavailable: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,9 +223,9 @@ def _suggestion(typed: str) -> str:
 
 
 def targets() -> tuple[TargetInfo, ...]:
-    """Every target that can be named, with what is installed and the command for what is not."""
+    """Every target that can be named, those that can be exported here first, and what the others lack."""
     infos = [info for plugin in toolchains().values() for info in _infos(plugin)]
-    return tuple(sorted(infos, key=lambda info: (info.toolchain, info.name)))
+    return tuple(sorted(infos, key=lambda info: (not info.can_export, info.toolchain, info.name)))
 
 
 def _infos(plugin: Target) -> Iterator[TargetInfo]:
@@ -232,18 +235,19 @@ def _infos(plugin: Target) -> Iterator[TargetInfo]:
     can_run = all(requirement.installed for requirement in own.runtime_requires)
     can_compile = bool(own.compile_requires) and all(requirement.installed for requirement in own.compile_requires)
     for device in own.devices.values():
-        is_default = _is_default(plugin, device.name)
+        is_default, unavailable = _is_default(plugin, device.name), plugin.unavailable_here(device)
         yield TargetInfo(
             name=device.name if is_default else f"{device.name}:{plugin.name}",
             device=device.name,
             toolchain=plugin.name,
             summary=device.summary,
             precisions=tuple(p for p in own.precisions if p in device.precisions),
-            can_export=can_export,
+            can_export=can_export and not unavailable,
             can_run=can_run,
             export_command=command_for(own.export_requires, own.export_extra, own.distribution),
             run_command=command_for(own.runtime_requires, own.runtime_extra, own.distribution),
             can_compile=can_compile,
+            unavailable=unavailable,
         )
 
 

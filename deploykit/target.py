@@ -219,6 +219,14 @@ class Target(ABC):
                 hint=f'precision="{both[0]}"' if both else None,
             )
 
+    def unavailable_here(self, device: Device) -> str:
+        """Why nothing can be exported to `device` on this machine although every package is here; "" where it can.
+
+        Cheap, as `capabilities`: listings ask it for every device. Override where exporting needs more than packages.
+        """
+        del device
+        return ""
+
     def check_installed(self, *, export: bool) -> None:
         """Refuse early where a package for exporting (or for running) is missing.
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+import deploykit
 from deploykit import registry
 from deploykit.errors import DeploykitError, UnknownTargetError
 from deploykit.precision import Precision
@@ -66,7 +67,8 @@ def test_targets_tell_what_is_installed_and_how_to_get_the_rest(toy):
 def test_targets_are_sorted_and_unique(toy):
     names = [found.name for found in targets()]
     assert len(names) == len(set(names))
-    assert [found.toolchain for found in targets()] == sorted(found.toolchain for found in targets())
+    order = [(not found.can_export, found.toolchain) for found in targets()]
+    assert order == sorted(order), "what can be exported here comes first"
 
 
 def test_a_listed_name_can_be_resolved(toy):
@@ -161,3 +163,10 @@ def test_two_defaults_of_one_device_are_refused_and_both_stay_usable(toy, instal
     assert resolve("toy-board:rival").target.name == "rival"
     names = {found.name for found in targets()}
     assert {"toy-board:toy", "toy-board:rival"} <= names and "toy-board" not in names
+
+
+def test_what_can_be_exported_here_stands_first_and_the_others_say_what_is_missing() -> None:
+    infos = deploykit.targets()
+    assert [info.can_export for info in infos] == sorted((info.can_export for info in infos), reverse=True)
+    assert all(info.unavailable or "install" in info.export_command for info in infos if not info.can_export)
+    assert not any(info.unavailable for info in infos if info.can_export)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli.output import Answer
@@ -26,12 +27,15 @@ def targets(json: Json = False, debug: Debug = False) -> Answer:
         "targets": list(infos),
         "broken": [{"toolchain": name, "message": error.message, "hint": error.hint} for name, error in broken.items()],
     }
-    page: list[Any] = [_table(infos)] if infos else ["no targets are registered"]
+    here, elsewhere = ([info for info in infos if info.can_export is can] for can in (True, False))
+    page: list[Any] = [] if infos else ["no targets are registered"]
+    page += [_table("Can be exported here", here)] if here else []
+    page += [_table("Cannot be exported here", elsewhere)] if elsewhere else []
     page += [line for error in broken.values() for line in _broken_lines(error)]
     return Answer(document, page)
 
 
-def _table(infos: tuple[TargetInfo, ...]) -> Table:
+def _table(title: str, infos: Sequence[TargetInfo]) -> Table:
     from deploykit.cli.tables import grid
 
     headers = ["target", "toolchain", "precisions", "installed"]
@@ -46,7 +50,7 @@ def _table(infos: tuple[TargetInfo, ...]) -> Table:
         ]
         for info in infos
     ]
-    return grid("", headers if complete else [*headers, "to install"], rows)
+    return grid(title, headers if complete else [*headers, "what is missing"], rows)
 
 
 def installed(info: TargetInfo) -> str:
@@ -56,9 +60,9 @@ def installed(info: TargetInfo) -> str:
 
 
 def install(info: TargetInfo) -> str:
-    """The command that installs what is missing."""
+    """The command that installs what is missing, or what no command installs."""
     if not info.can_export:
-        return info.export_command
+        return info.unavailable or info.export_command
     return "" if info.can_run else info.run_command
 
 

@@ -55,6 +55,18 @@ class AotInductorTarget(Target):
             system_tools=(SystemTool("g++", "g++", "compile the generated code"),),
         )
 
+    def unavailable_here(self, device: Device) -> str:
+        """See `Target.unavailable_here`: it compiles on the machine that it compiles for."""
+        if device.arch.startswith("sm_"):
+            here = any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/dxg"))
+            return (
+                ""
+                if here
+                else f"it compiles on the GPU that it compiles for, and there is none: export on {device.name}"
+            )
+        same = device.arch.replace("-", "_") == this_host().arch
+        return "" if same else f"it compiles on the CPU that it compiles for, and this one is {this_host().arch}"
+
     def check_options(self, options: Any, device: Device) -> None:
         """See `Target.check_options`."""
         if options.runtime not in ("package", "compile"):
