@@ -19,6 +19,7 @@ from deploykit._staging import finish, list_files
 from deploykit.artifact import Artifact, golden_tolerance, load
 from deploykit.errors import ParityError, UsageError
 from deploykit.host import this_host
+from deploykit.manifest import Notes
 from deploykit.parity import Link, ParityReport, Stage, compare_chain
 from deploykit.precision import Evidence
 from deploykit.session import FunctionSession
@@ -126,5 +127,5 @@ def _parity(parent: Artifact, artifact: Artifact, target: Target) -> ParityRepor
         samples=count,
         data="golden samples of the parent artifact",
         host=this_host(),
-        notes=(_NOTE, *parent.manifest.metadata.get("notes", ())),
+        notes=(_NOTE, *parent.manifest.recorded(Notes).notes),
     )

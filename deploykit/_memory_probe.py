@@ -14,9 +14,10 @@ def main(path: str) -> None:
     from deploykit import manifest as layout
     from deploykit.artifact import Artifact
     from deploykit.manifest import Manifest
+    from deploykit.reading import MAX_JSON_BYTES, read_bytes
 
     folder = Path(path)
-    artifact = Artifact(folder, Manifest.from_json((folder / layout.MANIFEST_NAME).read_bytes()))
+    artifact = Artifact(folder, Manifest.from_json(read_bytes(folder / layout.MANIFEST_NAME, limit=MAX_JSON_BYTES)))
     golden = artifact.golden()
     before = psutil.Process().memory_info().rss
     with artifact.open() as session:

@@ -25,6 +25,7 @@ from deploykit.manifest import Manifest
 from deploykit.parity import DEFAULT_TOLERANCES, Metrics, ParityReport, Tolerance, compare_sessions
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import Profile
+from deploykit.reading import MAX_JSON_BYTES, convert, decode_json, read_bytes, read_tensors
 from deploykit.requirements import Missing, Preflight, Requirements, check
 from deploykit.seal import Seal, sealed
 from deploykit.session import FunctionSession, Session
@@ -269,7 +270,8 @@ def golden_tolerance(precision: Precision, metadata: Mapping[str, Any] | None = 
     Args:
         metadata: of the manifest; its `GOLDEN_DB` takes the place of the precision's gate.
     """
-    gate = (metadata or {}).get(GOLDEN_DB, DEFAULT_TOLERANCES[precision].min_sqnr_db or 0.0)
+    default = DEFAULT_TOLERANCES[precision].min_sqnr_db or 0.0
+    gate = convert((metadata or {}).get(GOLDEN_DB, default), float, what=f"metadata {GOLDEN_DB!r}")
     return replace(DEFAULT_TOLERANCES[precision], min_sqnr_db=max(gate, 30.0), min_cosine=None)
 
 
@@ -310,12 +312,14 @@ def _identity(folder: Path) -> tuple[int, ...]:
 
 def _manifest_bytes(folder: Path) -> bytes:
     path = folder / layout.MANIFEST_NAME
+    if "\0" in str(folder):
+        raise ArtifactError(f"{str(folder)!r} is no path: it has a NUL character")
     if folder.is_symlink() or path.is_symlink():
         raise ArtifactError(f"{folder} or its manifest is a symbolic link; artifacts hold no links")
     if not path.is_file():
         lacks = f"it has no {layout.MANIFEST_NAME}" if folder.exists() else "there is no such folder"
         raise ArtifactError(f"{folder} is not an artifact: {lacks}", hint="pass the exported folder")
-    return path.read_bytes()
+    return read_bytes(path, limit=MAX_JSON_BYTES)
 
 
 def check_files(folder: Path, manifest: Manifest) -> Seal:
@@ -348,13 +352,7 @@ def golden_bytes(golden: Golden) -> bytes:
 
 
 def _read_golden(artifact: Artifact) -> Golden:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        tensors = load_file(artifact.path / layout.GOLDEN_NAME)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ArtifactError(f"{layout.GOLDEN_NAME} cannot be read: {error}", hint="export the model again") from error
+    tensors = read_tensors(artifact.path / layout.GOLDEN_NAME)
     count = len({name.split(".", 2)[1] for name in tensors if name.count(".") >= 2})
     if not count:  # comparing nothing would pass
         raise ArtifactError(f"{layout.GOLDEN_NAME} holds no samples", hint="export the model again")
@@ -386,12 +384,10 @@ class _ProfileRecord:
 def _read_profile(path: Path, fingerprint: str) -> Profile | None:
     if not path.is_file() or path.is_symlink():
         return None
-    try:
-        # records of builds that kept means: the figure is read as what a runtime without single runs tells
-        text = path.read_bytes().replace(b'"mean_us"', b'"median_us"')
-        record = msgspec.json.decode(text, type=_ProfileRecord)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ArtifactError(f"{path.name} is damaged: {error}", hint="run `deploykit profile --save` again") from error
+    # records of builds that kept means: the figure is read as what a runtime without single runs tells
+    text = read_bytes(path, limit=MAX_JSON_BYTES).replace(b'"mean_us"', b'"median_us"')
+    hint = "run `deploykit profile --save` again"
+    record = decode_json(text, _ProfileRecord, what=path.name, hint=hint, verdict="is damaged")
     if record.artifact != fingerprint:
         raise ArtifactError(f"{path.name} belongs to another artifact", hint="run `deploykit profile --save` again")
     return record.profile

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
+from deploykit.errors import ArtifactError
 from deploykit.manifest import CHOICE_NAME
 from deploykit.profiling import Percentiles
-
-_LARGEST_BYTES = 1 << 20
+from deploykit.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,9 @@ class Choice:
 def read_choice(folder: Path) -> Choice | None:
     """The record beside an artifact that was chosen; None where it was not, or where the record is damaged."""
     path = folder / CHOICE_NAME
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST_BYTES:
+    if not path.is_file():
         return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Choice)
-    except (OSError, msgspec.MsgspecError):
+        return read_json(path, Choice)
+    except ArtifactError:
         return None

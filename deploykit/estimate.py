@@ -18,7 +18,7 @@ refuses to estimate without a table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deploykit.devices import Device
@@ -100,6 +100,20 @@ def _width(layer: LayerAchieved) -> int:
     return _BYTES.get(layer.precision, 4)
 
 
+def traffic_in(artifact: Artifact) -> dict[str, tuple[int, ...]]:
+    """What an artifact's metadata says under `TRAFFIC`, checked.
+
+    Raises:
+        ArtifactError: it is something else.
+    """
+    return artifact.manifest.recorded(_Traffic).traffic
+
+
+@dataclass(frozen=True)
+class _Traffic:
+    traffic: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
 def _unavoidable_bytes(layer: LayerAchieved, device: Device, traffic: Sequence[int], narrowest: int) -> float:
     read, written, network = (*traffic, 0, 0, 0)[:3]
     weights = 0 if layer.op == "embedding" else layer.weights  # of a table only a few rows are read
@@ -130,12 +144,12 @@ def estimate(artifact: Artifact, device: Device, *, baseline: tuple[str, Artifac
     Raises:
         DeviceError: the device table has no rates.
     """
-    traffic = artifact.manifest.metadata.get(TRAFFIC, {})
+    traffic = traffic_in(artifact)
     layers = estimate_layers(artifact.achieved, device, traffic)
     total_ms = rounded(sum(layer.microseconds for layer in layers) / 1e3)
     rows = batch_size(artifact.inputs, artifact.golden().inputs[0])
     throughput = rounded(rows / (total_ms / 1e3)) if total_ms else 0.0
-    other = baseline and estimate_layers(baseline[1].achieved, device, baseline[1].manifest.metadata.get(TRAFFIC, {}))
+    other = baseline and estimate_layers(baseline[1].achieved, device, traffic_in(baseline[1]))
     return Profile(
         latency_ms=_constant(total_ms),
         batch_size=rows,

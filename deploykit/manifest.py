@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,8 +19,11 @@ from deploykit.achieved import Achieved
 from deploykit.errors import ArtifactError
 from deploykit.parity import ParityReport
 from deploykit.precision import Precision
+from deploykit.reading import convert, decode_json
 from deploykit.requirements import Requirements
 from deploykit.tensors import TensorSpec
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -32,6 +36,9 @@ BUILD_RECORD_NAMES = frozenset({"build.json", "layers.json", "model.engine", "mo
 """What a recipe leaves in its folder when it is run on a device by hand; nothing here reads them."""
 BUILD_CACHE = "cache/"
 """The same, of ONNX Runtime's MIGraphX provider."""
+
+_LARGEST = 1 << 62
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 VERIFIED = "verified"
 FAILED = "failed"
@@ -89,6 +96,13 @@ class PendingBuild:
 
 
 @dataclass(frozen=True)
+class Notes:
+    """What a conversion wants said beside the figures; see `Manifest.recorded`."""
+
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that is recorded of an artifact.
 
@@ -134,6 +148,19 @@ class Manifest:
         """Canonical bytes: sorted keys, two-space indent, newline at the end."""
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2) + b"\n"
 
+    def recorded(self, kind: type[T], key: str | None = None) -> T:
+        """What a target recorded in `metadata`, checked: a manifest may have been written by anybody.
+
+        Args:
+            kind: dataclass of what is read, with a default where a field may be missing; other fields are ignored.
+            key: of the part of the metadata that is read; None for all of it.
+        Raises:
+            ArtifactError: a field is missing or of the wrong type.
+        """
+        part = self.metadata if key is None else self.metadata.get(key)
+        what = f"{MANIFEST_NAME}: metadata" + (f" {key!r}" if key else "")
+        return convert(part, kind, what=what, hint="export the model again")
+
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
         """Read and validate.
@@ -143,16 +170,31 @@ class Manifest:
                 the message says which.
         """
         _check_version(data)
-        try:
-            manifest = msgspec.json.decode(data, type=cls)
-        except msgspec.MsgspecError as error:
-            raise ArtifactError(f"{MANIFEST_NAME} is not valid: {error}", hint="export the model again") from error
+        manifest = decode_json(data, cls, what=MANIFEST_NAME, hint="export the model again")
         for path in (manifest.entry, *(entry.path for entry in manifest.files)):
             check_relative(path)
-        for spec in (*manifest.inputs, *manifest.outputs):
-            if not spec.has_known_dtype:
-                raise ArtifactError(f"{MANIFEST_NAME}: {spec} has an unknown dtype", hint="export the model again")
+        wrong = next(_mistakes(manifest), None)
+        if wrong is not None:
+            raise ArtifactError(f"{MANIFEST_NAME}: {wrong}", hint="export the model again")
         return manifest
+
+
+def _mistakes(manifest: Manifest) -> Iterator[str]:
+    """What no export writes although the types are right."""
+    if manifest.status not in (VERIFIED, FAILED, NEEDS_DEVICE_BUILD):
+        yield f"the status {manifest.status!r} is unknown"
+    for spec in (*manifest.inputs, *manifest.outputs):
+        if not spec.has_known_dtype:
+            yield f"{spec} has an unknown dtype"
+        if any(isinstance(size, int) and not 0 <= size <= _LARGEST for size in spec.shape):
+            yield f"{spec} has an impossible shape"
+    seen: set[str] = set()
+    for entry in manifest.files:
+        if entry.path.casefold() in seen:
+            yield f"{entry.path!r} is listed twice, or is the same name to some file systems"
+        seen.add(entry.path.casefold())
+        if not 0 <= entry.size <= _LARGEST or not _DIGEST.fullmatch(entry.sha256):
+            yield f"size or sha256 of {entry.path!r} is impossible"
 
 
 @dataclass(frozen=True)
@@ -161,12 +203,8 @@ class _Versioned:
 
 
 def _check_version(data: bytes) -> None:
-    try:
-        found = msgspec.json.decode(data, type=_Versioned).schema_version
-    except msgspec.MsgspecError as error:
-        raise ArtifactError(
-            f"{MANIFEST_NAME} is not an artifact's manifest: {error}", hint="copy or export the artifact again"
-        ) from error
+    hint = "copy or export the artifact again"
+    found = decode_json(data, _Versioned, what=f"{MANIFEST_NAME}, as an artifact's manifest,", hint=hint).schema_version
     if not 1 <= found <= SCHEMA_VERSION:
         raise ArtifactError(
             f"{MANIFEST_NAME} has schema version {found}; this deploykit reads versions up to {SCHEMA_VERSION}",

@@ -105,7 +105,7 @@ class Profile:
 
         Of an estimate it has two significant digits, as the two latencies have.
         """
-        if self.baseline_latency_ms is None:
+        if self.baseline_latency_ms is None or not self.latency_ms.p50:
             return None
         ratio = self.baseline_latency_ms.p50 / self.latency_ms.p50
         return rounded(ratio) if self.evidence is Evidence.ESTIMATE else ratio

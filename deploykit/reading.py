@@ -17,11 +17,14 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import msgspec
 
 from deploykit.errors import ArtifactError, DeploykitError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_JSON_BYTES = 32 << 20
 """A manifest, profile or program: 100 times the largest that an export has written."""
@@ -30,8 +33,11 @@ MAX_JSON_DEPTH = 64
 MAX_ARRAY_BYTES = 4 << 30
 """Golden data, a calibration table, the arrays of `deploykit run`, one batch of calibration data."""
 
-# A string (also one that has no end), or what opens, closes or separates values.
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{},:]', re.DOTALL)
+MAX_NUMBER_CHARACTERS = 40  # whole numbers have no end in JSON; past 300 digits arithmetic with them fails
+
+# A string (also one that has no end), what opens, closes or separates values, or a number that is too long.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{},:]|[0-9.eE+-]{41,}+', re.DOTALL)
+_QUOTE = ord('"')
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 T = TypeVar("T")
@@ -79,19 +85,24 @@ def read_bytes(path: Path, *, limit: int, links: bool = False, error: Refusal = 
 
 def read_json(path: Path, kind: type[T], *, error: Refusal = ArtifactError, hint: str | None = None) -> T:
     """A JSON file as the type that is named; see `open_regular` and `decode_json`."""
-    return decode_json(
-        read_bytes(path, limit=MAX_JSON_BYTES, error=error), kind, what=path.name, error=error, hint=hint
-    )
+    data = read_bytes(path, limit=MAX_JSON_BYTES, error=error)
+    return decode_json(data, kind, what=path.name, error=error, hint=hint, verdict="is damaged")
 
 
 def decode_json(
-    data: bytes | str, kind: type[T], *, what: str, error: Refusal = ArtifactError, hint: str | None = None
+    data: bytes | str,
+    kind: type[T],
+    *,
+    what: str,
+    error: Refusal = ArtifactError,
+    hint: str | None = None,
+    verdict: str = "is not valid",
 ) -> T:
     """JSON as the type that is named.
 
     Args:
         kind: a dataclass, or anything that msgspec can check.
-        what: names the data in the refusal.
+        what, verdict: begin the sentence of the refusal.
     Raises:
         DeploykitError: of the class `error`: not JSON or not UTF-8, a field missing or of the wrong type, more than
             `MAX_JSON_VALUES` values, nested more than `MAX_JSON_DEPTH` deep.
@@ -101,7 +112,7 @@ def decode_json(
         _check_extent(data)
         return msgspec.json.decode(data, type=kind)
     except (ValueError, OverflowError, RecursionError, TypeError) as cause:  # msgspec's own errors are ValueErrors
-        raise error(f"{what} is not valid: {cause}", hint=hint) from cause
+        raise error(f"{what} {verdict}: {cause}", hint=hint) from cause
 
 
 def convert(value: object, kind: type[T], *, what: str, error: Refusal = ArtifactError, hint: str | None = None) -> T:
@@ -114,6 +125,24 @@ def convert(value: object, kind: type[T], *, what: str, error: Refusal = Artifac
         return msgspec.convert(value, kind)
     except (ValueError, OverflowError, RecursionError, TypeError) as cause:
         raise error(f"{what} is not valid: {cause}", hint=hint) from cause
+
+
+def read_tensors(
+    path: Path, *, limit: int = MAX_ARRAY_BYTES, links: bool = False, error: Refusal = ArtifactError
+) -> dict[str, np.ndarray]:
+    """All arrays of a safetensors file; see `open_regular`.
+
+    Raises:
+        DeploykitError: of the class `error`: also where it is damaged, or holds a type that NumPy does not have.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    data = read_bytes(path, limit=limit, links=links, error=error)
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as cause:
+        raise error(f"{path.name} cannot be read: {cause}", hint="is it a whole safetensors file?") from cause
 
 
 def _check_extent(data: bytes) -> None:
@@ -129,6 +158,8 @@ def _check_extent(data: bytes) -> None:
             depth -= 1
         elif start in b",:":
             values += 1
+        elif start != _QUOTE:
+            raise ValueError(f"it has a number of more than {MAX_NUMBER_CHARACTERS} characters")
         if values > MAX_JSON_VALUES:
             raise ValueError(f"it has more than {MAX_JSON_VALUES} values")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+_DTYPE = re.compile("bool|u?int(8|16|32|64)|float(16|32|64)")
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -28,11 +31,8 @@ class TensorSpec:
 
     @property
     def has_known_dtype(self) -> bool:
-        """Whether NumPy knows `dtype`."""
-        try:
-            return np.dtype(self.dtype).kind in "biuf"
-        except TypeError:
-            return False
+        """Whether `dtype` is NumPy's name of a number or truth value."""
+        return _DTYPE.fullmatch(self.dtype) is not None
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of `shape` fits: same rank, and every fixed axis equal."""

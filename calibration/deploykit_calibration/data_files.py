@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import CalibrationError, UsageError
+from deploykit.reading import open_regular
 
 _FILE_ROWS = 32
+MAX_BATCH_BYTES = 1 << 30
+"""Of what is read at once: 32 rows, or all of an array that lies in Fortran order."""
 
 Slicer = Callable[[int], Any]  # the next n rows, fewer or none at the end
 Reader = Callable[[Path, list[str]], dict[str, Slicer]]
@@ -68,7 +71,8 @@ def _select(path: Path, have: list[str], names: list[str]) -> dict[str, str]:
 
 def _npz_arrays(path: Path, names: list[str]) -> dict[str, Slicer]:
     """Rows streamed out of the archive's members, so that a file larger than memory can be used."""
-    archive = zipfile.ZipFile(path)
+    with open_regular(path, links=True):  # no pipe or device, which would never end
+        archive = zipfile.ZipFile(path)
     members = {name.removesuffix(".npy"): name for name in archive.namelist()}
     chosen = _select(path, list(members), names)
     return {name: _npy_rows(archive, members[member]) for name, member in chosen.items()}
@@ -83,10 +87,10 @@ def _npy_rows(archive: zipfile.ZipFile, member: str) -> Slicer:
         raise CalibrationError(f"{archive.filename}: {member} holds Python objects, which are not read")
     if not shape:
         raise CalibrationError(f"{archive.filename}: {member} is a single number; axis 0 must count samples")
+    row_bytes = npy_row_bytes(f"{archive.filename}: {member}", shape, dtype, whole=fortran)
     if fortran:  # rows are scattered over the file
         with archive.open(member) as whole:
             return _rows_in_memory(np.lib.format.read_array(whole, allow_pickle=False))
-    row_bytes = dtype.itemsize * math.prod(shape[1:])
     left = shape[0]
 
     def take(rows: int) -> Any:
@@ -99,6 +103,27 @@ def _npy_rows(archive: zipfile.ZipFile, member: str) -> Slicer:
         return np.frombuffer(content, dtype=dtype).reshape(rows, *shape[1:])
 
     return take
+
+
+def npy_row_bytes(what: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, whole: bool) -> int:
+    """Bytes of one row, checked before memory is asked for: a small archive may say that it holds terabytes.
+
+    Args:
+        what: names the array in the refusal.
+        whole: whether all rows are read at once.
+    Raises:
+        CalibrationError: a batch of rows is larger than `MAX_BATCH_BYTES`, or the shape is impossible.
+    """
+    if any(size < 0 for size in shape):
+        raise CalibrationError(f"{what} has the impossible shape {list(shape)}")
+    row_bytes = dtype.itemsize * math.prod(shape[1:])
+    rows = shape[0] if whole else min(shape[0], _FILE_ROWS)
+    if row_bytes * rows > MAX_BATCH_BYTES or (row_bytes == 0 and shape[0] > MAX_BATCH_BYTES):
+        raise CalibrationError(
+            f"{what} of shape {list(shape)} takes more than {MAX_BATCH_BYTES} bytes at once, and is not read",
+            hint="pass batches from a generator" + ("" if not whole else ", or save it in C order"),
+        )
+    return row_bytes
 
 
 def _rows_in_memory(array: Any) -> Slicer:
@@ -115,7 +140,8 @@ def _rows_in_memory(array: Any) -> Slicer:
 def _safetensors_arrays(path: Path, names: list[str]) -> dict[str, Slicer]:
     from safetensors import safe_open
 
-    file: Any = safe_open(path, framework="pt")
+    with open_regular(path, links=True):
+        file: Any = safe_open(path, framework="pt")
     chosen = _select(path, list(file.keys()), names)
     return {name: _safetensors_rows(file.get_slice(member)) for name, member in chosen.items()}
 

@@ -22,6 +22,8 @@ HALF_BINS = 2048
 BINS = 2 * HALF_BINS
 _HALF_BITS = HALF_BINS.bit_length() - 1
 MIN_EXPONENT = -160  # narrower than a quantum of the smallest float32, where all of float32 is resolved
+MAX_EXPONENT = 1024 - _HALF_BITS  # of the largest float64
+_COUNT_LIMIT = 1 << 62
 _EXACT_EXPONENTS = 100
 
 Counts = NDArray[np.int64]
@@ -87,6 +89,23 @@ class TensorStatistics:
     histogram: Counts
     zeros: int = 0
     nonfinite: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no pass can have seen: a table is a file, and files are damaged or made up."""
+        counts = (self.count, self.batches, self.zeros, self.nonfinite)
+        if any(type(number) is not int or not 0 <= number < _COUNT_LIMIT for number in counts):
+            raise ValueError(f"counts {counts} are not from 0 to 2**62")
+        if type(self.exponent) is not int or not MIN_EXPONENT <= self.exponent <= MAX_EXPONENT:
+            raise ValueError(f"an exponent of {self.exponent} is not from {MIN_EXPONENT} to {MAX_EXPONENT}")
+        if self.histogram.dtype != np.int64 or self.histogram.shape != (BINS,) or self.histogram.min() < 0:
+            raise ValueError(f"a histogram is {BINS} int64 counts from 0")
+        seen = math.isfinite(self.minimum) and math.isfinite(self.maximum) and self.minimum <= self.maximum
+        if not (seen if self.count else (self.minimum, self.maximum) == (math.inf, -math.inf)):
+            raise ValueError(f"{self.count} elements cannot have the extremes {self.minimum} and {self.maximum}")
+        if self.magnitude > HALF_BINS * self.bin_width or float(self.histogram.sum(dtype=np.float64)) > self.count:
+            raise ValueError("the histogram does not fit the extremes or the count")
+        if self.zeros > self.histogram[HALF_BINS]:
+            raise ValueError(f"{self.zeros} zeros are not among {self.histogram[HALF_BINS]} elements of their bin")
 
     @classmethod
     def empty(cls) -> TensorStatistics:

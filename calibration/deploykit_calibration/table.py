@@ -12,8 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
-import tempfile
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import CalibrationError
+from deploykit.reading import MAX_ARRAY_BYTES, MAX_JSON_BYTES, convert, decode_json, open_regular, read_bytes
+from deploykit.storage import write_file
 from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.ranges import Range, choose_range
 from deploykit_calibration.statistics import BINS, TensorStatistics
@@ -31,6 +32,10 @@ from deploykit_calibration.statistics import BINS, TensorStatistics
 SCHEMA_VERSION = 2  # 1 had no layer_inputs
 SUFFIX = ".calibration"
 _HEADER = "deploykit_calibration"
+_MAX_ROWS = 100_000
+_SAMPLES_LIMIT = 1 << 62
+_SOURCES = ("data", "synthetic")
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 _FINGERPRINT_MODULUS = 1 << 256
 
 Arrays = dict[str, NDArray[Any]]
@@ -60,6 +65,11 @@ class CalibrationTable:
     from_cache: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
+        """Raises ValueError for what no calibration can have given."""
+        if type(self.samples) is not int or not 0 <= self.samples < _SAMPLES_LIMIT:
+            raise ValueError(f"{self.samples} samples are not from 0 to 2**62")
+        if self.source not in _SOURCES or not _FINGERPRINT.fullmatch(self.data_fingerprint):
+            raise ValueError(f"source {self.source!r} or fingerprint {self.data_fingerprint!r} is impossible")
         object.__setattr__(self, "statistics", MappingProxyType(dict(self.statistics)))
         object.__setattr__(self, "layer_inputs", MappingProxyType(dict(self.layer_inputs)))
 
@@ -86,17 +96,20 @@ class CalibrationTable:
         """The table of both tables' samples. Associative and commutative; an empty table is the identity.
 
         Raises:
-            CalibrationError: the other table is of another model; names both.
+            CalibrationError: the other table is of another model (names both), or the sums are past all bounds.
         """
         other.check_model(self.model_fingerprint)
-        return CalibrationTable(
-            model_fingerprint=self.model_fingerprint,
-            data_fingerprint=_add_fingerprints(self.data_fingerprint, other.data_fingerprint),
-            samples=self.samples + other.samples,
-            source="synthetic" if "synthetic" in (self.source, other.source) else "data",
-            statistics=_merged(self.statistics, other.statistics),
-            layer_inputs=_merged(self.layer_inputs, other.layer_inputs),
-        )
+        try:
+            return CalibrationTable(
+                model_fingerprint=self.model_fingerprint,
+                data_fingerprint=_add_fingerprints(self.data_fingerprint, other.data_fingerprint),
+                samples=self.samples + other.samples,
+                source="synthetic" if "synthetic" in (self.source, other.source) else "data",
+                statistics=_merged(self.statistics, other.statistics),
+                layer_inputs=_merged(self.layer_inputs, other.layer_inputs),
+            )
+        except (ValueError, OverflowError) as error:
+            raise CalibrationError(f"the tables cannot be merged: {error}", hint="calibrate again") from error
 
     extend = merge
 
@@ -131,25 +144,16 @@ class CalibrationTable:
             CalibrationError: the file cannot be written; an older file of that name is then untouched.
         """
         path = Path(path)
-        content = _encode(self)
-        temporary: str | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if CalibrationTable.load(temporary) != self:
-                raise CalibrationError(f"{path}: what was written does not read back as the same table")
-            os.replace(temporary, path)
-            temporary = None
-        except OSError as error:
-            raise CalibrationError(f"{path}: cannot write the calibration table: {error}") from error
-        finally:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+        if path.suffix != SUFFIX and path.is_file() and path.stat().st_size and not is_table_file(path):
+            raise CalibrationError(
+                f"{path} is some other file; it is left alone", hint=f"name another file, such as {path.stem}{SUFFIX}"
+            )
+        write_file(path, _encode(self), error=CalibrationError, check=self._check_equal)
         return path
+
+    def _check_equal(self, written: Path) -> None:
+        if CalibrationTable.load(written) != self:
+            raise CalibrationError(f"{written}: what was written does not read back as the same table")
 
     @classmethod
     def load(cls, path: str | Path) -> CalibrationTable:
@@ -160,8 +164,18 @@ class CalibrationTable:
         """
         header, arrays = _read(Path(path))
         try:
+            convert(header, _Header, what="its header", error=CalibrationError)
             return _decode(header, arrays)
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        except (
+            CalibrationError,
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            OverflowError,
+            MemoryError,
+        ) as error:
             raise _refusal(path, f"its content is inconsistent ({error!r})") from error
 
 
@@ -181,8 +195,11 @@ def _merged(mine: Mapping[str, _Value], theirs: Mapping[str, _Value]) -> dict[st
 def is_table_file(path: Path) -> bool:
     """Whether a safetensors file says that it is a calibration table. False for anything unreadable."""
     try:
-        return _HEADER in _open_metadata(path)
-    except (OSError, ValueError, CalibrationError):
+        with open_regular(path, links=True, error=CalibrationError) as file:
+            begin = file.read(8)
+            size = min(int.from_bytes(begin, "little"), MAX_JSON_BYTES)
+            return _HEADER in _metadata(begin + file.read(size))
+    except CalibrationError:
         return False
 
 
@@ -252,48 +269,77 @@ def _digest(header: dict[str, Any], arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def _open_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, read without mapping its tensors."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 2 <= size <= 100_000_000:
-            raise ValueError("not a safetensors file")
-        header = json.loads(file.read(size))
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
-    return metadata if isinstance(metadata, dict) else {}
+@dataclass(frozen=True)
+class _Header:
+    """The JSON header of a table's file."""
+
+    schema_version: int
+    model_fingerprint: str
+    data_fingerprint: str
+    samples: int
+    source: str
+    bins: int
+    tensors: dict[str, int]
+    sha256: str
+    layer_inputs: dict[str, int] = field(default_factory=dict)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of safetensors bytes, or of their beginning; empty where there is none.
+
+    Raises:
+        CalibrationError: it is no such file.
+    """
+    size = int.from_bytes(data[:8], "little")
+    if not 2 <= size <= min(MAX_JSON_BYTES, len(data) - 8):
+        raise CalibrationError("not a safetensors file")
+    header = decode_json(data[8 : 8 + size], dict[str, Any], what="the header", error=CalibrationError)
+    found = header.get("__metadata__", {})
+    return found if isinstance(found, dict) else {}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     try:
-        metadata = _open_metadata(path)
-    except OSError as error:
-        raise _refusal(path, f"it cannot be read ({error})") from error
-    except ValueError as error:
+        data = read_bytes(path, limit=MAX_ARRAY_BYTES, links=True, error=CalibrationError)
+    except CalibrationError as error:
+        raise _refusal(path, f"it cannot be read ({error.message})") from error
+    try:
+        metadata = _metadata(data)
+    except CalibrationError as error:
         raise _refusal(path, "it is damaged or no calibration table (no readable header)") from error
     if _HEADER not in metadata:
         raise _refusal(path, "it is a safetensors file, but no calibration table")
+    header = _header(path, metadata[_HEADER])
     try:
-        header = json.loads(metadata[_HEADER])
-        version = header["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _refusal(path, "its header is damaged") from error
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise _refusal(path, f"its schema version is {version}, this deploykit reads up to {SCHEMA_VERSION}")
-    try:
-        arrays = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        arrays = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise _refusal(path, f"it is damaged or cut short ({error})") from error
     if header.get("sha256") != _digest(header, arrays):
         raise _refusal(path, "it is damaged (its content does not match its sha256)")
     return header, arrays
 
 
+def _header(path: Path, text: object) -> dict[str, Any]:
+    try:
+        if not isinstance(text, str):
+            raise CalibrationError("it is no text")
+        header = decode_json(text, dict[str, Any], what="its header", error=CalibrationError)
+        version = header.get("schema_version")
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise _refusal(path, f"its schema version is {version}, this deploykit reads up to {SCHEMA_VERSION}")
+    except CalibrationError as error:
+        raise error if error.hint else _refusal(path, f"its header is damaged ({error.message})") from error
+    return header
+
+
 def _decode(header: dict[str, Any], arrays: Arrays) -> CalibrationTable:
     if header["bins"] != BINS:
         raise ValueError(f"{header['bins']} bins instead of {BINS}")
+    if len(arrays["integers"]) > _MAX_ROWS:  # each takes a histogram of 32 kB
+        raise ValueError(f"more than {_MAX_ROWS} tensors")
     rows, at = [], 0
     for integers, (minimum, maximum) in zip(arrays["integers"].tolist(), arrays["extremes"].tolist(), strict=True):
         count, batches, exponent, zeros, nonfinite, first, last = integers
@@ -302,13 +348,15 @@ def _decode(header: dict[str, Any], arrays: Arrays) -> CalibrationTable:
         histogram.flags.writeable = False
         at += last - first
         rows.append(TensorStatistics(count, batches, minimum, maximum, exponent, histogram, zeros, nonfinite))
+    if at != len(arrays["counts"]):
+        raise ValueError(f"{len(arrays['counts'])} counts instead of {at}")
     sums = _decode_sums(arrays) if header["schema_version"] > 1 else []
     return CalibrationTable(
         model_fingerprint=str(header["model_fingerprint"]),
         data_fingerprint=str(header["data_fingerprint"]),
         samples=int(header["samples"]),
         source=str(header["source"]),
-        statistics={name: rows[row] for name, row in header["tensors"].items()},
+        statistics={name: rows[_row(row)] for name, row in header["tensors"].items()},
         layer_inputs={name: sums[_row(row)] for name, row in header.get("layer_inputs", {}).items()},
     )
 

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from deploykit.errors import CalibrationError
+from deploykit.reading import open_regular
+
+_LARGEST_BYTES = 1 << 30
 
 
 def first_rows(path: Path) -> dict[str, Tensor]:
@@ -38,7 +41,7 @@ def first_rows(path: Path) -> dict[str, Tensor]:
 
 
 def _npz(path: Path) -> dict[str, Tensor]:
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path, links=True), zipfile.ZipFile(path) as archive:
         rows = {name.removesuffix(".npy"): _npy(archive, name) for name in archive.namelist()}
     return {name: torch.from_numpy(row) for name, row in rows.items() if row is not None}
 
@@ -50,6 +53,9 @@ def _npy(archive: zipfile.ZipFile, member: str) -> np.ndarray[Any, Any] | None:
         shape, fortran, dtype = read_header(file)
         if not shape or not shape[0] or dtype.kind not in "fiub":
             return None
+        row_bytes = dtype.itemsize * math.prod(shape[1:])
+        if min(shape) < 0 or row_bytes * (shape[0] if fortran else 1) > _LARGEST_BYTES:
+            raise CalibrationError(f"{member} of shape {list(shape)} takes more than {_LARGEST_BYTES} bytes at once")
         if not fortran:
             content = bytearray(file.read(dtype.itemsize * math.prod(shape[1:])))
             return np.frombuffer(content, dtype=dtype).reshape(1, *shape[1:])
@@ -60,6 +66,6 @@ def _npy(archive: zipfile.ZipFile, member: str) -> np.ndarray[Any, Any] | None:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
+    with open_regular(path, links=True), safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
         return {name: part[:1] for name, part in slices.items() if part.get_shape() and part.get_shape()[0]}

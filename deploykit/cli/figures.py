@@ -56,7 +56,7 @@ def plain(value: float | None) -> str:
 
 def cosine(value: float | None) -> str:
     """Up to six decimals, cut and not rounded: 1 means that nothing differs."""
-    if value is None or not math.isfinite(value):
+    if value is None or not abs(value) <= 1.0:  # no cosine, NaN included
         return UNKNOWN if value is None else str(value)
     return f"{math.trunc(value * 1e6) / 1e6:.6g}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 # A file or a pipe has no width: lines stay whole for grep, unless the user says COLUMNS.
 _UNWRAPPED = 1000
+
+# C0 without tab and newline, DEL, C1, and what changes the direction of writing.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def _write_page(page: Sequence[RenderableType]) -> None:
         text = isinstance(part, str)
         if index and not text:
             console.print()
-        console.print(part, soft_wrap=text)
+        console.print(printable(part) if isinstance(part, str) else part, soft_wrap=text)
     sys.stdout.flush()
 
 
@@ -106,10 +110,19 @@ def make_console(stream: TextIO) -> Console:
     return Console(file=stream, width=_UNWRAPPED if free else None, markup=False, emoji=False, highlight=False)
 
 
+def printable(text: str) -> str:
+    """Text in which what steers a terminal (escapes, carriage returns, reversed writing) is shown and not done.
+
+    Names and notes of an artifact are somebody else's words: they must not clear the screen, set the clipboard or
+    make one word look like another.
+    """
+    return _STEERING.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
 def note(message: str) -> None:
     """One line for people on standard error."""
     if sys.stderr is not None:
-        print(f"note: {message}", file=sys.stderr)
+        print(printable(f"note: {message}"), file=sys.stderr)
 
 
 def report_error(error: DeploykitError, *, as_json: bool, debug: bool) -> int:
@@ -154,7 +167,7 @@ def report_defect(error: Exception, *, as_json: bool) -> int:
 
 def _print_traceback(error: BaseException) -> None:
     if sys.stderr is not None:
-        traceback.print_exception(error, file=sys.stderr)
+        print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
 def _print_block(lines: Sequence[str]) -> None:
@@ -164,7 +177,7 @@ def _print_block(lines: Sequence[str]) -> None:
 
     console = make_console(sys.stderr)
     for index, line in enumerate(lines):
-        text = Text(line)
+        text = Text(printable(line))
         if index == 0:
             text.stylize("bold red", 0, len("error:"))
         console.print(text, soft_wrap=True)

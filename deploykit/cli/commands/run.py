@@ -14,6 +14,7 @@ import typer
 from deploykit.cli.output import Answer, note
 from deploykit.cli.parameters import Board, Debug, Json, Threads, load_on
 from deploykit.errors import UsageError
+from deploykit.reading import read_bytes, read_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".npz", ".safetensors")
 _INPUT_SUFFIXES = (*_SUFFIXES, ".npy")
+_LARGEST_BYTES = 1 << 30
 
 
 def run(
@@ -83,38 +85,46 @@ def _check_suffix(path: str, suffixes: tuple[str, ...] = _SUFFIXES) -> None:
 
 
 def _read(path: str) -> Arrays:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     _check_suffix(path, _INPUT_SUFFIXES)
-    if not Path(path).is_file():
-        raise UsageError(f"there is no file {path}")
+    if "\0" in path or not Path(path).is_file():
+        raise UsageError(f"there is no file {path!r}")
     try:
-        return load_file(path) if path.endswith(".safetensors") else _read_npz(path)
+        if path.endswith(".safetensors"):
+            return read_tensors(Path(path), limit=_LARGEST_BYTES, links=True, error=UsageError)
+        return _read_npz(read_bytes(Path(path), limit=_LARGEST_BYTES, links=True, error=UsageError), path)
+    except UsageError:
+        raise
     except (
         OSError,
+        MemoryError,
+        OverflowError,
+        RecursionError,
+        NotImplementedError,
+        RuntimeError,
+        SyntaxError,
         ValueError,
         TypeError,
         KeyError,
         EOFError,
         zipfile.BadZipFile,
         zlib.error,
-        SafetensorError,
     ) as error:
         raise UsageError(
             f"{path} cannot be read: {error}", hint="write it with numpy.savez(path, name=array)"
         ) from error
 
 
-def _read_npz(path: str) -> Arrays:
+def _read_npz(data: bytes, path: str) -> Arrays:
     import numpy as np
 
     if path.endswith(".npy"):
-        return {"arr_0": np.load(path, allow_pickle=False)}
-    with zipfile.ZipFile(path):  # a single array that was renamed is no archive
-        pass
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
+        return {"arr_0": np.load(io.BytesIO(data), allow_pickle=False)}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:  # a single array that was renamed is no archive
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > _LARGEST_BYTES:
+        raise UsageError(f"{path} holds {unpacked} bytes when unpacked; more than {_LARGEST_BYTES} are not read")
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _pick(inputs: Sequence[TensorSpec], arrays: Arrays, source: str) -> Arrays:

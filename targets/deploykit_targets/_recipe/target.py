@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deploykit._optional import Requirement
 from deploykit.devices import Device
 from deploykit.errors import DeviceError, MissingDependencyError, UsageError
 from deploykit.estimate import estimate
+from deploykit.manifest import Notes
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import DEFAULT_EFFORT, Effort, Profile
 from deploykit.requirements import Missing, Preflight, Requirements
@@ -118,7 +119,7 @@ class BuiltOnDevice(Target):
             notes=(
                 *report.notes,
                 unbuilt_note(artifact),
-                artifact.manifest.metadata["lint"]["verdict"],
+                artifact.manifest.recorded(_Verdict, "lint").verdict,
                 *notes_of(artifact),
             ),
         )
@@ -160,14 +161,24 @@ class BuiltOnDevice(Target):
 
 def unbuilt_note(artifact: Artifact) -> str:
     """What is proved of an artifact before its build, and what is not."""
-    compiled = artifact.manifest.metadata.get(COMPILED)
-    return f"{UNBUILT_NOTE.partition(',')[0]}; {compiled['note']}" if compiled else UNBUILT_NOTE
+    if not artifact.manifest.metadata.get(COMPILED):
+        return UNBUILT_NOTE
+    return f"{UNBUILT_NOTE.partition(',')[0]}; {artifact.manifest.recorded(_Compiled, COMPILED).note}"
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    note: str
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    verdict: str
 
 
 def notes_of(artifact: Artifact) -> Sequence[str]:
     """What the conversion wants said beside the figures."""
-    notes: Sequence[str] = artifact.manifest.metadata.get("notes", ())
-    return notes
+    return artifact.manifest.recorded(Notes).notes
 
 
 def at_least_1(name: str, value: int | None) -> None:

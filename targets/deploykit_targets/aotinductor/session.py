@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -41,6 +42,14 @@ def check_loads(path: Path) -> None:
         raise DeviceError(f"PyTorch's loader {how} over {path.name}: {done.stderr[-500:].strip()}", hint=_HINT)
 
 
+@dataclass(frozen=True)
+class _Compiled:
+    """What is read of the metadata."""
+
+    torch_device: Literal["cpu", "cuda"]
+    compiled_for: str
+
+
 class PackageSession(Session):
     """Runs an artifact's package.
 
@@ -57,7 +66,7 @@ class PackageSession(Session):
         threads = threads_here(threads, "torch")
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._torch: Any = require("torch", extra="aotinductor", purpose="run AOTInductor packages")
-        self._place = artifact.manifest.metadata["torch_device"]
+        self._place = artifact.manifest.recorded(_Compiled).torch_device
         if self._place == "cuda" and not self._torch.cuda.is_available():
             raise DeviceError(f"{artifact.path.name} needs {artifact.manifest.device}, and there is no GPU here")
         self._torch.set_num_threads(threads)
@@ -68,7 +77,7 @@ class PackageSession(Session):
         try:
             self._package = aoti_load_package(str(artifact.entry))
         except RuntimeError as error:
-            compiled = artifact.manifest.metadata["compiled_for"]
+            compiled = artifact.manifest.recorded(_Compiled).compiled_for
             raise DeviceError(
                 f"{artifact.path.name} was compiled for {compiled}: {error}", hint="export it here"
             ) from error

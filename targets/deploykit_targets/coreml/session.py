@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -120,6 +121,13 @@ def _spec(value: ValueSpec) -> TensorSpec:
     return TensorSpec(value.name, shape, dtype)
 
 
+@dataclass(frozen=True)
+class MadeFor:
+    """What is read of the metadata."""
+
+    made_for: dict[str, str] = field(default_factory=dict)
+
+
 class CoreMLSession(Session):
     """Runs an artifact in Core ML on macOS. Core ML decides itself how many threads it uses: 0 here."""
 
@@ -127,11 +135,14 @@ class CoreMLSession(Session):
         super().__init__(artifact.inputs, artifact.outputs, threads=0)
         tools = require("coremltools", extra="coreml-runtime", purpose="run artifacts of coreml")
         self._tools = tools
-        self._units = tools.ComputeUnit[_UNITS[artifact.manifest.options.get("compute_units", "all")]]
+        units = artifact.manifest.options.get("compute_units", "all")
+        if units not in _UNITS:
+            raise ArtifactError(f"{artifact.path.name}: {units!r} are no compute units", hint="export the model again")
+        self._units = tools.ComputeUnit[_UNITS[units]]
         self._border = Border(artifact)
         self._labels = list(artifact.manifest.options.get("class_labels", ()))
         self._module_paths = artifact.achieved.module_paths
-        self._made_for: dict[str, str] = artifact.manifest.metadata.get("made_for", {})
+        self._made_for: dict[str, str] = artifact.manifest.recorded(MadeFor).made_for
         self._has_costs = artifact.entry.suffix != _NETWORK_SUFFIX
         self._model = tools.models.MLModel(str(model_path(artifact)), compute_units=self._units)
 

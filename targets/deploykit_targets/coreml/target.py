@@ -124,7 +124,8 @@ class CoreMLTarget(Target):
         """Measured on macOS; elsewhere an estimate, or the evaluator's own time where no rates are published."""
         device = self.capabilities().devices[artifact.manifest.device]
         facts = _facts(artifact)
-        allowed = artifact.manifest.metadata.get(BATCH_SIZES, effort.batch_sizes)
+        recorded = artifact.manifest.recorded(_BatchSizes).batch_sizes
+        allowed = effort.batch_sizes if recorded is None else recorded
         effort = replace(effort, batch_sizes=tuple(size for size in effort.batch_sizes if size in allowed))
         if has_core_ml():
             measured = super().profile(artifact, baseline=baseline, effort=effort)
@@ -175,14 +176,27 @@ def _mac_note(artifact: Artifact) -> str:
     return f"run by Core ML on this Mac (compute units: {units}), for {artifact.manifest.device}"
 
 
+@dataclass(frozen=True)
+class _BatchSizes:
+    batch_sizes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Facts:
+    ops: dict[str, int] = field(default_factory=dict)
+    weight_bytes: int = 0
+    activation_bytes: int = 0
+    os_floor: str = "an unknown system"
+
+
 def _facts(artifact: Artifact) -> tuple[str, ...]:
     """What a program costs whatever runs it: ops, multiply-accumulates, bytes, oldest system."""
-    known = artifact.manifest.metadata
-    ops = ", ".join(f"{count} {op}" for op, count in known.get("ops", {}).items())
+    known = artifact.manifest.recorded(_Facts)
+    ops = ", ".join(f"{count} {op}" for op, count in known.ops.items())
     macs = sum(artifact.achieved.macs.values())
-    weights, moved = known.get("weight_bytes", 0), known.get("activation_bytes", 0)
+    weights, moved = known.weight_bytes, known.activation_bytes
     return (
         f"ops: {ops}",
         f"{macs} multiply-accumulates, {weights} bytes of weights, {moved} bytes of activations read and written",
-        f"runs on {known.get('os_floor', 'an unknown system')} and later",
+        f"runs on {known.os_floor} and later",
     )

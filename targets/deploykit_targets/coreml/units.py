@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit.artifact import Artifact
-from deploykit.estimate import TRAFFIC, estimate, estimate_layers
+from deploykit.estimate import estimate, estimate_layers, traffic_in
 from deploykit.precision import Precision
 from deploykit.profiling import Percentiles, rounded
 from deploykit_targets.coreml.compress import WEIGHT_ONLY
@@ -99,7 +99,7 @@ def _compared(baseline: tuple[str, Artifact] | None, device: Device) -> dict[str
     if baseline is None:
         return {}
     name, other = baseline
-    traffic = other.manifest.metadata.get(TRAFFIC, {})
+    traffic = traffic_in(other)
     times = [
         sum(layer.microseconds for layer in estimate_layers(other.achieved, unit, traffic)) / 1e3
         for _, unit in _units(other, device)

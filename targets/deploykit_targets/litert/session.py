@@ -6,8 +6,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
 from deploykit._optional import Requirement, require
@@ -24,6 +26,25 @@ _NOT_FOR_OLD_RUNTIME = (Precision.INT8_DYNAMIC, Precision.INT4_WEIGHT_ONLY, Prec
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class Place:
+    """An input or output as the file has it; see `boundary`."""
+
+    dtype: Literal["bool", "int8", "uint8", "int16", "uint16", "int32", "int64", "float16", "float32", "float64"]
+    layout: str | None = None
+    scale: float | None = None
+    zero_point: Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)] = 0
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What is read of the metadata `file`."""
+
+    inputs: tuple[Place, ...]
+    outputs: tuple[Place, ...]
+    rounded_at_run_time: tuple[str, ...] = ()
+
+
 class LiteRTSession(Session):
     """Runs an artifact's .tflite file on the CPU.
 
@@ -32,20 +53,33 @@ class LiteRTSession(Session):
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
-        interface = artifact.manifest.metadata["file"]
-        _check_runtime(artifact.manifest.precision, dynamic=bool(interface.get("rounded_at_run_time")))
+        interface = artifact.manifest.recorded(Interface, "file")
+        _check_runtime(artifact.manifest.precision, dynamic=bool(interface.rounded_at_run_time))
         kernels = artifact.manifest.options.get("kernels", "xnnpack")
         self._interpreter = open_interpreter(artifact.entry_bytes(), threads, kernels, name=artifact.path.name)
+        self._check_places(interface)
         # The file has its inputs and outputs in the order of the manifest.
         places = (self._interpreter.get_input_details(), self._interpreter.get_output_details())
         self._into = [
             (spec.name, place["index"], _into_file(spec, entry))
-            for spec, place, entry in zip(self.inputs, places[0], interface["inputs"], strict=True)
+            for spec, place, entry in zip(self.inputs, places[0], interface.inputs, strict=True)
         ]
         self._from = [
             (spec.name, place["index"], _from_file(spec, entry))
-            for spec, place, entry in zip(self.outputs, places[1], interface["outputs"], strict=True)
+            for spec, place, entry in zip(self.outputs, places[1], interface.outputs, strict=True)
         ]
+
+    def _check_places(self, interface: Interface) -> None:
+        """Refuse a manifest that does not fit its file."""
+        details = (self._interpreter.get_input_details(), self._interpreter.get_output_details())
+        for specs, found, said in zip(
+            (self.inputs, self.outputs), details, (interface.inputs, interface.outputs), strict=True
+        ):
+            if not len(specs) == len(found) == len(said):
+                raise ArtifactError(
+                    f"the file has {len(found)} inputs or outputs, the manifest {len(specs)}",
+                    hint="export the model again",
+                )
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         interpreter = self._interpreter
@@ -76,7 +110,9 @@ def open_interpreter(model: bytes | str, threads: int, kernels: str, *, name: st
         "xnnpack": resolvers.AUTO,
         "builtin": resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         "reference": resolvers.BUILTIN_REF,
-    }[kernels]
+    }.get(kernels)
+    if resolver is None:
+        raise ArtifactError(f"{name}: {kernels!r} are no kernels of LiteRT", hint="export the model again")
     source = {"model_content": model} if isinstance(model, bytes) else {"model_path": model}
     try:
         with _quiet_runtime():
@@ -122,30 +158,30 @@ def _check_runtime(precision: Precision, *, dynamic: bool) -> None:
         raise MissingDependencyError("ai-edge-litert", extra="litert-runtime", purpose=purpose)
 
 
-def _into_file(spec: TensorSpec, entry: dict[str, Any]) -> Convert:
-    permute = entry["layout"] == "NHWC" and spec.layout != "NHWC"
-    if entry["dtype"] == spec.dtype and not permute:
+def _into_file(spec: TensorSpec, entry: Place) -> Convert:
+    permute = entry.layout == "NHWC" and spec.layout != "NHWC"
+    if entry.dtype == spec.dtype and not permute:
         return _same
 
     def convert(array: np.ndarray) -> np.ndarray:
         array = array.transpose(_TO_NHWC) if permute else array
-        if entry["dtype"] != spec.dtype and "scale" in entry:
-            limits = np.iinfo(entry["dtype"])
-            rounded = np.rint(array / np.float32(entry["scale"])) + entry["zero_point"]
+        if entry.dtype != spec.dtype and entry.scale is not None:
+            limits = np.iinfo(entry.dtype)
+            rounded = np.rint(array / np.float32(entry.scale)) + entry.zero_point
             array = rounded.clip(limits.min, limits.max)
-        return np.asarray(array, entry["dtype"], order="C")
+        return np.asarray(array, entry.dtype, order="C")
 
     return convert
 
 
-def _from_file(spec: TensorSpec, entry: dict[str, Any]) -> Convert:
-    permute = entry["layout"] == "NHWC" and spec.layout != "NHWC"
-    if entry["dtype"] == spec.dtype and not permute:
+def _from_file(spec: TensorSpec, entry: Place) -> Convert:
+    permute = entry.layout == "NHWC" and spec.layout != "NHWC"
+    if entry.dtype == spec.dtype and not permute:
         return _same
 
     def convert(array: np.ndarray) -> np.ndarray:
-        if entry["dtype"] != spec.dtype and "scale" in entry:
-            array = (array.astype(np.float32) - np.float32(entry["zero_point"])) * np.float32(entry["scale"])
+        if entry.dtype != spec.dtype and entry.scale is not None:
+            array = (array.astype(np.float32) - np.float32(entry.zero_point)) * np.float32(entry.scale)
         array = array.transpose(_TO_NCHW) if permute else array
         return np.asarray(array, spec.dtype, order="C")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 
 _PROFILED_THREADS = (1, 2)  # a phone's app gets one or two fast cores
+
+
+@dataclass(frozen=True)
+class Operators:
+    """What is read of the metadata `file`: how many operators of each kind it has."""
+
+    operators: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class LiteRTTarget(Target):
             sessions = [stack.enter_context(self.open(artifact, threads=count)) for count in counts]
             times, _ = measure_interleaved(sessions, feeds, replace(effort, seconds=effort.seconds / 2))
         by_threads = {str(count): Percentiles.of(values) for count, values in zip(counts, times, strict=True)}
-        operators = artifact.manifest.metadata["file"].get("operators", {})
+        operators = artifact.manifest.recorded(Operators, "file").operators
         return replace(found, latency_by_threads_ms=by_threads, operators=operators)
 
     def _convert(self, job: ConversionJob) -> Conversion:

@@ -9,22 +9,27 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from deploykit._optional import SystemTool
 from deploykit.devices import Device
-from deploykit.errors import ConversionError
+from deploykit.errors import ArtifactError, ConversionError
+from deploykit.reading import read_json
 from deploykit.storage import write_file
+from deploykit.tensors import TensorSpec
 from deploykit_targets.tvm.compiling import Compiled, compile_kernels
 from deploykit_targets.tvm.processor import Processor, processor_of
 from deploykit_targets.tvm.program import Program
 from deploykit_targets.tvm.runtime.features import needed_features
 from deploykit_targets.tvm.runtime.table import table_source
 from deploykit_targets.tvm.tools import compiler_for
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
 
 LIBRARY, RUNNER, CONSTANTS, PROGRAM = "model.so", "run", "constants.bin", "program.json"
 METADATA = "library"
@@ -108,8 +113,30 @@ def build_library(
 
 
 def read_program(path: Path) -> Program:
-    """Read `program.json`."""
-    return msgspec.json.decode(path.read_bytes(), type=Program)
+    """Read `program.json`.
+
+    Raises:
+        ArtifactError: it is damaged, or says what no program can be.
+    """
+    program = read_json(path, Program, hint="export the model again")
+    for port in (*program.inputs, *program.outputs):
+        if not TensorSpec(port.name, tuple(port.shape), port.dtype).has_known_dtype or min(port.shape, default=0) < 0:
+            raise ArtifactError(f"{path.name}: {port.name} has an impossible type or shape", hint="export again")
+    return program
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the sessions read of `METADATA` in the manifest."""
+
+    arch: str
+    emulators: tuple[str, ...] = ()
+    runtime_files: dict[str, int] = field(default_factory=dict)
+
+
+def recorded(artifact: Artifact) -> Recorded:
+    """See `Manifest.recorded`."""
+    return artifact.manifest.recorded(Recorded, METADATA)
 
 
 def _link(compiler: SystemTool, scratch: str, options: Sequence[str], output: Path, more: Sequence[str]) -> None:

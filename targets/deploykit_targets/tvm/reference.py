@@ -67,7 +67,7 @@ def open_reference(artifact: Artifact, threads: int) -> NativeSession:
     from deploykit_targets.tvm.session import NativeSession
 
     metadata = artifact.manifest.metadata
-    manifest = replace(artifact.manifest, metadata={**metadata, METADATA: metadata[REFERENCE]})
+    manifest = replace(artifact.manifest, metadata={**metadata, METADATA: metadata.get(REFERENCE)})
     return NativeSession(type(artifact)(artifact.path / FOLDER, manifest), threads)
 
 

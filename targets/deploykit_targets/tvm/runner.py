@@ -22,7 +22,7 @@ from deploykit.errors import ArtifactError, DeviceError
 from deploykit.session import OpTime, Session
 from deploykit.tensors import Feeds
 from deploykit_targets._board.emulator import bare_environment, crash_of, emulator_for
-from deploykit_targets.tvm.build import CONSTANTS, METADATA, PROGRAM, RUNNER, read_program
+from deploykit_targets.tvm.build import CONSTANTS, PROGRAM, RUNNER, read_program, recorded
 from deploykit_targets.tvm.runtime.table import port_bytes
 from deploykit_targets.tvm.session import check_sizes, op_times_of
 
@@ -124,7 +124,7 @@ class EmulatedSession(RunnerSession):
         """
         check_sizes(artifact)
         self._scratch = contextlib.ExitStack()
-        emulator = emulator_for(cpus or artifact.manifest.metadata[METADATA]["emulators"])
+        emulator = emulator_for(cpus or recorded(artifact).emulators)
         self.cpu = emulator.cpu
         program = _executable(artifact.path / RUNNER, self._scratch)
         child = Child(
@@ -146,7 +146,7 @@ class BoardSession(RunnerSession):
 
     def __init__(self, artifact: Artifact, threads: int, board: Board) -> None:
         check_sizes(artifact)
-        wanted = artifact.manifest.metadata[METADATA]["arch"]
+        wanted = recorded(artifact).arch
         if (found := board.host().arch) != wanted:
             raise DeviceError(f"{board} is a {found}; {artifact.path.name} is code for {wanted}")
         folder = board.upload([artifact.path / RUNNER, artifact.path / CONSTANTS], executable=RUNNER)

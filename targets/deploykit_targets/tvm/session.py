@@ -11,7 +11,7 @@ import numpy as np
 from deploykit.errors import ArtifactError, DeviceError
 from deploykit.session import OpTime, Session
 from deploykit.tensors import Feeds
-from deploykit_targets.tvm.build import CONSTANTS, LIBRARY, METADATA, PROGRAM, read_program
+from deploykit_targets.tvm.build import CONSTANTS, LIBRARY, PROGRAM, read_program, recorded
 from deploykit_targets.tvm.program import Port
 from deploykit_targets.tvm.runtime.table import port_bytes
 
@@ -26,7 +26,7 @@ _MESSAGE_BYTES = 768
 
 def is_native(artifact: Artifact) -> bool:
     """Whether the artifact is code for this machine's architecture."""
-    return bool(artifact.manifest.metadata[METADATA]["arch"] == platform.machine())
+    return bool(recorded(artifact).arch == platform.machine())
 
 
 def open_session(artifact: Artifact, threads: int) -> Session:
@@ -59,7 +59,7 @@ class NativeSession(Session):
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
-        arch = artifact.manifest.metadata[METADATA]["arch"]
+        arch = recorded(artifact).arch
         if arch != platform.machine():
             raise DeviceError(f"{artifact.path.name} is code for {arch}; this machine is {platform.machine()}")
         self._program = read_program(artifact.path / PROGRAM)
@@ -128,7 +128,7 @@ def check_sizes(artifact: Artifact) -> None:
     Raises:
         ArtifactError: names the file.
     """
-    for name, size in artifact.manifest.metadata[METADATA]["runtime_files"].items():
+    for name, size in recorded(artifact).runtime_files.items():
         path = artifact.path / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
