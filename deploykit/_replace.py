@@ -14,7 +14,7 @@ from deploykit import manifest as layout
 from deploykit.errors import ArtifactError
 from deploykit.manifest import Manifest
 from deploykit.reading import MAX_JSON_BYTES, read_bytes
-from deploykit.storage import is_part, sha256_of
+from deploykit.storage import sha256_of
 
 _HINT = "choose another output=, or remove it"
 _SHOWN = 3
@@ -93,7 +93,7 @@ def _check_ours(folder: Path) -> None:
 def unlisted(folder: Path, manifest: Manifest) -> Iterator[str]:
     """What an artifact's folder holds and its manifest does not vouch for: files, links, folders without listed files.
 
-    Records (`profile.json`, `convert.log`) are known; so is what a killed writer of one left.
+    Records (`profile.json`, `convert.log`, what a recipe builds) are known; so is what a killed writer of one left.
     """
     files = {entry.path for entry in manifest.files}
     folders = {parent.as_posix() for name in files for parent in Path(name).parents}
@@ -105,7 +105,7 @@ def _unlisted(folder: Path, prefix: str, files: set[str], folders: set[str]) -> 
         for entry in entries:
             name = prefix + entry.name
             if entry.is_dir(follow_symlinks=False):
-                if name not in folders:
+                if name not in folders and f"{name}/" != layout.BUILD_CACHE:
                     yield f"{name}/"
                 else:
                     yield from _unlisted(folder / entry.name, f"{name}/", files, folders)
@@ -114,4 +114,6 @@ def _unlisted(folder: Path, prefix: str, files: set[str], folders: set[str]) -> 
 
 
 def _is_record(name: str) -> bool:
-    return name in layout.RECORD_NAMES or is_part(name, layout.RECORD_NAMES)
+    """What deploykit, or a recipe that is run in the artifact, writes beside its files."""
+    known = name in layout.RECORD_NAMES or name in layout.BUILD_RECORD_NAMES or layout.is_part_of_record(name)
+    return known or name.startswith(layout.BUILD_CACHE)

@@ -21,6 +21,7 @@ from deploykit.parity import ParityReport
 from deploykit.precision import Precision
 from deploykit.reading import convert, decode_json
 from deploykit.requirements import Requirements
+from deploykit.storage import is_part
 from deploykit.tensors import TensorSpec
 
 T = TypeVar("T")
@@ -214,8 +215,7 @@ def _check_version(data: bytes) -> None:
 
 def is_part_of_record(path: str) -> bool:
     """Whether a file is what a killed process left of writing a record; see `storage.write_file`."""
-    names = "|".join(map(re.escape, sorted(RECORD_NAMES)))
-    return bool(re.fullmatch(rf"\.({names})\.[0-9a-f]{{8}}\.part", path))
+    return is_part(path, RECORD_NAMES)
 
 
 def check_relative(path: str) -> None:

@@ -21,7 +21,7 @@ def test_pages_and_errors_hold_no_escapes(cli, toy, tmp_path, command):
     manifest = toy.make_manifest()
     achieved = replace(manifest.achieved, source=ESCAPES, notes=(ESCAPES,))
     changes = {"tool_versions": {ESCAPES: ESCAPES}, "options": {ESCAPES: ESCAPES}, "metadata": {ESCAPES: [ESCAPES]}}
-    toy.write_artifact(tmp_path / "a", parity=parity, achieved=achieved, target=ESCAPES, device=ESCAPES, **changes)
+    toy.write_artifact(tmp_path / "a", parity=parity, achieved=achieved, **changes)
     for arguments in ((command, str(tmp_path / "a")), (command, str(tmp_path / "a" / ESCAPES[:9]))):
         result = cli(*arguments)
         assert not set(result.out + result.err) & {"\x1b", "\x07", "\x9b", "\u202e", "\r"}
