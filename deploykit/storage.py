@@ -122,7 +122,7 @@ def publish_folder(staging: Path, destination: Path, check: Check | None = None)
 
 
 def is_part(name: str, of: Collection[str]) -> bool:
-    """Whether `name` is what `write_file` writes to before one of the files `of` takes its content; older versions' names too."""
+    """Whether `name` is what `write_file` writes to before one of the files `of` takes its content, older names too."""
     return any(re.fullmatch(rf"\.{re.escape(path)}\.({_STAMP}|[0-9a-f]{{8}})\.part", name) for path in of)
 
 
