@@ -7,7 +7,6 @@ nearest one stands, and is named. It says what engine layers compute in, never w
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 import tempfile
@@ -32,15 +31,17 @@ if TYPE_CHECKING:
 # Architecture of a device -> the one that the compiler is asked for: the same, or the nearest of its generation with
 # the same types. Volta (sm_72) has none.
 NEAREST: Mapping[str, str] = {
-    **{arch: arch for arch in ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")},
+    **{arch: arch for arch in ("sm_80", "sm_86", "sm_89", "sm_120", "sm_121")},
     "sm_87": "sm_86",
     "sm_90": "sm_89",
     "sm_100": "sm_120",
     "sm_103": "sm_120",
     "sm_110": "sm_120",
 }
-# What this compiler refuses for Turing and TensorRT, which has kernels for it, does not.
-_ITS_OWN = re.compile(r"FP32 GEMM is not supported")
+# Offered, and no evidence: there it refuses float32 products and computes what is placed in int8 in float16.
+UNLIKE: Mapping[str, str] = {
+    "sm_75": "not compiled: TensorRT for RTX has neither int8 nor float32 products for sm_75, and TensorRT has both"
+}
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,13 @@ def compile_file(folder: Path, device: Device, arguments: Sequence[str] = ()) ->
     """
     arch = NEAREST.get(device.arch)
     if arch is None:
-        return NotCompiled(f"NVIDIA's compiler offers nothing near {device.arch}")
+        return NotCompiled(
+            UNLIKE.get(device.arch, f"not compiled: NVIDIA's compiler offers nothing near {device.arch}")
+        )
     if not is_installed():
         return NotCompiled(f"not compiled: {install_command(EXTRA)} lets NVIDIA's compiler read the file here")
     with tempfile.TemporaryDirectory(prefix="deploykit-compile-") as out:
-        try:
-            report = _compile(folder, (arch,), Path(out), arguments)
-        except ConversionError as error:
-            if device.toolchain == "tensorrt" and _ITS_OWN.search(error.message):
-                return NotCompiled(f"TensorRT for RTX does not compile this for {arch}, and TensorRT does")
-            raise
+        report = _compile(folder, (arch,), Path(out), arguments)
     return Compiled(report[RTX], arch, parse_listing(_one(report["listings"])))
 
 
