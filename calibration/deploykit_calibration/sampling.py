@@ -87,7 +87,7 @@ class Sampler:
 
     def _values(self, sample: Tensor, minimum: float, maximum: float) -> Values:
         if sample.dtype != torch.bfloat16:
-            return np.array(sample.float().numpy())  # a copy: the activation may be overwritten
+            return np.array(sample.float().resolve_neg().numpy())  # a copy: the activation may be overwritten
         bits = sample.view(torch.int16).numpy().astype(np.int32) << 16
         spread = (bits + self._noise[: bits.size]).view(np.float32)
         # Zero stays zero, and nothing leaves the exact extremes (nor becomes NaN beside the largest exponent).

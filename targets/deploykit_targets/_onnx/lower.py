@@ -123,7 +123,10 @@ class _Walk:
         """Store a weight under its first name; tied weights share their memory and are stored once."""
         key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if key not in stored:
-            stored[key] = self.writer.initialiser(tensor, str(node.target))
+            plain = (
+                torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+            )  # as torch.onnx has them
+            stored[key] = self.writer.initialiser(plain, str(node.target))
         return stored[key]
 
     def _is_constant(self, node: Node) -> bool:
