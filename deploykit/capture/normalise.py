@@ -50,6 +50,7 @@ def passes(*, expand_attention: bool = True, blind_queries: bool = False) -> tup
         rewrite_decomposed.recompose,
         rewrite_einsum.rewrite_einsum,
         rewrite_ops.expand_composites,
+        rewrite_ops.distances,
         rewrite_cells.expand_cells,
         *((attention,) if expand_attention else ()),
         rewrite_ops.plain_ops,

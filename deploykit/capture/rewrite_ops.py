@@ -15,7 +15,6 @@ aten = torch.ops.aten
 
 _COMPOSITES = (
     aten.einsum.default,
-    aten.bilinear.default,
     aten.tensordot.default,
     aten.inner.default,
     aten.outer.default,
@@ -216,6 +215,58 @@ def _addmm(editor: Editor, node: Call) -> None:
     editor.swap(node, editor.call(aten.add.Tensor, product, bias, before=node))
 
 
+def _one_hot(editor: Editor, node: Call) -> None:
+    """One comparison with every class: what PyTorch runs asserts and scatters."""
+    indices, classes = with_defaults(node, 1, -1)
+    if classes < 1:
+        return
+    own = editor.constant(f"classes_{node.name}", torch.arange(classes))
+    found = editor.call(aten.eq.Tensor, editor.call(aten.unsqueeze.default, indices, -1, before=node), own, before=node)
+    editor.swap(node, editor.call(aten._to_copy.default, found, dtype=torch.int64, before=node))
+
+
+def _bilinear(editor: Editor, node: Call) -> None:
+    """x A y for every A, as a product with all of them and one with y: matrix products that every target has."""
+    left, right, weight, bias = with_defaults(node, 3, None)
+    outputs, inner, width = shape_of(weight)
+    turned = editor.call(aten.permute.default, weight, [1, 0, 2], before=node)
+    matrix = editor.call(aten.reshape.default, turned, [inner, outputs * width], before=node)
+    product = editor.call(aten.matmul.default, left, matrix, before=node)
+    parts = editor.call(aten.reshape.default, product, [*shape_of(left)[:-1], outputs, width], before=node)
+    column = editor.call(aten.unsqueeze.default, right, -1, before=node)
+    result = editor.call(
+        aten.squeeze.dim, editor.call(aten.matmul.default, parts, column, before=node), -1, before=node
+    )
+    editor.swap(node, result if bias is None else editor.call(aten.add.Tensor, result, bias, before=node))
+
+
+def distances(editor: Editor) -> None:
+    """Distances between rows, as sums of powers of differences: no exporter has the operator that PyTorch runs."""
+    for node in editor.calls(aten._cdist_forward.default, aten.cdist.default):
+        _distances(editor, node)
+
+
+def _distances(editor: Editor, node: Call) -> None:
+    left, right, p = with_defaults(node, 2, 2.0)[:3]
+    rows = editor.call(aten.unsqueeze.default, left, -2, before=node)
+    others = editor.call(aten.unsqueeze.default, right, -3, before=node)
+    apart = editor.call(aten.abs.default, editor.call(aten.sub.Tensor, rows, others, before=node), before=node)
+    if p == float("inf"):
+        editor.swap(node, editor.call(aten.amax.default, apart, [-1], before=node))
+    elif p == 0.0:
+        some = editor.call(aten._to_copy.default, editor.call(aten.ne.Scalar, apart, 0, before=node),
+                           dtype=torch.float32, before=node)  # fmt: skip
+        editor.swap(node, editor.call(aten.sum.dim_IntList, some, [-1], before=node))
+    else:
+        powers = apart if p == 1.0 else editor.call(aten.pow.Tensor_Scalar, apart, p, before=node)
+        total = editor.call(aten.sum.dim_IntList, powers, [-1], before=node)
+        if p == 2.0:
+            total = editor.call(aten.sqrt.default, total, before=node)
+        elif p != 1.0:
+            total = editor.call(aten.pow.Tensor_Scalar, total, 1.0 / p, before=node)
+        editor.swap(node, total)
+
+
 def _rename(target: Any) -> Callable[[Editor, Call], None]:
     def rule(editor: Editor, node: Call) -> None:
         node.target = target
@@ -225,6 +276,8 @@ def _rename(target: Any) -> Callable[[Editor, Call], None]:
 
 _RULES: dict[Any, Callable[[Editor, Call], None]] = {
     aten.addmm.default: _addmm,
+    aten.bilinear.default: _bilinear,
+    aten.one_hot.default: _one_hot,
     aten.diff.default: _diff,
     aten.where.Scalar: _where,
     aten.where.ScalarSelf: _where,

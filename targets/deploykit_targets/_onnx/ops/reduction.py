@@ -68,19 +68,28 @@ def truth(c: Call) -> str:
 @translates("aten.argmax.default", "aten.argmin.default")
 def arg_extreme(c: Call) -> str:
     """Position of the first extreme; without an axis, in the flattened tensor."""
-    op_type, value = "ArgMax" if "argmax" in str(c.node.target) else "ArgMin", c.value("self")
-    if c.get("dim") is None:
-        flat = c.op("Reshape", value, c.ints([-1]))
-        return c.op(op_type, flat, axis=0, keepdims=int(c["keepdim"]))
-    return c.op(op_type, value, axis=c.axis(c["dim"], c.meta("self").dim()), keepdims=int(c["keepdim"]))
+    op_type = "ArgMax" if "argmax" in str(c.node.target) else "ArgMin"
+    rank, dim = c.meta("self").dim(), c.get("dim")
+    if dim is None or rank < 2:
+        return _arg_of_vector(c, op_type, list(c.out.shape))
+    return c.op(op_type, c.value("self"), axis=c.axis(dim, rank), keepdims=int(c["keepdim"]))
+
+
+def _arg_of_vector(c: Call, op_type: str, shape: list[int]) -> str:
+    """The position in all elements as those of one row: TensorRT refuses vectors."""
+    row = c.op("Reshape", c.value("self"), c.ints([1, -1]))
+    return c.op("Reshape", c.op(op_type, row, axis=1, keepdims=0), c.ints(shape))
 
 
 @translates("aten.max.dim", "aten.min.dim")
 def extreme_with_position(c: Call) -> tuple[str, str]:
     """The extreme along an axis and where it is."""
     kind = "Max" if ".max." in str(c.node.target) else "Min"
-    axis, value = c.axis(c["dim"], c.meta("self").dim()), c.value("self")
-    found = reduce(c, f"Reduce{kind}", value, axis, c["keepdim"])
+    rank, value = c.meta("self").dim(), c.value("self")
+    axis = c.axis(c["dim"], rank) if rank else 0
+    found = reduce(c, f"Reduce{kind}", value, axis, c["keepdim"]) if rank else c.op("Identity", value)
+    if rank < 2:
+        return found, _arg_of_vector(c, f"Arg{kind}", [1] if rank and c["keepdim"] else [])
     return found, c.op(f"Arg{kind}", value, axis=axis, keepdims=int(c["keepdim"]))
 
 
@@ -95,7 +104,12 @@ def top(c: Call) -> tuple[str, ...]:
         count, largest = c.meta("self").shape[axis], c["descending"]
     if not isinstance(count, int):
         raise NotImplementedError("sorting along an axis of dynamic size")
-    return c.writer.multi("TopK", (c.value("self"), c.ints([count])), 2, axis=axis, largest=int(largest), sorted=1)
+    options: dict[str, Any] = {"largest": int(largest), "sorted": 1}
+    if rank > 1:
+        return c.writer.multi("TopK", (c.value("self"), c.ints([count])), 2, axis=axis, **options)
+    row = c.op("Reshape", c.value("self"), c.ints([1, -1]))  # TensorRT refuses vectors
+    parts = c.writer.multi("TopK", (row, c.ints([count])), 2, axis=1, **options)
+    return tuple(c.op("Reshape", part, c.ints([count])) for part in parts)
 
 
 @translates("aten.cumsum.default")
