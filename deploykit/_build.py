@@ -20,7 +20,7 @@ from deploykit.artifact import Artifact, golden_tolerance, load
 from deploykit.errors import ParityError, UsageError
 from deploykit.host import this_host
 from deploykit.manifest import Notes
-from deploykit.parity import Link, ParityReport, Stage, compare_chain
+from deploykit.parity import Link, ParityReport, Stage, compare_chain, failures_of
 from deploykit.precision import Evidence
 from deploykit.session import FunctionSession
 from deploykit.storage import publish_folder, staging_folder
@@ -112,7 +112,7 @@ def _parity(parent: Artifact, artifact: Artifact, target: Target) -> ParityRepor
         chain, count = compare_chain(stages, golden.inputs)
     earlier: tuple[Link, ...] = parent.parity.chain if parent.parity else ()
     worst = chain[-1].worst
-    failures = tolerance.misses(worst)
+    failures = failures_of(chain[-1], tolerance)
     return ParityReport(
         passed=not failures,
         evidence=target.evidence(artifact),

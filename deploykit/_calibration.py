@@ -23,12 +23,14 @@ GROUP = "deploykit.services"
 
 
 class CalibrationRun(Protocol):
-    """A finished calibration: the table, and some of the samples for parity."""
+    """A finished calibration: the table, and some of the samples that it saw and that it did not."""
 
     @property
     def table(self) -> Table: ...
     @property
     def samples(self) -> Sequence[dict[str, torch.Tensor]]: ...
+    @property
+    def held_out(self) -> Sequence[dict[str, torch.Tensor]]: ...
 
 
 class CalibrationService(Protocol):
@@ -47,6 +49,7 @@ class CalibrationService(Protocol):
         cache_dir: str | Path | None,
         extend: Any = None,
         limit: int | None = None,
+        hold_out: bool = False,
     ) -> CalibrationRun: ...
 
     def first_samples(self, captured: CapturedModel, data: Any, *, limit: int) -> list[dict[str, torch.Tensor]]: ...

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,10 +32,11 @@ _PARITY_SAMPLES = (8, 64)
 
 @dataclass(frozen=True)
 class Samples:
-    """Feeds for parity and golden data, and what they are."""
+    """Feeds for parity and golden data, and what they are; `others` are compared, too, and decide nothing."""
 
     feeds: Sequence[dict[str, np.ndarray]]
     described: str
+    others: Mapping[str, Sequence[dict[str, np.ndarray]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,37 @@ class Task:
             raise UsageError(f"evaluate= returned {found!r}", hint="return one number, higher is better") from None
 
 
+HELD_OUT, SEEN, EXAMPLE = "held-out {}", "{} that its ranges were taken from", "example inputs"
+
+
 def choose_samples(captured: CapturedModel, run: CalibrationRun | None, data: Any, conversion: Conversion) -> Samples:
-    """The first samples of the calibration data, or the example inputs where there is none."""
+    """What parity is judged on: samples that calibration did not see, where there are any.
+
+    That is what was held back; without calibration the user's data; else, and said so, what calibration saw, or the
+    example inputs. Samples of the other kinds are compared beside them.
+    """
     least, most = _PARITY_SAMPLES
     macs = max(1, sum(conversion.achieved.macs.values()))
     limit = int(np.clip(_PARITY_MACS // macs, least, most))
-    described = "calibration data" if run is None or run.table.source == "data" else "synthetic calibration data"
-    if run is not None:
-        chosen = list(run.samples[:limit])
-    else:
-        chosen = calibration_service().first_samples(captured, data, limit=limit) if data is not None else []
-    if not chosen:
-        specs = zip(captured.inputs, captured.example_inputs, strict=True)
-        chosen, described = [{spec.name: tensor for spec, tensor in specs}], "example inputs"
-    return Samples([{name: tensor.numpy() for name, tensor in feeds.items()} for feeds in chosen], described)
+    example = [{spec.name: tensor for spec, tensor in zip(captured.inputs, captured.example_inputs, strict=True)}]
+    if run is None:
+        given = calibration_service().first_samples(captured, data, limit=limit) if data is not None else []
+        return _named({"the given data": given, EXAMPLE: example}, limit)
+    kind = "calibration data" if run.table.source == "data" else "synthetic calibration data"
+    if not run.samples:
+        return _named({f"{EXAMPLE} (a finished table does not say whether it saw them)": example}, limit)
+    return _named({HELD_OUT.format(kind): run.held_out, SEEN.format(kind): run.samples, EXAMPLE: example}, limit)
+
+
+def _named(found: Mapping[str, Sequence[Mapping[str, Any]]], limit: int) -> Samples:
+    """The first kind that has samples is judged; of the others a few are enough."""
+    arrays = {
+        data: [{name: tensor.numpy() for name, tensor in feeds.items()} for feeds in samples[:limit]]
+        for data, samples in found.items()
+        if samples
+    }
+    (judged, feeds), *others = arrays.items()
+    return Samples(feeds, judged, {data: samples[: _PARITY_SAMPLES[0]] for data, samples in others})
 
 
 def validate(
@@ -86,7 +104,12 @@ def validate(
     """The parity chain with its gate, and the task metric where there is one."""
     target, reference = plan.resolved.target, reference_session(captured)
     judged = Validation(
-        reference, samples.feeds, samples.described, plan.gates.tolerance, simulation=conversion.simulation
+        reference,
+        samples.feeds,
+        samples.described,
+        plan.gates.tolerance,
+        simulation=conversion.simulation,
+        others=samples.others,
     )
     report = target.validate(artifact, judged)
     return report if task is None else report.with_metric(_measure(task, reference, artifact, target))

@@ -153,7 +153,7 @@ def _calibrate(
 ) -> CalibrationRun | None:
     if not plan.precision.is_static:
         return None
-    return calibration_service().run_calibration(captured, data, progress=progress, cache_dir=cache_dir)
+    return calibration_service().run_calibration(captured, data, progress=progress, cache_dir=cache_dir, hold_out=True)
 
 
 def _job(plan: Plan, captured: CapturedModel, run: CalibrationRun | None, folder: Path) -> ConversionJob:
@@ -174,4 +174,5 @@ def _job(plan: Plan, captured: CapturedModel, run: CalibrationRun | None, folder
 def _calibration_info(run: CalibrationRun | None, method: str) -> CalibrationInfo | None:
     if run is None:
         return None
-    return CalibrationInfo(run.table.source, run.table.samples, method, run.table.data_fingerprint)
+    table = run.table
+    return CalibrationInfo(table.source, table.samples, method, table.data_fingerprint, len(run.held_out))

@@ -19,10 +19,11 @@ import numpy as np
 from deploykit import manifest as layout
 from deploykit.achieved import Achieved
 from deploykit.choice import Choice, read_choice
+from deploykit.decibels import SQNR_CAP_DB
 from deploykit.errors import ArtifactError, ParityError, UsageError
 from deploykit.host import this_host
 from deploykit.manifest import Manifest
-from deploykit.parity import DEFAULT_TOLERANCES, Metrics, ParityReport, Tolerance, compare_sessions
+from deploykit.parity import DEFAULT_TOLERANCES, Metrics, ParityReport, Tolerance, compare_sessions, failures_of
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import Profile
 from deploykit.reading import MAX_JSON_BYTES, convert, decode_json, read_bytes, read_tensors
@@ -224,12 +225,12 @@ class Artifact:
         recorded = iter(golden.outputs)
         reference = FunctionSession(lambda _: next(recorded), self.inputs, self.outputs)
         with self.open() as session:
-            metrics = compare_sessions(reference, session, golden.inputs)
-        misses = golden_tolerance(self.manifest.precision, self.manifest.metadata).misses(metrics)
+            link = compare_sessions(reference, session, golden.inputs)
+        misses = failures_of(link, golden_tolerance(self.manifest.precision, self.manifest.metadata))
         if misses:
             message = f"{self.path.name} gives other outputs here than where it was made: {'; '.join(misses)}"
             raise ParityError(message, report=self._require_parity(), candidate=self)
-        return metrics
+        return link.worst
 
     def save_profile(self, profile: Profile) -> None:
         """Keep `profile` beside the manifest (atomically)."""
@@ -272,7 +273,8 @@ def golden_tolerance(precision: Precision, metadata: Mapping[str, Any] | None = 
     """
     default = DEFAULT_TOLERANCES[precision].min_sqnr_db or 0.0
     gate = convert((metadata or {}).get(GOLDEN_DB, default), float, what=f"metadata {GOLDEN_DB!r}")
-    return replace(DEFAULT_TOLERANCES[precision], min_sqnr_db=max(gate, 30.0), min_cosine=None)
+    whole = replace(DEFAULT_TOLERANCES[precision], min_sqnr_db=max(gate, 30.0), min_cosine=None)
+    return replace(whole, min_part_sqnr_db=-SQNR_CAP_DB)  # an LSB weighs more in a part
 
 
 def load(path: str | Path) -> Artifact:

@@ -68,6 +68,7 @@ class CalibrationInfo:
     Attributes:
         source: `data`, or `synthetic` where the user asked for made-up data.
         samples: number of samples seen.
+        held_out: of the data, number of samples that were kept from it for parity.
         method: how ranges were chosen.
         fingerprint: sha256 over the data.
     """
@@ -76,6 +77,7 @@ class CalibrationInfo:
     samples: int
     method: str
     fingerprint: str
+    held_out: int = 0
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,17 @@ from deploykit.findings import Finding
 from deploykit.host import ARCHITECTURES, Host, this_host
 from deploykit.manifest import PendingBuild
 from deploykit.native import probe
-from deploykit.parity import SIMULATED, LayerParity, ParityReport, Stage, Tolerance, compare_chain
+from deploykit.parity import (
+    SIMULATED,
+    LayerParity,
+    OtherSamples,
+    ParityReport,
+    Stage,
+    Tolerance,
+    compare_chain,
+    failures_of,
+    remarks_on,
+)
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import DEFAULT_EFFORT, Baseline, Effort, Measuring, Profile, measure, peak_memory_bytes
 from deploykit.requirements import Missing, Preflight, Requirements, check, lacking
@@ -185,6 +195,7 @@ class Validation:
         data: says what the samples are, such as "calibration data".
         tolerance: the gate.
         simulation: the quantised graph in PyTorch, or None.
+        others: further samples, by what they are; compared, and not gated.
     """
 
     reference: Session
@@ -192,6 +203,7 @@ class Validation:
     data: str
     tolerance: Tolerance
     simulation: Simulation | None = None
+    others: Mapping[str, Sequence[Feeds]] = field(default_factory=dict)
 
 
 class Target(ABC):
@@ -537,7 +549,9 @@ def judge(session: Session, evidence: Evidence, validation: Validation) -> Parit
     stages.append(Stage("artifact", session, evidence))
     chain, count = compare_chain(stages, validation.samples)
     whole = chain[-1].worst
-    failures = validation.tolerance.misses(whole)
+    failures = failures_of(chain[-1], validation.tolerance)
+    ends = (stages[0], stages[-1])
+    others = [(data, *compare_chain(ends, samples)) for data, samples in validation.others.items()]
     layers = tuple(simulation.compare_layers(validation.samples[:4])) if simulation is not None else ()
     return ParityReport(
         passed=not failures,
@@ -553,4 +567,6 @@ def judge(session: Session, evidence: Evidence, validation: Validation) -> Parit
         samples=count,
         data=validation.data,
         host=this_host(),
+        notes=remarks_on(chain[-1]),
+        other_samples=tuple(OtherSamples(data, n, links[-1].worst) for data, links, n in others),
     )

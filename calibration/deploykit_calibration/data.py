@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deploykit.capture.model import CapturedModel
+    from deploykit_calibration.held_out import Holdout
 
     Feeds = dict[str, Tensor]
 
@@ -53,18 +54,22 @@ class CalibrationData:
     length: int | None = None
     limit: int | None = None
 
-    def stream(self, captured: CapturedModel, digest: DataDigest | None = None) -> Iterator[Batch]:
+    def stream(
+        self, captured: CapturedModel, digest: DataDigest | None = None, holdout: Holdout | None = None
+    ) -> Iterator[Batch]:
         """One pass: checked, cut or gathered to the size of the graph.
 
         Args:
             digest: is fed every sample as it passes, in the order of the data.
+            holdout: takes the samples that shall not be observed; these are not passed on, nor digested.
 
         Raises:
             CalibrationError: see the module.
         """
         gatherer = Gatherer(captured)
         checked = _checked(self, captured, gatherer.by_rows)
-        for index, feeds in _limited(checked, self.limit, self.one_shot, gatherer.by_rows):
+        limited = _limited(checked, self.limit, self.one_shot, gatherer.by_rows)
+        for index, feeds in limited if holdout is None else holdout.observed(limited):
             if digest is not None:
                 digest.add(feeds, by_rows=gatherer.by_rows)
             yield from gatherer.add(index, feeds)

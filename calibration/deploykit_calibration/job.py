@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
+from deploykit.decibels import SQNR_CAP_DB
 from deploykit.errors import CalibrationError
-from deploykit.parity import SQNR_CAP_DB, OutputComparison
+from deploykit.parity import OutputComparison
 from deploykit_calibration.layers import float_layers
 from deploykit_calibration.placement import QuantizedGraph, place
 from deploykit_calibration.simulate import SimulatedModel
@@ -75,4 +76,5 @@ def _sqnr(
         got = simulated.run({name: tensor.numpy() for name, tensor in feeds.items()})
         for name, comparison in comparisons.items():
             comparison.add(want[name].numpy(), got[name])
-    return min((comparison.metrics.sqnr_db for comparison in comparisons.values()), default=SQNR_CAP_DB)
+    figures = (comparison.metrics.sqnr_db for comparison in comparisons.values())
+    return min((figure for figure in figures if figure is not None), default=SQNR_CAP_DB)

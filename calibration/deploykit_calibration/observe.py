@@ -17,6 +17,7 @@ from deploykit_calibration.batching import Batch, DataDigest
 from deploykit_calibration.cache import TableCache
 from deploykit_calibration.data import CalibrationData, open_data
 from deploykit_calibration.engine import Engine
+from deploykit_calibration.held_out import Holdout
 from deploykit_calibration.sampling import SAMPLE_SIZE
 from deploykit_calibration.statistics import BINS
 from deploykit_calibration.table import SUFFIX, CalibrationTable, is_table_file
@@ -40,12 +41,14 @@ class CalibrationRun:
 
     Attributes:
         table: the statistics.
-        samples: feeds by input name that `CapturedModel.run` takes, from the beginning of the data: up to
+        samples: feeds by input name that `CapturedModel.run` takes, of what was observed, from the beginning: up to
             KEPT_SAMPLES samples and KEPT_BYTES; empty where the data was a finished table. Never saved.
+        held_out: the same of what was not observed, where some was to be held back.
     """
 
     table: CalibrationTable
     samples: list[dict[str, Tensor]] = field(default_factory=list)
+    held_out: list[dict[str, Tensor]] = field(default_factory=list)
 
 
 def calibrate(
@@ -85,8 +88,13 @@ def run_calibration(
     cache_dir: str | Path | None = None,
     extend: CalibrationTable | None = None,
     seed: int = 0,
+    hold_out: bool = False,
 ) -> CalibrationRun:
-    """As `calibrate`; also hands back some of the samples, for comparing the float model with what is made of it."""
+    """As `calibrate`; also hands back some of the samples, for comparing the float model with what is made of it.
+
+    Args:
+        hold_out: do not observe some of the samples, and hand these back apart (`held_out`).
+    """
     if extend is not None:
         extend.check_model(captured.fingerprint)
     finished = _finished_table(captured, data)
@@ -95,8 +103,11 @@ def run_calibration(
     else:
         opened = open_data(captured, data, limit=limit, seed=seed)
         cache = _cache_of(captured, cache_dir, seed)
-        run = _from_cache(captured, opened, cache) or _kept(captured, opened, cache, seed=seed, progress=progress)
-    return run if extend is None else CalibrationRun(extend.merge(run.table), run.samples)
+        holding = {"hold_out": hold_out}
+        run = _from_cache(captured, opened, cache, **holding) or _kept(
+            captured, opened, cache, seed=seed, progress=progress, **holding
+        )
+    return run if extend is None else replace(run, table=extend.merge(run.table))
 
 
 def first_samples(captured: CapturedModel, data: Any, *, limit: int) -> list[dict[str, Tensor]]:
@@ -137,42 +148,60 @@ def _cache_of(captured: CapturedModel, folder: str | Path | None, seed: int) -> 
     return TableCache(folder, captured.fingerprint, f"v2 seed={seed} sample={SAMPLE_SIZE} bins={BINS}")
 
 
-def _from_cache(captured: CapturedModel, data: CalibrationData, cache: TableCache | None) -> CalibrationRun | None:
+def _from_cache(
+    captured: CapturedModel, data: CalibrationData, cache: TableCache | None, *, hold_out: bool
+) -> CalibrationRun | None:
     """Find the table by the data alone. A one-shot iterator would be used up by looking, so it is not looked up."""
     if cache is None or data.one_shot or not cache.may_hold_any():
         return None
-    digest, keeper = DataDigest(), _SampleKeeper(captured)
-    for batch in data.stream(captured, digest):
+    digest, keeper, holdout = DataDigest(), _SampleKeeper(captured), Holdout(captured) if hold_out else None
+    for batch in data.stream(captured, digest, holdout):
         keeper.see(batch)
     table = cache.find(digest.hexdigest())
-    return None if table is None else CalibrationRun(table, keeper.samples)
+    return None if table is None else CalibrationRun(table, keeper.samples, _held(captured, holdout))
 
 
 def _kept(
-    captured: CapturedModel, data: CalibrationData, cache: TableCache | None, *, seed: int, progress: bool
+    captured: CapturedModel,
+    data: CalibrationData,
+    cache: TableCache | None,
+    *,
+    seed: int,
+    progress: bool,
+    hold_out: bool,
 ) -> CalibrationRun:
     """The pass, and its table in the cache where there is one."""
     if cache is not None:
         cache.prepare()
-    run = _observed(captured, data, seed=seed, progress=progress)
+    run = _observed(captured, data, seed=seed, progress=progress, hold_out=hold_out)
     if cache is not None:
         cache.keep(run.table)
     return run
 
 
-def _observed(captured: CapturedModel, data: CalibrationData, *, seed: int, progress: bool) -> CalibrationRun:
+def _observed(
+    captured: CapturedModel, data: CalibrationData, *, seed: int, progress: bool, hold_out: bool
+) -> CalibrationRun:
     """The pass itself."""
-    digest, keeper = DataDigest(), _SampleKeeper(captured)
+    digest, keeper, holdout = DataDigest(), _SampleKeeper(captured), Holdout(captured) if hold_out else None
     samples = 0
     with Engine(captured, seed) as engine, _progress(data.length, shown=progress) as advance:
-        for batch in data.stream(captured, digest):
+        for batch in data.stream(captured, digest, holdout):
             keeper.see(batch)
             engine.run(batch)
             samples += batch.rows
             advance(batch)
         observed = engine.finish()
     table = replace(observed, data_fingerprint=digest.hexdigest(), samples=samples, source=data.source)
-    return CalibrationRun(table, keeper.samples)
+    return CalibrationRun(table, keeper.samples, _held(captured, holdout))
+
+
+def _held(captured: CapturedModel, holdout: Holdout | None) -> list[dict[str, Tensor]]:
+    """What was held back, in a form that the captured model runs."""
+    keeper = _SampleKeeper(captured)
+    for batch in holdout.batches() if holdout is not None else ():
+        keeper.see(batch)
+    return keeper.samples
 
 
 class _SampleKeeper:

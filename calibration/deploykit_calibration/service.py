@@ -32,11 +32,14 @@ class Service:
         cache_dir: str | Path | None,
         extend: CalibrationTable | None = None,
         limit: int | None = None,
+        hold_out: bool = False,
     ) -> CalibrationRun:
-        """Observe the model over the data."""
+        """Observe the model over the data, but for what is held back."""
         from deploykit_calibration.observe import run_calibration
 
-        return run_calibration(captured, data, progress=progress, cache_dir=cache_dir, extend=extend, limit=limit)
+        return run_calibration(
+            captured, data, progress=progress, cache_dir=cache_dir, extend=extend, limit=limit, hold_out=hold_out
+        )
 
     def first_samples(self, captured: CapturedModel, data: Any, *, limit: int) -> list[dict[str, Tensor]]:
         """The first `limit` samples of calibration data, checked as for calibration; none where it is a table."""

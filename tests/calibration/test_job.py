@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from deploykit.decibels import sqnr_db
 from deploykit.devices import Device
 from deploykit.errors import CalibrationError, UsageError
-from deploykit.parity import sqnr_db
 from deploykit.precision import Precision
 from deploykit.target import ConversionJob
 from deploykit_calibration.job import CANDIDATES, quantize

@@ -62,15 +62,16 @@ def test_sqnr_at_its_limits(signal, noise, expected):
 
 
 def test_equal_outputs_are_the_cap_and_zero_outputs_are_equal():
-    assert metrics_of([1.0, 2.0], [1.0, 2.0]) == Metrics(SQNR_CAP_DB, 1.0, 0.0)
-    assert metrics_of([0.0], [0.0]) == Metrics(SQNR_CAP_DB, 1.0, 0.0)
+    assert metrics_of([1.0, 2.0], [1.0, 2.0]) == Metrics(SQNR_CAP_DB, 1.0, 0.0, largest=2.0)
+    assert metrics_of([0.0], [0.0]) == Metrics(None, 1.0, 0.0, constant=0.0, largest=0.0), "nothing was compared"
+    assert metrics_of([3.0, 3.0], [3.0, 3.5]).constant == 3.0
 
 
 def test_a_dead_output_is_no_match():
     dead = metrics_of([1.0, 2.0], [0.0, 0.0])
     assert dead.cosine == 0.0 and dead.sqnr_db == 0.0
     noise_from_nothing = metrics_of([0.0, 0.0], [1.0, 0.0])
-    assert noise_from_nothing.cosine == 0.0 and noise_from_nothing.sqnr_db == -SQNR_CAP_DB
+    assert noise_from_nothing.sqnr_db is None and noise_from_nothing.max_abs == 1.0
 
 
 def test_integers_and_booleans_are_compared_as_numbers():
@@ -136,7 +137,7 @@ def test_a_candidate_that_is_not_finite_is_the_worst(bad):
 
 def test_infinities_and_nans_in_the_same_places_are_no_difference():
     masked = [1.0, -np.inf, np.nan, 2.0]
-    assert metrics_of(masked, masked) == Metrics(SQNR_CAP_DB, 1.0, 0.0)
+    assert metrics_of(masked, masked) == Metrics(SQNR_CAP_DB, 1.0, 0.0, largest=2.0)
     assert metrics_of([1.0, -np.inf], [1.5, -np.inf]).max_abs == 0.5
     assert metrics_of([np.inf], [-np.inf]).sqnr_db == -SQNR_CAP_DB
     assert metrics_of([np.nan], [1.0]).sqnr_db == -SQNR_CAP_DB
@@ -296,7 +297,7 @@ def test_two_stages_are_one_link():
         [{"x": np.ones(2, np.float32)}],
     )
     assert len(links) == 1 and links[0].worst.max_abs == 0.5
-    assert compare_sessions(adding(0.0), adding(0.5), [{"x": np.ones(2, np.float32)}]) == links[0].worst
+    assert compare_sessions(adding(0.0), adding(0.5), [{"x": np.ones(2, np.float32)}]).worst == links[0].worst
 
 
 def test_nothing_but_nan_proves_nothing():

@@ -147,6 +147,11 @@ def _parity(report: ParityReport) -> Iterator[RenderableType]:
         metric = report.metric
         fall = f"{figures.plain(metric.reference)} -> {figures.plain(metric.artifact)}"
         rows.append(("task metric", f"{fall} (may fall by {figures.plain(metric.max_drop)})"))
+    if report.chain and report.chain[-1].worst.part is not None:
+        part = report.chain[-1].worst.part
+        rows.append(("worst part", f"{part}: {figures.decibel(part.sqnr_db)}"))
+    for other in report.other_samples:
+        rows.append((f"{other.data} ({other.samples})", figures.decibel(other.worst.sqnr_db)))
     yield pairs("Parity", [*rows, *(("note", text) for text in report.notes)])
     chain = [
         [
@@ -189,7 +194,8 @@ def _origin(manifest: Manifest) -> Table:
     if manifest.calibration is not None:
         made = manifest.calibration
         origin = "made-up data, as asked for" if made.source == "synthetic" else made.source
-        rows.append(("calibration", f"{origin}, {made.samples} samples, method {made.method}"))
+        apart = f" ({made.held_out} more held out for parity)" if made.held_out else ""
+        rows.append(("calibration", f"{origin}, {made.samples} samples{apart}, method {made.method}"))
     rows += [(f"{name} fingerprint", value) for name, value in sorted(manifest.fingerprints.items())]
     if manifest.parent:
         rows.append(("built from", manifest.parent))

@@ -52,7 +52,9 @@ def test_from_a_factory_to_a_comparison(cli, project):
     assert page.code == 0 and "verified" in page.out and "fp32" in page.out
 
     assert cli("verify", "out/int8", "--json").document["metrics"]["sqnr_db"] > 30
-    assert "data, 16 samples" in cli("inspect", "out/int8").out
+    shown = cli("inspect", "out/int8").out
+    assert "data, 12 samples (4 more held out for parity)" in shown
+    assert "4 samples (held-out calibration data)" in shown and "that its ranges were taken from (8)" in shown
 
     assert cli("run", "out/int8", "--input", "data.npz", "--output", "scores.npz").code == 0
     with np.load(project / "scores.npz") as scores:

@@ -4,7 +4,7 @@ import pytest
 
 from deploykit.achieved import Achieved, LayerAchieved
 from deploykit.cli import figures
-from deploykit.parity import SQNR_CAP_DB
+from deploykit.decibels import SQNR_CAP_DB
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import deploykit
+from deploykit.decibels import SQNR_CAP_DB
 from deploykit.errors import DeviceError, MissingDependencyError
-from deploykit.parity import SQNR_CAP_DB, ParityReport, Tolerance
+from deploykit.parity import ParityReport, Tolerance
 from deploykit.precision import Evidence
 from deploykit.session import FunctionSession, Session
 from deploykit.target import Validation, judge
