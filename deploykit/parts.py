@@ -119,8 +119,8 @@ def _grouped(power: Floats) -> Floats:
 
 def _levels(signal: Floats, noise: Floats) -> Floats:
     """SQNR of each slice in dB, within what tells slices apart."""
-    ratio = np.divide(signal, noise, out=np.full_like(signal, np.inf), where=noise > 0.0)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
+        ratio = np.divide(signal, noise, out=np.full_like(signal, np.inf), where=noise > 0.0)
         return np.clip(10.0 * np.log10(ratio), _FLOOR_DB, _CEILING_DB)
 
 

@@ -202,7 +202,7 @@ def test_lightning_module_tells_inputs_and_data(tmp_path: Path) -> None:
 
     artifact = deploykit.export(Module(), "x86-cpu", "int8", output=tmp_path / "a", profile=False, progress=False)
     assert artifact.manifest.calibration is not None
-    assert artifact.manifest.calibration.samples == 8
+    assert (artifact.manifest.calibration.samples, artifact.manifest.calibration.held_out) == (6, 2)
 
 
 def test_hugging_face_model_tells_its_inputs(tmp_path: Path) -> None:
