@@ -14,7 +14,7 @@ from deploykit._placement import placement_miss
 from deploykit.achieved import Achieved
 from deploykit.artifact import Artifact
 from deploykit.errors import GateError, ParityError, PerformanceError, PlacementError
-from deploykit.parity import SIMULATED, ParityReport, Tolerance
+from deploykit.parity import SIMULATED, ParityReport, Tolerance, failures_of
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import Profile
 
@@ -72,13 +72,15 @@ class Gates:
 
     def _runtime_at_fault(self, report: ParityReport) -> tuple[str, str] | None:
         """What to say where the simulated graph passes and the artifact does not: no layer and no data is to blame."""
-        simulated = next((link.worst for link in report.chain if link.candidate == SIMULATED), None)
-        whole = report.chain[-1].worst
-        if simulated is None or report.tolerance.misses(simulated) or not report.tolerance.misses(whole):
+        simulated = next((link for link in report.chain if link.candidate == SIMULATED), None)
+        whole, gate = report.chain[-1], report.tolerance
+        if simulated is None or failures_of(simulated, gate) or not failures_of(whole, gate):
             return None
-        if whole.sqnr_db > simulated.sqnr_db - _SAME_DB:
+        reached, promised = whole.worst.sqnr_db, simulated.worst.sqnr_db
+        if reached is not None and promised is not None and reached > promised - _SAME_DB:
             return None
-        culprit = f" (the simulated graph reaches {simulated.sqnr_db:.1f} dB: what differs is the runtime or the CPU,"
+        reaches = "passes" if promised is None else f"reaches {promised:.1f} dB"
+        culprit = f" (the simulated graph {reaches}: what differs is the runtime or the CPU,"
         culprit += f" {report.host})"
         noted = f": {'; '.join(report.notes)}" if report.notes else ""
         return culprit, f"run it on another kind of CPU or with another version of the runtime{noted}"
