@@ -5,12 +5,14 @@ noise. Here every axis is cut into slices, signal and noise are summed slice by 
 changes from one level to another, both sides are parts that are judged as if they were outputs of their own.
 
 Slices are not judged one by one: a class that is nearly silent is a slice of poor SQNR in a good model. A cut therefore
-needs two sides that differ by `STEP_DB` on average, and slices that lie close to their side's average (`EXPLAINED`).
+needs two sides that differ by `STEP_DB` on average, slices that lie close to their side's average (`EXPLAINED`), and
+enough values on both sides (`LEAST_VALUES`).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +26,9 @@ STEP_DB = 10.0
 """How far the mean SQNR of the slices on both sides of a cut differs at least."""
 EXPLAINED = 0.6
 """Which share of the slices' variance, in dB, a cut explains at least."""
+
+LEAST_VALUES = 16
+"""How many values a part has at least, over all samples: the SQNR of that many is known to about 2 dB."""
 
 _SLICES = 4096  # per axis; longer axes are taken in groups of neighbours
 _DEPTH = 3  # cuts of cuts: up to eight parts of an axis
@@ -63,6 +68,7 @@ class PartSearch:
     batch: bool
     _shape: tuple[int, ...] | None = None
     _sums: dict[int, tuple[Floats, Floats]] = field(default_factory=dict)
+    _values: dict[int, int] = field(default_factory=dict)
 
     def add(self, reference: NDArray[Any], noise: NDArray[Any]) -> None:
         """Take in one sample.
@@ -89,6 +95,7 @@ class PartSearch:
         others = tuple(i for i in range(signal.ndim) if i != axis)
         new = tuple(_grouped(power.sum(axis=others)) for power in (signal, error))
         old = self._sums.get(axis)
+        self._values[axis] = self._values.get(axis, 0) + signal.size // signal.shape[axis]
         self._sums[axis] = (new[0], new[1]) if old is None else (old[0] + new[0], old[1] + new[1])
 
     @property
@@ -102,7 +109,8 @@ class PartSearch:
             size = self._shape[axis] if self._shape else 0
             width = -(-size // _SLICES)
             heard = np.flatnonzero(signal > _SILENT * signal.max(initial=0.0))
-            cuts = _cuts(_levels(signal[heard], noise[heard]), _DEPTH)
+            least = math.ceil(LEAST_VALUES / (self._values[axis] * width))
+            cuts = _cuts(_levels(signal[heard], noise[heard]), _DEPTH, least)
             edges = [0, *(int(heard[cut]) for cut in cuts), len(signal)]
             if not cuts:
                 continue
@@ -124,22 +132,25 @@ def _levels(signal: Floats, noise: Floats) -> Floats:
         return np.clip(10.0 * np.log10(ratio), _FLOOR_DB, _CEILING_DB)
 
 
-def _cuts(levels: Floats, depth: int) -> list[int]:
-    """Where a sequence of levels changes, as positions of the first slice behind each cut, in order."""
+def _cuts(levels: Floats, depth: int, least: int) -> list[int]:
+    """Where a sequence of levels changes, as positions of the first slice behind each cut, in order.
+
+    Args:
+        depth: how many cuts lie in each other.
+        least: slices on both sides of a cut.
+    """
     count = len(levels)
-    if depth == 0 or count < 2:
+    if depth == 0 or count < 2 * least:
         return []
-    positions = np.arange(1, count)
-    before = np.cumsum(levels)[:-1] / positions
-    after = (levels.sum() - np.cumsum(levels)[:-1]) / (count - positions)
+    positions = np.arange(least, count - least + 1)
+    sums = np.cumsum(levels)
+    before = sums[positions - 1] / positions
+    after = (sums[-1] - sums[positions - 1]) / (count - positions)
     between = positions * (count - positions) / count**2 * np.square(before - after)
     best = int(np.argmax(between))
     variance = float(levels.var())
     if abs(before[best] - after[best]) < STEP_DB or between[best] < EXPLAINED * variance:
         return []
-    cut = best + 1
-    return [
-        *_cuts(levels[:cut], depth - 1),
-        cut,
-        *(cut + further for further in _cuts(levels[cut:], depth - 1)),
-    ]
+    cut = int(positions[best])
+    behind = _cuts(levels[cut:], depth - 1, least)
+    return [*_cuts(levels[:cut], depth - 1, least), cut, *(cut + further for further in behind)]

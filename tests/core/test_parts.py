@@ -75,6 +75,14 @@ def test_scattered_quiet_classes_are_no_part(seed: int) -> None:
     assert worst(reference, rng.uniform(-1, 1, reference.shape) / 512, batch=True) is None
 
 
+def test_a_few_values_say_nothing() -> None:
+    """Two rows of four scores: one column lies near zero by chance."""
+    reference = np.array([[1.0, 0.01, -1.0, 0.9], [0.8, -0.01, 1.1, -1.0]])
+    assert worst(reference, np.full((2, 4), 0.01), batch=True) is None
+    many = np.tile(reference, (8, 1))
+    assert worst(many[:, [1, 0, 2, 3]], np.full((16, 4), 0.01), batch=True) == Part(1, 0, 1, pytest.approx(0.0))
+
+
 def test_silence_is_not_judged() -> None:
     """Padding, or a channel that ReLU closes, has no signal; what appears there counts in the whole."""
     rng = np.random.default_rng(0)
@@ -85,7 +93,7 @@ def test_silence_is_not_judged() -> None:
 
 def test_axes_that_change_their_size_are_left_out() -> None:
     search = PartSearch(True)
-    for length in (5, 9):
+    for length in (15, 19):
         reference, noise = np.ones((1, 4, length)), np.full((1, 4, length), 0.01)
         noise[:, 2:] = 0.5
         search.add(reference, noise)
