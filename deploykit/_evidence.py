@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -99,9 +99,15 @@ def _named(found: Mapping[str, Sequence[Mapping[str, Any]]], limit: int) -> Samp
 
 
 def validate(
-    plan: Plan, artifact: Artifact, captured: CapturedModel, samples: Samples, conversion: Conversion, task: Task | None
+    plan: Plan,
+    artifact: Artifact,
+    captured: CapturedModel,
+    samples: Samples,
+    conversion: Conversion,
+    task: Task | None,
+    run: CalibrationRun | None,
 ) -> ParityReport:
-    """The parity chain with its gate, and the task metric where there is one."""
+    """The parity chain with its gate, and the task metric where there is one; remarks where data were few."""
     target, reference = plan.resolved.target, reference_session(captured)
     judged = Validation(
         reference,
@@ -112,7 +118,28 @@ def validate(
         others=samples.others,
     )
     report = target.validate(artifact, judged)
+    report = replace(report, notes=(*report.notes, *_remarks(report, run)))
     return report if task is None else report.with_metric(_measure(task, reference, artifact, target))
+
+
+_CLIPPED_DB = 3.0  # what samples that calibration saw reach more than others
+_FEW = 4  # samples: fewer tell a decibel or two
+
+
+def _remarks(report: ParityReport, run: CalibrationRun | None) -> Iterator[str]:
+    """What the samples could not show, or showed: too few to calibrate with, or to judge by."""
+    if run is None or not run.samples:
+        return
+    seen = next((o.worst.sqnr_db for o in report.other_samples if o.data.endswith(SEEN[3:])), None)
+    if not run.held_out:
+        yield "nothing could be held back of one sample: the figures are of the sample that the ranges were taken from"
+    elif seen is not None and report.sqnr_db is not None and seen - report.sqnr_db >= _CLIPPED_DB:
+        yield (
+            f"{run.table.samples} calibration samples do not cover what the model meets: {report.sqnr_db:.1f} dB on"
+            f" samples that were held out, {seen:.1f} dB on those that the ranges were taken from; more samples help"
+        )
+    if run.held_out and len(run.held_out) < _FEW:
+        yield f"judged on {report.samples} held-out sample(s): pass more calibration data for a figure that is sure"
 
 
 def _measure(task: Task, reference: Session, artifact: Artifact, target: Target) -> TaskMetric:

@@ -119,7 +119,7 @@ def export(
             samples = _evidence.choose_samples(captured, run, data, conversion)
             artifact = draft(plan.resolved, job, conversion, calibration=_calibration_info(run, plan.method))
             artifact = make_golden(artifact, samples.feeds, plan.resolved.target)
-            report = _evidence.validate(plan, artifact, captured, samples, conversion, task)
+            report = _evidence.validate(plan, artifact, captured, samples, conversion, task, run)
         with steps.step("profile"):
             measured = _evidence.profile(plan, artifact, job)
         misses = plan.gates.misses(artifact.achieved, report, measured)

@@ -227,3 +227,82 @@ def test_a_table_takes_its_inputs_from_the_data_file(tmp_path: Path) -> None:
     model, (x,) = models.residual_cnn()
     np.savez(tmp_path / "data.npz", x=np.repeat(x.numpy(), 4, axis=0))
     assert deploykit.calibrate(model, tmp_path / "data.npz", progress=False).samples == 4 * len(x)
+
+
+# -- on what parity is judged ------------------------------------------------------------------------------------
+
+
+def noise(count: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, 32, generator=generator) for _ in range(count)]
+
+
+def export_mlp(output: Path, data: Any, **changes: Any) -> deploykit.ParityReport:
+    with models.seeded(0):
+        model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)).eval()
+    arguments = {"example_inputs": (torch.zeros(1, 32),), "profile": False, "progress": False, "strict": False}
+    report = deploykit.export(model, "x86-cpu", "int8", calibration=data, output=output, **(arguments | changes)).parity
+    assert report is not None
+    return report
+
+
+def test_the_claim_is_of_samples_that_calibration_did_not_see(tmp_path: Path) -> None:
+    report = export_mlp(tmp_path / "a", noise(8))
+    assert (report.samples, report.data) == (2, "held-out calibration data")
+    others = {other.data: other for other in report.other_samples}
+    seen = others["calibration data that its ranges were taken from"]
+    assert seen.samples == 6 and seen.worst.sqnr_db > report.sqnr_db
+    assert others["example inputs"].samples == 1
+    assert any("judged on 2 held-out sample(s)" in text for text in report.notes)
+    golden = deploykit.load(tmp_path / "a").golden()
+    assert {tuple(feeds["input"].ravel()) for feeds in golden.inputs} == {
+        tuple(x.ravel().numpy()) for x in noise(8)[3::4]
+    }
+
+
+def test_too_few_samples_are_told(tmp_path: Path) -> None:
+    """Two samples cover nothing: what is met later is clipped, and the report says so instead of claiming 40 dB."""
+    report = export_mlp(tmp_path / "a", noise(2))
+    assert report.sqnr_db < 32.0
+    assert any("1 calibration samples do not cover" in text for text in report.notes)
+    one = export_mlp(tmp_path / "b", noise(1))
+    assert one.data == "calibration data that its ranges were taken from"
+    assert any("nothing could be held back" in text for text in one.notes)
+
+
+def test_a_table_does_not_say_what_it_saw(tmp_path: Path) -> None:
+    with models.seeded(0):
+        model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)).eval()
+    example = (noise(1, seed=9)[0],)
+    table = deploykit.calibrate(model, noise(8), example_inputs=example, progress=False)
+    assert table.samples == 8
+    report = export_mlp(tmp_path / "a", table, example_inputs=example)
+    assert report.samples == 1 and report.data.startswith("example inputs (a finished table does not say")
+
+
+def test_an_output_that_is_always_zero_has_no_sqnr(tmp_path: Path) -> None:
+    class Closed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Linear(32, 4)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.a(x)
+            return y, torch.relu(y - 1000.0)
+
+    artifact = deploykit.export(
+        Closed().eval(),
+        "x86-cpu",
+        "int8",
+        example_inputs=(torch.zeros(1, 32),),
+        calibration=noise(8),
+        output=tmp_path / "a",
+        profile=False,
+        progress=False,
+        strict=False,
+    )
+    report = artifact.parity
+    assert report is not None
+    figures = list(report.chain[-1].outputs.values())
+    assert figures[0].sqnr_db is not None and figures[1].sqnr_db is None and figures[1].constant == 0.0
+    assert any("is zero everywhere" in text and "it has no SQNR" in text for text in report.notes)

@@ -66,6 +66,8 @@ def published(artifact: Artifact) -> Answer:
         failures = artifact.parity.failures if artifact.parity else ()
         for failure in failures or ("it missed a placement or performance gate",):
             note(f"the artifact is marked failed: {failure}")
+    for remark in artifact.parity.notes if artifact.parity else ():
+        note(remark)
     page: list[RenderableType] = [comparison_table([column(str(shown_path(artifact)), artifact)])]
     if artifact.choice is not None:
         page.append(choice_table(artifact.choice))
