@@ -161,7 +161,8 @@ def test_an_end_in_the_middle_of_an_answer_has_its_last_words():
 def test_junk_is_no_answer(junk):
     import json
 
-    child = script(f"import sys, time; sys.stdout.buffer.write({junk[:20]!r} * {len(junk) // 20 or 1})\ntime.sleep(60)")
+    written = f"sys.stdout.buffer.write({junk[:20]!r} * {len(junk) // 20 or 1})"
+    child = script(f"import sys, time\n{written}\nsys.stdout.flush()\ntime.sleep(60)")
     with pytest.raises(DeviceError, match="no answer"), child.exchange():
         json.loads(child.receive_line())
     child.close()
