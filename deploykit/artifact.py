@@ -247,7 +247,7 @@ class Artifact:
         if self.profile:
             data["profile"]["worth_it"] = self.profile.worth_it
         shares = time_shares(self.profile, self.achieved)
-        for each in data["achieved"]["float_activations"]:
+        for each in data["achieved"].setdefault("float_activations", []):  # older manifests have none
             each["time_share"] = shares.get(each["name"])
         found = self.preflight()
         data["preflight"] = {**msgspec.to_builtins(found), "ok": found.ok}

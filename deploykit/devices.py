@@ -5,6 +5,7 @@ A device says what its silicon has; it holds no code. Figures carry their source
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,10 +64,16 @@ def load_devices(path: Path, *, toolchain: str) -> dict[str, Device]:
         DeploykitError: the file is malformed; the message names it. A defect of the plugin, not of the user.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = _parsed(path.read_text(encoding="utf-8"))
         return {name: _device(name, toolchain, table) for name, table in tables.items()}
     except (OSError, tomllib.TOMLDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DeploykitError(f"device table {path.name} of toolchain {toolchain!r} is malformed: {error}") from error
+
+
+@functools.cache
+def _parsed(text: str) -> dict[str, Any]:
+    """Kept: every load of an artifact asks what its target means, and parsing all tables takes 10 ms."""
+    return tomllib.loads(text)
 
 
 def _device(name: str, toolchain: str, table: Mapping[str, Any]) -> Device:

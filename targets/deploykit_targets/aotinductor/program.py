@@ -16,6 +16,7 @@ from deploykit.quiet import kept_quiet
 from deploykit.session import Session
 from deploykit.tensors import Feeds
 from deploykit.turns import threads_here
+from deploykit_targets.aotinductor.session import Compiled
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
@@ -40,7 +41,7 @@ class ProgramSession(Session):
         threads = threads_here(threads, "torch")
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._torch: Any = require("torch", extra="aotinductor", purpose="run exported programs")
-        self._place = artifact.manifest.metadata["torch_device"]
+        self._place = artifact.manifest.recorded(Compiled).torch_device
         if self._place == "cuda" and not self._torch.cuda.is_available():
             raise DeviceError(f"{artifact.path.name} needs {artifact.manifest.device}, and there is no GPU here")
         self._torch.set_num_threads(threads)

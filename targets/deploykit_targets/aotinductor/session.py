@@ -43,7 +43,7 @@ def check_loads(path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Compiled:
+class Compiled:
     """What is read of the metadata."""
 
     torch_device: Literal["cpu", "cuda"]
@@ -66,7 +66,7 @@ class PackageSession(Session):
         threads = threads_here(threads, "torch")
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._torch: Any = require("torch", extra="aotinductor", purpose="run AOTInductor packages")
-        self._place = artifact.manifest.recorded(_Compiled).torch_device
+        self._place = artifact.manifest.recorded(Compiled).torch_device
         if self._place == "cuda" and not self._torch.cuda.is_available():
             raise DeviceError(f"{artifact.path.name} needs {artifact.manifest.device}, and there is no GPU here")
         self._torch.set_num_threads(threads)
@@ -77,7 +77,7 @@ class PackageSession(Session):
         try:
             self._package = aoti_load_package(str(artifact.entry))
         except RuntimeError as error:
-            compiled = artifact.manifest.recorded(_Compiled).compiled_for
+            compiled = artifact.manifest.recorded(Compiled).compiled_for
             raise DeviceError(
                 f"{artifact.path.name} was compiled for {compiled}: {error}", hint="export it here"
             ) from error

@@ -127,9 +127,10 @@ def read_program(path: Path) -> Program:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the sessions read of `METADATA` in the manifest."""
+    """What is read of `METADATA` in the manifest."""
 
     arch: str
+    isa: str = ""
     emulators: tuple[str, ...] = ()
     runtime_files: dict[str, int] = field(default_factory=dict)
 

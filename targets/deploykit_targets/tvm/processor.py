@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploykit.devices import Device
-from deploykit.errors import DeviceError
+from deploykit.errors import ArtifactError, DeviceError
 from deploykit.host import Host, this_host
 from deploykit.requirements import Requirements
 
@@ -88,7 +88,11 @@ def requirements_of(isa: str, arch: str) -> Requirements:
     Args:
         isa: of a `Processor`.
         arch: as `platform.machine()` has it.
+    Raises:
+        ArtifactError: no kernels are written for that instruction set.
     """
+    if isa not in _ISAS:
+        raise ArtifactError(f"it is compiled for the unknown instruction set {isa!r}", hint="update deploykit")
     family = Host(arch, (), 1, "Linux").family
     return Requirements(arch=(family,), os=("Linux",), isa=_ISAS[isa], instead=_PLAINER.get(isa, ""))
 

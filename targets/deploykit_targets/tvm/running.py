@@ -50,11 +50,11 @@ class RunsCompiled(Target):
 
     def needs(self, artifact: Artifact) -> Requirements:
         """See `Target.needs`; older versions recorded the processor."""
-        from deploykit_targets.tvm.build import METADATA
+        from deploykit_targets.tvm.build import recorded
         from deploykit_targets.tvm.processor import requirements_of
 
-        library = artifact.manifest.metadata[METADATA]
-        return artifact.manifest.requirements or requirements_of(library["isa"], library["arch"])
+        library = recorded(artifact)
+        return artifact.manifest.requirements or requirements_of(library.isa, library.arch)
 
     def preflight(self, artifact: Artifact) -> Preflight:
         """See `Target.preflight`; code for another architecture is run under emulation, which needs nothing of it."""
