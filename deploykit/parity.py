@@ -194,6 +194,7 @@ class ParityReport:
         tolerance: the gate that was used.
         samples: number of samples compared, and `data` says which.
         other_samples: the same figures on samples that calibration saw, and on the example inputs.
+        warnings: why the figures may be better than those of fresh inputs.
         host: the machine that ran the artifact.
         metric: the task metric where one was given.
     """
@@ -214,6 +215,7 @@ class ParityReport:
     metric: TaskMetric | None = None
     notes: tuple[str, ...] = field(default=())
     other_samples: tuple[OtherSamples, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def with_metric(self, metric: TaskMetric) -> ParityReport:
         """The report with a task metric added; a drop beyond its bound fails it."""
@@ -246,7 +248,7 @@ class OutputComparison:
         self._signal = self._noise = self._dot = self._power = 0.0
         self._max_abs, self._lowest, self._highest = 0.0, np.inf, -np.inf
         self._rows = self._agree = self._equal = 0
-        self._values = self._nans = 0
+        self._values = self._nans = self._compared = 0
         self._finite, self._kind = True, "f"
         self._parts = PartSearch(batch)
 
@@ -279,7 +281,9 @@ class OutputComparison:
         noise = ref - got
         if self._kind == "f":
             self._parts.add(ref, noise)
-        self._lowest, self._highest = min(self._lowest, float(ref.min())), max(self._highest, float(ref.max()))
+        self._lowest = min(self._lowest, float(ref.min(initial=np.inf, where=both)))
+        self._highest = max(self._highest, float(ref.max(initial=-np.inf, where=both)))
+        self._compared += int(np.count_nonzero(both))
         ref, got, noise = ref.ravel(), got.ravel(), noise.ravel()
         self._signal += float(ref @ ref)
         self._noise += float(noise @ noise)
@@ -302,7 +306,7 @@ class OutputComparison:
                 -SQNR_CAP_DB, 0.0, float(np.finfo(np.float64).max), agreement, equal=equal, largest=self._largest
             )
         constant = self._lowest if self._lowest == self._highest else None
-        if constant == 0.0 or self._kind == "b":
+        if constant == 0.0 or self._kind == "b" or not self._compared:  # no elements, or none finite: no SQNR
             return Metrics(None, 1.0, self._max_abs, agreement, None, equal, constant, self._largest)
         decibels, part = sqnr_db(self._signal, self._noise), self._parts.worst
         return Metrics(decibels, self._cosine, self._max_abs, agreement, part, equal, constant, self._largest)
@@ -402,14 +406,20 @@ def failures_of(link: Link, tolerance: Tolerance) -> tuple[str, ...]:
 
 
 def remarks_on(link: Link) -> tuple[str, ...]:
-    """What a reader of the figures must know: outputs whose reference never varied."""
-    return tuple(
+    """What a reader of the figures must know: outputs whose reference never varied, or had nothing to compare."""
+    constant = tuple(
         f"{name} is {'zero' if found.constant == 0.0 else f'{found.constant:g}'} everywhere in {link.reference}: "
         + ("it has no SQNR" if found.constant == 0.0 else "its SQNR says nothing about what varies")
         + f", the largest difference is {found.max_abs:.3g}"
         for name, found in link.outputs.items()
         if found.constant is not None and found.equal is None
     )
+    empty = tuple(
+        f"{name} has no finite element in {link.reference}: it has no SQNR"
+        for name, found in link.outputs.items()
+        if found.constant is None and found.sqnr_db is None and found.equal is None
+    )
+    return constant + empty
 
 
 def _link(reference: Stage, candidate: Stage, outputs: Mapping[str, OutputComparison]) -> Link:

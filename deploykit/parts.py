@@ -6,7 +6,8 @@ changes from one level to another, both sides are parts that are judged as if th
 
 Slices are not judged one by one: a class that is nearly silent is a slice of poor SQNR in a good model. A cut therefore
 needs two sides that differ by `STEP_DB` on average, slices that lie close to their side's average (`EXPLAINED`), and
-enough values on both sides (`LEAST_VALUES`).
+enough values on both sides (`LEAST_VALUES`). A stretch between two sides that are alike (boxes, scores, masks) is
+looked for where no single cut explains the levels.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ LEAST_VALUES = 16
 """How many values a part has at least, over all samples: the SQNR of that many is known to about 2 dB."""
 
 _SLICES = 4096  # per axis; longer axes are taken in groups of neighbours
-_DEPTH = 3  # cuts of cuts: up to eight parts of an axis
+_DEPTH = 3  # cuts of cuts
+_LEAST_STRETCH = 4  # slices: fewer between others may be a class that is nearly silent
+_STRETCHES = 512  # positions of a longer axis at which a stretch may begin or end
 _SILENT = 1e-12  # of the loudest slice's power: a slice below has no signal to compare
 _FLOOR_DB, _CEILING_DB = -40.0, 100.0  # beyond these a slice is as bad, or as good, as it can be
 
@@ -139,18 +142,53 @@ def _cuts(levels: Floats, depth: int, least: int) -> list[int]:
         depth: how many cuts lie in each other.
         least: slices on both sides of a cut.
     """
-    count = len(levels)
-    if depth == 0 or count < 2 * least:
+    if depth == 0 or len(levels) < 2 * least:
         return []
+    cuts = _one_cut(levels, least) or _stretch(levels, least)
+    edges = [0, *cuts, len(levels)]
+    inner = [
+        [start + further for further in _cuts(levels[start:stop], depth - 1, least)]
+        for start, stop in itertools.pairwise(edges)
+    ]
+    return sorted({*cuts, *itertools.chain.from_iterable(inner)}) if cuts else []
+
+
+def _one_cut(levels: Floats, least: int) -> list[int]:
+    """The cut that explains most, where both sides differ enough."""
+    count = len(levels)
     positions = np.arange(least, count - least + 1)
     sums = np.cumsum(levels)
     before = sums[positions - 1] / positions
     after = (sums[-1] - sums[positions - 1]) / (count - positions)
-    between = positions * (count - positions) / count**2 * np.square(before - after)
-    best = int(np.argmax(between))
-    variance = float(levels.var())
-    if abs(before[best] - after[best]) < STEP_DB or between[best] < EXPLAINED * variance:
+    best, share = _most(levels, before - after, positions)
+    return [int(positions[best])] if share else []
+
+
+def _stretch(levels: Floats, least: int) -> list[int]:
+    """The two cuts around a stretch that differs from both of its sides, which lie alike: no single cut explains it."""
+    count = len(levels)
+    starts, stops = np.triu_indices(_grid_size(count) + 1, k=1)
+    grid = np.unique(np.linspace(0, count, _grid_size(count) + 1).round().astype(np.intp))
+    starts, stops = grid[starts], grid[stops]
+    sides = (starts >= least) & (count - stops >= least) & (stops - starts >= max(least, _LEAST_STRETCH))
+    starts, stops = starts[sides], stops[sides]
+    if not len(starts):
         return []
-    cut = int(positions[best])
-    behind = _cuts(levels[cut:], depth - 1, least)
-    return [*_cuts(levels[:cut], depth - 1, least), cut, *(cut + further for further in behind)]
+    sums = np.concatenate([[0.0], np.cumsum(levels)])
+    width = stops - starts
+    inside = sums[stops] - sums[starts]
+    best, share = _most(levels, inside / width - (sums[-1] - inside) / (count - width), width)
+    return [int(starts[best]), int(stops[best])] if share else []
+
+
+def _grid_size(count: int) -> int:
+    """Positions that the ends of a stretch are looked for at; all pairs of them are tried."""
+    return min(count, _STRETCHES)
+
+
+def _most(levels: Floats, steps: Floats, width: NDArray[np.intp]) -> tuple[int, bool]:
+    """The split of the most variance between its two groups, of `width` slices and the others; whether it is one."""
+    count = len(levels)
+    between = width * (count - width) / count**2 * np.square(steps)
+    best = int(np.argmax(between))
+    return best, bool(abs(steps[best]) >= STEP_DB and between[best] >= EXPLAINED * float(levels.var()))

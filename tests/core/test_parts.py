@@ -36,6 +36,24 @@ def test_quiet_scores_beside_loud_boxes_are_a_part_of_their_own(axis: int) -> No
     assert found.sqnr_db == pytest.approx(13.0, abs=1.0)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_scores_between_boxes_and_masks_are_a_part(axis: int) -> None:
+    """Two sides that are alike: no single cut explains the levels."""
+    boxes, scores = (np.moveaxis(x, axis, 0) for x in detector(axis))
+    order = [*range(4), *range(4, 10), *range(4)]
+    found = worst(*(np.moveaxis(x[order], 0, axis) for x in (boxes, scores)))
+    assert found is not None and (found.axis, found.start, found.stop) == (axis, 4, 10)
+    assert found.sqnr_db == pytest.approx(13.0, abs=1.0)
+
+
+@pytest.mark.parametrize("quiet", [[3], [3, 4], [2, 7]])
+def test_quiet_classes_between_others_are_no_part(quiet: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(32, 10))
+    reference[:, quiet] *= 0.03
+    assert worst(reference, rng.uniform(-1, 1, reference.shape) / 100, batch=True) is None
+
+
 def test_the_verdict_is_that_of_the_scores_alone() -> None:
     reference, noise = detector(1)
     together, alone = OutputComparison("y", batch=False), OutputComparison("y", batch=False)
