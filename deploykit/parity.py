@@ -194,7 +194,6 @@ class ParityReport:
         tolerance: the gate that was used.
         samples: number of samples compared, and `data` says which.
         other_samples: the same figures on samples that calibration saw, and on the example inputs.
-        warnings: why the figures may be better than those of fresh inputs.
         host: the machine that ran the artifact.
         metric: the task metric where one was given.
     """
@@ -215,7 +214,6 @@ class ParityReport:
     metric: TaskMetric | None = None
     notes: tuple[str, ...] = field(default=())
     other_samples: tuple[OtherSamples, ...] = ()
-    warnings: tuple[str, ...] = ()
 
     def with_metric(self, metric: TaskMetric) -> ParityReport:
         """The report with a task metric added; a drop beyond its bound fails it."""

@@ -28,6 +28,7 @@ from deploykit.storage import write_file
 from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.ranges import Range, choose_range
 from deploykit_calibration.statistics import BINS, TensorStatistics
+from deploykit_calibration.unseen import widened
 
 SCHEMA_VERSION = 2  # 1 had no layer_inputs
 SUFFIX = ".calibration"
@@ -76,6 +77,9 @@ class CalibrationTable:
     def range(self, tensor: str, *, method: str = "default", symmetric: bool, bits: int = 8) -> Range:
         """The range to quantize a tensor with; see `ranges.choose_range`.
 
+        `default` is widened where there are few samples (`unseen.widened`); the methods with a definition of their own
+        give what it says.
+
         Args:
             tensor: FX node name.
         Returns:
@@ -90,7 +94,9 @@ class CalibrationTable:
                 f"the calibration table has no tensor {tensor!r} among its {len(self.statistics)} (close: {close})",
                 hint="it was not observed: calibrate the same captured model again",
             )
-        return choose_range(self.statistics[tensor], method, symmetric=symmetric, bits=bits)
+        statistics = self.statistics[tensor]
+        chosen = choose_range(statistics, method, symmetric=symmetric, bits=bits)
+        return widened(statistics, chosen, self.samples, symmetric=symmetric) if method == "default" else chosen
 
     def merge(self, other: CalibrationTable) -> CalibrationTable:
         """The table of both tables' samples. Associative and commutative; an empty table is the identity.

@@ -114,6 +114,10 @@ def record(one: Column) -> dict[str, Any]:
         "achieved_macs": {name: manifest.achieved.macs_fraction(name) for name in manifest.achieved.macs},
         "parity_evidence": parity and parity.evidence,
         "sqnr_db": parity and parity.sqnr_db,
+        "parity_samples": parity and {"data": parity.data, "samples": parity.samples},
+        "sqnr_db_of_others": parity
+        and [{"data": o.data, "samples": o.samples, "sqnr_db": o.worst.sqnr_db} for o in parity.other_samples],
+        "parity_notes": parity and list(parity.notes),
         "cosine": parity and parity.cosine,
         "max_abs": parity and parity.max_abs,
         "top1_agreement": parity and parity.top1_agreement,
@@ -168,6 +172,12 @@ def _evidence(one: Column) -> str:
     return ", ".join(f"{what} {evidence}" for what, evidence in found.items()) or figures.UNKNOWN
 
 
+def _others(report: ParityReport) -> str:
+    """The same figure on samples that the verdict does not rest on."""
+    found = [f"{figures.decibel(other.worst.sqnr_db)} on {other.data}" for other in report.other_samples]
+    return "\n".join(found) or figures.UNKNOWN
+
+
 def _metric(report: ParityReport) -> str:
     if report.metric is None:
         return figures.UNKNOWN
@@ -207,6 +217,7 @@ _ROWS: dict[str, Callable[[Column], str | Text]] = {
     "achieved (MACs)": lambda one: figures.achieved(one.artifact.achieved),
     "float activations": lambda one: _float_activations(one.artifact),
     "SQNR": _parity(lambda report: figures.decibel(report.sqnr_db)),
+    "SQNR of other samples": _parity(_others),
     "cosine": _parity(lambda report: figures.cosine(report.cosine)),
     "top-1 agreement": _parity(lambda report: figures.share(report.top1_agreement)),
     "task metric": _parity(_metric),

@@ -61,6 +61,13 @@ def test_from_a_factory_to_a_comparison(cli, project):
         assert scores["output"].shape == (16, 5)
 
     compared = cli("compare", "out/int8", "out/fp32", "--json").document
+    int8 = compared["artifacts"][0]
+    assert int8["parity_samples"] == {"data": "held-out calibration data", "samples": 4}
+    assert [(one["data"], one["samples"]) for one in int8["sqnr_db_of_others"]] == [
+        ("calibration data that its ranges were taken from", 8),
+        ("example inputs", 1),
+    ]
+    assert "SQNR of other samples" in cli("compare", "out/int8", "out/fp32").out
     assert [one["precision"] for one in compared["artifacts"]] == ["int8", "fp32"]
     assert compared["artifacts"][1]["sqnr_db"] > compared["artifacts"][0]["sqnr_db"]
 
