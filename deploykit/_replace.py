@@ -7,13 +7,13 @@ that were put into an artifact. It is refused by name and left alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from deploykit import manifest as layout
 from deploykit.errors import ArtifactError
 from deploykit.manifest import Manifest
 from deploykit.reading import MAX_JSON_BYTES, read_bytes
+from deploykit.seal import unlisted
 from deploykit.storage import sha256_of
 
 _HINT = "choose another output=, or remove it"
@@ -78,7 +78,7 @@ def _check_ours(folder: Path) -> None:
     except ArtifactError as error:
         message = f"{folder} exists and is not an artifact; it is left alone: {error.message}"
         raise ArtifactError(message, hint=_HINT) from error
-    foreign = sorted(unlisted(folder, manifest))
+    foreign = sorted(unlisted(folder, {entry.path for entry in manifest.files}))
     if foreign:
         more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
         held = ", ".join(foreign[:_SHOWN]) + more
@@ -88,32 +88,3 @@ def _check_ours(folder: Path) -> None:
         if not path.is_file() or path.stat().st_size != entry.size or sha256_of(path) != entry.sha256:
             message = f"{folder}: {entry.path} is not as deploykit wrote it (missing or altered); it is left alone"
             raise ArtifactError(message, hint=_HINT)
-
-
-def unlisted(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """What an artifact's folder holds and its manifest does not vouch for: files, links, folders without listed files.
-
-    Records (`profile.json`, `convert.log`, what a recipe builds) are known; so is what a killed writer of one left.
-    """
-    files = {entry.path for entry in manifest.files}
-    folders = {parent.as_posix() for name in files for parent in Path(name).parents}
-    yield from _unlisted(folder, "", files, folders)
-
-
-def _unlisted(folder: Path, prefix: str, files: set[str], folders: set[str]) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                if name not in folders and f"{name}/" != layout.BUILD_CACHE:
-                    yield f"{name}/"
-                else:
-                    yield from _unlisted(folder / entry.name, f"{name}/", files, folders)
-            elif not entry.is_file(follow_symlinks=False) or not (name in files or _is_record(name)):
-                yield name
-
-
-def _is_record(name: str) -> bool:
-    """What deploykit, or a recipe that is run in the artifact, writes beside its files."""
-    known = name in layout.RECORD_NAMES or name in layout.BUILD_RECORD_NAMES or layout.is_part_of_record(name)
-    return known or name.startswith(layout.BUILD_CACHE)

@@ -34,7 +34,10 @@ LOG_NAME = "convert.log"
 CHOICE_NAME = "choice.json"
 RECORD_NAMES = frozenset({MANIFEST_NAME, PROFILE_NAME, LOG_NAME, CHOICE_NAME})
 BUILD_RECORD_NAMES = frozenset({"build.json", "layers.json", "model.engine", "model.mxr", "timing.cache"})
-"""What a recipe leaves in its folder when it is run on a device by hand; nothing here reads them."""
+"""What a recipe leaves in its folder when it is run on a device.
+
+Another build of the artifact reads only `timing.cache`: TensorRT takes from it how fast kernels were, as data.
+"""
 BUILD_CACHE = "cache/"
 """The same, of ONNX Runtime's MIGraphX provider."""
 
@@ -163,6 +166,14 @@ class Manifest:
         part = self.metadata if key is None else self.metadata.get(key)
         what = f"{MANIFEST_NAME}: metadata" + (f" {key!r}" if key else "")
         return convert(part, kind, what=what, hint="export the model again")
+
+    def chosen(self, kind: type[T]) -> T:
+        """The `options` as a toolchain's options type, checked; see `recorded`.
+
+        Raises:
+            ArtifactError: an option is of the wrong type.
+        """
+        return convert(self.options, kind, what=f"{MANIFEST_NAME}: options", hint="export the model again")
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:

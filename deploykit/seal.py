@@ -8,9 +8,8 @@ last. Before and after a runtime opens the files both are compared; only what ch
 from __future__ import annotations
 
 import os
-import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,24 +90,48 @@ def _stamp(found: os.stat_result) -> Stamp:
     return (found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _refuse_unlisted(folder: Path, listed: Iterable[str]) -> None:
+def _refuse_unlisted(folder: Path, listed: Set[str]) -> None:
     """An artifact holds what its manifest lists, and records of ours: what no hash vouches for may be read or run."""
-    known = {*listed, *layout.RECORD_NAMES, *layout.BUILD_RECORD_NAMES, *_INERT}
-    for path in _names(folder, ""):
-        if path in known or layout.is_part_of_record(path) or path.startswith(layout.BUILD_CACHE):
-            continue
+    for name in unlisted(folder, listed):
+        held = [folder / name] if not name.endswith("/") else (folder / name).rglob("*")
+        found = next((path for path in held if path.is_symlink() or not path.is_dir()), None)
+        if found is None:
+            continue  # nothing in an empty folder can be read
+        path = found.relative_to(folder).as_posix()
         raise ArtifactError(
             f"{path} lies in {folder}, and its manifest does not list it",
             hint="nothing but an artifact's own files may be there: move it out of the folder",
         )
 
 
-def _names(folder: Path, under: str) -> Iterator[str]:
-    """Paths of all that is no folder, links included."""
-    with os.scandir(folder / under) as found:
-        for entry in found:
-            path = f"{under}{entry.name}"
-            if stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode):
-                yield from _names(folder, f"{path}/")
-            else:
-                yield path
+def unlisted(folder: Path, listed: Set[str]) -> Iterator[str]:
+    """What an artifact's folder holds and its manifest does not vouch for, links and folders of their own included.
+
+    Records (`profile.json`, `convert.log`, what a recipe builds) are known; so is what a killed writer of one left.
+
+    Args:
+        listed: paths of the manifest's files.
+    Returns:
+        Paths from the folder; that of a folder without listed files ends with a slash.
+    """
+    folders = {parent.as_posix() for name in listed for parent in Path(name).parents}
+    yield from _unlisted(folder, "", listed, folders)
+
+
+def _unlisted(folder: Path, prefix: str, listed: Set[str], folders: Set[str]) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if name in folders or f"{name}/" == layout.BUILD_CACHE or name.startswith(layout.BUILD_CACHE):
+                    yield from _unlisted(folder / entry.name, f"{name}/", listed, folders)
+                else:
+                    yield f"{name}/"
+            elif not (name in listed or (entry.is_file(follow_symlinks=False) and _is_record(name))):
+                yield name
+
+
+def _is_record(name: str) -> bool:
+    """What deploykit, a recipe that is run in the artifact, or a file manager leaves beside its files."""
+    known = name in layout.RECORD_NAMES or name in layout.BUILD_RECORD_NAMES or layout.is_part_of_record(name)
+    return known or name.startswith(layout.BUILD_CACHE) or name in _INERT

@@ -171,6 +171,55 @@ def test_sums_that_fit_nothing_are_refused(part: str, value: Any, tmp_path: Path
         CalibrationTable.load(tmp_path / "t")
 
 
+X = 0  # row of the first tensor: count, batches, exponent, zeros, nonfinite, and the span of its histogram
+
+
+@pytest.mark.parametrize(
+    ("part", "where", "value"),
+    [
+        *[("integers", (X, column), -1) for column in (0, 1, 3, 4)],
+        *[("integers", (X, column), 2**62) for column in (0, 1, 3, 4)],
+        *[("integers", (X, 2), exponent) for exponent in (2**40, -(2**40), 1025)],
+        *[("integers", (X, column), bound) for column in (5, 6) for bound in (-7, 2**40)],
+        *[("extremes", (X, column), value) for column in (0, 1) for value in (np.nan, np.inf, -np.inf, 1e300)],
+        ("extremes", (X, 0), 1e9),
+        ("counts", 0, -1),
+        ("counts", 0, 2**62),
+        ("channels", (0, 0), -1),
+        ("samples", None, -1),
+        ("samples", None, 2**62),
+        ("samples", None, True),
+        ("samples", None, 1.5),
+        ("source", None, "somebody"),
+        ("data_fingerprint", None, "-1"),
+        ("data_fingerprint", None, "f" * 65),
+    ],
+    ids=str,
+)
+def test_what_no_calibration_can_have_seen_is_refused(part: str, where: Any, value: Any, tmp_path: Path) -> None:
+    """Also where whoever made the file wrote a sha256 that fits."""
+    header, arrays = table_module._read(make_table().save(tmp_path / "t"))
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    if where is None:
+        header[part] = value
+    else:
+        arrays[part][where] = value
+    header["sha256"] = table_module._digest(header, arrays)
+    save_file(arrays, tmp_path / "t", metadata={"deploykit_calibration": json.dumps(header, sort_keys=True)})
+    with pytest.raises(CalibrationError, match="its content is inconsistent"):
+        CalibrationTable.load(tmp_path / "t")
+
+
+def test_merging_past_all_bounds_is_refused() -> None:
+    """Numbers of 64 bits would turn negative, and be ranges that no data had."""
+    many = replace(make_table(), samples=2**62 - 1)
+    with pytest.raises(CalibrationError, match="cannot be merged"):
+        many.merge(make_table(1))
+    full = replace(make_table().statistics["x"], count=2**62 - 1)
+    with pytest.raises(CalibrationError, match="cannot be merged"):
+        replace(make_table(), statistics={"x": full}).merge(make_table(1))
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_table(0).save(tmp_path / "t")
     before = path.read_bytes()

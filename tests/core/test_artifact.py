@@ -368,6 +368,12 @@ def test_a_file_that_the_manifest_does_not_list_is_refused_by_name(folder, name)
         load(folder)
 
 
+def test_options_of_a_wrong_type_are_refused(toy, folder):
+    edit_manifest(folder, options={"gain": "much"})
+    with pytest.raises(ArtifactError, match=r"options is not valid.*gain"):
+        load(folder).manifest.chosen(toy.ToyOptions)
+
+
 def test_an_unlisted_link_is_refused(folder):
     (folder / "link").symlink_to("/dev/zero")
     with pytest.raises(ArtifactError, match="link lies in"):

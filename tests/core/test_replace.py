@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploykit._replace import replaceable
+from deploykit.artifact import load
 from deploykit.errors import ArtifactError
 
 
@@ -69,6 +70,14 @@ def test_what_lies_in_an_artifact_and_is_not_ours_is_named(toy, tmp_path, name):
     with pytest.raises(ArtifactError, match="which deploykit did not write") as caught:
         replaceable(folder)
     assert name.partition("/")[0] in caught.value.message and snapshot(folder) == before
+
+
+def test_what_may_lie_in_a_loaded_artifact_does_not_stop_a_new_export(toy, tmp_path):
+    folder = toy.write_artifact(tmp_path / "out").path
+    for name in (".DS_Store", "timing.cache", "convert.log", "cache/deep/kernel"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("left there")
+    assert load(folder).path == folder and replaceable(folder) == folder
 
 
 def test_an_artifact_that_was_edited_is_no_longer_ours_alone(toy, tmp_path):

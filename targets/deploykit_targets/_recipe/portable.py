@@ -19,6 +19,7 @@ from deploykit.estimate import TRAFFIC
 from deploykit.host import this_host
 from deploykit.manifest import PendingBuild
 from deploykit.precision import Evidence
+from deploykit.reading import read_json
 from deploykit.requirements import Requirements
 from deploykit.target import Conversion, ConversionJob
 from deploykit_targets._recipe import board
@@ -165,7 +166,7 @@ def build_from(
     for name in (program, "board.py", MODEL, TABLE):
         if (artifact.path / name).is_file():
             shutil.copyfile(artifact.path / name, folder / name)
-    recipe = json.loads((artifact.path / RECIPE).read_text(encoding="utf-8"))
+    recipe = read_json(artifact.path / RECIPE, dict[str, Any], hint="export the model again")
     _write_recipe(folder, {**recipe, "options": dict(options)})
     command = ["--out", str(folder), "--runs", "0", *arguments]
     toolchain = artifact.manifest.toolchain

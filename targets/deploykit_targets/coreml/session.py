@@ -22,6 +22,7 @@ from deploykit.session import OpTime, Session
 from deploykit.tensors import Feeds, TensorSpec
 from deploykit.turns import threads_here
 from deploykit_targets.coreml import interface
+from deploykit_targets.coreml.target import CoreMLOptions
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
@@ -135,12 +136,10 @@ class CoreMLSession(Session):
         super().__init__(artifact.inputs, artifact.outputs, threads=0)
         tools = require("coremltools", extra="coreml-runtime", purpose="run artifacts of coreml")
         self._tools = tools
-        units = artifact.manifest.options.get("compute_units", "all")
-        if units not in _UNITS:
-            raise ArtifactError(f"{artifact.path.name}: {units!r} are no compute units", hint="export the model again")
-        self._units = tools.ComputeUnit[_UNITS[units]]
+        options = artifact.manifest.chosen(CoreMLOptions)
+        self._units = tools.ComputeUnit[_UNITS[options.compute_units]]
         self._border = Border(artifact)
-        self._labels = list(artifact.manifest.options.get("class_labels", ()))
+        self._labels = options.class_labels
         self._module_paths = artifact.achieved.module_paths
         self._made_for: dict[str, str] = artifact.manifest.recorded(MadeFor).made_for
         self._has_costs = artifact.entry.suffix != _NETWORK_SUFFIX
@@ -196,14 +195,13 @@ class Border:
     """Turns the captured model's arrays into what a program takes, and back."""
 
     def __init__(self, artifact: Artifact) -> None:
-        options = artifact.manifest.options
-        self._probabilities = interface.PROBABILITIES if options.get("class_labels") else ""
+        options = artifact.manifest.chosen(CoreMLOptions)
+        self._probabilities = interface.PROBABILITIES if options.class_labels else ""
         if artifact.entry.suffix == _NETWORK_SUFFIX:
             self._probabilities = ""  # the old form keeps the output's own name
-        self._image: str = options.get("image_input", "")
-        self._color: str = options.get("image_color", "RGB")
-        self._scale = np.float32(options.get("image_scale", 1.0))
-        self._bias = np.asarray(options.get("image_bias", (0.0,)), dtype=np.float32).reshape(-1, 1, 1)
+        self._image, self._color = options.image_input, options.image_color
+        self._scale = np.float32(options.image_scale)
+        self._bias = np.asarray(options.image_bias, dtype=np.float32).reshape(-1, 1, 1)
 
     def name(self, spec: TensorSpec) -> str:
         """Name of an output in the program; a classifier's probabilities have one of their own."""

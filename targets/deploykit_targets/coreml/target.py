@@ -172,7 +172,7 @@ def _too_old(systems: tuple[str, ...]) -> Iterator[Missing]:
 
 
 def _mac_note(artifact: Artifact) -> str:
-    units = artifact.manifest.options.get("compute_units", "all")
+    units = artifact.manifest.chosen(CoreMLOptions).compute_units
     return f"run by Core ML on this Mac (compute units: {units}), for {artifact.manifest.device}"
 
 

@@ -77,7 +77,9 @@ def _missing(names: Sequence[str]) -> tuple[str, ...]:
 
 def _usable(artifact: Artifact) -> tuple[str, ...]:
     """Units that the options allow and that compute in the precision; the Neural Engine has no float32."""
-    allowed = _ALLOWED[artifact.manifest.options.get("compute_units", "all")]
+    from deploykit_targets.coreml.target import CoreMLOptions  # which imports this module
+
+    allowed = _ALLOWED[artifact.manifest.chosen(CoreMLOptions).compute_units]
     return tuple(name for name in allowed if name != NEURAL_ENGINE or artifact.precision != Precision.FP32)
 
 

@@ -6,6 +6,7 @@ The recipe is a toy (`toy_recipe.py`), the child processes and pipes are real.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -157,6 +158,20 @@ def test_building_copies_the_recipe_with_its_options(artifact: Artifact, tmp_pat
     assert made.entry == "built.json" and made.build is None
     assert made.tool_versions == {"toy": "1.0"}
     assert made.metadata["built_on"]["layers_by_device"] == {"gpu": 0, "dla": 1}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"a":' + "[" * 5000, "\xff", "link", "huge"])
+def test_a_recipe_that_somebody_wrote_is_refused_in_words(artifact: Artifact, tmp_path: Path, text: str) -> None:
+    recipe = artifact.path / "recipe.json"
+    recipe.write_text(text, encoding="latin-1")
+    if text == "link":
+        recipe.unlink()
+        recipe.symlink_to("/dev/zero")
+    if text == "huge":
+        os.truncate(recipe, 8 << 30)
+    (tmp_path / "built").mkdir()
+    with pytest.raises(ArtifactError, match=r"recipe\.json"):
+        build_from(artifact, tmp_path / "built", PROGRAM, "built.json", arguments=[], options={}, python=None)
 
 
 def test_achieved_is_what_was_built_and_unnamed_layers_are_unknown() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit.errors import ArtifactError
+from deploykit.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,19 @@ class PackageFiles:
 
     specification: Path
     weights: Path
+
+
+@dataclass(frozen=True)
+class _Item:
+    path: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What is read of a package's own manifest, with its names."""
+
+    rootModelIdentifier: str  # noqa: N815
+    itemInfoEntries: dict[str, _Item]  # noqa: N815
 
 
 def locate(path: Path) -> PackageFiles:
@@ -39,17 +53,15 @@ def locate(path: Path) -> PackageFiles:
 
 
 def _root_model(path: Path) -> Path:
-    manifest = path / "Manifest.json"
+    manifest, data = path / "Manifest.json", (path / "Data").resolve()
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        entry = content["itemInfoEntries"][content["rootModelIdentifier"]]
-        relative = Path(entry["path"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{manifest} is missing or damaged: {error!r}", hint="save the model again") from error
-    data = (path / "Data").resolve()
-    target = (data / relative).resolve()
+        content = read_json(manifest, _Manifest, hint="save the model again")
+        relative = Path(content.itemInfoEntries[content.rootModelIdentifier].path)
+        target = (data / relative).resolve()
+    except (ArtifactError, OSError, ValueError, KeyError) as error:  # a name that is too long, or has NUL
+        raise ArtifactError(f"{manifest} is missing or damaged: {error}", hint="save the model again") from error
     if not target.is_relative_to(data):
         raise ArtifactError(f"{manifest} points outside the package: {relative}")
-    if not target.is_file():
+    if not os.path.isfile(target):
         raise ArtifactError(f"the package has no {relative}, which its manifest names as the model")
     return target

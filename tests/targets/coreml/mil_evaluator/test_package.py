@@ -10,6 +10,7 @@ import pytest
 from deploykit.errors import ArtifactError, ConversionError, MissingDependencyError, UsageError
 from deploykit_targets.coreml.mil_evaluator import UnsupportedOpError, _milproto, from_mil, load, run_package
 from deploykit_targets.coreml.mil_evaluator.__main__ import main as command
+from deploykit_targets.coreml.mil_evaluator.package import locate
 
 
 def image(rng, *shape):
@@ -372,6 +373,28 @@ def test_a_neural_network_is_refused(mil, tmp_path):
     (tmp_path / "old.mlmodel").write_bytes(model.SerializeToString())
     with pytest.raises(ArtifactError, match="neuralNetwork"):
         load(tmp_path / "old.mlmodel")
+
+
+ROOT = {"rootModelIdentifier": "a"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *[[], None, {}, ROOT, {**ROOT, "itemInfoEntries": []}, {**ROOT, "itemInfoEntries": {"b": {"path": "m"}}}],
+        *[
+            {**ROOT, "itemInfoEntries": {"a": {"path": path}}}
+            for path in (7, "\x00", "x" * 300, "../../m", "/etc/hosts")
+        ],
+        {"rootModelIdentifier": {}, "itemInfoEntries": {}},
+    ],
+    ids=str,
+)
+def test_a_packages_manifest_that_somebody_wrote(tmp_path, content):
+    (tmp_path / "Data").mkdir()
+    (tmp_path / "Manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"Manifest\.json|the package has no"):
+        locate(tmp_path)
 
 
 def test_damaged_manifest_missing_weights_and_paths_outside(mil, tmp_path, rng):
