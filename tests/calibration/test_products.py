@@ -49,7 +49,8 @@ MODULES: dict[str, tuple[nn.Module, tuple[Any, ...], int, int]] = {
     "rnn": (nn.RNN(8, 6, 2), (R(5, 2, 8),), 10 * 6 * (14 + 12), 6 * (14 + 12)),
     "lstm_without_bias": (nn.LSTM(8, 6, bias=False), (R(5, 2, 8),), 10 * 24 * 14, 24 * 14),
     "gru_both_ways": (nn.GRU(8, 6, bidirectional=True), (R(5, 2, 8),), 10 * 2 * 18 * 14, 2 * 18 * 14),
-    "bilinear": (nn.Bilinear(8, 6, 5), (R(2, 8), R(2, 6)), 2 * 5 * 48, 5 * 48),
+    # A product with the weight for each input of the other side, and one with these: what the capture makes of it.
+    "bilinear": (nn.Bilinear(8, 6, 5), (R(2, 8), R(2, 6)), 2 * 5 * (48 + 6), 5 * 48),
     "conv_transpose3d": (nn.ConvTranspose3d(2, 3, 3), (R(1, 2, 4, 4, 4),), 2 * 64 * 3 * 27, 2 * 3 * 27),
     # a bag is what its offsets select times the rows: two bags of twelve indices
     "bag": (nn.EmbeddingBag(50, 16), (torch.arange(12), torch.tensor([0, 5])), 2 * 12 * 16, 50 * 16),
@@ -79,7 +80,9 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], int]] = {
     "einsum": (lambda s, a, b, c: torch.einsum("ab,bc,cd->ad", a, b, c), (R(3, 4), R(4, 5), R(5, 6)), 60 + 90),
     "einsum_dots": (lambda s, a, b: torch.einsum("...ij,...jk->...ik", a, b), (R(2, 7, 3, 4), R(2, 7, 4, 5)), 14 * 60),
     "tensordot": (lambda s, a, b: torch.tensordot(a, b, dims=2), (R(2, 3, 4), R(3, 4, 5)), 2 * 12 * 5),
-    "cdist": (lambda s, a, b: torch.cdist(a, b), (R(2, 3, 8), R(2, 4, 8)), 2 * 3 * 4 * 8),
+    # Few distances are captured as differences and their norms, in which no product is summed; PyTorch's own operator,
+    # which multiplies, stays for many.
+    "cdist": (lambda s, a, b: torch.cdist(a, b), (R(2, 3, 8), R(2, 4, 8)), 0),
     "cdist_by_products": (lambda s, a, b: torch.cdist(a, b), (R(30, 8), R(26, 8)), 30 * 26 * 8),
     "pairwise_distance": (lambda s, a, b: F.pairwise_distance(a, b), (R(3, 8), R(3, 8)), 24),
     "cosine_similarity": (lambda s, a, b: F.cosine_similarity(a, b), (R(3, 8), R(3, 8)), 72),

