@@ -104,7 +104,8 @@ def _read_isa() -> tuple[str, ...]:
     if asked is not None:
         return tuple(name for name in _ISA_OF_INTEREST if name in asked)
     try:
-        return isa_in(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return isa_in(text, platform.machine())
     except OSError:
         return _isa_of_numpy()
 
@@ -119,8 +120,14 @@ def _isa_of_numpy() -> tuple[str, ...]:
     return tuple(name for name in _ISA_OF_INTEREST if name in names)
 
 
-def isa_in(cpuinfo: str) -> tuple[str, ...]:
-    """The instruction sets that matter, of the text of a /proc/cpuinfo (of this machine or another one)."""
-    lines = cpuinfo.splitlines()
-    flags = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split(":", 1)[1].split()}
-    return tuple(name for name in _ISA_OF_INTEREST if name in flags)
+def isa_in(cpuinfo: str, arch: str) -> tuple[str, ...]:
+    """The instruction sets that matter, of the text of a /proc/cpuinfo (of this machine or another one).
+
+    Args:
+        cpuinfo: the text; under user-mode emulation it is that of the machine beneath, of another architecture.
+        arch: the machine's architecture; what the text says of another one is not believed.
+    """
+    words = "Features" if _FAMILIES.get(arch.lower()) == "arm64" else "flags"  # as the kernel writes them for each
+    lines = (line for line in cpuinfo.splitlines() if line.startswith(words))
+    found = {word for line in lines for word in line.split(":", 1)[1].split()}
+    return tuple(name for name in _ISA_OF_INTEREST if name in found)

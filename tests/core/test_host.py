@@ -44,7 +44,7 @@ def test_this_cpu_agrees_with_the_system() -> None:
     if platform.machine() != "x86_64" or not cpuinfo.is_file():
         assert asked is None or asked
         pytest.skip("only Linux on x86-64 has a second opinion")
-    seen = host.isa_in(cpuinfo.read_text(encoding="utf-8"))
+    seen = host.isa_in(cpuinfo.read_text(encoding="utf-8"), "x86_64")
     assert asked is not None and asked <= set(seen)  # fewer under emulation, which shows the machine beneath
     assert set(this_host().isa) == asked
 
@@ -55,6 +55,16 @@ def test_without_executable_memory_nothing_is_claimed(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(_cpuid.mmap, "mmap", refused)
     assert _cpuid.instruction_sets.__wrapped__() is None
+
+
+def test_a_text_about_another_architecture_says_nothing() -> None:
+    """User-mode emulation shows the /proc/cpuinfo of the machine beneath."""
+    board = "processor\t: 0\nFeatures\t: fp asimd asimdhp asimddp\n"
+    desktop = "processor\t: 0\nflags\t\t: fpu sse4_2 avx2 fma avx512_vnni\n"
+    assert host.isa_in(board, "aarch64") == ("asimd", "asimdhp", "asimddp")
+    assert host.isa_in(desktop, "x86_64") == ("sse4_2", "avx2", "fma", "avx512_vnni")
+    assert host.isa_in(desktop, "aarch64") == host.isa_in(board, "x86_64") == ()
+    assert not Host("aarch64", host.isa_in(desktop, "aarch64"), 2, "Linux").knows_isa
 
 
 def test_vnni_is_any_of_its_forms() -> None:

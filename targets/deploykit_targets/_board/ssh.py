@@ -69,7 +69,7 @@ class Board:
             arch, system, cores, cpuinfo = (said.split("\n", 3) + [""] * 4)[:4]
             if not cores.isdigit():
                 raise DeviceError(f"{self} does not answer like a Linux machine: {said[:200]}", hint=self._hint)
-            self._host = Host(arch, isa_in(cpuinfo), int(cores), system)
+            self._host = Host(arch, isa_in(cpuinfo, arch), int(cores), system)
         return self._host
 
     def upload(self, files: Sequence[Path], *, executable: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from deploykit.devices import Device, load_devices
+from deploykit.manifest import Manifest
 from deploykit.tensors import TensorSpec
 from deploykit_targets.tvm.program import ALIGNMENT, Operand, Port, Program, Region, Step
 
@@ -125,6 +126,7 @@ def _reference(x: np.ndarray, weight: np.ndarray, scale: np.ndarray) -> np.ndarr
 @dataclass(frozen=True)
 class _Manifest:
     metadata: dict[str, Any]
+    recorded = Manifest.recorded
 
 
 @dataclass(frozen=True)
