@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit.achieved import Achieved
 from deploykit.devices import Device, load_devices
 from deploykit.manifest import Manifest
 from deploykit.tensors import TensorSpec
@@ -132,6 +133,8 @@ class _Manifest:
 @dataclass(frozen=True)
 class _Achieved:
     layers: tuple[Any, ...] = ()
+    float_activations: tuple[Any, ...] = ()
+    module_paths = Achieved.module_paths
 
 
 @dataclass(frozen=True)
