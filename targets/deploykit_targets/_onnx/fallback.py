@@ -19,6 +19,9 @@ from deploykit_targets._onnx.bodies import rename_reads, scope_names
 from deploykit_targets._onnx.ops.table import tensor_meta
 from deploykit_targets._onnx.writer import GraphWriter
 
+_INT64_INDICES = frozenset({"ScatterND", "GatherND"})
+"""Operators whose indices the standard has in int64 only; PyTorch's exporter writes the type that the graph has."""
+
 
 def export_alone(node: Node, opset: int, log: list[str]) -> tuple[onnx.ModelProto, list[Node]]:
     """One captured operator as a model of its own.
@@ -87,6 +90,8 @@ def splice(writer: GraphWriter, model: onnx.ModelProto, inputs: list[Any], *, mu
         outputs = [names.setdefault(out, writer.reserve(f"{scope}.{out}")) if out else "" for out in node.output]
         scope_names(node, lambda name: writer.reserve(f"{scope}.{name}"))
         rename_reads(node, names)
+        if node.op_type in _INT64_INDICES:
+            node.input[1] = writer.op("Cast", node.input[1], to=onnx.TensorProto.INT64)
         writer.copy(node, list(node.input), outputs)
     results = tuple(names[value.name] for value in model.graph.output)
     return results if multiple else results[0]

@@ -62,3 +62,19 @@ def test_operators_with_a_body_equal_pytorch() -> None:
     with torch.no_grad():
         want = model(other).numpy()
     np.testing.assert_allclose(session.run(None, {"ids": other.numpy()})[0], want, rtol=1e-5, atol=1e-6)
+
+
+class Resynthesis(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        window = torch.hann_window(16)
+        frames = torch.stft(x, 16, 4, window=window, return_complex=True) * 0.5
+        return torch.istft(frames, 16, 4, window=window)
+
+
+def test_indices_of_spliced_operators_are_of_the_type_that_the_standard_has() -> None:
+    """torch.onnx writes `istft` with a scatter whose indices are int32 here, which no runtime opens."""
+    model, x = Resynthesis().eval(), torch.linspace(-1, 1, 64)[None].cos()
+    lowered = to_onnx(capture(model, example_inputs=(x,)))
+    session = onnxruntime.InferenceSession(lowered.SerializeToString())
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert np.allclose(found, model(x).numpy(), atol=1e-5)
