@@ -20,8 +20,6 @@ _COMPOSITES = (
     aten.outer.default,
     aten.addcmul.default,
     aten.addcdiv.default,
-    aten.baddbmm.default,
-    aten.addbmm.default,
     aten.kron.default,
     aten.cdist.default,
     aten.cross_entropy_loss.default,
@@ -64,6 +62,26 @@ _FILLED: dict[Any, tuple[str, float | int | None]] = {
 """Op -> where its size stands, and its value (None: an argument)."""
 
 
+def _baddbmm(added: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return _scaled_sum(added, torch.matmul(left, right), beta, alpha)
+
+
+def _addbmm(added: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return _scaled_sum(added, torch.matmul(left, right).sum(0), beta, alpha)
+
+
+def _scaled_sum(added: Tensor, product: Tensor, beta: float, alpha: float) -> Tensor:
+    """`beta * added + alpha * product`; PyTorch does not look at `added` where `beta` is 0."""
+    scaled = product if alpha == 1 else product * alpha
+    if beta == 0:
+        return scaled
+    return (added if beta == 1 else added * beta) + scaled
+
+
+_BATCHED_SUMS: dict[Any, Callable[..., Tensor]] = {aten.baddbmm.default: _baddbmm, aten.addbmm.default: _addbmm}
+"""Op -> the same with plain products: PyTorch has kernels of their own for them, so that nothing is left to trace."""
+
+
 def positional_arguments(editor: Editor) -> None:
     """Give every argument that may be positional its position, so that the other passes find it there."""
     for node in editor.calls():
@@ -81,6 +99,8 @@ def expand_composites(editor: Editor) -> None:
     """Expand composite ops (einsum, addcmul, ...) into the plain ops PyTorch runs for them."""
     for node in editor.calls(*_COMPOSITES):
         expand(editor, node)
+    for node in editor.calls(*_BATCHED_SUMS):
+        expand(editor, node, _BATCHED_SUMS[node.target])
 
 
 def expand(editor: Editor, node: Call, function: Callable[..., Any] | None = None, *, any_shape: bool = False) -> None:

@@ -241,3 +241,23 @@ def test_equal_masks_of_all_layers_are_one() -> None:
 
     captured = captured_of(layers, Q, torch.ones(1, 5, dtype=torch.bool))
     assert ops(captured).count("where.self") == 1
+
+
+class BatchedSums(nn.Module):
+    """`beta` 0 leaves out what is added, as PyTorch defines, even where it is infinite."""
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        added, none = torch.ones(3, 5), torch.full((5,), torch.inf)
+        summed = torch.addbmm(added, left, right, beta=0.5, alpha=2.0) + torch.addbmm(none, left, right, beta=0)
+        return torch.baddbmm(summed, left, right, beta=0.5, alpha=3.0)
+
+
+def test_batched_sums_are_plain_products() -> None:
+    """Else no target quantizes them, and some have no form for them at all."""
+    model, inputs = BatchedSums().eval(), (torch.randn(2, 3, 4), torch.randn(2, 4, 5))
+    captured = capture(model, example_inputs=inputs)
+    targets = [node.target for node in captured.graph_module.graph.nodes]
+    assert torch.ops.aten.matmul.default in targets  # once: all three have the same product
+    assert not {torch.ops.aten.addbmm.default, torch.ops.aten.baddbmm.default} & set(targets)
+    (found,) = captured.graph_module(*inputs)
+    assert torch.allclose(found, model(*inputs), atol=1e-5)
