@@ -38,8 +38,9 @@ class TargetConformance:
         model_of: another factory for some precisions, by name (an int4 weight-only kernel may need a `Linear`, say).
         options: passed to every export.
         thread_runs: of each of eight threads on one session.
-        stored_only: precisions, by name, that the runtime may but store weights in on some machines; the placement gate
-            refuses them there by default, and they are exported with `min_placement=0`.
+        stored_only: precisions, by name, that the runtime, or the vendor's compiler of so small a model, may compute in
+            float32 on some machines; the placement gate refuses them there by default, and they are exported with
+            `min_placement=0`.
     """
 
     target: ClassVar[str]
