@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deploykit.capture import capture
 from deploykit_targets._onnx.bodies import reads, rename_reads, scope_names
 from deploykit_targets._onnx.lower import to_onnx
+from deploykit_targets._onnx.retype import FLOAT16, retype
 
 
 def _if_node() -> onnx.NodeProto:
@@ -62,6 +63,17 @@ def test_operators_with_a_body_equal_pytorch() -> None:
     with torch.no_grad():
         want = model(other).numpy()
     np.testing.assert_allclose(session.run(None, {"ids": other.numpy()})[0], want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_body_stays_float32_in_a_float16_model() -> None:
+    """It reads the narrow tables around it through casts."""
+    model, ids = DynamicBags().eval(), torch.arange(12).view(3, 4) % 9
+    lowered = to_onnx(capture(model, example_inputs=(torch.arange(8).view(2, 4),), dynamic_batch=True))
+    retype(lowered, FLOAT16)
+    onnx.checker.check_model(lowered, full_check=True)
+    session = onnxruntime.InferenceSession(lowered.SerializeToString())
+    (found,) = session.run(None, {session.get_inputs()[0].name: ids.numpy()})
+    assert np.allclose(found, model(ids).detach().numpy(), atol=1e-2)
 
 
 class Resynthesis(nn.Module):
