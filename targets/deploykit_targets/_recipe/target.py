@@ -6,9 +6,14 @@ Before the build, parity comes from ONNX Runtime on the CPU (`reference`) and th
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import shutil
+import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deploykit._optional import Requirement
@@ -18,12 +23,11 @@ from deploykit.estimate import estimate
 from deploykit.manifest import Notes
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import DEFAULT_EFFORT, Effort, Profile
+from deploykit.reading import MAX_JSON_BYTES, read_bytes
 from deploykit.requirements import Missing, Preflight, Requirements
 from deploykit.target import Conversion, Target, Validation
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deploykit.artifact import Artifact
     from deploykit.findings import Finding
     from deploykit.parity import ParityReport
@@ -73,7 +77,7 @@ class BuiltOnDevice(Target):
         return Requirements(gpu=device.arch)
 
     def preflight(self, artifact: Artifact) -> Preflight:
-        """See `Target.preflight`; the GPU is asked by the artifact's own recipe."""
+        """See `Target.preflight`; the GPU is asked by our own copy of the recipe, not by that of the artifact."""
         found = super().preflight(artifact)
         if artifact.manifest.build is not None or not found.ok:
             return found
@@ -83,9 +87,10 @@ class BuiltOnDevice(Target):
         """What to say where the GPU is not here, or is not the one that the program was built for."""
         from deploykit_targets._recipe.host import run_recipe
 
-        wanted, program = self.needs(artifact).gpu, artifact.path / self.program
+        wanted, python = self.needs(artifact).gpu, self.interpreter(artifact)
         try:
-            here = run_recipe(program, ["--probe"], python=self.interpreter(artifact), toolchain=self.name)
+            with self._own_recipe(artifact) as program:
+                here = run_recipe(program, ["--probe"], python=python, toolchain=self.name)
         except (DeviceError, MissingDependencyError) as error:
             yield Missing(f"it needs a GPU of {wanted}: {error.message}", error.hint or "run it where the GPU is")
             return
@@ -93,6 +98,19 @@ class BuiltOnDevice(Target):
         if here["arch"] != wanted and not portable:
             again = f"build the portable artifact on this machine, exported for a device of {here['arch']}"
             yield Missing(f"it is built for {wanted}, and the GPU here is {here['arch']}", again)
+
+    @contextlib.contextmanager
+    def _own_recipe(self, artifact: Artifact) -> Iterator[Path]:
+        """The program of this deploykit, beside the artifact's `recipe.json`, which says what it runs in."""
+        from deploykit_targets._recipe import board
+        from deploykit_targets._recipe.portable import RECIPE
+
+        with tempfile.TemporaryDirectory(prefix="deploykit-recipe-") as folder:
+            for source in (Path(inspect.getfile(type(self))).with_name(self.program), Path(str(board.__file__))):
+                shutil.copyfile(source, Path(folder, source.name))
+            if (artifact.path / RECIPE).is_file():
+                Path(folder, RECIPE).write_bytes(read_bytes(artifact.path / RECIPE, limit=MAX_JSON_BYTES))
+            yield Path(folder, self.program)
 
     def evidence(self, artifact: Artifact) -> Evidence:
         """A built artifact runs on its device; another one only in a reference runtime."""

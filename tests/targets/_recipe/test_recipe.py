@@ -20,8 +20,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from deploykit._staging import list_files
 from deploykit.achieved import Achieved, LayerAchieved
-from deploykit.artifact import Artifact, Golden, golden_bytes
+from deploykit.artifact import Artifact, Golden, golden_bytes, load
 from deploykit.errors import (
     ArtifactError,
     ConversionError,
@@ -31,10 +32,13 @@ from deploykit.errors import (
     PlacementError,
     UsageError,
 )
-from deploykit.manifest import GOLDEN_NAME, Manifest, PendingBuild
+from deploykit.host import this_host
+from deploykit.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, PendingBuild
 from deploykit.precision import Evidence, Precision
 from deploykit.profiling import Effort
-from deploykit.target import Conversion
+from deploykit.registry import resolve
+from deploykit.requirements import Preflight, Requirements
+from deploykit.target import Conversion, Target
 from deploykit.tensors import TensorSpec
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.host import interpreter_with, run_recipe
@@ -172,6 +176,25 @@ def test_a_recipe_that_somebody_wrote_is_refused_in_words(artifact: Artifact, tm
     (tmp_path / "built").mkdir()
     with pytest.raises(ArtifactError, match=r"recipe\.json"):
         build_from(artifact, tmp_path / "built", PROGRAM, "built.json", arguments=[], options={}, python=None)
+
+
+@pytest.mark.parametrize("target", ["jetson-orin", "amd-mi300x"])
+def test_looking_at_a_built_artifact_runs_nothing_of_it(
+    tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Also where its manifest says that it needs nothing, so that only the GPU is left to be asked for."""
+    meant, told = resolve(target), tmp_path / "told"
+    for name in ("board.py", meant.target.program):  # type: ignore[attr-defined]
+        (artifact.path / name).write_text(f"open({str(told)!r}, 'w').close()\n")
+    monkeypatch.setattr(Target, "preflight", lambda *_: Preflight(this_host()))  # as where the vendor's library is
+    names = {"target": target, "toolchain": meant.target.name, "device": meant.device.name}
+    manifest = replace(
+        artifact.manifest, **names, files=list_files(artifact.path), entry="recipe.json", requirements=Requirements()
+    )
+    (artifact.path / MANIFEST_NAME).write_bytes(manifest.to_json())
+    loaded = load(artifact.path)
+    found = loaded.summary()["preflight"]
+    assert not told.exists() and loaded.preflight().ok == found["ok"]
 
 
 def test_achieved_is_what_was_built_and_unnamed_layers_are_unknown() -> None:
