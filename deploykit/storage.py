@@ -29,6 +29,7 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 _ATTEMPTS = 20
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def sha256_of(path: Path) -> str:
@@ -85,7 +86,7 @@ def staging_folder(destination: Path, check: Check | None = None) -> Iterator[Pa
     Args:
         check: as for `publish_folder`.
     Raises:
-        ArtifactError: the parent folder cannot be written.
+        ArtifactError: the parent folder cannot be written; or the disk refused what the block wrote, here or elsewhere.
     """
     try:
         _remove_left_overs(destination, check)
@@ -97,6 +98,10 @@ def staging_folder(destination: Path, check: Check | None = None) -> Iterator[Pa
         ) from error
     try:
         yield staging
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise ArtifactError(f"cannot write {destination}: {error.strerror}", hint="check space on the disk") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         os.close(lock)

@@ -1,4 +1,4 @@
-"""Exports, tables, profiles and builds that are killed at random moments, from two PID namespaces in one folder.
+"""Exports, tables, profiles and builds: killed at random moments, from two PID namespaces in one folder; a full disk.
 
 `DEPLOYKIT_KILLS=300 pytest tests/core/test_kills.py` kills more often.
 """
@@ -90,3 +90,48 @@ def test_killed_at_any_moment_nothing_is_half_lost_or_left(toy, toy_path, tmp_pa
     assert {path.name for path in shared.iterdir()} == OURS | {foreign.name, "photos"}
     assert {path.name for path in (shared / "toy").iterdir() if path.name.startswith(".")} == set()
     assert {name: snapshot(Path(name)) for name in there} == there
+
+
+# -- a full disk --------------------------------------------------------------------------------------------------
+# No file may grow past a limit (`RLIMIT_FSIZE`): what refuses a write fails as it does where the disk is full.
+
+LIMITS = (0, 1, 100, 400, 1000, 2000, 4000, 1 << 30)
+SWEEP = """
+import contextlib, os, pathlib, resource, sys
+import zygote
+from deploykit.errors import DeploykitError
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+shared, hard = pathlib.Path(sys.argv[1]), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for task in zygote.TASKS.values():
+    task(shared, 0)
+for limit in map(int, sys.argv[2:]):
+    for name, task in zygote.TASKS.items():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        said = "done"
+        try:
+            task(shared, limit)
+        except DeploykitError as error:
+            said = f"refused: {error.message}"
+        except BaseException as error:
+            said = f"raw {error!r}"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        print((name, limit, said, sorted(path.name for path in shared.iterdir())), file=answers, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such a limit ends the process")
+def test_a_disk_that_is_full_is_said_and_leaves_what_was_there(toy, toy_path, tmp_path):
+    shared = tmp_path / "shared"
+    toy.write_artifact(shared / "toy", profile=toy.make_profile())
+    toy.write_artifact(shared / "pending", build=PendingBuild("deploykit build .", "why"), status="needs device build")
+    paths = [*toy_path, Path(__file__).parent, *filter(None, sys.path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, "-c", SWEEP, str(shared), *map(str, LIMITS)]
+    done = subprocess.run(command, env=environment, stdout=-1, text=True, check=True)
+    found = [ast.literal_eval(line) for line in done.stdout.splitlines()]
+    assert len(found) == 4 * len(LIMITS)
+    for name, limit, said, names in found:
+        assert said == "done" if limit == LIMITS[-1] else said.startswith("refused: ") or limit > 1, (name, limit, said)
+        assert not said.startswith("raw") and set(names) == OURS, (name, limit, said, names)
+    check_whole(shared)
