@@ -20,7 +20,7 @@ from deploykit.target import Validation, judge
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_targets._board.root import ArmRoot, arm_root
-from deploykit_targets.litert.session import _from_file, _into_file
+from deploykit_targets.litert.session import Interface, _from_file, _into_file
 
 pytestmark = pytest.mark.skipif(find_spec("litert_torch") is None, reason="litert-torch is not installed")
 CPUS = ("cortex-a76", "cortex-a72")  # Raspberry Pi 5 and 4: with and without dot products
@@ -77,9 +77,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> deploykit.Artifact:
 
 def on_board(board: ArmRoot, cpu: str, artifact: deploykit.Artifact, folder: Path, kernels: str = "AUTO") -> Session:
     """The golden inputs run on the board, as a session that gives what came back."""
-    golden, file = artifact.golden().inputs, artifact.manifest.metadata["file"]
-    into = {spec.name: _into_file(spec, entry) for spec, entry in zip(artifact.inputs, file["inputs"], strict=True)}
-    back = {spec.name: _from_file(spec, entry) for spec, entry in zip(artifact.outputs, file["outputs"], strict=True)}
+    golden, file = artifact.golden().inputs, artifact.manifest.recorded(Interface, "file")
+    into = {spec.name: _into_file(spec, entry) for spec, entry in zip(artifact.inputs, file.inputs, strict=True)}
+    back = {spec.name: _from_file(spec, entry) for spec, entry in zip(artifact.outputs, file.outputs, strict=True)}
     feeds = {f"{i}/{name}": into[name](array) for i, sample in enumerate(golden) for name, array in sample.items()}
     np.savez(folder / "feeds.npz", **feeds)  # type: ignore[arg-type]
     (folder / "run.py").write_text(ON_BOARD, encoding="utf-8")
