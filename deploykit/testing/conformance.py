@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -158,10 +159,16 @@ class TargetConformance:
             self.export(tmp_path / "never", precisions[0], options={"no_such_option": 1})
 
     def test_same_inputs_give_the_same_bytes(
-        self, artifact: Artifact, precisions: list[Precision], tmp_path: Path
+        self, artifact: Artifact, precisions: list[Precision], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """From another temporary folder too, which nothing in the artifact names."""
+        scratch = tmp_path / "temporary files of another machine"
+        scratch.mkdir()
+        monkeypatch.setenv("TMPDIR", str(scratch))
+        monkeypatch.setattr(tempfile, "tempdir", None)
         again = self.export(tmp_path / "again", Precision(artifact.precision))
         assert contents(again.path) == contents(artifact.path)
+        assert not [name for name, data in contents(again.path).items() if str(scratch).encode() in data]
 
     def test_caller_model_is_left_alone(self, precisions: list[Precision], tmp_path: Path) -> None:
         import torch

@@ -63,17 +63,20 @@ def work(task: str, shared: Path, rng: random.Random) -> None:
 def killed(seed: int, shared: Path) -> dict[str, Any]:
     rng = random.Random(seed)
     task, number = rng.choice(sorted(TASKS)), rng.choice(SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the child is at work
     child = os.fork()
     if child == 0:
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             work(task, shared, rng)
         except KeyboardInterrupt:
             os._exit(130)
         finally:
             os._exit(1)  # it failed by itself
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     time.sleep(rng.uniform(0.0, SECONDS[task]))
     ended, times = 0, 0
     while not ended and times < 20:  # Python drops a Ctrl-C that comes in a destructor: who waits presses again
