@@ -20,6 +20,8 @@ from deploykit.artifact import load
 from deploykit.manifest import PendingBuild
 from deploykit_calibration.table import CalibrationTable
 
+pytest.importorskip("torch", reason="the pipeline needs PyTorch")
+pytest.importorskip("onnxruntime", reason="these exports run in ONNX Runtime")
 COUNT = int(os.environ.get("DEPLOYKIT_KILLS", "12"))
 ZYGOTE = Path(__file__).with_name("zygote.py")
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]

@@ -202,6 +202,7 @@ def calibration_npz(_: Any, folder: Path) -> Subject:
 
 
 def calibration_safetensors(_: Any, folder: Path) -> Subject:
+    pytest.importorskip("torch", reason="such files are read by way of PyTorch")
     return Subject(save_tensors(ARRAYS), at(folder / "data.safetensors", rows), mutated_tensors)
 
 
@@ -249,6 +250,7 @@ def forged(data: bytes, rng: random.Random) -> bytes:
 
 
 def program(_: Any, folder: Path) -> Subject:
+    pytest.importorskip("torch", reason="targets are not without PyTorch")
     from deploykit_targets.tvm.build import read_program
     from deploykit_targets.tvm.program import Operand, Port, Program, Region, Step
 
@@ -311,6 +313,7 @@ def metadata(target: str) -> Callable[[Any, Path], Subject]:
     def subject(toy: Any, folder: Path) -> Subject:
         from deploykit.registry import resolve
 
+        pytest.importorskip("torch", reason="targets are not without PyTorch")
         meant = resolve(target)
         names = {"target": target, "toolchain": meant.target.name, "device": meant.device.name}
         build = layout.PendingBuild("deploykit build .", "there is no device") if "sm" in meant.device.arch else None
