@@ -17,6 +17,7 @@ from deploykit._version import __version__
 from deploykit.artifact import Artifact, Golden, golden_bytes
 from deploykit.errors import ConversionError
 from deploykit.manifest import CalibrationInfo, FileEntry, Manifest
+from deploykit.native import trust
 from deploykit.parity import ParityReport
 from deploykit.precision import Precision
 from deploykit.profiling import Profile
@@ -62,7 +63,10 @@ def draft(
         options=options,
         metadata=conversion.metadata,
     )
-    return Artifact(job.folder, manifest)
+    artifact = Artifact(job.folder, manifest)
+    if not resolved.target.runs_native_code(artifact):
+        trust(artifact)
+    return artifact
 
 
 def _fingerprints(

@@ -1,8 +1,9 @@
 """Native code of an artifact is opened in a child process first: where it crashes, that is an error and not the end.
 
-A library may be damaged, of another processor or of another version of its runtime; the system's loader, or the first
-run, then ends the process with a signal. The child opens the artifact and runs it once, on zeros. What went well is
-remembered for this machine, so that the price is paid once for each artifact.
+So is a file whose reader is known to end its process on damaged content, unless this process wrote it. A library may be
+damaged, of another processor or of another version of its runtime; the system's loader, or the first run, then ends the
+process with a signal. The child opens the artifact and runs it once, on zeros. What went well is remembered for this
+machine, so that the price is paid once for each artifact.
 """
 
 from __future__ import annotations
@@ -57,13 +58,18 @@ def probe(artifact: Artifact, *, threads: int) -> None:
         finally:
             child.close()
     if code < 0:
-        message = f"the native code of {artifact.path.name} cannot run here: its process {ending(code)}"
-        hint = "export the model on this machine, for its processor" + (f"\n{said}" if said else "")
+        message = f"{artifact.path.name} cannot be opened here: the process that opened and ran it first {ending(code)}"
+        hint = "copy the artifact again, or export it again, for this processor" + (f"\n{said}" if said else "")
         raise DeviceError(message, hint=hint)
     _known.add(key)
     with contextlib.suppress(OSError):
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
+
+
+def trust(artifact: Artifact) -> None:
+    """Take an artifact that this process has written as opened well: its reader needs no child for it."""
+    _known.add(_key(artifact))
 
 
 def cache_folder() -> Path:

@@ -211,6 +211,8 @@ class Target(ABC):
 
     name: ClassVar[str]
     options_type: ClassVar[type[Any]] = NoOptions
+    reader_may_crash: ClassVar[bool] = False
+    """Whether the runtime is known to end its process on a damaged file; a child then opens first what others wrote."""
 
     @abstractmethod
     def capabilities(self) -> Capabilities:
@@ -388,7 +390,7 @@ class Target(ABC):
             raise UsageError(f"threads must be a whole number from 1 to {_MAX_THREADS}, not {threads!r}")
         threads = threads or this_host().cores
         artifact.check_unaltered()
-        if self.runs_native_code(artifact):
+        if self.runs_native_code(artifact) or self.reader_may_crash:
             probe(artifact, threads=threads)
         session = self._open(artifact, threads)
         try:
