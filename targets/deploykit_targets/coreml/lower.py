@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _KEY = "deploykit_node"
 _UNROLLED = [torch.ops.aten.gru.input, torch.ops.aten.rnn_tanh.input, torch.ops.aten.rnn_relu.input]
+_NARROW = (torch.int8, torch.uint8, torch.int16, torch.uint16)
 HANDLE = "debug_handle"
 """Key of node metadata that coremltools keeps with the ops it makes."""
 
@@ -53,10 +54,18 @@ def exported(captured: CapturedModel, graph_module: GraphModule | None = None) -
         program = program.run_decompositions(get_decompositions(_UNROLLED))
     names: dict[str, int] = {}
     for node in program.graph.nodes:
+        _widen(node)
         name = node.meta.get("custom", {}).get(_KEY)
         if name is not None:
             node.meta[HANDLE] = names.setdefault(name, len(names))
     return Exported(program, tuple(names))
+
+
+def _widen(node: Node) -> None:
+    """Core ML's programs take integers of 32 bits alone: sessions and apps hand over narrower ones in these."""
+    value = node.meta.get("val")
+    if node.op == "placeholder" and isinstance(value, torch.Tensor) and value.dtype in _NARROW:
+        node.meta["val"] = value.to(torch.int32)
 
 
 def _tagged(module: GraphModule) -> GraphModule:

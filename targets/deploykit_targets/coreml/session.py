@@ -250,12 +250,12 @@ class Border:
 
 
 def _narrowed(name: str, array: Array) -> Array:
-    """64-bit integers as 32-bit ones.
+    """Integers as those of 32 bits, the only ones that a program takes.
 
     Raises:
         UsageError: a value does not fit.
     """
-    if array.dtype != np.int64:
+    if array.dtype.kind not in "iu" or array.dtype == np.int32:
         return array
     narrow = array.astype(np.int32)
     if not np.array_equal(narrow, array):

@@ -1,0 +1,19 @@
+"""Integers are the artifact's real input, and what is computed of them is quantised: see `integer_inputs`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="exporting needs PyTorch")
+pytest.importorskip("coremltools", reason="coremltools is not installed")
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import integer_inputs
+
+
+@pytest.mark.parametrize(("name", "target"), [("camera", "iphone-15"), ("microphone", "iphone-15")])
+def test_integers_are_the_input(name: str, target: str, tmp_path: Path) -> None:
+    integer_inputs.check(name, target, tmp_path / "a")
