@@ -17,6 +17,7 @@ import deploykit
 from deploykit.artifact import Artifact
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
+from deploykit_calibration.unseen import MOST
 from deploykit_targets.litert import flatbuffer
 from deploykit_targets.litert.session import open_interpreter
 
@@ -158,13 +159,15 @@ def test_int16x8_has_16_bit_activations_and_8_bit_weights_between_float_ends(exp
 
 
 def test_int16x8_has_the_ranges_of_our_calibration(export: Export) -> None:
-    """Extremes of all samples, not a moving average of them; rounded to bfloat16 where calibration ran in it."""
+    """Extremes of all samples that calibration saw, not a moving average of them, with room for those to come."""
     artifact = export("residual_cnn", "int16x8")
     _, example_inputs = models.residual_cnn()
-    largest = max(float(sample[0].abs().max()) for sample in batches(example_inputs, 8))
+    seen = [sample for i, sample in enumerate(batches(example_inputs, 8)) if i % 4 != 3]  # the others are held out
+    largest = max(float(sample[0].abs().max()) for sample in seen)
     graph = flatbuffer.read(artifact.entry).subgraphs[0]
     scale = next(t.quantization.scale[0] for t in graph.tensors if flatbuffer.type_name(t) == "INT16")
-    assert scale == pytest.approx(largest / 32767, rel=2**-8)
+    rounded = 1 + 2**-8  # to bfloat16, where calibration ran in it
+    assert largest / rounded <= scale * 32767 <= MOST * largest * rounded
 
 
 def test_int16x8_leaves_what_calibration_does_not_see_in_float(export: Export) -> None:
