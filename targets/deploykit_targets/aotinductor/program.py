@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit._optional import require
 from deploykit.errors import DeviceError
 from deploykit.quiet import kept_quiet
-from deploykit.session import Session
 from deploykit.tensors import Feeds
-from deploykit.turns import threads_here
-from deploykit_targets.aotinductor.session import Compiled
+from deploykit_targets.aotinductor.session import TorchSession
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
@@ -25,7 +22,7 @@ PROGRAM = "program.pt2"
 _WARM_UPS = 3
 
 
-class ProgramSession(Session):
+class ProgramSession(TorchSession):
     """Runs an artifact's program through `torch.compile`.
 
     Args:
@@ -38,13 +35,7 @@ class ProgramSession(Session):
     """
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
-        threads = threads_here(threads, "torch")
-        super().__init__(artifact.inputs, artifact.outputs, threads=threads)
-        self._torch: Any = require("torch", extra="aotinductor", purpose="run exported programs")
-        self._place = artifact.manifest.recorded(Compiled).torch_device
-        if self._place == "cuda" and not self._torch.cuda.is_available():
-            raise DeviceError(f"{artifact.path.name} needs {artifact.manifest.device}, and there is no GPU here")
-        self._torch.set_num_threads(threads)
+        super().__init__(artifact, threads, "run exported programs")
         self._graph: Any = None
         self._static: list[Any] = []
         self._results: list[Any] = []
@@ -98,9 +89,6 @@ class ProgramSession(Session):
             static.copy_(argument)
         self._graph.replay()
         return self._results
-
-    def _listed(self, results: Any) -> list[Any]:
-        return [results] if isinstance(results, self._torch.Tensor) else list(results)
 
     def _close(self) -> None:
         self._graph, self._function = None, None

@@ -50,7 +50,34 @@ class Compiled:
     compiled_for: str
 
 
-class PackageSession(Session):
+class TorchSession(Session):
+    """Has PyTorch, and the device that the artifact computes on; what computes is the subclass's.
+
+    Args:
+        artifact: of this toolchain.
+        threads: for the whole process: PyTorch has one pool.
+        purpose: what PyTorch is needed for, where it is missing.
+
+    Raises:
+        MissingDependencyError: PyTorch is not installed.
+        DeviceError: the GPU is not here.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int, purpose: str) -> None:
+        threads = threads_here(threads, "torch")
+        super().__init__(artifact.inputs, artifact.outputs, threads=threads)
+        self._torch: Any = require("torch", extra="aotinductor", purpose=purpose)
+        self._place = artifact.manifest.recorded(Compiled).torch_device
+        if self._place == "cuda" and not self._torch.cuda.is_available():
+            raise DeviceError(f"{artifact.path.name} needs {artifact.manifest.device}, and there is no GPU here")
+        self._torch.set_num_threads(threads)
+
+    def _listed(self, results: Any) -> list[Any]:
+        """Results as a list, which PyTorch gives of several only."""
+        return [results] if isinstance(results, self._torch.Tensor) else list(results)
+
+
+class PackageSession(TorchSession):
     """Runs an artifact's package.
 
     Args:
@@ -63,13 +90,7 @@ class PackageSession(Session):
     """
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
-        threads = threads_here(threads, "torch")
-        super().__init__(artifact.inputs, artifact.outputs, threads=threads)
-        self._torch: Any = require("torch", extra="aotinductor", purpose="run AOTInductor packages")
-        self._place = artifact.manifest.recorded(Compiled).torch_device
-        if self._place == "cuda" and not self._torch.cuda.is_available():
-            raise DeviceError(f"{artifact.path.name} needs {artifact.manifest.device}, and there is no GPU here")
-        self._torch.set_num_threads(threads)
+        super().__init__(artifact, threads, "run AOTInductor packages")
         if self._place == "cuda":
             check_loads(artifact.entry)
         from torch._inductor import aoti_load_package
@@ -86,8 +107,7 @@ class PackageSession(Session):
         torch = self._torch
         with torch.inference_mode():
             arguments = [torch.from_numpy(feeds[spec.name]).to(self._place) for spec in self.inputs]
-            results = self._package(*arguments)
-        results = [results] if isinstance(results, torch.Tensor) else list(results)
+            results = self._listed(self._package(*arguments))
         return {spec.name: result.cpu().numpy() for spec, result in zip(self.outputs, results, strict=True)}
 
     def _close(self) -> None:
