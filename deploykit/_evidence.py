@@ -65,7 +65,8 @@ class Task:
             raise UsageError(f"evaluate= returned {found!r}", hint="return one number, higher is better") from None
 
 
-HELD_OUT, SEEN, EXAMPLE = "held-out {}", "{} that its ranges were taken from", "example inputs"
+_SEEN = "that its ranges were taken from"
+HELD_OUT, SEEN, EXAMPLE = "held-out {}", f"{{}} {_SEEN}", "example inputs"
 
 
 def choose_samples(captured: CapturedModel, run: CalibrationRun | None, data: Any, conversion: Conversion) -> Samples:
@@ -130,7 +131,7 @@ def _remarks(report: ParityReport, run: CalibrationRun | None) -> Iterator[str]:
     """What the samples could not show, or showed: too few to calibrate with, or to judge by."""
     if run is None or not run.samples:
         return
-    seen = next((o.worst.sqnr_db for o in report.other_samples if o.data.endswith(SEEN[3:])), None)
+    seen = next((o.worst.sqnr_db for o in report.other_samples if o.data.endswith(_SEEN)), None)
     if not run.held_out:
         yield "nothing could be held back of one sample: the figures are of the sample that the ranges were taken from"
     elif seen is not None and report.sqnr_db is not None and seen - report.sqnr_db >= _CLIPPED_DB:
