@@ -22,8 +22,8 @@ from tensorrt_peers import modelopt, symmetric
 from torch import Tensor, nn
 
 import deploykit
-from deploykit_targets.tensorrt.compiled import counted
-from deploykit_targets.tensorrt.compiler import Compiled, compile_onnx
+from deploykit_targets._tensorrt.compiled import counted
+from deploykit_targets._tensorrt.compiler import Compiled, compile_onnx
 
 Made = tuple[nn.Module, list[tuple[Tensor, ...]]]
 

@@ -99,6 +99,10 @@ class BuiltOnDevice(Target):
             again = f"build the portable artifact on this machine, exported for a device of {here['arch']}"
             yield Missing(f"it is built for {wanted}, and the GPU here is {here['arch']}", again)
 
+    def own_program(self) -> Path:
+        """The recipe of this deploykit, which artifacts get a copy of; beside the plugin, unless it is shared."""
+        return Path(inspect.getfile(type(self))).with_name(self.program)
+
     @contextlib.contextmanager
     def _own_recipe(self, artifact: Artifact) -> Iterator[Path]:
         """The program of this deploykit, beside the artifact's `recipe.json`, which says what it runs in."""
@@ -106,7 +110,7 @@ class BuiltOnDevice(Target):
         from deploykit_targets._recipe.portable import RECIPE
 
         with tempfile.TemporaryDirectory(prefix="deploykit-recipe-") as folder:
-            for source in (Path(inspect.getfile(type(self))).with_name(self.program), Path(str(board.__file__))):
+            for source in (self.own_program(), Path(str(board.__file__))):
                 shutil.copyfile(source, Path(folder, source.name))
             if (artifact.path / RECIPE).is_file():
                 Path(folder, RECIPE).write_bytes(read_bytes(artifact.path / RECIPE, limit=MAX_JSON_BYTES))

@@ -11,11 +11,12 @@ from deploykit.target import Conversion, ConversionJob
 from deploykit_targets._onnx.explicit import lower_explicit
 from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets._recipe.portable import build_from, build_here, portable
-from deploykit_targets.tensorrt import build_engine
-from deploykit_targets.tensorrt.build_engine import ENGINE
-from deploykit_targets.tensorrt.compiled import prove
+from deploykit_targets._tensorrt import build_engine
+from deploykit_targets._tensorrt.build_engine import ENGINE
+from deploykit_targets._tensorrt.compiled import prove
+from deploykit_targets._tensorrt.requirements import PROGRAM
 from deploykit_targets.tensorrt.scheme import is_strongly_typed, opset_of, scheme_of
-from deploykit_targets.tensorrt.session import PROGRAM, interpreter
+from deploykit_targets.tensorrt.session import interpreter
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
@@ -35,7 +36,7 @@ def convert(job: ConversionJob) -> Conversion:
     conversion = portable(job, made, build_engine, recipe_options(job.options), *_tf32(job))
     if not job.is_baseline:
         conversion = prove(job, conversion)
-    return build_here(job, conversion, PROGRAM, ENGINE, arguments_of(job.options), interpreter())
+    return build_here(job, conversion, PROGRAM.name, ENGINE, arguments_of(job.options), interpreter())
 
 
 def _tf32(job: ConversionJob) -> tuple[tuple[str, ...], float | None]:
@@ -57,7 +58,7 @@ def build(artifact: Artifact, folder: Path, options: TensorRtOptions) -> Convers
     return build_from(
         artifact,
         folder,
-        PROGRAM,
+        PROGRAM.name,
         ENGINE,
         arguments=arguments_of(options),
         options=recipe_options(options),

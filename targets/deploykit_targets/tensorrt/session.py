@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from deploykit_targets._recipe.host import interpreter_with
 
-PROGRAM = "build_engine.py"
-
 
 def interpreter() -> str | None:
     """A Python that has TensorRT's bindings and NumPy: ours, or the system's on a Jetson; None where neither has."""

@@ -17,8 +17,8 @@ from deploykit.precision import Evidence, Precision
 from deploykit.requirements import Requirements
 from deploykit.target import Capabilities, Conversion, ConversionJob
 from deploykit_targets._recipe.target import BuiltOnDevice, at_least_1, check_shapes
+from deploykit_targets._tensorrt.requirements import BINDINGS, EXTRA, LIBRARIES, PROGRAM
 from deploykit_targets.tensorrt import session
-from deploykit_targets.tensorrt.requirements import BINDINGS, EXTRA, LIBRARIES
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
@@ -27,7 +27,7 @@ _HIGHEST_LEVEL = 5
 _HARDWARE = ("none", "ampere+", "same-sm")
 _AMPERE = 80
 """NVIDIA's developer guide, "Hardware Compatibility": Ampere and later, and neither on DRIVE OS nor on JetPack."""
-# The first TensorRT (major, minor) that has an option: recordings of the bindings (tests/targets/tensorrt/api_surface)
+# The first TensorRT (major, minor) that has an option: recordings of the bindings (tests/targets/_tensorrt/api_surface)
 # and NVIDIA's release notes of 8.6. same-sm is absent from 10.3 and present in 10.16: it is refused where it is known
 # to be absent, and the recipe looks at the real bindings.
 _SINCE = {
@@ -68,7 +68,7 @@ class TensorRtTarget(BuiltOnDevice):
     """NVIDIA GPUs and Jetson boards through TensorRT."""
 
     name: ClassVar[str] = "tensorrt"
-    program: ClassVar[str] = session.PROGRAM
+    program: ClassVar[str] = PROGRAM.name
     options_type: ClassVar[type[TensorRtOptions]] = TensorRtOptions
 
     def capabilities(self) -> Capabilities:
@@ -108,6 +108,10 @@ class TensorRtTarget(BuiltOnDevice):
 
         needs, version = super().requirements(device, precision), device.extra["tensorrt"]
         return replace(needs, packages={"tensorrt": f">={version}"}, opset={"ai.onnx": opset_of(device)})
+
+    def own_program(self) -> Path:
+        """See `BuiltOnDevice.own_program`."""
+        return PROGRAM
 
     def interpreter(self, artifact: Artifact | None = None) -> str | None:
         """See `BuiltOnDevice.interpreter`."""

@@ -16,8 +16,8 @@ from deploykit.precision import Evidence
 from deploykit.registry import toolchain
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
-from deploykit_targets.tensorrt import compiled, compiler
-from deploykit_targets.tensorrt.compiler import NEAREST, NotCompiled, compile_file
+from deploykit_targets._tensorrt import compiled, compiler
+from deploykit_targets._tensorrt.compiler import NEAREST, NotCompiled, compile_file
 
 needs_compiler = pytest.mark.skipif(
     not compiler.is_installed(), reason="NVIDIA's compiler is not installed: deploykit[tensorrt-compile]"

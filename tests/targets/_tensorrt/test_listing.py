@@ -8,9 +8,9 @@ import pytest
 
 from deploykit.achieved import Achieved, LayerAchieved
 from deploykit.errors import ConversionError
-from deploykit_targets.tensorrt.compiled import counted, findings_of, summary_of, wanted_of
-from deploykit_targets.tensorrt.compiler import Compiled
-from deploykit_targets.tensorrt.listing import EngineLayer, parse_listing
+from deploykit_targets._tensorrt.compiled import counted, findings_of, summary_of, wanted_of
+from deploykit_targets._tensorrt.compiler import Compiled
+from deploykit_targets._tensorrt.listing import EngineLayer, parse_listing
 
 TEXT = (Path(__file__).parent / "listings" / "residual_int8_sm86.txt").read_text(encoding="utf-8")
 LAYERS = parse_listing(TEXT)

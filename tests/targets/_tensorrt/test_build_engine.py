@@ -18,7 +18,7 @@ import pytest
 from fake_tensorrt import FakeCuda, FakeObject, FakeTensorRT
 from safetensors.numpy import save_file
 
-import deploykit_targets.tensorrt.build_engine as recipe_program
+import deploykit_targets._tensorrt.build_engine as recipe_program
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.board import RecipeError
 

@@ -13,14 +13,14 @@ from deploykit.precision import Evidence
 from deploykit_targets._onnx.runtime import captured_name
 from deploykit_targets._recipe.portable import achieved_of
 from deploykit_targets._recipe.target import COMPILED
-from deploykit_targets.tensorrt.compiler import Compiled, NotCompiled, compile_file
+from deploykit_targets._tensorrt.compiler import Compiled, NotCompiled, compile_file
 
 if TYPE_CHECKING:
     from torch import fx
 
     from deploykit.devices import Device
     from deploykit.target import Conversion, ConversionJob
-    from deploykit_targets.tensorrt.listing import EngineLayer
+    from deploykit_targets._tensorrt.listing import EngineLayer
 
 _WORDS = {"int8": "Int8", "fp8": "FP8", "float16": "Half", "bfloat16": "BFloat16", "float32": "Float"}
 _FLOATS = frozenset({"float32", "float16", "bfloat16"})

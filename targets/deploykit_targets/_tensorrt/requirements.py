@@ -1,9 +1,13 @@
-"""The packages of NVIDIA's compiler that needs no GPU; imports nothing heavy, for listing targets reads it."""
+"""The recipe's file and the packages of NVIDIA's compiler; imports nothing heavy, for listing targets reads it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from deploykit._optional import Requirement
 
+PROGRAM = Path(__file__).with_name("build_engine.py")
+"""The program that builds and runs engines on the device."""
 EXTRA = "tensorrt-compile"
 BINDINGS = Requirement("tensorrt_rtx_bindings", "tensorrt_rtx_cu13_bindings")
 LIBRARIES = Requirement("tensorrt_rtx_libs", "tensorrt_rtx_cu13_libs")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_tensorrt import SURFACES, surface
 
-import deploykit_targets.tensorrt.build_engine as recipe
+import deploykit_targets._tensorrt.build_engine as recipe
 from deploykit_targets._recipe import board
 
 # 8.6.1 stands for the 8.5.2 of JetPack 5, whose bindings the package index does not have.

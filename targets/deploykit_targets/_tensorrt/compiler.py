@@ -19,11 +19,10 @@ from deploykit.errors import ConversionError, DeviceError, MissingDependencyErro
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.host import run_recipe
 from deploykit_targets._recipe.portable import RECIPE
-from deploykit_targets.tensorrt import build_engine
-from deploykit_targets.tensorrt.build_engine import RTX
-from deploykit_targets.tensorrt.listing import EngineLayer, parse_listing
-from deploykit_targets.tensorrt.requirements import BINDINGS, EXTRA
-from deploykit_targets.tensorrt.session import PROGRAM
+from deploykit_targets._tensorrt import build_engine
+from deploykit_targets._tensorrt.build_engine import RTX
+from deploykit_targets._tensorrt.listing import EngineLayer, parse_listing
+from deploykit_targets._tensorrt.requirements import BINDINGS, EXTRA, PROGRAM
 
 if TYPE_CHECKING:
     from deploykit.devices import Device
@@ -130,7 +129,7 @@ def compile_engine(folder: Path, archs: Sequence[str], arguments: Sequence[str] 
 def _compile(folder: Path, archs: Sequence[str], out: Path, arguments: Sequence[str]) -> dict[str, Any]:
     command = [*arguments, "--out", str(out), "--compile-for", *archs]
     try:
-        return run_recipe(folder / PROGRAM, command, python=sys.executable, toolchain="tensorrt-rtx")
+        return run_recipe(folder / PROGRAM.name, command, python=sys.executable, toolchain="tensorrt-rtx")
     except DeviceError as error:  # no device is asked: the library died
         raise ConversionError(f"NVIDIA's compiler crashed over the model: {error.message}", hint=error.hint) from error
 

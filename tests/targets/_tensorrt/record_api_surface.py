@@ -1,6 +1,6 @@
 """Record which names TensorRT's Python bindings have, into `api_surface/<version>.json`.
 
-    python tests/targets/tensorrt/record_api_surface.py 8.6.1 10.3.0 10.16.1.11 11.4.0.106
+    python tests/targets/_tensorrt/record_api_surface.py 8.6.1 10.3.0 10.16.1.11 11.4.0.106
 
 The bindings are a wheel of their own (`tensorrt-cu12-bindings`); TensorRT's libraries are not needed to read their
 names. The nine C functions that the bindings link to are given as empty stubs, so nothing here can be run, only

@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from deploykit.errors import ConversionError
-from deploykit_targets.tensorrt.build_engine import POINTWISE, describe_layer, narrowest
+from deploykit_targets._tensorrt.build_engine import POINTWISE, describe_layer, narrowest
 
 _LAYER = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<type>\S+?), (?P<rest>.*)")
 _SECTION = re.compile(r"(Inputs|Constants|Outputs): \[( \{ .*? \})?\]")
