@@ -23,7 +23,7 @@ import torch
 from harness import quiet, report, scratch
 
 import deploykit
-from deploykit.errors import DeploykitError, MissingDependencyError
+from deploykit.contract.errors import DeploykitError, MissingDependencyError
 from deploykit.testing.models import ZOO
 
 TARGETS = (

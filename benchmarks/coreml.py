@@ -13,9 +13,9 @@ import torch
 from harness import interleaved_ms, quiet, report, scratch, summary, threads
 
 from deploykit.capture import capture
-from deploykit.precision import Precision
-from deploykit.registry import resolve
-from deploykit.target import ConversionJob
+from deploykit.contract.precision import Precision
+from deploykit.plugin.registry import resolve
+from deploykit.plugin.target import ConversionJob
 from deploykit.testing import models as zoo
 from deploykit_targets.coreml.mil_evaluator import load
 

@@ -21,8 +21,8 @@ import models
 from harness import interleaved_ms, quiet, report, scratch
 
 import deploykit
-from deploykit.host import this_host
-from deploykit.parity import SIMULATED
+from deploykit.contract.host import this_host
+from deploykit.judge.parity import SIMULATED
 
 FORMS = (
     *(("x86-cpu", "fp32"), ("x86-cpu", "int8"), ("x86-cpu-avx2", "int8")),

@@ -72,7 +72,7 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], *, notes: Sequence[str]
     from rich.console import Console
     from rich.table import Table
 
-    from deploykit.host import this_host
+    from deploykit.contract.host import this_host
 
     table = Table(title=name)
     for column in rows[0]:

@@ -24,8 +24,8 @@ from typing import Any
 from harness import report, scratch
 
 import deploykit
-from deploykit.manifest import GOLDEN_NAME, MANIFEST_NAME
-from deploykit.storage import sha256_of
+from deploykit.artifact.manifest import GOLDEN_NAME, MANIFEST_NAME
+from deploykit.artifact.storage import sha256_of
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 

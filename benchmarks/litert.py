@@ -23,10 +23,10 @@ import torch
 from harness import quiet, report, scratch, threads
 
 from deploykit.capture import CapturedModel, capture
-from deploykit.parity import OutputComparison
-from deploykit.precision import Precision
-from deploykit.registry import resolve
-from deploykit.target import ConversionJob
+from deploykit.contract.precision import Precision
+from deploykit.judge.parity import OutputComparison
+from deploykit.plugin.registry import resolve
+from deploykit.plugin.target import ConversionJob
 from deploykit_calibration.observe import calibrate
 from deploykit_calibration.table import CalibrationTable
 from deploykit_targets.litert.session import open_interpreter

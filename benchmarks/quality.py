@@ -21,7 +21,7 @@ import peers
 from harness import quiet, report, scratch, threads
 
 import deploykit
-from deploykit.parity import OutputComparison
+from deploykit.judge.parity import OutputComparison
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
 

@@ -20,7 +20,7 @@ from harness import quiet, report, threads
 from quality import CASES, Case, digits_case
 
 from deploykit.capture import capture
-from deploykit.parity import OutputComparison
+from deploykit.judge.parity import OutputComparison
 from deploykit_calibration.observe import calibrate
 from deploykit_calibration.placement import place
 from deploykit_calibration.scheme import ONNX_X86, TENSORRT, QuantScheme

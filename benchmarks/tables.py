@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import RESULTS
 
-from deploykit.host import Host
+from deploykit.contract.host import Host
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: written by tables.py -->", "<!-- end of results -->"

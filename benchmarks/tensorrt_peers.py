@@ -106,7 +106,7 @@ def outputs_of(path: Path, case: Case) -> list[np.ndarray]:
     """The first output for every test sample, q/dq computed as written."""
     import onnxruntime
 
-    from deploykit.tensors import TensorSpec
+    from deploykit.contract.tensors import TensorSpec
 
     probe = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [value.name for value in probe.get_inputs()]

@@ -12,7 +12,7 @@ from typing import Any
 from harness import report, scratch
 
 import deploykit
-from deploykit.registry import resolve
+from deploykit.plugin.registry import resolve
 from deploykit.testing import hammer, models
 from deploykit.testing.conformance import batches
 

@@ -29,10 +29,10 @@ from harness import quiet, report
 
 import deploykit
 from deploykit.capture import capture
-from deploykit.devices import Device
-from deploykit.precision import Precision
-from deploykit.registry import resolve
-from deploykit.target import ConversionJob
+from deploykit.contract.devices import Device
+from deploykit.contract.precision import Precision
+from deploykit.plugin.registry import resolve
+from deploykit.plugin.target import ConversionJob
 from deploykit_targets.tvm import convert as conversion
 from deploykit_targets.tvm.disassemble import code_of
 

@@ -28,7 +28,7 @@ from harness import interleaved_ms, report, scratch
 
 import deploykit
 import deploykit_targets.tvm
-from deploykit.devices import load_devices
+from deploykit.contract.devices import load_devices
 from deploykit_targets.tvm.processor import processor_of
 
 DEVICES = Path(deploykit_targets.tvm.__file__).with_name("devices.toml")

@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit._version import __version__
 
 if TYPE_CHECKING:
-    from deploykit._build import build
-    from deploykit._calibrate import calibrate
-    from deploykit._export import export
-    from deploykit.artifact import Artifact, load
-    from deploykit.errors import (
+    from deploykit.contract.errors import (
         ArtifactError,
         CalibrationError,
         CaptureError,
@@ -33,45 +29,49 @@ if TYPE_CHECKING:
         UnsupportedPrecisionError,
         UsageError,
     )
-    from deploykit.parity import ParityReport, Tolerance
-    from deploykit.precision import Evidence, Precision
-    from deploykit.profiling import Profile
-    from deploykit.registry import targets
-    from deploykit.session import Session
-    from deploykit.target import Target
-    from deploykit.tensors import TensorSpec
+    from deploykit.contract.precision import Evidence, Precision
+    from deploykit.contract.session import Session
+    from deploykit.contract.tensors import TensorSpec
+    from deploykit.judge.parity import ParityReport, Tolerance
+    from deploykit.judge.profiling import Profile
+    from deploykit.pipeline.build import build
+    from deploykit.pipeline.calibrate import calibrate
+    from deploykit.pipeline.export import export
+    from deploykit.plugin.artifact import Artifact, load
+    from deploykit.plugin.registry import targets
+    from deploykit.plugin.target import Target
     from deploykit_calibration.table import CalibrationTable
 
 _HOME = {
-    "build": "_build",
-    "export": "_export",
-    "calibrate": "_calibrate",
-    "CalibrationTable": "_calibrate",
-    "load": "artifact",
-    "Artifact": "artifact",
-    "targets": "registry",
-    "Target": "target",
-    "Session": "session",
-    "TensorSpec": "tensors",
-    "ParityReport": "parity",
-    "Tolerance": "parity",
-    "Profile": "profiling",
-    "Evidence": "precision",
-    "Precision": "precision",
-    "ArtifactError": "errors",
-    "CalibrationError": "errors",
-    "CaptureError": "errors",
-    "ConversionError": "errors",
-    "DeploykitError": "errors",
-    "DeviceError": "errors",
-    "GateError": "errors",
-    "MissingDependencyError": "errors",
-    "ParityError": "errors",
-    "PerformanceError": "errors",
-    "PlacementError": "errors",
-    "UnknownTargetError": "errors",
-    "UnsupportedPrecisionError": "errors",
-    "UsageError": "errors",
+    "build": "pipeline.build",
+    "export": "pipeline.export",
+    "calibrate": "pipeline.calibrate",
+    "CalibrationTable": "deploykit_calibration.table",
+    "load": "plugin.artifact",
+    "Artifact": "plugin.artifact",
+    "targets": "plugin.registry",
+    "Target": "plugin.target",
+    "Session": "contract.session",
+    "TensorSpec": "contract.tensors",
+    "ParityReport": "judge.parity",
+    "Tolerance": "judge.parity",
+    "Profile": "judge.profiling",
+    "Evidence": "contract.precision",
+    "Precision": "contract.precision",
+    "ArtifactError": "contract.errors",
+    "CalibrationError": "contract.errors",
+    "CaptureError": "contract.errors",
+    "ConversionError": "contract.errors",
+    "DeploykitError": "contract.errors",
+    "DeviceError": "contract.errors",
+    "GateError": "contract.errors",
+    "MissingDependencyError": "contract.errors",
+    "ParityError": "contract.errors",
+    "PerformanceError": "contract.errors",
+    "PlacementError": "contract.errors",
+    "UnknownTargetError": "contract.errors",
+    "UnsupportedPrecisionError": "contract.errors",
+    "UsageError": "contract.errors",
 }
 
 __all__ = [
@@ -115,7 +115,8 @@ def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"deploykit.{home}"), name)
+    module = home if home.startswith("deploykit_") else f"deploykit.{home}"
+    value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
 

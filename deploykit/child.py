@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO
 
-from deploykit.errors import DeploykitError, DeviceError
+from deploykit.contract.errors import DeploykitError, DeviceError
 
 _LOG_CHARACTERS = 1500
 _CHUNK_BYTES = 1 << 20

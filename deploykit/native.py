@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.child import Child, ending, module_command, time_limit
-from deploykit.errors import DeviceError
-from deploykit.host import this_host
+from deploykit.contract.errors import DeviceError
+from deploykit.contract.host import this_host
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
-    from deploykit.tensors import TensorSpec
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit.contract.tensors import TensorSpec
 
 PROBING = "DEPLOYKIT_PROBING"
 _TIMEOUT_S = 600.0
 _known: set[str] = set()
 
 
-def probe(artifact: Artifact, *, threads: int) -> None:
+def probe(artifact: StoredArtifact, *, threads: int) -> None:
     """Open an artifact in a child process, unless that went well before.
 
     Raises:
@@ -67,7 +67,7 @@ def probe(artifact: Artifact, *, threads: int) -> None:
         mark.touch()
 
 
-def trust(artifact: Artifact) -> None:
+def trust(artifact: StoredArtifact) -> None:
     """Take an artifact that this process has written as opened well: its reader needs no child for it."""
     _known.add(_key(artifact))
 
@@ -78,7 +78,7 @@ def cache_folder() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deploykit"
 
 
-def _key(artifact: Artifact) -> str:
+def _key(artifact: StoredArtifact) -> str:
     files = sorted(
         (entry.path, entry.sha256) for entry in artifact.manifest.files if entry.path != "golden.safetensors"
     )
@@ -87,7 +87,7 @@ def _key(artifact: Artifact) -> str:
 
 
 def _versions() -> dict[str, str]:
-    from deploykit._optional import versions
+    from deploykit.contract.optional import versions
 
     return versions("torch", "numpy", "deploykit")
 
@@ -99,8 +99,8 @@ def zeros(specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
 
 def main(folder: Path, manifest: Path, threads: int) -> None:
     """The child: open, and run once. What it raises is for the parent's own attempt to say."""
-    from deploykit.artifact import Artifact
-    from deploykit.manifest import Manifest
+    from deploykit.artifact.manifest import Manifest
+    from deploykit.plugin.artifact import Artifact
 
     artifact = Artifact(folder, Manifest.from_json(manifest.read_bytes()))
     with artifact.open(threads=threads) as session:

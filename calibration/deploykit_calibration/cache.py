@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from deploykit.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError
 from deploykit_calibration.table import SUFFIX, CalibrationTable
 
 

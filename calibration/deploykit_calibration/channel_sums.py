@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError
 
 FRACTION_BITS = 40
 _LIMIT = 2.0**47  # 65,000 batches of such sums fit

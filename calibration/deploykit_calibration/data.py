@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.errors import CalibrationError, DeploykitError, UsageError
+from deploykit.contract.errors import CalibrationError, DeploykitError, UsageError
 from deploykit_calibration.batching import Batch, DataDigest, Gatherer, rows_of
 from deploykit_calibration.data_files import open_file
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import CalibrationError, UsageError
-from deploykit.reading import open_regular
+from deploykit.contract.errors import CalibrationError, UsageError
+from deploykit.contract.reading import open_regular
 
 _FILE_ROWS = 32
 MAX_BATCH_BYTES = 1 << 30

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
-from deploykit.achieved import FloatActivation
+from deploykit.contract.achieved import FloatActivation
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.op_kinds import shape_of
 from deploykit_calibration.plan import Plan, Planner

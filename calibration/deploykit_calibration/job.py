@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from deploykit.decibels import SQNR_CAP_DB
-from deploykit.errors import CalibrationError
-from deploykit.parity import OutputComparison
+from deploykit.contract.decibels import SQNR_CAP_DB
+from deploykit.contract.errors import CalibrationError
+from deploykit.judge.parity import OutputComparison
 from deploykit_calibration.layers import float_layers
 from deploykit_calibration.placement import QuantizedGraph, place
 from deploykit_calibration.simulate import SimulatedModel
@@ -19,7 +19,7 @@ from deploykit_calibration.simulate import SimulatedModel
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deploykit.target import ConversionJob
+    from deploykit.plugin.target import ConversionJob
     from deploykit_calibration.scheme import QuantScheme
     from deploykit_calibration.table import CalibrationTable
 

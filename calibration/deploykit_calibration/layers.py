@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
-from deploykit.achieved import Achieved, LayerAchieved, is_as_asked
-from deploykit.precision import Precision
+from deploykit.contract.achieved import Achieved, LayerAchieved, is_as_asked
+from deploykit.contract.precision import Precision
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.op_kinds import ACTIVATIONS, LAYERS, MACS
 from deploykit_calibration.placement import LayerPlacement, describe_layers

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from deploykit.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError
 from deploykit_calibration.channel_sums import ChannelSums, ChannelSumsBuilder
 from deploykit_calibration.execution import floating_nodes
 from deploykit_calibration.graph_view import is_constant, masking_inputs

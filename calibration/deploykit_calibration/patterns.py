@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 
 
 class HasModulePath(Protocol):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.fx import GraphModule, Node
 
-from deploykit.achieved import FloatActivation
+from deploykit.contract.achieved import FloatActivation
 from deploykit_calibration.float_between import float_activations
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.patterns import kept_float

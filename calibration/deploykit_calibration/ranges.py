@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deploykit.errors import CalibrationError, UsageError
+from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit_calibration.statistics import HALF_BINS, TensorStatistics
 
 METHODS = ("default", "minmax", "percentile", "entropy", "mse")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from deploykit.capture.calls import stored
-from deploykit.errors import CalibrationError, ConversionError
+from deploykit.contract.errors import CalibrationError, ConversionError
 from deploykit_calibration.bias import INT32_MAX, corrected, quantize_bias, scale_floor, tap_coverage
 from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.graph_view import GraphView, is_constant

@@ -18,8 +18,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from deploykit.capture.calls import stored
-from deploykit.decibels import sqnr_db
-from deploykit.parity import LayerParity
+from deploykit.contract.decibels import sqnr_db
+from deploykit.judge.parity import LayerParity
 
 if TYPE_CHECKING:
     import numpy as np

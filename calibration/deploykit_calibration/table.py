@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.errors import CalibrationError
-from deploykit.reading import MAX_ARRAY_BYTES, MAX_JSON_BYTES, convert, decode_json, open_regular, read_bytes
-from deploykit.storage import write_file
+from deploykit.artifact.storage import write_file
+from deploykit.contract.errors import CalibrationError
+from deploykit.contract.reading import MAX_ARRAY_BYTES, MAX_JSON_BYTES, convert, decode_json, open_regular, read_bytes
 from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.ranges import Range, choose_range
 from deploykit_calibration.statistics import BINS, TensorStatistics

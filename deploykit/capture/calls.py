@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from deploykit.capture.origins import Origin
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 

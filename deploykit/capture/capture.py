@@ -24,9 +24,9 @@ from deploykit.capture.sources import Source, resolve
 from deploykit.capture.trace import Traced, trace_module, trace_program
 from deploykit.capture.transforms import without_transforms
 from deploykit.capture.unlift import unlift
-from deploykit.errors import UsageError
-from deploykit.quiet import quiet
-from deploykit.tensors import TensorSpec
+from deploykit.contract.errors import UsageError
+from deploykit.contract.quiet import quiet
+from deploykit.contract.tensors import TensorSpec
 
 
 def capture(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deploykit.capture.editor import Editor
 from deploykit.capture.normalise import Pass
-from deploykit.errors import CaptureError
+from deploykit.contract.errors import CaptureError
 
 MIN_SQNR_DB = 100.0
 """Folding and reordering float32 arithmetic costs rounding only: 110 to 150 dB is usual."""

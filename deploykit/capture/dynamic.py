@@ -14,8 +14,8 @@ from torch.export.dynamic_shapes import Dim, _DimHint
 
 from deploykit.capture.failures import translated
 from deploykit.capture.inputs import Leaf
-from deploykit.errors import UsageError
-from deploykit.quiet import quiet, silent
+from deploykit.contract.errors import UsageError
+from deploykit.contract.quiet import quiet, silent
 
 if TYPE_CHECKING:
     import sympy

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploykit.errors import CalibrationError
-from deploykit.reading import open_regular
+from deploykit.contract.errors import CalibrationError
+from deploykit.contract.reading import open_regular
 
 _LARGEST_BYTES = 1 << 30
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from deploykit.capture.origins import describe_line, is_library, op_name
-from deploykit.errors import CaptureError, DeploykitError
+from deploykit.contract.errors import CaptureError, DeploykitError
 
 _WAYS_OUT = (
     (

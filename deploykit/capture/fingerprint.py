@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from deploykit.tensors import TensorSpec
+from deploykit.contract.tensors import TensorSpec
 
 
 def fingerprint(graph_module: fx.GraphModule, inputs: Sequence[TensorSpec]) -> str:

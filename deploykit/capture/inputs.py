@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from deploykit.errors import CalibrationError, UsageError
-from deploykit.tensors import TensorSpec
+from deploykit.contract.errors import CalibrationError, UsageError
+from deploykit.contract.tensors import TensorSpec
 
 Path = tuple[str | int, ...]
 

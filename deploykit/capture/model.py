@@ -12,7 +12,7 @@ from torch import Tensor
 from deploykit.capture.dynamic import reexport
 from deploykit.capture.inputs import InputTree, split_feeds
 from deploykit.capture.origins import Origin
-from deploykit.tensors import TensorSpec
+from deploykit.contract.tensors import TensorSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from deploykit.capture.model import CapturedModel
 from deploykit.capture.normalise import normalise
 from deploykit.capture.origins import origin_of
 from deploykit.capture.recurrent_cells import RECURRENT, unroll
-from deploykit.quiet import quiet
+from deploykit.contract.quiet import quiet
 
 
 def unroll_recurrent(captured: CapturedModel) -> CapturedModel:

@@ -16,7 +16,7 @@ from deploykit.capture.editor import Call, Editor, is_static, shape_of
 from deploykit.capture.origins import origin_of
 from deploykit.capture.rewrite_cells import State, Step, gru_step, lstm_step, relu_step, tanh_step
 from deploykit.capture.rewrite_ops import expand
-from deploykit.errors import CaptureError
+from deploykit.contract.errors import CaptureError
 
 aten = torch.ops.aten
 

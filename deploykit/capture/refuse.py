@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from deploykit.capture.editor import Call
 from deploykit.capture.functionalise import is_view, written_argument
 from deploykit.capture.origins import origin_of
-from deploykit.errors import CaptureError
+from deploykit.contract.errors import CaptureError
 
 aten = torch.ops.aten
 

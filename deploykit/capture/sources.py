@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from deploykit.capture.example_file import first_rows
 from deploykit.capture.inputs import register_dataclasses
-from deploykit.errors import CalibrationError, UsageError
+from deploykit.contract.errors import CalibrationError, UsageError
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from deploykit.capture.failures import Place, first_line, translated
 from deploykit.capture.inputs import Leaf, flatten_inputs, key_of, register_dataclasses, unique_name
 from deploykit.capture.sources import Source
 from deploykit.capture.transforms import UNTRACED, clean_stack
-from deploykit.errors import CaptureError, UsageError
-from deploykit.quiet import quiet, silent
+from deploykit.contract.errors import CaptureError, UsageError
+from deploykit.contract.quiet import quiet, silent
 
 Reference = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 

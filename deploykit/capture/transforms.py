@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from deploykit.capture.failures import first_line
 from deploykit.capture.origins import origin_of
-from deploykit.errors import CaptureError
+from deploykit.contract.errors import CaptureError
 
 _MODULE = "torch._functorch.predispatch"
 _OF_VMAP = frozenset(

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from deploykit.capture.calls import stored
 from deploykit.capture.editor import PROVENANCE, Call, Editor
 from deploykit.capture.origins import origin_of
-from deploykit.errors import CaptureError
+from deploykit.contract.errors import CaptureError
 
 _INLINED = {"wrap_with_set_grad_enabled": 2, "wrap_with_autocast": 5}
 """Higher-order op -> index of its first tensor argument; the submodule stands just before."""

@@ -11,8 +11,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; None for those of this process.
     Returns:
-        The exit code: 0, that of the error (`deploykit.errors`), 130 on Ctrl-C, 141 where the reader of standard
-        output went away.
+        The exit code: 0, that of the error (`deploykit.contract.errors`), 130 on Ctrl-C, 141 where the reader of
+        standard output went away.
     """
     from deploykit.cli.app import run
 

@@ -35,7 +35,7 @@ from deploykit.cli.output import (
     write_answer,
 )
 from deploykit.cli.parameters import Debug, Json
-from deploykit.errors import DeploykitError, UsageError
+from deploykit.contract.errors import DeploykitError, UsageError
 
 _PROGRAM = "deploykit"
 _BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended

@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploykit.achieved import Achieved
-    from deploykit.profiling import Percentiles
+    from deploykit.contract.achieved import Achieved
+    from deploykit.judge.profiling import Percentiles
 
 UNKNOWN = "-"
 _SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-_SQNR_CAP_DB = 200.0  # `deploykit.parity.SQNR_CAP_DB`; not imported, because that loads NumPy
+_SQNR_CAP_DB = 200.0  # `deploykit.judge.parity.SQNR_CAP_DB`; not imported, because that loads NumPy
 
 
 def size(count: float | None) -> str:

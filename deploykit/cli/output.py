@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
-from deploykit.errors import DeploykitError, GateError
+from deploykit.contract.errors import DeploykitError, GateError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploykit.cli.output import note
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.plugin.artifact import Artifact
 
 # Both are acted on in `app.run`, which must know them even where the parsing of the rest fails.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
@@ -41,7 +41,7 @@ NoStrict = Annotated[
 
 def load_on(path: str, board: str | None) -> Artifact:
     """Load an artifact, to be run here or on the board that the user named."""
-    from deploykit.artifact import load
+    from deploykit.plugin.artifact import load
 
     found = load(path)
     if board is None:

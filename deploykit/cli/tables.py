@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from deploykit import manifest as layout
+from deploykit.artifact import manifest as layout
 from deploykit.cli.output import printable
 
 Cell = str | Text

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.artifact import Artifact
-from deploykit.manifest import LOG_NAME, MANIFEST_NAME, NEEDS_DEVICE_BUILD, PROFILE_NAME, VERIFIED
-from deploykit.precision import Evidence, Precision
-from deploykit.profiling import Effort
-from deploykit.registry import Resolved, resolve
+from deploykit.artifact.manifest import LOG_NAME, MANIFEST_NAME, NEEDS_DEVICE_BUILD, PROFILE_NAME, VERIFIED
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.judge.profiling import Effort
+from deploykit.plugin.artifact import Artifact
+from deploykit.plugin.registry import Resolved, resolve
 from deploykit.testing import hammer, models
 
 Example = tuple[Any, Any]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deploykit.errors import DeploykitError
-from deploykit.session import Session
-from deploykit.tensors import Feeds
+from deploykit.contract.errors import DeploykitError
+from deploykit.contract.session import Session
+from deploykit.contract.tensors import Feeds
 
 Outputs = dict[str, np.ndarray]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploykit.capture import capture
-from deploykit.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError
 from deploykit_calibration.bias import corrected, tap_coverage
 from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.op_kinds import kind_of

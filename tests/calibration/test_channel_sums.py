@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deploykit.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError
 from deploykit_calibration.channel_sums import FRACTION_BITS, ChannelSums, ChannelSumsBuilder
 
 SUMS = st.builds(

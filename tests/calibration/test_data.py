@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from deploykit.capture import CapturedModel, capture
-from deploykit.errors import CalibrationError, UsageError
+from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit_calibration.batching import DYNAMIC_ROWS, Batch, DataDigest
 from deploykit_calibration.data import open_data
 

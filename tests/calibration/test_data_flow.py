@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.capture import capture
-from deploykit.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.observe import calibrate
 from deploykit_calibration.placement import place

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.decibels import sqnr_db
-from deploykit.devices import Device
-from deploykit.errors import CalibrationError, UsageError
-from deploykit.precision import Precision
-from deploykit.target import ConversionJob
+from deploykit.contract.decibels import sqnr_db
+from deploykit.contract.devices import Device
+from deploykit.contract.errors import CalibrationError, UsageError
+from deploykit.contract.precision import Precision
+from deploykit.plugin.target import ConversionJob
 from deploykit_calibration.job import CANDIDATES, quantize
 from deploykit_calibration.placement import QuantizedGraph
 from deploykit_calibration.scheme import ONNX_X86, TENSORRT

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from deploykit.capture import CapturedModel, capture
-from deploykit.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError
 from deploykit.testing import models
 from deploykit_calibration import engine, observe
 from deploykit_calibration.batching import Batch

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_calibration.patterns import kept_float
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_calibration.op_kinds import MACS, kind_of
 from deploykit_calibration.placement import QuantizedGraph, place
 from deploykit_calibration.scheme import (

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deploykit.errors import CalibrationError, UsageError
+from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit_calibration.ranges import affine_qparams, choose_range, expected_errors, parse_method
 from deploykit_calibration.statistics import TensorStatistics
 

@@ -12,7 +12,7 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.decibels import SQNR_CAP_DB, sqnr_db
+from deploykit.contract.decibels import SQNR_CAP_DB, sqnr_db
 from deploykit_calibration.placement import place
 from deploykit_calibration.scheme import LITERT, ONNX_X86, TENSORRT, QuantScheme
 from deploykit_calibration.simulate import SimulatedModel, fake_quantize, fuse, run, values

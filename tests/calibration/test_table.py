@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from deploykit.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError
 from deploykit_calibration import table as table_module
 from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.statistics import TensorStatistics

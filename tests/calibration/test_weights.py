@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError
 from deploykit_calibration.bias import INT32_MAX, quantize_bias, scale_floor
 from deploykit_calibration.scheme import INT8_SYMMETRIC, ONNX_X86, ONNX_X86_NO_VNNI
 from deploykit_calibration.weights import weight_quant

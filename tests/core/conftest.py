@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit import registry
+from deploykit.plugin import registry
 
 TOY_FOLDER = Path(__file__).parent / "toy"
 TOY = {"toy": "toy_toolchain:ToyTarget", "absent": "toy_toolchain:AbsentTarget"}

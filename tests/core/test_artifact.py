@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploykit import manifest as layout
-from deploykit import seal
-from deploykit.artifact import Golden, golden_bytes, golden_tolerance, load
-from deploykit.errors import ArtifactError, DeviceError, ParityError, UnknownTargetError, UsageError
-from deploykit.manifest import Manifest, PendingBuild, check_relative
-from deploykit.parity import TaskMetric
-from deploykit.precision import Precision
-from deploykit.storage import sha256_of
+from deploykit.artifact import manifest as layout
+from deploykit.artifact import seal
+from deploykit.artifact.golden import Golden, golden_bytes, golden_tolerance
+from deploykit.artifact.manifest import Manifest, PendingBuild, check_relative
+from deploykit.artifact.storage import sha256_of
+from deploykit.contract.errors import ArtifactError, DeviceError, ParityError, UnknownTargetError, UsageError
+from deploykit.contract.precision import Precision
+from deploykit.judge.parity import TaskMetric
+from deploykit.plugin.artifact import load
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import deploykit
 from deploykit import child as child_module
 from deploykit.child import Child, code_command, ending, import_path, module_command, time_limit
-from deploykit.errors import ConversionError, DeviceError
+from deploykit.contract.errors import ConversionError, DeviceError
 
 CANARY = "import pathlib, os\npathlib.Path(os.environ['CANARY']).write_text(__file__)\n"
 
@@ -49,7 +49,7 @@ def test_modules_import_nothing_of_the_working_directory(canaries, monkeypatch, 
     monkeypatch.syspath_prepend("")
     monkeypatch.syspath_prepend(os.getcwd())
     monkeypatch.syspath_prepend(os.curdir)
-    command = module_command("deploykit._memory_probe", tmp_path)
+    command = module_command("deploykit.plugin.memory_probe", tmp_path)
     done = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
     assert "manifest.json" in done.stderr  # it came as far as reading what is not there
     assert not canaries.exists()
@@ -69,7 +69,7 @@ def test_a_development_tree_in_the_working_directory_is_still_ours(monkeypatch):
     root = Path(deploykit.__file__).parents[1]
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(str(root))
-    assert str(root) in import_path("deploykit._memory_probe")
+    assert str(root) in import_path("deploykit.plugin.memory_probe")
 
 
 def test_a_removed_working_directory(tmp_path, monkeypatch):

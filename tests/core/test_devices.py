@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from deploykit.devices import load_devices
-from deploykit.errors import DeploykitError
-from deploykit.precision import Precision
+from deploykit.contract.devices import load_devices
+from deploykit.contract.errors import DeploykitError
+from deploykit.contract.precision import Precision
 
 TABLE = """
 [pi]

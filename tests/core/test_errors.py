@@ -6,8 +6,8 @@ import re
 import pytest
 
 import deploykit
-from deploykit import errors
-from deploykit.errors import DeploykitError, MissingDependencyError, ParityError, UsageError, install_command
+from deploykit.contract import errors
+from deploykit.contract.errors import DeploykitError, MissingDependencyError, ParityError, UsageError, install_command
 
 EXIT_CODES = {
     "DeploykitError": 1,

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from deploykit.achieved import Achieved, LayerAchieved
-from deploykit.devices import Device
-from deploykit.errors import DeviceError
-from deploykit.estimate import _counted, _rate_notes, estimate_layers
-from deploykit.precision import Evidence, Precision
-from deploykit.profiling import Percentiles, rounded
+from deploykit.contract.achieved import Achieved, LayerAchieved
+from deploykit.contract.devices import Device
+from deploykit.contract.errors import DeviceError
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.judge.profiling import Percentiles, rounded
+from deploykit.plugin.estimate import _counted, _rate_notes, estimate_layers
 
 DEVICE = Device(
     name="board",

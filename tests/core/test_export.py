@@ -14,8 +14,8 @@ pytest.importorskip("onnxruntime", reason="these exports run in ONNX Runtime")
 import torch
 
 import deploykit
-from deploykit.manifest import FAILED, VERIFIED
-from deploykit.session import Session
+from deploykit.artifact.manifest import FAILED, VERIFIED
+from deploykit.contract.session import Session
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 
@@ -168,7 +168,7 @@ def test_a_failing_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deploykit._export.make_golden", interrupt)
+    monkeypatch.setattr("deploykit.pipeline.export.make_golden", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]

@@ -5,16 +5,17 @@ import sys
 import pytest
 
 import deploykit
-from deploykit._plan import METHODS, default_output
-from deploykit._replace import replaceable
-from deploykit.errors import (
+from deploykit.artifact.replace import replaceable
+from deploykit.contract.errors import (
     ArtifactError,
     MissingDependencyError,
     UnknownTargetError,
     UnsupportedPrecisionError,
     UsageError,
 )
-from deploykit.precision import Precision
+from deploykit.contract.precision import Precision
+from deploykit.pipeline.plan import default_output
+from deploykit_calibration.ranges import METHODS
 
 
 @pytest.fixture

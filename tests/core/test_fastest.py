@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 import deploykit
-from deploykit.choice import read_choice
-from deploykit.errors import ConversionError, DeploykitError, UnknownTargetError
-from deploykit.manifest import CHOICE_NAME
+from deploykit.artifact.choice import read_choice
+from deploykit.artifact.manifest import CHOICE_NAME
+from deploykit.contract.errors import ConversionError, DeploykitError, UnknownTargetError
 
 
 def batches() -> Iterator[torch.Tensor]:
@@ -65,7 +65,7 @@ def test_what_fails_its_gate_cannot_win_and_nothing_is_published(tmp_path: Path)
 
 
 def test_a_refusal_is_a_row_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deploykit.registry import toolchains
+    from deploykit.plugin.registry import toolchains
 
     plugin = toolchains().get("openvino")
     if plugin is None or not all(r.installed for r in plugin.capabilities().export_requires):

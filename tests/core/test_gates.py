@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploykit._gates import Gates
-from deploykit._placement import REACHES_FURTHER, passing
-from deploykit._plan import _instead
-from deploykit.achieved import Achieved, Delegation, LayerAchieved, is_as_asked
-from deploykit.errors import ParityError, PerformanceError, PlacementError
-from deploykit.parity import SIMULATED, Link
-from deploykit.precision import Evidence, Precision
-from deploykit.registry import resolve
+from deploykit.contract.achieved import Achieved, Delegation, LayerAchieved, is_as_asked
+from deploykit.contract.errors import ParityError, PerformanceError, PlacementError
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.judge.parity import SIMULATED, Link
+from deploykit.pipeline.gates import Gates
+from deploykit.pipeline.placement import REACHES_FURTHER, passing
+from deploykit.pipeline.plan import _instead
+from deploykit.plugin.registry import resolve
 
 CANDIDATE = SimpleNamespace(path="out/x.failed")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deploykit import _cpuid, host
-from deploykit.host import Host, this_host
+from deploykit.contract import cpuid as _cpuid
+from deploykit.contract import host
+from deploykit.contract.host import Host, this_host
 
 # eax, ebx, ecx, edx by (leaf, subleaf), as the vendors' manuals number the bits.
 _BASE = {(0, 0): (7, 0, 0, 0), (1, 0): (0, 0, 1 << 12 | 1 << 20 | 1 << 27 | 1 << 28, 0)}
@@ -93,7 +94,9 @@ def test_a_kind_of_cpu_has_a_name(found: Host, kind: str) -> None:
 
 
 def test_asking_loads_no_framework() -> None:
-    code = "import sys, deploykit.host as h; h.this_host(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = (
+        "import sys, deploykit.contract.host as h; h.this_host(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
     done = subprocess.run([*_python(), "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

@@ -18,7 +18,7 @@ def modules_after(code: str, *path: object) -> set[str]:
 
 
 def test_import_deploykit_imports_nothing_heavy():
-    assert not modules_after("import deploykit, deploykit.errors") & set(HEAVY.split())
+    assert not modules_after("import deploykit, deploykit.contract.errors") & set(HEAVY.split())
 
 
 @pytest.mark.parametrize("arguments", [["targets"], ["targets", "--json"], ["doctor", "--json"], ["--help"]])

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.artifact import load
-from deploykit.manifest import PendingBuild
+from deploykit.artifact.manifest import PendingBuild
+from deploykit.plugin.artifact import load
 from deploykit_calibration.table import CalibrationTable
 
 pytest.importorskip("torch", reason="the pipeline needs PyTorch")
@@ -101,7 +101,7 @@ LIMITS = (0, 1, 100, 400, 1000, 2000, 4000, 1 << 30)
 SWEEP = """
 import contextlib, os, pathlib, resource, sys
 import zygote
-from deploykit.errors import DeploykitError
+from deploykit.contract.errors import DeploykitError
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 shared, hard = pathlib.Path(sys.argv[1]), resource.getrlimit(resource.RLIMIT_FSIZE)[1]

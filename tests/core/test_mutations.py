@@ -23,14 +23,15 @@ import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from deploykit import manifest as layout
-from deploykit.artifact import Artifact, golden_tolerance, load
-from deploykit.choice import Candidate, Choice, read_choice
+from deploykit.artifact import manifest as layout
+from deploykit.artifact.choice import Candidate, Choice, read_choice
+from deploykit.artifact.golden import golden_tolerance
+from deploykit.artifact.manifest import Manifest
+from deploykit.artifact.storage import sha256_of
 from deploykit.cli.commands.run import _read
-from deploykit.errors import DeploykitError
-from deploykit.estimate import estimate, traffic_in
-from deploykit.manifest import Manifest
-from deploykit.storage import sha256_of
+from deploykit.contract.errors import DeploykitError
+from deploykit.plugin.artifact import Artifact, load
+from deploykit.plugin.estimate import estimate, traffic_in
 from deploykit_calibration import data_files
 from deploykit_calibration import table as tables
 from deploykit_calibration.channel_sums import ChannelSums
@@ -311,7 +312,7 @@ def readers_of_metadata(toolchain: str) -> list[tuple[Any, str | None]]:
 
 def metadata(target: str) -> Callable[[Any, Path], Subject]:
     def subject(toy: Any, folder: Path) -> Subject:
-        from deploykit.registry import resolve
+        from deploykit.plugin.registry import resolve
 
         pytest.importorskip("torch", reason="targets are not without PyTorch")
         meant = resolve(target)

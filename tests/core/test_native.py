@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from deploykit import native
-from deploykit.errors import DeviceError
+from deploykit.contract.errors import DeviceError
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-from deploykit._optional import Requirement
+from deploykit.contract.optional import Requirement
 
 
 def test_a_folder_of_that_name_is_not_the_package(tmp_path, monkeypatch):

@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from deploykit.parity import (
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.session import FunctionSession
+from deploykit.contract.tensors import TensorSpec
+from deploykit.judge.parity import (
     DEFAULT_TOLERANCES,
     SQNR_CAP_DB,
     Metrics,
@@ -22,9 +25,6 @@ from deploykit.parity import (
     sqnr_db,
     worst_of,
 )
-from deploykit.precision import Evidence, Precision
-from deploykit.session import FunctionSession
-from deploykit.tensors import TensorSpec
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.parity import OutputComparison, Tolerance
-from deploykit.parts import Part, PartSearch
+from deploykit.judge.parity import OutputComparison, Tolerance
+from deploykit.judge.parts import Part, PartSearch
 
 BOXES, SCORES = 64.0, 0.02
 

@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from deploykit.precision import Evidence
-from deploykit.profiling import (
+from deploykit.contract.precision import Evidence
+from deploykit.contract.session import FunctionSession
+from deploykit.contract.tensors import TensorSpec
+from deploykit.judge.profiling import (
     MIN_RUNS,
     SETTLING_RUNS,
     TURN_RUNS,
@@ -25,8 +27,6 @@ from deploykit.profiling import (
     resize_batch,
     throughput_by_batch,
 )
-from deploykit.session import FunctionSession
-from deploykit.tensors import TensorSpec
 
 QUICK = Effort(seconds=0.0, max_runs=MIN_RUNS)
 FIXED = (TensorSpec("x", (2, 3), "float32"),)
@@ -122,7 +122,7 @@ def test_an_emulator_is_never_timed():
 
 
 def test_threads_reach_the_runtime(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("deploykit.target.peak_memory_bytes", lambda _: None)
+    monkeypatch.setattr("deploykit.plugin.target.peak_memory_bytes", lambda _: None)
     artifact, target = toy.write_artifact(tmp_path / "a"), toy.ToyTarget()
     profile = target.profile(artifact, baseline=("itself", artifact), effort=Effort(0.0, MIN_RUNS, threads=1))
     assert profile.threads == 1 and profile.baseline == "itself"

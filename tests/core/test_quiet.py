@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from deploykit.quiet import kept_quiet, quiet
+from deploykit.contract.quiet import kept_quiet, quiet
 
 
 def test_what_a_converter_says_is_kept_and_not_shown(capsys):

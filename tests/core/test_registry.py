@@ -3,10 +3,10 @@
 import pytest
 
 import deploykit
-from deploykit import registry
-from deploykit.errors import DeploykitError, UnknownTargetError
-from deploykit.precision import Precision
-from deploykit.registry import broken_toolchains, resolve, targets, toolchain, toolchains
+from deploykit.contract.errors import DeploykitError, UnknownTargetError
+from deploykit.contract.precision import Precision
+from deploykit.plugin import registry
+from deploykit.plugin.registry import broken_toolchains, resolve, targets, toolchain, toolchains
 
 
 def info(name):

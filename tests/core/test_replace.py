@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from deploykit._replace import replaceable
-from deploykit.artifact import load
-from deploykit.errors import ArtifactError
+from deploykit.artifact.replace import replaceable
+from deploykit.contract.errors import ArtifactError
+from deploykit.plugin.artifact import load
 
 
 def extension(folder: Path) -> None:

@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from deploykit.errors import DeviceError, MissingDependencyError
-from deploykit.host import Host
-from deploykit.manifest import PendingBuild
-from deploykit.precision import Evidence
-from deploykit.requirements import BestWith, Requirements, check, fits, lacking
+from deploykit.artifact.manifest import PendingBuild
+from deploykit.contract.errors import DeviceError, MissingDependencyError
+from deploykit.contract.host import Host
+from deploykit.contract.precision import Evidence
+from deploykit.contract.requirements import BestWith, Requirements, check, fits, lacking
 
 HASWELL = Host("x86_64", ("sse4_2", "avx2", "fma"), 4, "Linux")
 ICE_LAKE = Host("x86_64", ("sse4_2", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni"), 4, "Linux")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from deploykit.errors import UsageError
-from deploykit.session import FunctionSession
-from deploykit.tensors import TensorSpec
+from deploykit.contract.errors import UsageError
+from deploykit.contract.session import FunctionSession
+from deploykit.contract.tensors import TensorSpec
 
 INPUTS = (TensorSpec("image", ("batch", 3), "float32"), TensorSpec("count", (), "int64"))
 OUTPUTS = (TensorSpec("output", ("batch",), "float32"),)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from deploykit.achieved import Achieved, FloatActivation, LayerAchieved
-from deploykit.precision import Evidence
-from deploykit.session import OpTime
-from deploykit.slower import explained, time_shares
+from deploykit.contract.achieved import Achieved, FloatActivation, LayerAchieved
+from deploykit.contract.precision import Evidence
+from deploykit.contract.session import OpTime
+from deploykit.judge.slower import explained, time_shares
 
 LAYERS = (
     LayerAchieved("conv", "c.0", "conv", "int8", 9_000_000, 100),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deploykit import storage
-from deploykit.errors import ArtifactError
-from deploykit.storage import publish_folder, sha256_of, staging_folder, write_file
+from deploykit.artifact import storage
+from deploykit.artifact.storage import publish_folder, sha256_of, staging_folder, write_file
+from deploykit.contract.errors import ArtifactError
 
 
 def export(destination: Path, content: str) -> None:
@@ -213,7 +213,7 @@ def test_a_live_export_of_another_pid_namespace_is_left_alone(tmp_path):
         pytest.skip("this system lets nobody make PID namespaces")
     script = (
         "import pathlib, sys\n"
-        "from deploykit.storage import staging_folder\n"
+        "from deploykit.artifact.storage import staging_folder\n"
         "with staging_folder(pathlib.Path(sys.argv[1])) as staging:\n"
         "    print(staging.name, flush=True); sys.stdin.read()\n"
     )
@@ -290,7 +290,7 @@ def test_a_killed_process_leaves_the_old_artifact(tmp_path):
     export(tmp_path / "model", "old")
     script = (
         "import os, pathlib, sys\n"
-        "from deploykit.storage import staging_folder\n"
+        "from deploykit.artifact.storage import staging_folder\n"
         "with staging_folder(pathlib.Path(sys.argv[1])) as staging:\n"
         "    (staging / 'half').write_text('x')\n"
         "    os.kill(os.getpid(), 9)\n"

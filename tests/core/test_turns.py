@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from deploykit.errors import UsageError
-from deploykit.session import FunctionSession
-from deploykit.tensors import TensorSpec
+from deploykit.contract.errors import UsageError
+from deploykit.contract.session import FunctionSession
+from deploykit.contract.tensors import TensorSpec
 from deploykit.testing import hammer
 
 INPUTS = (TensorSpec("x", (2, 3), "float32"), TensorSpec("n", (), "int64"))

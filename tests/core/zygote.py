@@ -20,7 +20,7 @@ import torch
 import toy_toolchain
 
 import deploykit
-from deploykit.artifact import load
+from deploykit.plugin.artifact import load
 from deploykit_calibration.statistics import TensorStatistics
 from deploykit_calibration.table import CalibrationTable
 

@@ -12,7 +12,7 @@ from shutil import which
 import pytest
 
 import deploykit
-from deploykit._optional import Requirement
+from deploykit.contract.optional import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import deploykit
-from deploykit import Precision, Target, errors
-from deploykit.registry import toolchains
+from deploykit import Precision, Target
+from deploykit.contract import errors
+from deploykit.plugin.registry import toolchains
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

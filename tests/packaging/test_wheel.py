@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from deploykit import Precision
-from deploykit.registry import toolchain
+from deploykit.plugin.registry import toolchain
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"deploykit", "deploykit_calibration", "deploykit_targets"}

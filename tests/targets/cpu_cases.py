@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import deploykit
-from deploykit.parity import SIMULATED
+from deploykit.judge.parity import SIMULATED
 
 Inputs = tuple[Tensor, ...]
 

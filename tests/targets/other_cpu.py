@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.host import this_host
+from deploykit.contract.host import this_host
 
 EMULATOR = "qemu-x86_64-static"
 _ROOT = Path(__file__).parents[2]

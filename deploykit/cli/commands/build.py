@@ -28,8 +28,8 @@ def build(
     """
     options = parse_options(option or ())
 
-    from deploykit._build import build as run_build
     from deploykit.cli.commands.compare import published
+    from deploykit.pipeline.build import build as run_build
 
     return published(
         run_build(artifact, output=output, options=options or None, profile=not no_profile, strict=not no_strict)

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from deploykit.artifact import Artifact
-    from deploykit.choice import Choice
-    from deploykit.parity import ParityReport
-    from deploykit.profiling import Profile
+    from deploykit.artifact.choice import Choice
+    from deploykit.judge.parity import ParityReport
+    from deploykit.judge.profiling import Profile
+    from deploykit.plugin.artifact import Artifact
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def compare(
     debug: Debug = False,
 ) -> Answer:
     """Show artifacts side by side in one table."""
-    from deploykit.artifact import load
+    from deploykit.plugin.artifact import load
 
     columns = [column(name, load(name)) for name in artifacts]
     notes = caveats(columns)
@@ -60,7 +60,7 @@ def column(name: str, artifact: Artifact) -> Column:
 
 def published(artifact: Artifact) -> Answer:
     """The answer of a command that made `artifact`."""
-    from deploykit.manifest import FAILED
+    from deploykit.artifact.manifest import FAILED
 
     if artifact.status == FAILED:
         failures = artifact.parity.failures if artifact.parity else ()
@@ -159,7 +159,7 @@ def _profile(pick: Callable[[Profile], str]) -> Callable[[Column], str]:
 
 def _labelled(figure: str, evidence: str) -> str:
     """Figures that were not taken on the real device say so in their own cell."""
-    from deploykit.precision import Evidence
+    from deploykit.contract.precision import Evidence
 
     return figure if figure == figures.UNKNOWN or evidence == Evidence.DEVICE else f"{figure} ({evidence})"
 
@@ -186,7 +186,7 @@ def _metric(report: ParityReport) -> str:
 
 def _latency(profile: Profile) -> str:
     """An estimate has no percentiles."""
-    from deploykit.precision import Evidence
+    from deploykit.contract.precision import Evidence
 
     latency = profile.latency_ms
     return figures.milliseconds(latency.p50) if profile.evidence == Evidence.ESTIMATE else figures.latencies(latency)
@@ -198,7 +198,7 @@ def _worth_it(profile: Profile) -> str:
 
 def _float_activations(artifact: Artifact) -> str:
     """How many there are between integer layers, and what they cost."""
-    from deploykit.slower import time_shares
+    from deploykit.judge.slower import time_shares
 
     beside = artifact.achieved.float_activations
     if not beside:

@@ -5,8 +5,6 @@ Missing packages and programs are facts, not faults: the exit code is 0 unless s
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import platform
 import sys
 from collections.abc import Iterable, Mapping
@@ -16,13 +14,13 @@ from typing import TYPE_CHECKING
 from deploykit._version import __version__
 from deploykit.cli.output import Answer
 from deploykit.cli.parameters import Debug, Json
-from deploykit.errors import DeploykitError, install_command
+from deploykit.contract.errors import DeploykitError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from deploykit._optional import Requirement
-    from deploykit.target import Target
+    from deploykit.contract.optional import Requirement
+    from deploykit.plugin.target import Target
 
 
 @dataclass(frozen=True)
@@ -70,10 +68,9 @@ def doctor(json: Json = False, debug: Debug = False) -> Answer:
 
     Python, host, packages of every toolchain, programs, and what is broken.
     """
-    from deploykit.host import this_host
+    from deploykit.contract.host import this_host
 
     working, problems = _plugins()
-    problems += _service_problems()
     extras = [extra for target in working.values() for extra in _extras(target)]
     tools = [tool for target in working.values() for tool in _tools(target)]
     host = this_host()
@@ -89,7 +86,7 @@ def doctor(json: Json = False, debug: Debug = False) -> Answer:
 
 
 def _plugins() -> tuple[Mapping[str, Target], list[Problem]]:
-    from deploykit import registry
+    from deploykit.plugin import registry
 
     try:
         working, broken = registry.toolchains(), registry.broken_toolchains()
@@ -98,23 +95,8 @@ def _plugins() -> tuple[Mapping[str, Target], list[Problem]]:
     return working, [Problem(f"toolchain {name}", error.message, error.hint) for name, error in broken.items()]
 
 
-def _service_problems() -> list[Problem]:
-    """The calibration service must be registered once and importable; it is not imported, because it loads PyTorch."""
-    from deploykit._calibration import GROUP
-
-    hint = install_command("").replace("install", "install --force-reinstall --no-deps")
-    entries = tuple(importlib.metadata.entry_points(group=GROUP, name="calibration"))
-    if len(entries) != 1:
-        return [Problem("calibration service", f"{len(entries)} are registered; exactly one is needed", hint)]
-    try:
-        found = importlib.util.find_spec(entries[0].module) is not None
-    except ImportError:
-        found = False
-    return [] if found else [Problem("calibration service", f"{entries[0].module} cannot be imported", hint)]
-
-
 def _extras(target: Target) -> Iterable[Extra]:
-    from deploykit import registry
+    from deploykit.plugin import registry
 
     own = target.capabilities()
     for purpose, requires, extra in (

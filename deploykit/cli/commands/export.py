@@ -12,10 +12,10 @@ import typer
 
 from deploykit.cli.output import Answer
 from deploykit.cli.parameters import Debug, Json, NoProfile, NoStrict, Options, parse_options
-from deploykit.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from deploykit.parity import Tolerance
+    from deploykit.judge.parity import Tolerance
 
 _SYNTHETIC = "synthetic"
 
@@ -82,8 +82,8 @@ def export(
     tolerance = _tolerance(precision, min_sqnr_db, min_cosine, min_top1_agreement)
     _search_current_folder()
 
-    from deploykit._export import export as run_export
     from deploykit.cli.commands.compare import published, shown_path
+    from deploykit.pipeline.export import export as run_export
 
     artifact = run_export(
         model,
@@ -129,7 +129,7 @@ def _tolerance(
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes:
         return None
-    from deploykit.parity import DEFAULT_TOLERANCES, Tolerance
+    from deploykit.judge.parity import DEFAULT_TOLERANCES, Tolerance
 
     defaults = {str(known): gate for known, gate in DEFAULT_TOLERANCES.items()}
     return replace(defaults.get(precision, Tolerance()), **changes)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from deploykit.artifact import Artifact
-    from deploykit.manifest import Manifest
-    from deploykit.parity import ParityReport
+    from deploykit.artifact.manifest import Manifest
+    from deploykit.judge.parity import ParityReport
+    from deploykit.plugin.artifact import Artifact
 
 _LAYERS_SHOWN = 20
 _WORST_SHOWN = 5
@@ -26,7 +26,7 @@ def inspect(artifact: ArtifactPath, json: Json = False, debug: Debug = False) ->
 
     Its status, achieved precision, parity, speed, origin and files; hashes are checked.
     """
-    from deploykit.artifact import load
+    from deploykit.plugin.artifact import load
 
     found = load(artifact)
     return Answer({**found.summary(), "path": artifact, "fingerprint": found.fingerprint}, list(_page(artifact, found)))
@@ -110,7 +110,7 @@ def _achieved(manifest: Manifest) -> Iterator[RenderableType]:
 def _float_activations(found: Artifact) -> Iterator[RenderableType]:
     from deploykit.cli import figures
     from deploykit.cli.tables import grid
-    from deploykit.slower import time_shares
+    from deploykit.judge.slower import time_shares
 
     beside = found.achieved.float_activations
     if not beside:

@@ -13,13 +13,13 @@ import typer
 
 from deploykit.cli.output import Answer
 from deploykit.cli.parameters import Debug, Json
-from deploykit.errors import ConversionError, UsageError
-from deploykit.findings import Finding, errors_of
+from deploykit.contract.errors import ConversionError, UsageError
+from deploykit.contract.findings import Finding, errors_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from deploykit.target import Target
+    from deploykit.plugin.target import Target
 
 _MODEL = ".onnx"
 
@@ -64,8 +64,8 @@ def _file_of(path: Path) -> tuple[Path, list[str]]:
         raise UsageError(f"there is no {path}", hint="give an ONNX file, or the folder of an artifact")
     if not path.is_dir():
         return path, []
-    from deploykit.artifact import load
-    from deploykit.registry import toolchain
+    from deploykit.plugin.artifact import load
+    from deploykit.plugin.registry import toolchain
 
     found = load(path)
     files = [entry.path for entry in found.manifest.files if entry.path.endswith(_MODEL)]
@@ -82,7 +82,7 @@ def _chosen(names: Sequence[str]) -> list[Target]:
     Raises:
         UnknownTargetError: there is none of that name.
     """
-    from deploykit.registry import toolchain, toolchains
+    from deploykit.plugin.registry import toolchain, toolchains
 
     if names:
         return [toolchain(name) for name in dict.fromkeys(names)]

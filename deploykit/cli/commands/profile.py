@@ -9,7 +9,7 @@ import typer
 
 from deploykit.cli.output import Answer, note
 from deploykit.cli.parameters import ArtifactPath, Board, Debug, Json, Threads, load_on
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from deploykit.artifact import Artifact
-    from deploykit.profiling import Percentiles, Profile
+    from deploykit.judge.profiling import Percentiles, Profile
+    from deploykit.plugin.artifact import Artifact
 
 _OPS_SHOWN = 10
 
@@ -40,10 +40,10 @@ def profile(
     Latency, throughput and memory, on the golden inputs.
     Native code that the artifact holds (tvm, aotinductor, built engines) is run: open only what you trust.
     """
-    from deploykit.artifact import load
-    from deploykit.profiling import Effort
-    from deploykit.progress import Steps
-    from deploykit.slower import explained
+    from deploykit.judge.profiling import Effort
+    from deploykit.judge.slower import explained
+    from deploykit.pipeline.progress import Steps
+    from deploykit.plugin.artifact import load
 
     found = load_on(artifact, board)
     other = None if baseline is None else (baseline, _same_toolchain(load(baseline), found))
@@ -79,7 +79,7 @@ def with_worth_it(measured: Profile) -> dict[str, Any]:
 def profile_page(found: Profile) -> list[RenderableType]:
     """A profile for people."""
     from deploykit.cli.tables import pairs
-    from deploykit.precision import Evidence
+    from deploykit.contract.precision import Evidence
 
     rows = _computed(found) if found.evidence is Evidence.ESTIMATE else _measured(found)
     rows += [("note", text) for text in found.notes]

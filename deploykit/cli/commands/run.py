@@ -12,14 +12,14 @@ import typer
 
 from deploykit.cli.output import Answer, note
 from deploykit.cli.parameters import Board, Debug, Json, Threads, load_on
-from deploykit.errors import UsageError
-from deploykit.reading import read_bytes, read_tensors
+from deploykit.contract.errors import UsageError
+from deploykit.contract.reading import read_bytes, read_tensors
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from deploykit.session import Session
-    from deploykit.tensors import TensorSpec
+    from deploykit.contract.session import Session
+    from deploykit.contract.tensors import TensorSpec
 
     Arrays = dict[str, np.ndarray]
 
@@ -51,7 +51,7 @@ def run(
     More rows than a fixed batch size takes are run batch by batch.
     Native code that the artifact holds (tvm, aotinductor, built engines) is run: open only what you trust.
     """
-    from deploykit.storage import write_file
+    from deploykit.artifact.storage import write_file
 
     _check_suffix(destination)
     arrays = _read(source)
@@ -68,7 +68,7 @@ def run(
 
 
 def _open(path: str, threads: int | None, board: str | None) -> Session:
-    from deploykit.registry import opener_of
+    from deploykit.plugin.registry import opener_of
 
     opener = opener_of(Path(path))
     if opener is None:

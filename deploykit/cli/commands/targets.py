@@ -11,8 +11,8 @@ from deploykit.cli.parameters import Debug, Json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from deploykit.errors import DeploykitError
-    from deploykit.registry import TargetInfo
+    from deploykit.contract.errors import DeploykitError
+    from deploykit.plugin.registry import TargetInfo
 
 
 def targets(json: Json = False, debug: Debug = False) -> Answer:
@@ -20,7 +20,7 @@ def targets(json: Json = False, debug: Debug = False) -> Answer:
 
     For what is not installed, the pip command is shown.
     """
-    from deploykit import registry
+    from deploykit.plugin import registry
 
     infos, broken = registry.targets(), registry.broken_toolchains()
     document = {

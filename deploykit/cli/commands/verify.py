@@ -12,10 +12,10 @@ def verify(artifact: ArtifactPath, board: Board = None, json: Json = False, debu
     Every hash is checked, the golden inputs are run, and the results compared with the golden outputs.
     Native code that the artifact holds (tvm, aotinductor, built engines) is run: open only what you trust.
     """
-    from deploykit.artifact import golden_tolerance
+    from deploykit.artifact.golden import golden_tolerance
     from deploykit.cli import figures
     from deploykit.cli.tables import pairs
-    from deploykit.progress import Steps
+    from deploykit.pipeline.progress import Steps
 
     steps = Steps()
     with steps.step("checking hashes"):

@@ -14,10 +14,10 @@ import torch
 from safetensors.numpy import save
 from torch.fx import Node
 
-from deploykit.achieved import Achieved, LayerAchieved
-from deploykit.errors import ConversionError
-from deploykit.precision import Precision
-from deploykit.target import Conversion, ConversionJob
+from deploykit.contract.achieved import Achieved, LayerAchieved
+from deploykit.contract.errors import ConversionError
+from deploykit.contract.precision import Precision
+from deploykit.plugin.target import Conversion, ConversionJob
 from deploykit_calibration.products import mac_count, weight_count
 from deploykit_numpy.session import ENTRY
 

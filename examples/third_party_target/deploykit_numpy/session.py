@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from deploykit import Artifact, ArtifactError, Session
-from deploykit.tensors import Feeds
+from deploykit import ArtifactError, Session
+from deploykit.artifact.store import StoredArtifact
+from deploykit.contract.tensors import Feeds
 
 ENTRY = "model.safetensors"
 Array = np.ndarray
@@ -29,7 +30,7 @@ _ELEMENTWISE: dict[str, Callable[[Array], Array]] = {"relu": lambda x: np.maximu
 class NumpySession(Session):
     """Interprets the steps; constants stay as they were written, int8 weights included."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: StoredArtifact) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=1)
         try:
             with safe_open(artifact.path / artifact.manifest.entry, framework="numpy") as file:

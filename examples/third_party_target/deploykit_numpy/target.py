@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from deploykit import Artifact, Precision, Session, Target
-from deploykit._optional import Requirement
-from deploykit.devices import load_devices
-from deploykit.target import Capabilities, Conversion, ConversionJob
+from deploykit import Precision, Session, Target
+from deploykit.artifact.store import StoredArtifact
+from deploykit.contract.devices import load_devices
+from deploykit.contract.optional import Requirement
+from deploykit.plugin.target import Capabilities, Conversion, ConversionJob
 
 
 class NumpyTarget(Target):
@@ -35,7 +36,7 @@ class NumpyTarget(Target):
 
         return convert(job)
 
-    def _open(self, artifact: Artifact, threads: int) -> Session:
+    def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         from deploykit_numpy.session import NumpySession
 
         return NumpySession(artifact)

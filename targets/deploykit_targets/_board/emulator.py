@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploykit._optional import SystemTool
-from deploykit.errors import DeviceError
+from deploykit.contract.errors import DeviceError
+from deploykit.contract.optional import SystemTool
 
 EMULATOR = SystemTool("qemu-aarch64-static", "qemu-user-static", "run code for Arm boards on this machine")
 DEFAULT_TIMEOUT_S = 600.0

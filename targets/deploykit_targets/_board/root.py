@@ -26,8 +26,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deploykit import native
-from deploykit._optional import SystemTool
-from deploykit.errors import DeviceError
+from deploykit.contract.errors import DeviceError
+from deploykit.contract.optional import SystemTool
 from deploykit_targets._board.emulator import DEFAULT_TIMEOUT_S, Emulator
 
 APT = SystemTool("apt-get", "apt", "fetch packages of an emulated arm64 board")

@@ -15,11 +15,11 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploykit._optional import SystemTool
+from deploykit.artifact.storage import sha256_of
 from deploykit.child import Child
-from deploykit.errors import DeviceError, UsageError
-from deploykit.host import Host, isa_in
-from deploykit.storage import sha256_of
+from deploykit.contract.errors import DeviceError, UsageError
+from deploykit.contract.host import Host, isa_in
+from deploykit.contract.optional import SystemTool
 
 SSH = SystemTool("ssh", "openssh-client", "copy to and start programs on a board")
 FOLDER = ".cache/deploykit"

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from deploykit.achieved import Achieved, LayerAchieved
 from deploykit.capture.calls import attribute
 from deploykit.capture.finite_masks import only_reaches_softmax
-from deploykit.errors import ConversionError
+from deploykit.contract.achieved import Achieved, LayerAchieved
+from deploykit.contract.errors import ConversionError
 from deploykit_targets._float16.values import FLOAT16_MAX, LEAST_DB, SMALLEST_NORMAL, Seen, observe, widened
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
-    from deploykit.target import ConversionJob
+    from deploykit.plugin.target import ConversionJob
 
 aten = torch.ops.aten
 

@@ -15,8 +15,8 @@ import numpy as np
 from torch import fx
 
 from deploykit.capture.calls import attribute
-from deploykit.errors import ConversionError
-from deploykit.precision import Precision
+from deploykit.contract.errors import ConversionError
+from deploykit.contract.precision import Precision
 from deploykit_calibration.layers import reconcile
 from deploykit_calibration.op_kinds import weight_argument
 from deploykit_calibration.scheme import QuantScheme
@@ -32,8 +32,8 @@ from deploykit_targets._onnx.traffic import traffic_of
 if TYPE_CHECKING:
     import onnx
 
-    from deploykit.achieved import Achieved
-    from deploykit.target import ConversionJob
+    from deploykit.contract.achieved import Achieved
+    from deploykit.plugin.target import ConversionJob
 
 _FLOAT_TYPES = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16, Precision.MIXED: FLOAT16}
 _FLOAT_NAMES = {Precision.FP16: "float16", Precision.BF16: "bfloat16", Precision.MIXED: "float16"}
@@ -51,7 +51,7 @@ class Explicit:
         lowered: layers, simulation and log of the lowering.
         findings: warnings of the lint.
         achieved: layers by the precision that the file asks for.
-        traffic: what layers move, as `deploykit.estimate.TRAFFIC` says.
+        traffic: what layers move, as `deploykit.plugin.estimate.TRAFFIC` says.
         rules: that it was checked against.
     """
 

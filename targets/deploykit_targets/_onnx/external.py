@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from deploykit.errors import ArtifactError
+from deploykit.contract.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
 
 _MODEL = {7: "graph", 20: "training", 25: "function"}
 # Which fields of which message hold which message, from onnx.proto: only those on the way to a tensor.
@@ -32,7 +32,7 @@ _DEEPEST = 64
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def check_external_data(artifact: Artifact) -> None:
+def check_external_data(artifact: StoredArtifact) -> None:
     """Refuse an artifact whose ONNX file names files that its manifest does not list.
 
     Raises:

@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from deploykit.capture import CapturedModel
 from deploykit.capture.calls import stored
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_calibration.placement import QuantizedGraph
 from deploykit_calibration.simulate import SimulatedModel, fake_quantize
 from deploykit_targets._onnx.optimise import remove_unused

@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.errors import UsageError
-from deploykit.findings import Finding, Severity, errors_of
+from deploykit.contract.errors import UsageError
+from deploykit.contract.findings import Finding, Severity, errors_of
 
 if TYPE_CHECKING:
     import onnx

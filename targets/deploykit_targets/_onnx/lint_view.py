@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 
 # Ops that only move values: a constant or a dequantized tensor seen through them is still one.
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand"})

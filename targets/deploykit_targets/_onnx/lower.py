@@ -24,7 +24,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from deploykit.capture.calls import attribute, bind, refusal
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets._onnx.fallback import export_alone, splice
 from deploykit_targets._onnx.ops import TABLE, Call, Value
 from deploykit_targets._onnx.ops.table import dtype_named, scalar_operator
@@ -33,7 +33,7 @@ from deploykit_targets._onnx.writer import GraphWriter, element_type
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
-    from deploykit.tensors import TensorSpec
+    from deploykit.contract.tensors import TensorSpec
 
 MIN_OPSET, MAX_OPSET = 18, 22  # reductions take their axes as input from 18 on; 23 changes shapes of many operators
 IR_VERSION = 10  # the first with metadata on nodes

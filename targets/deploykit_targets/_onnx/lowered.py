@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_calibration.job import quantize
 from deploykit_calibration.layers import float_layers
 from deploykit_calibration.placement import LayerPlacement
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx
 
     from deploykit.capture import CapturedModel
-    from deploykit.target import ConversionJob
+    from deploykit.plugin.target import ConversionJob
     from deploykit_calibration.placement import QuantizedGraph
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from deploykit._optional import require
-from deploykit.errors import ConversionError
-from deploykit.host import this_host
-from deploykit.session import Session
-from deploykit.tensors import Feeds, TensorSpec
+from deploykit.contract.errors import ConversionError
+from deploykit.contract.host import this_host
+from deploykit.contract.optional import require
+from deploykit.contract.session import Session
+from deploykit.contract.tensors import Feeds, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

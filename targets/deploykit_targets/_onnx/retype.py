@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 
 FLOAT16, BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
 _MAX: dict[int, float] = {FLOAT16: 65504.0, BFLOAT16: 3.3895314e38}

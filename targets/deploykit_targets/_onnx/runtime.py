@@ -14,14 +14,14 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from deploykit._optional import require
-from deploykit.errors import ConversionError, DeviceError
-from deploykit.session import OpTime
+from deploykit.contract.errors import ConversionError, DeviceError
+from deploykit.contract.optional import require
+from deploykit.contract.session import OpTime
 
 if TYPE_CHECKING:
     import onnxruntime
 
-    from deploykit.tensors import Feeds
+    from deploykit.contract.tensors import Feeds
 
 CPU = "CPUExecutionProvider"
 _FATAL = 4  # ONNX Runtime's log level: what matters arrives as exceptions

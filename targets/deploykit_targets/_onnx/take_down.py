@@ -14,7 +14,7 @@ import onnx
 from onnx import NodeProto, helper
 
 from deploykit.capture.calls import refusal
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets._onnx.lint_view import GraphView, attribute, node_name
 from deploykit_targets._onnx.writer import MODULE_PATH
 

@@ -1,4 +1,4 @@
-"""What layers of a captured graph must move, for the roofline of `deploykit.estimate`.
+"""What layers of a captured graph must move, for the roofline of `deploykit.plugin.estimate`.
 
 Operators that a placement does not report (activations, reshapes, norms) belong to the layer in front of them, or
 behind them at the start, and what passes inside such a group costs nothing. An addition is fused to the last of the
@@ -22,7 +22,7 @@ Owners = Mapping[Node, Node]
 
 
 def traffic_of(captured: CapturedModel) -> dict[str, tuple[int, int, int]]:
-    """Layer name to what `deploykit.estimate.TRAFFIC` says: elements read, elements written, bytes of the network."""
+    """Layer name to what `estimate.TRAFFIC` says: elements read, elements written, bytes of the network."""
     view = GraphView(captured.graph_module.graph)
     owners = _owners(view)
     fused = dict(_fused(view))

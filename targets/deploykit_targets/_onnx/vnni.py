@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploykit.devices import Device
-    from deploykit.host import Host
+    from deploykit.contract.devices import Device
+    from deploykit.contract.host import Host
 
 _FULL_BITS = 8
 

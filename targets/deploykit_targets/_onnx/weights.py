@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from deploykit.quiet import kept_quiet
+from deploykit.contract.quiet import kept_quiet
 from deploykit_targets._onnx.edit import Editor
 from deploykit_targets._onnx.retype import FLOAT16, retype
 

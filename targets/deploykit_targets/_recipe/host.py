@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.child import code_command, ending
-from deploykit.errors import (
+from deploykit.contract.errors import (
     ArtifactError,
     ConversionError,
     DeploykitError,

@@ -9,26 +9,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from deploykit._optional import versions
-from deploykit.achieved import Achieved, LayerAchieved
-from deploykit.artifact import GOLDEN_DB, golden_tolerance
-from deploykit.errors import DeviceError, MissingDependencyError
-from deploykit.estimate import TRAFFIC
-from deploykit.host import this_host
-from deploykit.manifest import PendingBuild
-from deploykit.precision import Evidence
-from deploykit.reading import read_json
-from deploykit.requirements import Requirements
-from deploykit.target import Conversion, ConversionJob
+from deploykit.artifact.golden import GOLDEN_DB, golden_tolerance
+from deploykit.artifact.manifest import PendingBuild
+from deploykit.contract.achieved import Achieved, LayerAchieved
+from deploykit.contract.errors import DeviceError, MissingDependencyError
+from deploykit.contract.host import this_host
+from deploykit.contract.optional import versions
+from deploykit.contract.precision import Evidence
+from deploykit.contract.reading import read_json
+from deploykit.contract.requirements import Requirements
+from deploykit.plugin.estimate import TRAFFIC
+from deploykit.plugin.target import Conversion, ConversionJob
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.host import run_recipe
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
-    from deploykit.tensors import TensorSpec
-    from deploykit_calibration.table import CalibrationTable
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit.contract.tensors import TensorSpec
     from deploykit_targets._onnx.explicit import Explicit
 
 MODEL, RECIPE, TABLE, REPORT = "model.onnx", "recipe.json", "calibration.safetensors", "build.json"
@@ -62,7 +61,7 @@ def portable(
         shutil.copyfile(source, job.folder / source.name)
     _write_recipe(job.folder, _recipe(job, options, notes, metadata))
     if job.table is not None:
-        cast("CalibrationTable", job.table).save(job.folder / TABLE)
+        job.table.save(job.folder / TABLE)
         (job.folder / TABLE).chmod(0o644)  # on the board another user reads it
     name = Path(str(program.__file__)).name
     return Conversion(
@@ -140,7 +139,7 @@ def _metadata(made: Explicit) -> dict[str, Any]:
 
 
 def build_from(
-    artifact: Artifact,
+    artifact: StoredArtifact,
     folder: Path,
     program: str,
     entry: str,

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit.child import Child, time_limit
-from deploykit.errors import DeviceError, UsageError
-from deploykit.host import this_host
-from deploykit.precision import Evidence
-from deploykit.profiling import Percentiles, Profile, batch_size
-from deploykit.session import OpTime, Session
-from deploykit.tensors import Feeds
+from deploykit.contract.errors import DeviceError, UsageError
+from deploykit.contract.host import this_host
+from deploykit.contract.precision import Evidence
+from deploykit.contract.session import OpTime, Session
+from deploykit.contract.tensors import Feeds
+from deploykit.judge.profiling import Percentiles, Profile, batch_size
 from deploykit_targets._recipe.board import write_frame
 from deploykit_targets._recipe.host import failure_of, recipe_command
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
-    from deploykit.profiling import Effort
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit.judge.profiling import Effort
 
 _TIMEOUT_S = 1800.0  # of opening an engine, or of one answer
 _HEADER_BYTES = 1 << 26
@@ -44,7 +44,7 @@ class RecipeSession(Session):
         DeviceError, MissingDependencyError: the child could not open the engine.
     """
 
-    def __init__(self, artifact: Artifact, program: str, python: str | None) -> None:
+    def __init__(self, artifact: StoredArtifact, program: str, python: str | None) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=1)
         self._toolchain = artifact.manifest.toolchain
         self._module_paths = artifact.achieved.module_paths
@@ -119,7 +119,7 @@ class RecipeSession(Session):
         self._child.close()
 
 
-def _check_baseline(name: str, baseline: Artifact, feeds: Feeds) -> None:
+def _check_baseline(name: str, baseline: StoredArtifact, feeds: Feeds) -> None:
     """Refuse what cannot be measured beside the artifact before anything is."""
     build = baseline.manifest.build
     if build is not None:
@@ -132,11 +132,11 @@ def _check_baseline(name: str, baseline: Artifact, feeds: Feeds) -> None:
 
 
 def measure(
-    artifact: Artifact,
+    artifact: StoredArtifact,
     program: str,
     python: str | None,
     effort: Effort,
-    baseline: tuple[str, Artifact] | None = None,
+    baseline: tuple[str, StoredArtifact] | None = None,
 ) -> Profile:
     """Profile a built artifact by its own recipe on the device, and a float build of the same model after it.
 

@@ -16,23 +16,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from deploykit._optional import Requirement
-from deploykit.devices import Device
-from deploykit.errors import DeviceError, MissingDependencyError, UsageError
-from deploykit.estimate import estimate
-from deploykit.manifest import Notes
-from deploykit.precision import Evidence, Precision
-from deploykit.profiling import DEFAULT_EFFORT, Effort, Profile
-from deploykit.reading import MAX_JSON_BYTES, read_bytes
-from deploykit.requirements import Missing, Preflight, Requirements
-from deploykit.target import Conversion, Target, Validation
+from deploykit.artifact.manifest import Notes
+from deploykit.contract.devices import Device
+from deploykit.contract.errors import DeviceError, MissingDependencyError, UsageError
+from deploykit.contract.optional import Requirement
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.reading import MAX_JSON_BYTES, read_bytes
+from deploykit.contract.requirements import Missing, Preflight, Requirements
+from deploykit.judge.profiling import DEFAULT_EFFORT, Effort, Profile
+from deploykit.plugin.estimate import estimate
+from deploykit.plugin.target import Conversion, Target, Validation
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
-    from deploykit.findings import Finding
-    from deploykit.parity import ParityReport
-    from deploykit.session import Session
-    from deploykit.tensors import TensorSpec
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit.contract.findings import Finding
+    from deploykit.contract.session import Session
+    from deploykit.contract.tensors import TensorSpec
+    from deploykit.judge.parity import ParityReport
 
 COMPILED = "compiled"
 """Key of the manifest's metadata under which the word of the vendor's compiler is kept."""
@@ -49,7 +49,7 @@ class BuiltOnDevice(Target):
     program: ClassVar[str]
 
     @abstractmethod
-    def interpreter(self, artifact: Artifact | None = None) -> str | None:
+    def interpreter(self, artifact: StoredArtifact | None = None) -> str | None:
         """A Python on this machine that has the vendor's bindings; None where there is none.
 
         Args:
@@ -61,7 +61,7 @@ class BuiltOnDevice(Target):
         if export or self.interpreter() is None:
             super().check_installed(export=export)
 
-    def check_runnable(self, artifact: Artifact) -> None:
+    def check_runnable(self, artifact: StoredArtifact) -> None:
         """See `Target.check_runnable`; a build of one runtime does not need the packages of another."""
         if self.interpreter(artifact) is None:
             super().check_installed(export=False)
@@ -76,14 +76,14 @@ class BuiltOnDevice(Target):
         del precision
         return Requirements(gpu=device.arch)
 
-    def preflight(self, artifact: Artifact) -> Preflight:
+    def preflight(self, artifact: StoredArtifact) -> Preflight:
         """See `Target.preflight`; the GPU is asked by our own copy of the recipe, not by that of the artifact."""
         found = super().preflight(artifact)
         if artifact.manifest.build is not None or not found.ok:
             return found
         return replace(found, missing=tuple(self._other_gpu(artifact)))
 
-    def _other_gpu(self, artifact: Artifact) -> Iterator[Missing]:
+    def _other_gpu(self, artifact: StoredArtifact) -> Iterator[Missing]:
         """What to say where the GPU is not here, or is not the one that the program was built for."""
         from deploykit_targets._recipe.host import run_recipe
 
@@ -104,7 +104,7 @@ class BuiltOnDevice(Target):
         return Path(inspect.getfile(type(self))).with_name(self.program)
 
     @contextlib.contextmanager
-    def _own_recipe(self, artifact: Artifact) -> Iterator[Path]:
+    def _own_recipe(self, artifact: StoredArtifact) -> Iterator[Path]:
         """The program of this deploykit, beside the artifact's `recipe.json`, which says what it runs in."""
         from deploykit_targets._recipe import board
         from deploykit_targets._recipe.portable import RECIPE
@@ -116,11 +116,11 @@ class BuiltOnDevice(Target):
                 Path(folder, RECIPE).write_bytes(read_bytes(artifact.path / RECIPE, limit=MAX_JSON_BYTES))
             yield Path(folder, self.program)
 
-    def evidence(self, artifact: Artifact) -> Evidence:
+    def evidence(self, artifact: StoredArtifact) -> Evidence:
         """A built artifact runs on its device; another one only in a reference runtime."""
         return Evidence.REFERENCE if artifact.manifest.build else Evidence.DEVICE
 
-    def open_for_parity(self, artifact: Artifact) -> Session:
+    def open_for_parity(self, artifact: StoredArtifact) -> Session:
         """The built program where there is one; else the exact ONNX file in ONNX Runtime on the CPU."""
         if artifact.manifest.build is None:
             return self.open(artifact)
@@ -131,7 +131,7 @@ class BuiltOnDevice(Target):
         model = reference_model(artifact.entry, bfloat16=artifact.manifest.precision is Precision.BF16)
         return ReferenceSession(artifact.inputs, artifact.outputs, model)
 
-    def validate(self, artifact: Artifact, validation: Validation) -> ParityReport:
+    def validate(self, artifact: StoredArtifact, validation: Validation) -> ParityReport:
         """See `Target.validate`; before the build, the report says what it does not prove."""
         report = super().validate(artifact, validation)
         if artifact.manifest.build is None:
@@ -147,7 +147,11 @@ class BuiltOnDevice(Target):
         )
 
     def profile(
-        self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT
+        self,
+        artifact: StoredArtifact,
+        *,
+        baseline: tuple[str, StoredArtifact] | None = None,
+        effort: Effort = DEFAULT_EFFORT,
     ) -> Profile:
         """Measured on the device where the program is built; else a roofline estimate from the device table."""
         if artifact.manifest.build is not None:
@@ -164,12 +168,12 @@ class BuiltOnDevice(Target):
 
         return lint(path, load_rules(self.name))
 
-    def _open(self, artifact: Artifact, threads: int) -> Session:
+    def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         from deploykit_targets._recipe.session import RecipeSession
 
         return RecipeSession(artifact, self.program, self.interpreter(artifact))
 
-    def _build(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
+    def _build(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion:
         from deploykit_targets._onnx.external import check_external_data
 
         check_shapes(options.shapes, artifact.inputs)
@@ -178,10 +182,10 @@ class BuiltOnDevice(Target):
         return self._build_here(artifact, folder, options)
 
     @abstractmethod
-    def _build_here(self, artifact: Artifact, folder: Path, options: Any) -> Conversion: ...
+    def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion: ...
 
 
-def unbuilt_note(artifact: Artifact) -> str:
+def unbuilt_note(artifact: StoredArtifact) -> str:
     """What is proved of an artifact before its build, and what is not."""
     if not artifact.manifest.metadata.get(COMPILED):
         return UNBUILT_NOTE
@@ -198,7 +202,7 @@ class _Verdict:
     verdict: str
 
 
-def notes_of(artifact: Artifact) -> Sequence[str]:
+def notes_of(artifact: StoredArtifact) -> Sequence[str]:
     """What the conversion wants said beside the figures."""
     return artifact.manifest.recorded(Notes).notes
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from deploykit.achieved import Achieved, LayerAchieved
-from deploykit.errors import ConversionError
-from deploykit.precision import Evidence
+from deploykit.contract.achieved import Achieved, LayerAchieved
+from deploykit.contract.errors import ConversionError
+from deploykit.contract.precision import Evidence
 from deploykit_targets._onnx.runtime import captured_name
 from deploykit_targets._recipe.portable import achieved_of
 from deploykit_targets._recipe.target import COMPILED
@@ -18,8 +18,8 @@ from deploykit_targets._tensorrt.compiler import Compiled, NotCompiled, compile_
 if TYPE_CHECKING:
     from torch import fx
 
-    from deploykit.devices import Device
-    from deploykit.target import Conversion, ConversionJob
+    from deploykit.contract.devices import Device
+    from deploykit.plugin.target import Conversion, ConversionJob
     from deploykit_targets._tensorrt.listing import EngineLayer
 
 _WORDS = {"int8": "Int8", "fp8": "FP8", "float16": "Half", "bfloat16": "BFloat16", "float32": "Float"}

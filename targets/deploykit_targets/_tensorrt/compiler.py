@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import ConversionError, DeviceError, MissingDependencyError, install_command
+from deploykit.contract.errors import ConversionError, DeviceError, MissingDependencyError, install_command
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.host import run_recipe
 from deploykit_targets._recipe.portable import RECIPE
@@ -25,7 +25,7 @@ from deploykit_targets._tensorrt.listing import EngineLayer, parse_listing
 from deploykit_targets._tensorrt.requirements import BINDINGS, EXTRA, PROGRAM
 
 if TYPE_CHECKING:
-    from deploykit.devices import Device
+    from deploykit.contract.devices import Device
 
 # Architecture of a device -> the one that the compiler is asked for: the same, or the nearest of its generation with
 # the same types. Volta (sm_72) has none.

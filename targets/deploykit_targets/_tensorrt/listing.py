@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets._tensorrt.build_engine import POINTWISE, describe_layer, narrowest
 
 _LAYER = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<type>\S+?), (?P<rest>.*)")

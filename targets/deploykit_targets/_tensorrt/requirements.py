@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploykit._optional import Requirement
+from deploykit.contract.optional import Requirement
 
 PROGRAM = Path(__file__).with_name("build_engine.py")
 """The program that builds and runs engines on the device."""

@@ -13,12 +13,12 @@ from torch._inductor import aoti_compile_and_package
 from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
 
-from deploykit._optional import versions
-from deploykit.errors import ConversionError, DeviceError, UnsupportedPrecisionError
-from deploykit.host import this_host
-from deploykit.precision import Precision
-from deploykit.quiet import kept_quiet
-from deploykit.target import Conversion, ConversionJob
+from deploykit.contract.errors import ConversionError, DeviceError, UnsupportedPrecisionError
+from deploykit.contract.host import this_host
+from deploykit.contract.optional import versions
+from deploykit.contract.precision import Precision
+from deploykit.contract.quiet import kept_quiet
+from deploykit.plugin.target import Conversion, ConversionJob
 from deploykit_calibration.job import quantize
 from deploykit_calibration.layers import float_layers, reconcile
 from deploykit_calibration.placement import LayerPlacement
@@ -31,7 +31,7 @@ from deploykit_targets.aotinductor.retype import retyped
 from deploykit_targets.aotinductor.scheme import scheme_of
 
 if TYPE_CHECKING:
-    from deploykit.devices import Device
+    from deploykit.contract.devices import Device
 
 ENTRY = "model.pt2"
 _HASHED = re.compile(r"/[^/.]+\.wrapper")  # files are called by a hash over this machine's paths

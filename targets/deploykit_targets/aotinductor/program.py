@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.errors import DeviceError
-from deploykit.quiet import kept_quiet
-from deploykit.tensors import Feeds
+from deploykit.contract.errors import DeviceError
+from deploykit.contract.quiet import kept_quiet
+from deploykit.contract.tensors import Feeds
 from deploykit_targets.aotinductor.session import TorchSession
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
 
 PROGRAM = "program.pt2"
 _WARM_UPS = 3
@@ -34,7 +34,7 @@ class ProgramSession(TorchSession):
         DeviceError: the GPU is not here, or the program cannot be compiled here.
     """
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: StoredArtifact, threads: int) -> None:
         super().__init__(artifact, threads, "run exported programs")
         self._graph: Any = None
         self._static: list[Any] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploykit.host import Host
+from deploykit.contract.host import Host
 from deploykit_calibration.scheme import AOTINDUCTOR, AOTINDUCTOR_NO_VNNI, QuantScheme
 
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from deploykit._optional import require
 from deploykit.child import ending, module_command
-from deploykit.errors import DeviceError
-from deploykit.session import Session
-from deploykit.tensors import Feeds
-from deploykit.turns import threads_here
+from deploykit.contract.errors import DeviceError
+from deploykit.contract.optional import require
+from deploykit.contract.session import Session
+from deploykit.contract.tensors import Feeds
+from deploykit.contract.turns import threads_here
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
 
 
 _LOADS_WITHIN_S = 300.0
@@ -63,7 +63,7 @@ class TorchSession(Session):
         DeviceError: the GPU is not here.
     """
 
-    def __init__(self, artifact: Artifact, threads: int, purpose: str) -> None:
+    def __init__(self, artifact: StoredArtifact, threads: int, purpose: str) -> None:
         threads = threads_here(threads, "torch")
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._torch: Any = require("torch", extra="aotinductor", purpose=purpose)
@@ -89,7 +89,7 @@ class PackageSession(TorchSession):
         DeviceError: the GPU is not here, or the package's native code cannot be loaded.
     """
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: StoredArtifact, threads: int) -> None:
         super().__init__(artifact, threads, "run AOTInductor packages")
         if self._place == "cuda":
             check_loads(artifact.entry)

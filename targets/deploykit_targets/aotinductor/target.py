@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from deploykit._optional import Requirement, SystemTool
-from deploykit.devices import Device, load_devices
-from deploykit.errors import UsageError
-from deploykit.host import this_host
-from deploykit.precision import Precision
-from deploykit.requirements import Requirements
-from deploykit.target import Capabilities, Conversion, ConversionJob, Target
+from deploykit.contract.devices import Device, load_devices
+from deploykit.contract.errors import UsageError
+from deploykit.contract.host import this_host
+from deploykit.contract.optional import Requirement, SystemTool
+from deploykit.contract.precision import Precision
+from deploykit.contract.requirements import Requirements
+from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
-    from deploykit.session import Session
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit.contract.session import Session
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class AotInductorTarget(Target):
         gpu = device.arch if device.arch.startswith("sm_") else ""
         return Requirements(arch=() if gpu else (device.arch,), gpu=gpu, packages={"torch": ""})
 
-    def needs(self, artifact: Artifact) -> Requirements:
+    def needs(self, artifact: StoredArtifact) -> Requirements:
         """See `Target.needs`; older versions recorded what was compiled for as words."""
         needs, compiled = super().needs(artifact), str(artifact.manifest.metadata.get("compiled_for", ""))
         if artifact.manifest.requirements is not None or needs.gpu:
             return needs
         return replace(needs, isa=tuple(compiled.split()[1:]))
 
-    def runs_native_code(self, artifact: Artifact) -> bool:
+    def runs_native_code(self, artifact: StoredArtifact) -> bool:
         """See `Target.runs_native_code`: a package is a library; on a GPU its session has its own child."""
         made = artifact.manifest
         return made.options.get("runtime") != "compile" and made.metadata.get("torch_device") != "cuda"
@@ -99,7 +99,7 @@ class AotInductorTarget(Target):
             converted, requirements=replace(needs, packages=packages, os=(host.os,), isa=() if needs.gpu else host.isa)
         )
 
-    def _open(self, artifact: Artifact, threads: int) -> Session:
+    def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         if artifact.manifest.options.get("runtime") == "compile":
             from deploykit_targets.aotinductor.program import ProgramSession
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.precision import Precision
+from deploykit.contract.precision import Precision
 
 WEIGHT_ONLY = frozenset(
     {Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY, Precision.INT4_PALETTE, Precision.INT6_PALETTE}

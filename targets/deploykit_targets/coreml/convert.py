@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit._optional import versions
-from deploykit.achieved import Achieved
-from deploykit.estimate import TRAFFIC
-from deploykit.precision import Precision
-from deploykit.profiling import DEFAULT_EFFORT
-from deploykit.quiet import kept_quiet
-from deploykit.target import Conversion, ConversionJob
+from deploykit.contract.achieved import Achieved
+from deploykit.contract.optional import versions
+from deploykit.contract.precision import Precision
+from deploykit.contract.quiet import kept_quiet
+from deploykit.judge.profiling import DEFAULT_EFFORT
+from deploykit.plugin.estimate import TRAFFIC
+from deploykit.plugin.target import Conversion, ConversionJob
 from deploykit_calibration.job import quantize
 from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.op_kinds import data_arguments, shape_of

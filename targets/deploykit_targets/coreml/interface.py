@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_targets.coreml.prescan import DTYPES
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
-    from deploykit.tensors import TensorSpec
+    from deploykit.contract.tensors import TensorSpec
     from deploykit_targets.coreml.target import CoreMLOptions
 
 PROBABILITIES = "classLabel_probs"

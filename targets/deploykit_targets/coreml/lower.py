@@ -17,7 +17,7 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch._decomp import get_decompositions
 from torch.fx import Graph, GraphModule, Node
 
-from deploykit.quiet import quiet
+from deploykit.contract.quiet import quiet
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import UnsupportedPrecisionError, UsageError
-from deploykit.precision import Precision
+from deploykit.contract.errors import UnsupportedPrecisionError, UsageError
+from deploykit.contract.precision import Precision
 from deploykit_targets.coreml import interface
 from deploykit_targets.coreml.compress import PALETTE_BITS, palettize
 from deploykit_targets.coreml.count import Counted
@@ -23,7 +23,7 @@ from deploykit_targets.coreml.nn_evaluator.weights import stored
 from deploykit_targets.coreml.package import DROPPED
 
 if TYPE_CHECKING:
-    from deploykit.target import ConversionJob
+    from deploykit.plugin.target import ConversionJob
     from deploykit_targets.coreml.lower import Exported
     from deploykit_targets.coreml.target import CoreMLOptions
 

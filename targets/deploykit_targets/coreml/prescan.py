@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploykit.precision import Precision
+from deploykit.contract.precision import Precision
 from deploykit_calibration.scheme import COREML, QuantScheme
 
 SCHEME: QuantScheme = COREML

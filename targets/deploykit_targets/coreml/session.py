@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from deploykit._optional import require
-from deploykit.errors import ArtifactError, UsageError
-from deploykit.session import OpTime, Session
-from deploykit.tensors import Feeds, TensorSpec
-from deploykit.turns import threads_here
+from deploykit.contract.errors import ArtifactError, UsageError
+from deploykit.contract.optional import require
+from deploykit.contract.session import OpTime, Session
+from deploykit.contract.tensors import Feeds, TensorSpec
+from deploykit.contract.turns import threads_here
 from deploykit_targets.coreml import interface
 from deploykit_targets.coreml.target import CoreMLOptions
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
     from deploykit_targets.coreml.mil_evaluator import Program
     from deploykit_targets.coreml.mil_evaluator.specs import ValueSpec
     from deploykit_targets.coreml.nn_evaluator import Network
@@ -41,12 +41,12 @@ _UNITS = {
 }
 
 
-def open_session(artifact: Artifact, threads: int, *, native: bool) -> Session:
+def open_session(artifact: StoredArtifact, threads: int, *, native: bool) -> Session:
     """Open an artifact in Core ML (`native`) or in the evaluator."""
     return CoreMLSession(artifact) if native else EvaluatorSession(artifact, threads)
 
 
-def model_path(artifact: Artifact) -> Path:
+def model_path(artifact: StoredArtifact) -> Path:
     """What Core ML opens: the package around its manifest, or the one file of the old form."""
     entry = artifact.entry
     return entry if entry.suffix == _NETWORK_SUFFIX else entry.parent
@@ -71,7 +71,7 @@ def evaluator(path: Path) -> Program | Network:
 class EvaluatorSession(Session):
     """Runs an artifact's program in PyTorch: evidence of level `reference`."""
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: StoredArtifact, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads_here(threads, "torch"))
         require("torch", extra="coreml", purpose="evaluate ML Programs where Core ML is not")
         self._border = Border(artifact)
@@ -132,7 +132,7 @@ class MadeFor:
 class CoreMLSession(Session):
     """Runs an artifact in Core ML on macOS. Core ML decides itself how many threads it uses: 0 here."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: StoredArtifact) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=0)
         tools = require("coremltools", extra="coreml-runtime", purpose="run artifacts of coreml")
         self._tools = tools
@@ -194,7 +194,7 @@ class CoreMLSession(Session):
 class Border:
     """Turns the captured model's arrays into what a program takes, and back."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: StoredArtifact) -> None:
         options = artifact.manifest.chosen(CoreMLOptions)
         self._probabilities = interface.PROBABILITIES if options.class_labels else ""
         if artifact.entry.suffix == _NETWORK_SUFFIX:

@@ -13,19 +13,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from deploykit._optional import Requirement
-from deploykit.devices import Device, load_devices
-from deploykit.errors import MissingDependencyError
-from deploykit.precision import Evidence, Precision
-from deploykit.profiling import DEFAULT_EFFORT, Effort, Profile
-from deploykit.requirements import Missing, Preflight, Requirements, check, fits
-from deploykit.target import Capabilities, Conversion, ConversionJob, Target, Validation
+from deploykit.contract.devices import Device, load_devices
+from deploykit.contract.errors import MissingDependencyError
+from deploykit.contract.optional import Requirement
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.requirements import Missing, Preflight, Requirements, check, fits
+from deploykit.judge.profiling import DEFAULT_EFFORT, Effort, Profile
+from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target, Validation
 from deploykit_targets.coreml.units import estimated
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
-    from deploykit.parity import ParityReport
-    from deploykit.session import Session
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit.contract.session import Session
+    from deploykit.judge.parity import ParityReport
 
 EVALUATED_NOTE = "evaluated in PyTorch from the written model; not run by Core ML, and not on the Neural Engine"
 
@@ -100,7 +100,7 @@ class CoreMLTarget(Target):
         if not export and not has_core_ml() and not Requirement("torch").installed:
             raise MissingDependencyError("torch", extra="coreml", purpose="evaluate ML Programs where Core ML is not")
 
-    def preflight(self, artifact: Artifact) -> Preflight:
+    def preflight(self, artifact: StoredArtifact) -> Preflight:
         """See `Target.preflight`; where Core ML is not, the evaluator runs the file, and needs no Apple system."""
         if has_core_ml():
             found = super().preflight(artifact)
@@ -112,14 +112,18 @@ class CoreMLTarget(Target):
         """See `Target.requirements`."""
         return Requirements(os=("iOS", "macOS"), packages={"coremltools": ">=9.0"})
 
-    def validate(self, artifact: Artifact, validation: Validation) -> ParityReport:
+    def validate(self, artifact: StoredArtifact, validation: Validation) -> ParityReport:
         """See `Target.validate`; the report says what ran the artifact."""
         report = super().validate(artifact, validation)
         note = _mac_note(artifact) if has_core_ml() else EVALUATED_NOTE
         return replace(report, notes=(*report.notes, note))
 
     def profile(
-        self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT
+        self,
+        artifact: StoredArtifact,
+        *,
+        baseline: tuple[str, StoredArtifact] | None = None,
+        effort: Effort = DEFAULT_EFFORT,
     ) -> Profile:
         """Measured on macOS; elsewhere an estimate, or the evaluator's own time where no rates are published."""
         device = self.capabilities().devices[artifact.manifest.device]
@@ -151,7 +155,7 @@ class CoreMLTarget(Target):
 
         return ProgramSession(path, threads)
 
-    def _open(self, artifact: Artifact, threads: int) -> Session:
+    def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         from deploykit_targets.coreml.session import open_session
 
         return open_session(artifact, threads, native=has_core_ml())
@@ -171,7 +175,7 @@ def _too_old(systems: tuple[str, ...]) -> Iterator[Missing]:
         yield Missing(f"it needs macOS {floor}, and this is macOS {here}", f"update macOS, or export with {lower}")
 
 
-def _mac_note(artifact: Artifact) -> str:
+def _mac_note(artifact: StoredArtifact) -> str:
     units = artifact.manifest.chosen(CoreMLOptions).compute_units
     return f"run by Core ML on this Mac (compute units: {units}), for {artifact.manifest.device}"
 
@@ -189,7 +193,7 @@ class _Facts:
     os_floor: str = "an unknown system"
 
 
-def _facts(artifact: Artifact) -> tuple[str, ...]:
+def _facts(artifact: StoredArtifact) -> tuple[str, ...]:
     """What a program costs whatever runs it: ops, multiply-accumulates, bytes, oldest system."""
     known = artifact.manifest.recorded(_Facts)
     ops = ", ".join(f"{count} {op}" for op, count in known.ops.items())

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from deploykit.artifact import Artifact
-from deploykit.estimate import estimate, estimate_layers, traffic_in
-from deploykit.precision import Precision
-from deploykit.profiling import Percentiles, rounded
+from deploykit.artifact.store import StoredArtifact
+from deploykit.contract.precision import Precision
+from deploykit.judge.profiling import Percentiles, rounded
+from deploykit.plugin.estimate import estimate, estimate_layers, traffic_in
 from deploykit_targets.coreml.compress import WEIGHT_ONLY
 
 if TYPE_CHECKING:
-    from deploykit.achieved import LayerAchieved
-    from deploykit.devices import Device
-    from deploykit.profiling import Profile
+    from deploykit.contract.achieved import LayerAchieved
+    from deploykit.contract.devices import Device
+    from deploykit.judge.profiling import Profile
 
 _BITS = {"int8": 8, "int4": 4, "6-bit": 6, "4-bit": 4}
 NEURAL_ENGINE, GPU, CPU = "Neural Engine", "GPU", "CPU"
@@ -32,7 +32,7 @@ _ALLOWED: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def estimated(artifact: Artifact, device: Device, baseline: tuple[str, Artifact] | None) -> Profile | None:
+def estimated(artifact: StoredArtifact, device: Device, baseline: tuple[str, StoredArtifact] | None) -> Profile | None:
     """The estimate for the fastest unit, with those of the others in its notes.
 
     Args:
@@ -54,7 +54,7 @@ def estimated(artifact: Artifact, device: Device, baseline: tuple[str, Artifact]
     return replace(profiles[best], notes=(*profiles[best].notes, *notes), **_compared(baseline, device))
 
 
-def _as_computed(artifact: Artifact) -> Artifact:
+def _as_computed(artifact: StoredArtifact) -> StoredArtifact:
     """The artifact with the arithmetic of its layers where only weights are compressed: float16.
 
     A roofline counts two bytes for a weight of a float16 layer; the number of weights is scaled to the bytes there are.
@@ -63,7 +63,7 @@ def _as_computed(artifact: Artifact) -> Artifact:
         return artifact
     layers = (_float_layer(layer) for layer in artifact.achieved.layers)
     achieved = replace(artifact.achieved, layers=tuple(layers))
-    return Artifact(artifact.path, replace(artifact.manifest, achieved=achieved))
+    return StoredArtifact(artifact.path, replace(artifact.manifest, achieved=achieved))
 
 
 def _float_layer(layer: LayerAchieved) -> LayerAchieved:
@@ -75,7 +75,7 @@ def _missing(names: Sequence[str]) -> tuple[str, ...]:
     return (f"no published rates of: {', '.join(names)}",) if names else ()
 
 
-def _usable(artifact: Artifact) -> tuple[str, ...]:
+def _usable(artifact: StoredArtifact) -> tuple[str, ...]:
     """Units that the options allow and that compute in the precision; the Neural Engine has no float32."""
     from deploykit_targets.coreml.target import CoreMLOptions  # which imports this module
 
@@ -83,7 +83,7 @@ def _usable(artifact: Artifact) -> tuple[str, ...]:
     return tuple(name for name in allowed if name != NEURAL_ENGINE or artifact.precision != Precision.FP32)
 
 
-def _units(artifact: Artifact, device: Device) -> Iterator[tuple[str, Device]]:
+def _units(artifact: StoredArtifact, device: Device) -> Iterator[tuple[str, Device]]:
     """Usable units with published rates, each as a device of its own."""
     others: Mapping[str, Mapping[str, object]] = device.extra.get("units", {})
     for name in _usable(artifact):
@@ -96,7 +96,7 @@ def _units(artifact: Artifact, device: Device) -> Iterator[tuple[str, Device]]:
             yield name, replace(device, peak_tops=rates, source=f"{others[name]['source']}{bandwidth}")
 
 
-def _compared(baseline: tuple[str, Artifact] | None, device: Device) -> dict[str, Any]:
+def _compared(baseline: tuple[str, StoredArtifact] | None, device: Device) -> dict[str, Any]:
     """The fields of a profile that speak of its float baseline; none where no unit's rate is known for it."""
     if baseline is None:
         return {}

@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from deploykit._optional import versions
-from deploykit.errors import CalibrationError, UsageError
-from deploykit.precision import Precision
-from deploykit.target import Conversion, ConversionJob
+from deploykit.contract.errors import CalibrationError, UsageError
+from deploykit.contract.optional import versions
+from deploykit.contract.precision import Precision
+from deploykit.plugin.target import Conversion, ConversionJob
 from deploykit_calibration.job import BEST, quantize
 from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.patterns import kept_float
@@ -29,9 +29,9 @@ from deploykit_targets.litert.worker import Request, worker
 if TYPE_CHECKING:
     import torch
 
-    from deploykit.achieved import Achieved
     from deploykit.capture import CapturedModel
-    from deploykit.tensors import TensorSpec
+    from deploykit.contract.achieved import Achieved
+    from deploykit.contract.tensors import TensorSpec
     from deploykit_calibration.table import CalibrationTable
 
 _ENTRY = "model.tflite"
@@ -143,7 +143,7 @@ def _quantized(job: ConversionJob) -> _Source:
 def _table(job: ConversionJob) -> CalibrationTable:
     if job.table is None:
         raise CalibrationError(f"{job.precision} needs a calibration table", hint="pass calibration=")
-    return cast("CalibrationTable", job.table)
+    return job.table
 
 
 def _float(job: ConversionJob) -> _Source:

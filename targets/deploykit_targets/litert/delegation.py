@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploykit.achieved import Delegation
+from deploykit.contract.achieved import Delegation
 from deploykit_targets.litert import flatbuffer
 from deploykit_targets.litert.count import matched
 from deploykit_targets.litert.session import open_interpreter

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from deploykit.child import ending, from_outside
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 
 _NO_LOWERING = re.compile(r"Lowering not found: (?P<op>[\w.]+)")
 _EXECUTING = re.compile(r"target=(?:torch\.ops\.)?(?P<op>[\w.]+)")

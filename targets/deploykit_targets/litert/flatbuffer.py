@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from deploykit._optional import require
-from deploykit.errors import ArtifactError
+from deploykit.contract.errors import ArtifactError
+from deploykit.contract.optional import require
 
 _IDENTIFIER = b"TFL3"
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploykit._optional import require
+from deploykit.contract.optional import require
 from deploykit_targets.litert import flatbuffer
 
 BUFFER_NAME = b"TFLITE_METADATA"

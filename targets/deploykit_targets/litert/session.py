@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from deploykit._optional import Requirement, require
-from deploykit.errors import ArtifactError, MissingDependencyError
-from deploykit.precision import Precision
-from deploykit.session import Session
-from deploykit.tensors import Feeds, TensorSpec
+from deploykit.contract.errors import ArtifactError, MissingDependencyError
+from deploykit.contract.optional import Requirement, require
+from deploykit.contract.precision import Precision
+from deploykit.contract.session import Session
+from deploykit.contract.tensors import Feeds, TensorSpec
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
 
 Convert = Callable[[np.ndarray], np.ndarray]
 _NOT_FOR_OLD_RUNTIME = (Precision.INT8_DYNAMIC, Precision.INT4_WEIGHT_ONLY, Precision.INT16X8)
@@ -51,7 +51,7 @@ class LiteRTSession(Session):
     It takes and gives what the model does; where the file's layout or types are others, arrays are converted.
     """
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: StoredArtifact, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         interface = artifact.manifest.recorded(Interface, "file")
         _check_runtime(artifact.manifest.precision, dynamic=bool(interface.rounded_at_run_time))

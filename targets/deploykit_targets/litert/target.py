@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from deploykit._optional import Requirement
-from deploykit.devices import Device, load_devices
-from deploykit.host import this_host
-from deploykit.precision import Precision
-from deploykit.profiling import DEFAULT_EFFORT, Effort, Percentiles, Profile, measure_interleaved
-from deploykit.requirements import Requirements
-from deploykit.target import Capabilities, Conversion, ConversionJob, Target
+from deploykit.contract.devices import Device, load_devices
+from deploykit.contract.host import this_host
+from deploykit.contract.optional import Requirement
+from deploykit.contract.precision import Precision
+from deploykit.contract.requirements import Requirements
+from deploykit.judge.profiling import DEFAULT_EFFORT, Effort, Percentiles, Profile, measure_interleaved
+from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
-    from deploykit.session import Session
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit.contract.session import Session
 
 
 _PROFILED_THREADS = (1, 2)  # a phone's app gets one or two fast cores
@@ -93,7 +93,11 @@ class LiteRTTarget(Target):
         return Requirements(packages={"ai-edge-litert": ">=2.3"})
 
     def profile(
-        self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT
+        self,
+        artifact: StoredArtifact,
+        *,
+        baseline: tuple[str, StoredArtifact] | None = None,
+        effort: Effort = DEFAULT_EFFORT,
     ) -> Profile:
         """See `Target.profile`; with latency at 1 and 2 threads, and the operators of the file."""
         found = super().profile(artifact, baseline=baseline, effort=effort)
@@ -111,7 +115,7 @@ class LiteRTTarget(Target):
 
         return convert(job)
 
-    def _open(self, artifact: Artifact, threads: int) -> Session:
+    def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         from deploykit_targets.litert.session import LiteRTSession
 
         return LiteRTSession(artifact, threads)

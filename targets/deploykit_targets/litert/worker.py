@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.child import Child, module_command, time_limit
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets.litert import convert_child
 from deploykit_targets.litert.failures import HasSource, crashed, translated
 from deploykit_targets.litert.float_files import has

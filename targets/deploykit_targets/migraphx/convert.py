@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from deploykit.precision import Precision
-from deploykit.target import Conversion, ConversionJob
+from deploykit.contract.precision import Precision
+from deploykit.plugin.target import Conversion, ConversionJob
 from deploykit_targets._onnx.explicit import lower_explicit
 from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets._recipe.portable import MODEL, build_from, build_here, portable
@@ -18,7 +18,7 @@ from deploykit_targets.migraphx.session import MIGRAPHX, PROGRAM, interpreter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
     from deploykit_targets.migraphx.target import MigraphxOptions
 
 
@@ -38,7 +38,7 @@ def convert(job: ConversionJob) -> Conversion:
     return build_here(job, conversion, PROGRAM, entry_of(job.options), arguments_of(job.options), python)
 
 
-def build(artifact: Artifact, folder: Path, options: MigraphxOptions) -> Conversion:
+def build(artifact: StoredArtifact, folder: Path, options: MigraphxOptions) -> Conversion:
     """Compile an artifact into `folder`.
 
     Raises:

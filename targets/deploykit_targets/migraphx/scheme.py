@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from deploykit.devices import Device
-from deploykit.precision import Precision
+from deploykit.contract.devices import Device
+from deploykit.contract.precision import Precision
 from deploykit_calibration.scheme import MIGRAPHX, QuantScheme
 
 OPSET = 19

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from deploykit._optional import Requirement
-from deploykit.devices import Device, load_devices
-from deploykit.errors import MissingDependencyError, UsageError
-from deploykit.precision import Evidence, Precision
-from deploykit.target import Capabilities, Conversion, ConversionJob
+from deploykit.contract.devices import Device, load_devices
+from deploykit.contract.errors import MissingDependencyError, UsageError
+from deploykit.contract.optional import Requirement
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.plugin.target import Capabilities, Conversion, ConversionJob
 from deploykit_targets._recipe.target import BuiltOnDevice, check_shapes
 from deploykit_targets.migraphx import session
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
 
 _RUNTIMES = (session.MIGRAPHX, session.ONNXRUNTIME)
 
@@ -79,7 +79,7 @@ class MigraphxTarget(BuiltOnDevice):
             message = "fast_math=true: ONNX Runtime's MIGraphX provider always turns it off"
             raise UsageError(message, hint="leave fast_math out, or runtime=migraphx")
 
-    def check_runnable(self, artifact: Artifact) -> None:
+    def check_runnable(self, artifact: StoredArtifact) -> None:
         """See `Target.check_runnable`; what ONNX Runtime's provider runs needs no bindings of MIGraphX."""
         if _runtime_of(artifact) == session.MIGRAPHX:
             super().check_runnable(artifact)
@@ -91,7 +91,7 @@ class MigraphxTarget(BuiltOnDevice):
                 "onnxruntime", extra="migraphx-build", purpose="run this artifact", command=command
             )
 
-    def interpreter(self, artifact: Artifact | None = None) -> str | None:
+    def interpreter(self, artifact: StoredArtifact | None = None) -> str | None:
         """See `BuiltOnDevice.interpreter`."""
         return session.interpreter(session.MIGRAPHX if artifact is None else _runtime_of(artifact))
 
@@ -101,12 +101,12 @@ class MigraphxTarget(BuiltOnDevice):
 
         return convert(job)
 
-    def _build_here(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
+    def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion:
         from deploykit_targets.migraphx.convert import build
 
         return build(artifact, folder, options)
 
 
-def _runtime_of(artifact: Artifact) -> str:
+def _runtime_of(artifact: StoredArtifact) -> str:
     """What a built artifact runs in: ONNX Runtime opens the ONNX file, MIGraphX its own program."""
     return session.ONNXRUNTIME if artifact.entry.suffix == ".onnx" else session.MIGRAPHX

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit._optional import versions
-from deploykit.errors import UsageError
-from deploykit.precision import Precision
-from deploykit.target import Conversion, ConversionJob
+from deploykit.contract.errors import UsageError
+from deploykit.contract.optional import versions
+from deploykit.contract.precision import Precision
+from deploykit.plugin.target import Conversion, ConversionJob
 from deploykit_calibration.layers import layer_aliases, reconcile
 from deploykit_calibration.patterns import kept_float
 from deploykit_targets._float16 import Float16Plan, plan_float16
@@ -23,7 +23,7 @@ from deploykit_targets.onnxruntime.scheme import scheme_of
 if TYPE_CHECKING:
     import onnx
 
-    from deploykit.achieved import Achieved
+    from deploykit.contract.achieved import Achieved
 
 _ENTRY = "model.onnx"
 _WEIGHTS_NAME = "model.onnx.data"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploykit.devices import Device
+from deploykit.contract.devices import Device
 from deploykit_calibration.scheme import ONNX_X86, ONNX_X86_NO_VNNI, QuantScheme
 from deploykit_targets._onnx.vnni import has_wide_weights
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from deploykit.errors import ConversionError, DeviceError
-from deploykit.host import this_host
-from deploykit.session import OpTime, Session
-from deploykit.tensors import Feeds
+from deploykit.contract.errors import ConversionError, DeviceError
+from deploykit.contract.host import this_host
+from deploykit.contract.session import OpTime, Session
+from deploykit.contract.tensors import Feeds
 from deploykit_targets._onnx.external import check_external_data
 from deploykit_targets._onnx.runtime import inference_session, op_times
 from deploykit_targets._onnx.vnni import needs_exact
@@ -17,7 +17,7 @@ from deploykit_targets._onnx.vnni import needs_exact
 if TYPE_CHECKING:
     import onnxruntime
 
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
 
 
 class OnnxRuntimeSession(Session):
@@ -25,7 +25,7 @@ class OnnxRuntimeSession(Session):
 
     concurrent: ClassVar[bool] = True  # `InferenceSession.run` is for any number of threads, says ONNX Runtime
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: StoredArtifact, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._path = artifact.entry
         self._module_paths = artifact.achieved.module_paths
@@ -46,7 +46,7 @@ class OnnxRuntimeSession(Session):
         del self._runtime
 
 
-def _opened(artifact: Artifact, threads: int, *, exact: bool) -> onnxruntime.InferenceSession:
+def _opened(artifact: StoredArtifact, threads: int, *, exact: bool) -> onnxruntime.InferenceSession:
     """Open the file.
 
     Raises:

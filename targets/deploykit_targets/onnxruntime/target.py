@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from deploykit._optional import Requirement
-from deploykit.devices import Device, load_devices
-from deploykit.precision import Precision
-from deploykit.requirements import VNNI, BestWith, Requirements
-from deploykit.target import Capabilities, Conversion, ConversionJob, Target
+from deploykit.contract.devices import Device, load_devices
+from deploykit.contract.optional import Requirement
+from deploykit.contract.precision import Precision
+from deploykit.contract.requirements import VNNI, BestWith, Requirements
+from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
 from deploykit_targets._onnx.vnni import has_wide_weights
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
-    from deploykit.session import Session
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit.contract.session import Session
 
 _SINCE_1_21 = 22
 """The operator set that ONNX Runtime reads from 1.21 on; older ones all that are tested read."""
@@ -78,7 +78,7 @@ class OnnxRuntimeTarget(Target):
         packages = needs.packages if opset < _SINCE_1_21 else {"onnxruntime": ">=1.21"}
         return replace(convert(job), requirements=replace(needs, packages=packages, opset={"ai.onnx": opset}))
 
-    def _open(self, artifact: Artifact, threads: int) -> Session:
+    def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         from deploykit_targets.onnxruntime.session import OnnxRuntimeSession
 
         return OnnxRuntimeSession(artifact, threads)

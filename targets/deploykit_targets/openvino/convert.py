@@ -7,10 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit._optional import require, versions
-from deploykit.errors import ConversionError
-from deploykit.precision import Precision
-from deploykit.target import Conversion, ConversionJob
+from deploykit.contract.errors import ConversionError
+from deploykit.contract.optional import require, versions
+from deploykit.contract.precision import Precision
+from deploykit.plugin.target import Conversion, ConversionJob
 from deploykit_calibration.layers import layer_aliases, reconcile
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized, refuse_patterns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deploykit.devices import Device
+from deploykit.contract.devices import Device
 from deploykit_calibration.scheme import OPENVINO, QuantScheme
 from deploykit_targets._onnx.vnni import has_wide_weights
 

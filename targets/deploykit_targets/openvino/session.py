@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit._optional import require
-from deploykit.errors import ArtifactError
-from deploykit.precision import Precision
-from deploykit.session import OpTime, Session
-from deploykit.tensors import Feeds
+from deploykit.contract.errors import ArtifactError
+from deploykit.contract.optional import require
+from deploykit.contract.precision import Precision
+from deploykit.contract.session import OpTime, Session
+from deploykit.contract.tensors import Feeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
 
 # OpenVINO computes in bf16 by default on CPUs with AMX; an artifact computes in what it was verified in.
 _HINTS = {Precision.BF16: "bf16", Precision.FP16: "f16"}
@@ -48,9 +48,13 @@ _IN_FLOAT = {"LP_TRANSFORMS_MODE": False}
 
 
 class OpenVinoSession(Session):
-    """Runs an artifact's IR on the CPU."""
+    """Runs an artifact's IR on the CPU.
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    Args:
+        in_float: what is quantized is computed in float32 (8-bit weights on a CPU without VNNI).
+    """
+
+    def __init__(self, artifact: StoredArtifact, threads: int, *, in_float: bool = False) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._path = str(artifact.entry)
         self._config = {
@@ -58,7 +62,7 @@ class OpenVinoSession(Session):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": precision_hint(artifact.manifest.precision),
         }
-        if not artifact.preflight().native:  # 8-bit weights on a CPU without VNNI
+        if in_float:
             self._config |= _IN_FLOAT
         self._module_paths = artifact.achieved.module_paths
         self._compiled = compile_ir(self._path, self._config)

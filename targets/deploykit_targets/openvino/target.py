@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from deploykit._optional import Requirement
-from deploykit.devices import Device, load_devices
-from deploykit.precision import Precision
-from deploykit.requirements import VNNI, BestWith, Requirements
-from deploykit.target import Capabilities, Conversion, ConversionJob, Target
+from deploykit.contract.devices import Device, load_devices
+from deploykit.contract.optional import Requirement
+from deploykit.contract.precision import Precision
+from deploykit.contract.requirements import VNNI, BestWith, Requirements
+from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
 from deploykit_targets._onnx.vnni import has_wide_weights
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
-    from deploykit.session import Session
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit.contract.session import Session
 
 _IN_FLOAT = BestWith(
     VNNI,
@@ -55,7 +55,7 @@ class OpenVinoTarget(Target):
         opset = {"openvino": opset_of(job.folder / converted.entry)}
         return replace(converted, requirements=replace(needs, opset=opset))
 
-    def _open(self, artifact: Artifact, threads: int) -> Session:
+    def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         from deploykit_targets.openvino.session import OpenVinoSession
 
-        return OpenVinoSession(artifact, threads)
+        return OpenVinoSession(artifact, threads, in_float=not self.preflight(artifact).native)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.parity import DEFAULT_TOLERANCES
-from deploykit.precision import Precision
-from deploykit.target import Conversion, ConversionJob
+from deploykit.contract.precision import Precision
+from deploykit.judge.parity import DEFAULT_TOLERANCES
+from deploykit.plugin.target import Conversion, ConversionJob
 from deploykit_targets._onnx.explicit import lower_explicit
 from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets._recipe.portable import build_from, build_here, portable
@@ -19,7 +19,7 @@ from deploykit_targets.tensorrt.scheme import is_strongly_typed, opset_of, schem
 from deploykit_targets.tensorrt.session import interpreter
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
     from deploykit_targets.tensorrt.target import TensorRtOptions
 
 
@@ -47,7 +47,7 @@ def _tf32(job: ConversionJob) -> tuple[tuple[str, ...], float | None]:
     return ("float32 layers may run in TF32 on the device: golden outputs are gated as those of float16",), gate
 
 
-def build(artifact: Artifact, folder: Path, options: TensorRtOptions) -> Conversion:
+def build(artifact: StoredArtifact, folder: Path, options: TensorRtOptions) -> Conversion:
     """Build the engine of an artifact into `folder`; the timing cache stays with the artifact for the next build.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploykit.devices import Device
+from deploykit.contract.devices import Device
 from deploykit_calibration.scheme import TENSORRT, QuantScheme
 
 FIRST_STRONGLY_TYPED = 10

@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from deploykit._optional import Requirement
-from deploykit.devices import Device, load_devices
-from deploykit.errors import UsageError
-from deploykit.precision import Evidence, Precision
-from deploykit.requirements import Requirements
-from deploykit.target import Capabilities, Conversion, ConversionJob
+from deploykit.contract.devices import Device, load_devices
+from deploykit.contract.errors import UsageError
+from deploykit.contract.optional import Requirement
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.requirements import Requirements
+from deploykit.plugin.target import Capabilities, Conversion, ConversionJob
 from deploykit_targets._recipe.target import BuiltOnDevice, at_least_1, check_shapes
 from deploykit_targets._tensorrt.requirements import BINDINGS, EXTRA, LIBRARIES, PROGRAM
 from deploykit_targets.tensorrt import session
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
 
 _HIGHEST_LEVEL = 5
 _HARDWARE = ("none", "ampere+", "same-sm")
@@ -113,7 +113,7 @@ class TensorRtTarget(BuiltOnDevice):
         """See `BuiltOnDevice.own_program`."""
         return PROGRAM
 
-    def interpreter(self, artifact: Artifact | None = None) -> str | None:
+    def interpreter(self, artifact: StoredArtifact | None = None) -> str | None:
         """See `BuiltOnDevice.interpreter`."""
         return session.interpreter()
 
@@ -123,7 +123,7 @@ class TensorRtTarget(BuiltOnDevice):
 
         return convert(job)
 
-    def _build_here(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
+    def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion:
         from deploykit_targets.tensorrt.convert import build
 
         return build(artifact, folder, options)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from deploykit._optional import SystemTool
-from deploykit.devices import Device
-from deploykit.errors import ArtifactError, ConversionError
-from deploykit.reading import read_json
-from deploykit.storage import write_file
-from deploykit.tensors import TensorSpec
+from deploykit.artifact.storage import write_file
+from deploykit.contract.devices import Device
+from deploykit.contract.errors import ArtifactError, ConversionError
+from deploykit.contract.optional import SystemTool
+from deploykit.contract.reading import read_json
+from deploykit.contract.tensors import TensorSpec
 from deploykit_targets.tvm.compiling import Compiled, compile_kernels
 from deploykit_targets.tvm.processor import Processor, processor_of
 from deploykit_targets.tvm.program import Program
@@ -29,7 +29,7 @@ from deploykit_targets.tvm.runtime.table import table_source
 from deploykit_targets.tvm.tools import compiler_for
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
 
 LIBRARY, RUNNER, CONSTANTS, PROGRAM = "model.so", "run", "constants.bin", "program.json"
 METADATA = "library"
@@ -135,7 +135,7 @@ class Recorded:
     runtime_files: dict[str, int] = field(default_factory=dict)
 
 
-def recorded(artifact: Artifact) -> Recorded:
+def recorded(artifact: StoredArtifact) -> Recorded:
     """See `Manifest.recorded`."""
     return artifact.manifest.recorded(Recorded, METADATA)
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from deploykit.child import ending, from_outside, start_module, time_limit
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets.tvm import compile_child
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploykit._optional import versions
 from deploykit.capture import unroll_recurrent
-from deploykit.errors import UsageError
-from deploykit.estimate import TRAFFIC
-from deploykit.precision import Precision
-from deploykit.target import Conversion, ConversionJob
+from deploykit.contract.errors import UsageError
+from deploykit.contract.optional import versions
+from deploykit.contract.precision import Precision
+from deploykit.plugin.estimate import TRAFFIC
+from deploykit.plugin.target import Conversion, ConversionJob
 from deploykit_calibration.job import quantize
 from deploykit_calibration.layers import float_layers, reconcile
 from deploykit_calibration.placement import LayerPlacement
@@ -29,7 +29,7 @@ from deploykit_targets.tvm.traffic import traffic_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from deploykit.achieved import Achieved
+    from deploykit.contract.achieved import Achieved
     from deploykit_targets.tvm.disassemble import Instructions
     from deploykit_targets.tvm.program import Program
 

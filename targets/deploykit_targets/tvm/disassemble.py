@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets.tvm.program import Program, Step
 
 

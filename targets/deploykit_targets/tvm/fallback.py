@@ -10,7 +10,7 @@ from torch import fx
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from deploykit.quiet import quiet
+from deploykit.contract.quiet import quiet
 from deploykit_targets.tvm.ops.decomposed import DECOMPOSITIONS
 
 aten = torch.ops.aten

@@ -16,7 +16,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from deploykit.capture.calls import attribute, bind, refusal
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets.tvm.emit import Emitter, Finished, dtype_of
 from deploykit_targets.tvm.fallback import simpler
 from deploykit_targets.tvm.kernels.isa import Isa

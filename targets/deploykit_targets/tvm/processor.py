@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploykit.devices import Device
-from deploykit.errors import ArtifactError, DeviceError
-from deploykit.host import Host, this_host
-from deploykit.requirements import Requirements
+from deploykit.contract.devices import Device
+from deploykit.contract.errors import ArtifactError, DeviceError
+from deploykit.contract.host import Host, this_host
+from deploykit.contract.requirements import Requirements
 
 HOST_ISAS = (
     ("amx_int8", ("amx_tile", "amx_int8", "avx512_vnni", "avx512bw")),
@@ -20,7 +20,7 @@ HOST_ISAS = (
     ("avx_vnni", ("avx_vnni", "avx2", "fma")),
     ("avx2", ("avx2", "fma")),
 )
-"""Best first: the kernels' name, and what `deploykit.host` calls the features."""
+"""Best first: the kernels' name, and what `deploykit.contract.host` calls the features."""
 _ISAS = {
     **dict(HOST_ISAS),
     "avx2_7bit": ("avx2", "fma"),

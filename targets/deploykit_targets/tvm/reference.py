@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import GraphModule
 
-from deploykit.devices import load_devices
+from deploykit.contract.devices import load_devices
 from deploykit_targets._board.emulator import EMULATOR
 from deploykit_targets.tvm.build import METADATA, build_library
 from deploykit_targets.tvm.kernels.isa import isa
@@ -24,7 +24,7 @@ from deploykit_targets.tvm.ops.table import is_dequantize, is_quantize
 from deploykit_targets.tvm.processor import processor_of
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
     from deploykit.capture import CapturedModel
     from deploykit_targets.tvm.processor import Processor
     from deploykit_targets.tvm.session import NativeSession
@@ -62,7 +62,7 @@ def build_reference(captured: CapturedModel, graph_module: GraphModule | None, f
     return {REFERENCE: library.metadata}
 
 
-def open_reference(artifact: Artifact, threads: int) -> NativeSession:
+def open_reference(artifact: StoredArtifact, threads: int) -> NativeSession:
     """A session over the files for this machine."""
     from deploykit_targets.tvm.session import NativeSession
 

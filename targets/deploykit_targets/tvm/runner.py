@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.child import Child
-from deploykit.errors import ArtifactError, DeviceError
-from deploykit.session import OpTime, Session
-from deploykit.tensors import Feeds
+from deploykit.contract.errors import ArtifactError, DeviceError
+from deploykit.contract.session import OpTime, Session
+from deploykit.contract.tensors import Feeds
 from deploykit_targets._board.emulator import bare_environment, crash_of, emulator_for
 from deploykit_targets.tvm.build import CONSTANTS, PROGRAM, RUNNER, read_program, recorded
 from deploykit_targets.tvm.runtime.table import port_bytes
 from deploykit_targets.tvm.session import check_sizes, op_times_of
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
     from deploykit_targets._board.ssh import Board
 
 _EMULATED_TIMEOUT_S = 1800.0  # a ResNet-50 is some hundred times slower than on the board
@@ -63,7 +63,7 @@ class RunnerSession(Session):
         ArtifactError: it is a program of another model.
     """
 
-    def __init__(self, artifact: Artifact, child: Child, threads: int) -> None:
+    def __init__(self, artifact: StoredArtifact, child: Child, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._program = read_program(artifact.path / PROGRAM)
         self._module_paths = artifact.achieved.module_paths
@@ -116,7 +116,7 @@ class EmulatedSession(RunnerSession):
     It gives no times: they would say nothing about the board.
     """
 
-    def __init__(self, artifact: Artifact, threads: int, *, cpus: Sequence[str] = ()) -> None:
+    def __init__(self, artifact: StoredArtifact, threads: int, *, cpus: Sequence[str] = ()) -> None:
         """Start it.
 
         Args:
@@ -144,7 +144,7 @@ class EmulatedSession(RunnerSession):
 class BoardSession(RunnerSession):
     """The program on a real board; it and the constants are copied there first, unless they are there already."""
 
-    def __init__(self, artifact: Artifact, threads: int, board: Board) -> None:
+    def __init__(self, artifact: StoredArtifact, threads: int, board: Board) -> None:
         check_sizes(artifact)
         wanted = recorded(artifact).arch
         if (found := board.host().arch) != wanted:

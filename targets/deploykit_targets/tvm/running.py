@@ -10,17 +10,17 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploykit.estimate import estimate
-from deploykit.precision import Evidence
-from deploykit.profiling import DEFAULT_EFFORT, MIN_RUNS, WARM_UP_RUNS, Effort, Percentiles, Profile, batch_size
-from deploykit.requirements import Preflight, Requirements, check
-from deploykit.target import Target
+from deploykit.contract.precision import Evidence
+from deploykit.contract.requirements import Preflight, Requirements, check
+from deploykit.judge.profiling import DEFAULT_EFFORT, MIN_RUNS, WARM_UP_RUNS, Effort, Percentiles, Profile, batch_size
+from deploykit.plugin.estimate import estimate
+from deploykit.plugin.target import Target
 
 if TYPE_CHECKING:
-    from deploykit.artifact import Artifact
-    from deploykit.host import Host
-    from deploykit.session import Session
-    from deploykit.tensors import Feeds
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit.contract.host import Host
+    from deploykit.contract.session import Session
+    from deploykit.contract.tensors import Feeds
     from deploykit_targets._board.ssh import Board
     from deploykit_targets.tvm.runner import BoardSession, Timing
 
@@ -38,7 +38,7 @@ class RunsCompiled(Target):
         other._board = Board(address)
         return other
 
-    def open(self, artifact: Artifact, *, threads: int | None = None) -> Session:
+    def open(self, artifact: StoredArtifact, *, threads: int | None = None) -> Session:
         """See `Target.open`; all cores are those of the machine that runs the artifact."""
         if threads is None and self._board is not None:
             threads = self._board.cores()
@@ -48,7 +48,7 @@ class RunsCompiled(Target):
         """See `Target.host`."""
         return super().host() if self._board is None else self._board.host()
 
-    def needs(self, artifact: Artifact) -> Requirements:
+    def needs(self, artifact: StoredArtifact) -> Requirements:
         """See `Target.needs`; older versions recorded the processor."""
         from deploykit_targets.tvm.build import recorded
         from deploykit_targets.tvm.processor import requirements_of
@@ -56,7 +56,7 @@ class RunsCompiled(Target):
         library = recorded(artifact)
         return artifact.manifest.requirements or requirements_of(library.isa, library.arch)
 
-    def preflight(self, artifact: Artifact) -> Preflight:
+    def preflight(self, artifact: StoredArtifact) -> Preflight:
         """See `Target.preflight`; code for another architecture is run under emulation, which needs nothing of it."""
         from deploykit_targets.tvm.session import is_native
 
@@ -71,13 +71,13 @@ class RunsCompiled(Target):
         elsewhere = replace(self.needs(artifact), arch=(), isa=(), os=())
         return replace(check(elsewhere, self.host()), notes=(note,), native=False)
 
-    def runs_native_code(self, artifact: Artifact) -> bool:
+    def runs_native_code(self, artifact: StoredArtifact) -> bool:
         """See `Target.runs_native_code`: not on a board or under emulation, which have processes of their own."""
         from deploykit_targets.tvm.session import is_native
 
         return self._board is None and (is_native(artifact) or self._by_reference(artifact))
 
-    def evidence(self, artifact: Artifact) -> Evidence:
+    def evidence(self, artifact: StoredArtifact) -> Evidence:
         """`device` on a board and where the artifact is code for this architecture; else `emulator`.
 
         `reference` where there was no emulator at export: its kernels are those of the exporting machine.
@@ -88,7 +88,7 @@ class RunsCompiled(Target):
             return super().evidence(artifact)
         return Evidence.REFERENCE if self._by_reference(artifact) else Evidence.EMULATOR
 
-    def _by_reference(self, artifact: Artifact) -> bool:
+    def _by_reference(self, artifact: StoredArtifact) -> bool:
         from deploykit_targets._board.emulator import EMULATOR
         from deploykit_targets.tvm.session import is_native
 
@@ -96,7 +96,11 @@ class RunsCompiled(Target):
         return made and self._board is None and not is_native(artifact) and not EMULATOR.installed
 
     def profile(
-        self, artifact: Artifact, *, baseline: tuple[str, Artifact] | None = None, effort: Effort = DEFAULT_EFFORT
+        self,
+        artifact: StoredArtifact,
+        *,
+        baseline: tuple[str, StoredArtifact] | None = None,
+        effort: Effort = DEFAULT_EFFORT,
     ) -> Profile:
         """See `Target.profile`; a board measures with its own clock, without what the network takes."""
         device = self.capabilities().devices.get(artifact.manifest.device)
@@ -106,7 +110,7 @@ class RunsCompiled(Target):
             return super().profile(artifact, baseline=baseline, effort=effort)
         return measure_on_board(self._board, artifact, effort, baseline)
 
-    def _open(self, artifact: Artifact, threads: int) -> Session:
+    def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         if self._board is not None:
             from deploykit_targets.tvm.runner import BoardSession
 
@@ -121,7 +125,7 @@ class RunsCompiled(Target):
 
 
 def measure_on_board(
-    board: Board, artifact: Artifact, effort: Effort, baseline: tuple[str, Artifact] | None = None
+    board: Board, artifact: StoredArtifact, effort: Effort, baseline: tuple[str, StoredArtifact] | None = None
 ) -> Profile:
     """Profile an artifact on a board, and a float build of the same model after it.
 

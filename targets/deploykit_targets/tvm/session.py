@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.errors import ArtifactError, DeviceError
-from deploykit.session import OpTime, Session
-from deploykit.tensors import Feeds
+from deploykit.contract.errors import ArtifactError, DeviceError
+from deploykit.contract.session import OpTime, Session
+from deploykit.contract.tensors import Feeds
 from deploykit_targets.tvm.build import CONSTANTS, LIBRARY, PROGRAM, read_program, recorded
 from deploykit_targets.tvm.program import Port
 from deploykit_targets.tvm.runtime.table import port_bytes
@@ -18,18 +18,18 @@ from deploykit_targets.tvm.runtime.table import port_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deploykit.artifact import Artifact
+    from deploykit.artifact.store import StoredArtifact
     from deploykit_targets.tvm.program import Step
 
 _MESSAGE_BYTES = 768
 
 
-def is_native(artifact: Artifact) -> bool:
+def is_native(artifact: StoredArtifact) -> bool:
     """Whether the artifact is code for this machine's architecture."""
     return bool(recorded(artifact).arch == platform.machine())
 
 
-def open_session(artifact: Artifact, threads: int) -> Session:
+def open_session(artifact: StoredArtifact, threads: int) -> Session:
     """In this process where the artifact is code for this architecture; else under emulation.
 
     Raises:
@@ -57,7 +57,7 @@ class NativeSession(Session):
         ArtifactError: the library cannot be loaded, or does not fit its constants.
     """
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: StoredArtifact, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         arch = recorded(artifact).arch
         if arch != platform.machine():
@@ -122,7 +122,7 @@ def op_times_of(
     return tuple(sorted(times, key=lambda time: -time.median_us))
 
 
-def check_sizes(artifact: Artifact) -> None:
+def check_sizes(artifact: StoredArtifact) -> None:
     """Refuse files that were cut since the artifact was loaded: the system's loader would die of one.
 
     Raises:
@@ -139,7 +139,7 @@ def check_sizes(artifact: Artifact) -> None:
             )
 
 
-def _load(artifact: Artifact) -> ctypes.CDLL:
+def _load(artifact: StoredArtifact) -> ctypes.CDLL:
     check_sizes(artifact)
     try:
         library = ctypes.CDLL(str(artifact.path / LIBRARY))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from deploykit._optional import Requirement
-from deploykit.devices import load_devices
-from deploykit.precision import Precision
-from deploykit.target import Capabilities, Conversion, ConversionJob
+from deploykit.contract.devices import load_devices
+from deploykit.contract.optional import Requirement
+from deploykit.contract.precision import Precision
+from deploykit.plugin.target import Capabilities, Conversion, ConversionJob
 from deploykit_targets.tvm.running import RunsCompiled
 from deploykit_targets.tvm.tools import system_tools
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 
-from deploykit._optional import SystemTool
+from deploykit.contract.optional import SystemTool
 
 _NATIVE = SystemTool("gcc", "gcc", "compile the executor of TVM artifacts for this machine")
 _CROSS = {

@@ -1,4 +1,4 @@
-"""How many elements each layer moves, for the roofline of `deploykit.estimate`."""
+"""How many elements each layer moves, for the roofline of `deploykit.plugin.estimate`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from deploykit.capture import capture
-from deploykit.errors import CaptureError, UsageError
+from deploykit.contract.errors import CaptureError, UsageError
 
 FAMILIES = ["residual_cnn", "squeeze_excite_cnn", "mlp", "transformer_encoder", "two_inputs_dict_output"]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from deploykit.capture import open_model
 from deploykit.capture.example_file import first_rows
-from deploykit.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError
 
 
 class TwoInputs(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploykit.capture import capture, check, fold
-from deploykit.errors import CaptureError, UsageError
+from deploykit.contract.errors import CaptureError, UsageError
 from deploykit.testing.models import residual_cnn
 
 X = torch.randn(2, 4)

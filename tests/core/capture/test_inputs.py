@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.capture import CapturedModel, capture
-from deploykit.errors import CalibrationError, UsageError
+from deploykit.contract.errors import CalibrationError, UsageError
 
 
 class Nested(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import transformer
 
 from deploykit.capture import capture
-from deploykit.errors import CaptureError
+from deploykit.contract.errors import CaptureError
 
 X = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
 MEMORY = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.capture import capture, unroll_recurrent
-from deploykit.errors import CaptureError
+from deploykit.contract.errors import CaptureError
 
 
 @pytest.mark.parametrize("name", ["lstm_classifier", "gru_classifier"])

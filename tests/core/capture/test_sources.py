@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.capture import calibration_source, capture
-from deploykit.errors import CalibrationError, CaptureError, UsageError
+from deploykit.contract.errors import CalibrationError, CaptureError, UsageError
 from deploykit.testing.models import mlp, residual_cnn
 
 FACTORIES = """

@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vjp
 from torch.nn import functional as F
 
 from deploykit.capture import capture
-from deploykit.errors import CaptureError
+from deploykit.contract.errors import CaptureError
 
 X = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.capture import capture
-from deploykit.errors import CalibrationError, CaptureError, UsageError
+from deploykit.contract.errors import CalibrationError, CaptureError, UsageError
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 

@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deploykit import manifest as layout
-from deploykit.achieved import Delegation
-from deploykit.artifact import Golden, golden_bytes, load
-from deploykit.errors import DeviceError
-from deploykit.manifest import PendingBuild
-from deploykit.parity import TaskMetric
-from deploykit.precision import Evidence, Precision
-from deploykit.session import OpTime
+from deploykit.artifact import manifest as layout
+from deploykit.artifact.golden import Golden, golden_bytes
+from deploykit.artifact.manifest import PendingBuild
+from deploykit.contract.achieved import Delegation
+from deploykit.contract.errors import DeviceError
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.session import OpTime
+from deploykit.judge.parity import TaskMetric
+from deploykit.plugin.artifact import load
 
 # -- inspect ----------------------------------------------------------------------------------------------------
 

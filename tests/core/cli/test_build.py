@@ -3,9 +3,9 @@
 import numpy
 import pytest
 
-from deploykit.artifact import load
-from deploykit.errors import UsageError
-from deploykit.manifest import PendingBuild
+from deploykit.artifact.manifest import PendingBuild
+from deploykit.contract.errors import UsageError
+from deploykit.plugin.artifact import load
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from deploykit import registry
-from deploykit._calibration import GROUP
+from deploykit.plugin import registry
 
 FACTORY = """
 import torch
@@ -29,8 +28,6 @@ def project(install, tmp_path, monkeypatch):
         pytest.importorskip(module)
     if not importlib.metadata.entry_points(group=registry.GROUP, name="onnxruntime"):
         install("a-checkout", {"onnxruntime": "deploykit_targets.onnxruntime:OnnxRuntimeTarget"})
-    if not importlib.metadata.entry_points(group=GROUP, name="calibration"):
-        install("a-checkout", {"calibration": "deploykit_calibration.service:SERVICE"}, GROUP)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "tiny_project.py").write_text(FACTORY)

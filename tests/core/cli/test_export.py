@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from deploykit import _export
-from deploykit.errors import DeploykitError
-from deploykit.manifest import PendingBuild
-from deploykit.parity import DEFAULT_TOLERANCES, Tolerance
-from deploykit.precision import Precision
+from deploykit.artifact.manifest import PendingBuild
+from deploykit.contract.errors import DeploykitError
+from deploykit.contract.precision import Precision
+from deploykit.judge.parity import DEFAULT_TOLERANCES, Tolerance
+from deploykit.pipeline import export as _export
 
 
 @pytest.fixture

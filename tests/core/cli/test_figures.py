@@ -2,9 +2,9 @@
 
 import pytest
 
-from deploykit.achieved import Achieved, LayerAchieved
 from deploykit.cli import figures
-from deploykit.decibels import SQNR_CAP_DB
+from deploykit.contract.achieved import Achieved, LayerAchieved
+from deploykit.contract.decibels import SQNR_CAP_DB
 
 
 @pytest.mark.parametrize(

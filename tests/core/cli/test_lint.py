@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.errors import UsageError
-from deploykit.findings import Finding
-from deploykit.registry import toolchain
+from deploykit.contract.errors import UsageError
+from deploykit.contract.findings import Finding
+from deploykit.plugin.registry import toolchain
 
 WARNING = Finding("surplus-pair", "q", "QuantizeLinear", "quantizes twice", "warning")
 ERROR = Finding("scale", "dq", "DequantizeLinear", "has an empty scale", "error")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import deploykit
-from deploykit import _export, errors
 from deploykit.cli.output import Answer, write_answer
-from deploykit.errors import DeploykitError, GateError
-from deploykit.precision import Precision
+from deploykit.contract import errors
+from deploykit.contract.errors import DeploykitError, GateError
+from deploykit.contract.precision import Precision
+from deploykit.pipeline import export as _export
 
 COMMANDS = ["export", "build", "targets", "inspect", "verify", "profile", "compare", "run", "doctor"]
 

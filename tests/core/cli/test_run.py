@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from deploykit.tensors import TensorSpec
+from deploykit.contract.tensors import TensorSpec
 
 ROWS = np.random.default_rng(0).random((6, 4), dtype=np.float32)
 

@@ -1,15 +1,13 @@
 """`deploykit targets` and `deploykit doctor`: what there is, what is missing and how to get it, what is broken."""
 
-import importlib.metadata
 from dataclasses import replace
 
 import pytest
 
 import deploykit
-from deploykit._calibration import GROUP
-from deploykit._optional import Requirement
 from deploykit.cli.commands.targets import install, installed
-from deploykit.registry import TargetInfo
+from deploykit.contract.optional import Requirement
+from deploykit.plugin.registry import TargetInfo
 
 
 def test_targets_table(cli, toy):
@@ -45,21 +43,14 @@ def test_a_name_that_two_distributions_claim(cli, toy, install):
     assert result.code == 1 and "registered twice" in result.out
 
 
-@pytest.fixture
-def service(toy, install):
-    """The calibration service is registered exactly once, also where this checkout is not installed."""
-    if not importlib.metadata.entry_points(group=GROUP, name="calibration"):
-        install("toy-service", {"calibration": "toy_toolchain:SERVICE"}, GROUP)
-
-
-def test_doctor_is_well(cli, toy, service):
+def test_doctor_is_well(cli, toy):
     result = cli("doctor")
     assert result.code == 0 and "nothing that is registered is broken" in result.out
     assert "no-such-module MISSING" in result.out and 'pip install "toy-plugin[absent]"' in result.out
     assert "sudo apt-get install toy-package" in result.out
 
 
-def test_doctor_document(cli, toy, service):
+def test_doctor_document(cli, toy):
     document = cli("doctor", "--json").document
     assert document["ok"] and document["problems"] == []
     assert document["deploykit"] == deploykit.__version__ and document["python"] and document["host"]["arch"]
@@ -77,7 +68,7 @@ def test_doctor_document(cli, toy, service):
 
 
 @pytest.mark.parametrize("source", [None, "", "VERSION = 1"], ids=["no code at all", "an empty package", "no API"])
-def test_doctor_does_not_take_a_placeholder_for_the_package(cli, toy, service, monkeypatch, tmp_path, source):
+def test_doctor_does_not_take_a_placeholder_for_the_package(cli, toy, monkeypatch, tmp_path, source):
     """A made-up distribution of the name that the package index has a placeholder of."""
     info = tmp_path / "migraphx-0.0.1.dist-info"
     info.mkdir()
@@ -112,34 +103,12 @@ def test_the_real_package_is_known_by_its_api_or_native_code(monkeypatch, tmp_pa
     assert found.installed and not found.is_placeholder
 
 
-def test_doctor_finds_what_is_broken(cli, toy, service, install):
+def test_doctor_finds_what_is_broken(cli, toy, install):
     install("bad-plugin", {"unready": "toy_toolchain:UnreadyTarget"})
     result = cli("doctor")
     assert result.code == 1 and "broken: toolchain unready" in result.out and "licence has expired" in result.out
     document = cli("doctor", "--json").document
     assert not document["ok"] and document["problems"][0]["what"] == "toolchain unready"
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_doctor_wants_one_calibration_service(cli, toy, monkeypatch, count):
-    original = importlib.metadata.entry_points
-    entry = importlib.metadata.EntryPoint("calibration", "toy_toolchain:SERVICE", GROUP)
-    monkeypatch.setattr(
-        importlib.metadata, "entry_points", lambda **kw: [entry] * count if kw.get("group") == GROUP else original(**kw)
-    )
-    problems = cli("doctor", "--json").document["problems"]
-    assert [problem["what"] for problem in problems] == ["calibration service"]
-    assert f"{count} are registered" in problems[0]["message"] and "pip install" in problems[0]["hint"]
-
-
-@pytest.mark.parametrize("module", ["no_such_module_of_toy", "no_such_package_of_toy.service"])
-def test_doctor_notices_a_service_that_is_gone(cli, toy, monkeypatch, module):
-    original = importlib.metadata.entry_points
-    entry = importlib.metadata.EntryPoint("calibration", f"{module}:SERVICE", GROUP)
-    monkeypatch.setattr(
-        importlib.metadata, "entry_points", lambda **kw: [entry] if kw.get("group") == GROUP else original(**kw)
-    )
-    assert module in cli("doctor", "--json").document["problems"][0]["message"]
 
 
 @pytest.mark.parametrize(

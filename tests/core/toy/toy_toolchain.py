@@ -11,21 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from deploykit import manifest as layout
-from deploykit._optional import Requirement, SystemTool
-from deploykit._staging import list_files
-from deploykit.achieved import Achieved, LayerAchieved
-from deploykit.artifact import Artifact, Golden, golden_bytes, load
-from deploykit.devices import Device
-from deploykit.errors import ConversionError
-from deploykit.host import Host
-from deploykit.manifest import CalibrationInfo, FileEntry, Manifest
-from deploykit.parity import DEFAULT_TOLERANCES, LayerParity, Link, Metrics, ParityReport
-from deploykit.precision import Evidence, Precision
-from deploykit.profiling import Percentiles, Profile
-from deploykit.session import OpTime, Session
-from deploykit.target import Capabilities, Conversion, ConversionJob, Target
-from deploykit.tensors import TensorSpec
+from deploykit.artifact import manifest as layout
+from deploykit.artifact.golden import Golden, golden_bytes
+from deploykit.artifact.manifest import CalibrationInfo, FileEntry, Manifest
+from deploykit.contract.achieved import Achieved, LayerAchieved
+from deploykit.contract.devices import Device
+from deploykit.contract.errors import ConversionError
+from deploykit.contract.host import Host
+from deploykit.contract.optional import Requirement, SystemTool
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.session import OpTime, Session
+from deploykit.contract.tensors import TensorSpec
+from deploykit.judge.parity import DEFAULT_TOLERANCES, LayerParity, Link, Metrics, ParityReport
+from deploykit.judge.profiling import Percentiles, Profile
+from deploykit.pipeline.staging import list_files
+from deploykit.plugin.artifact import Artifact, load
+from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
 
 MATRIX = np.arange(12, dtype=np.float32).reshape(4, 3)
 HOST = Host("toy64", ("toy_vnni",), 2, "ToyOS")
@@ -118,8 +119,6 @@ class UnreadyTarget(ToyTarget):
 
 
 NOT_A_TARGET = dict
-
-SERVICE = object()
 
 INPUTS = (TensorSpec("x", (1, 4), "float32"),)
 OUTPUTS = (TensorSpec("output", (1, 3), "float32"),)

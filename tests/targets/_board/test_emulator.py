@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.errors import DeviceError, MissingDependencyError
+from deploykit.contract.errors import DeviceError, MissingDependencyError
 from deploykit_targets._board.emulator import Emulator, crash_of, emulator_for
 
 DOT = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.errors import DeviceError, MissingDependencyError
+from deploykit.contract.errors import DeviceError, MissingDependencyError
 from deploykit_targets._board.root import ArmRoot, _published, arm_root, cache_folder
 
 Put = Callable[[str, str], Path]

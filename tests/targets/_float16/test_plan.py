@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import deploykit
 from deploykit.capture import capture
-from deploykit.target import ConversionJob
+from deploykit.plugin.target import ConversionJob
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._float16.values import fits_float16
 

@@ -13,8 +13,8 @@ import onnxruntime as ort
 import torch
 from torch.utils import _pytree as pytree
 
-from deploykit.host import this_host
-from deploykit.tensors import TensorSpec
+from deploykit.contract.host import this_host
+from deploykit.contract.tensors import TensorSpec
 from deploykit_targets._onnx.own_weights import own_weights
 from deploykit_targets._onnx.runtime import EXACT
 from deploykit_targets._onnx.vnni import needs_exact

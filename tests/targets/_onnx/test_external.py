@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deploykit.errors import ArtifactError
+from deploykit.contract.errors import ArtifactError
 from deploykit_targets._onnx.external import check_external_data, external_files
 
 onnx = pytest.importorskip("onnx")

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_targets._onnx.lint import errors_of, lint, load_rules
 
 FLOAT = TensorProto.FLOAT

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from deploykit.capture import CapturedModel, capture
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit.testing.models import ZOO
 from deploykit_targets._onnx.check import check
 from deploykit_targets._onnx.lower import to_onnx

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets._onnx.float8 import to_float8
 from deploykit_targets._onnx.retype import BFLOAT16, FLOAT16, emulated, retype
 

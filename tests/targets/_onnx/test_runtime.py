@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from deploykit.errors import ConversionError, DeviceError
+from deploykit.contract.errors import ConversionError, DeviceError
 from deploykit_targets._onnx.check import check
 from deploykit_targets._onnx.count import count_optimised
 from deploykit_targets._onnx.lower import to_onnx

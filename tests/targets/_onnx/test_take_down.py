@@ -16,7 +16,7 @@ from torch import nn
 
 import deploykit
 from deploykit.capture import capture
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets._onnx.lower import to_onnx
 from deploykit_targets._onnx.take_down import take_down
 

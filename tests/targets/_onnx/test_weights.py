@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from deploykit.capture import capture
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit.testing.models import ZOO
 from deploykit_targets._onnx.count import count
 from deploykit_targets._onnx.lower import to_onnx

@@ -20,10 +20,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from deploykit._staging import list_files
-from deploykit.achieved import Achieved, LayerAchieved
-from deploykit.artifact import Artifact, Golden, golden_bytes, load
-from deploykit.errors import (
+from deploykit.artifact.golden import Golden, golden_bytes
+from deploykit.artifact.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, PendingBuild
+from deploykit.contract.achieved import Achieved, LayerAchieved
+from deploykit.contract.errors import (
     ArtifactError,
     ConversionError,
     DeploykitError,
@@ -32,14 +32,15 @@ from deploykit.errors import (
     PlacementError,
     UsageError,
 )
-from deploykit.host import this_host
-from deploykit.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, PendingBuild
-from deploykit.precision import Evidence, Precision
-from deploykit.profiling import Effort
-from deploykit.registry import resolve
-from deploykit.requirements import Preflight, Requirements
-from deploykit.target import Conversion, Target
-from deploykit.tensors import TensorSpec
+from deploykit.contract.host import this_host
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.requirements import Preflight, Requirements
+from deploykit.contract.tensors import TensorSpec
+from deploykit.judge.profiling import Effort
+from deploykit.pipeline.staging import list_files
+from deploykit.plugin.artifact import Artifact, load
+from deploykit.plugin.registry import resolve
+from deploykit.plugin.target import Conversion, Target
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.host import interpreter_with, run_recipe
 from deploykit_targets._recipe.portable import achieved_of, build_from, build_here

@@ -474,7 +474,7 @@ def test_golden_data_is_read_without_safetensors(tmp_path: Path) -> None:
 
 
 def test_comparison_is_the_sqnr_of_deploykit() -> None:
-    from deploykit.parity import OutputComparison
+    from deploykit.judge.parity import OutputComparison
 
     rng = np.random.default_rng(0)
     expected, got = rng.normal(size=(2, 3, 8)).astype(np.float32), rng.normal(size=(2, 3, 8)).astype(np.float32)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.achieved import Achieved, LayerAchieved
-from deploykit.errors import ConversionError
+from deploykit.contract.achieved import Achieved, LayerAchieved
+from deploykit.contract.errors import ConversionError
 from deploykit_targets._tensorrt.compiled import counted, findings_of, summary_of, wanted_of
 from deploykit_targets._tensorrt.compiler import Compiled
 from deploykit_targets._tensorrt.listing import EngineLayer, parse_listing

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from deploykit.capture import capture
-from deploykit.precision import Precision
-from deploykit.registry import resolve
-from deploykit.target import Conversion, ConversionJob
+from deploykit.contract.precision import Precision
+from deploykit.plugin.registry import resolve
+from deploykit.plugin.target import Conversion, ConversionJob
 
 NEEDS_COREMLTOOLS = pytest.mark.skipif(find_spec("coremltools") is None, reason="coremltools is not installed")
 

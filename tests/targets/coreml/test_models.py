@@ -18,9 +18,9 @@ from test_convert import ZOO
 
 import deploykit
 from deploykit.capture import CapturedModel, capture
-from deploykit.precision import Precision
-from deploykit.registry import resolve
-from deploykit.target import ConversionJob
+from deploykit.contract.precision import Precision
+from deploykit.plugin.registry import resolve
+from deploykit.plugin.target import ConversionJob
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_targets.coreml.mil_evaluator import load

@@ -15,9 +15,9 @@ from conversions import NEEDS_COREMLTOOLS, convert
 from test_convert import ZOO
 
 import deploykit
-from deploykit.precision import Precision
-from deploykit.profiling import Effort
-from deploykit.registry import resolve
+from deploykit.contract.precision import Precision
+from deploykit.judge.profiling import Effort
+from deploykit.plugin.registry import resolve
 from deploykit.testing import models
 from deploykit_targets.coreml.nn_evaluator import UnsupportedLayerError, load
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conversions import NEEDS_COREMLTOOLS, convert
 
-from deploykit.precision import Precision
+from deploykit.contract.precision import Precision
 from deploykit.testing import models
 from deploykit_targets.coreml import package
 from deploykit_targets.coreml.mil_evaluator import load

@@ -20,9 +20,9 @@ import torch
 from conversions import NEEDS_COREMLTOOLS
 
 import deploykit
-from deploykit.errors import MissingDependencyError
-from deploykit.precision import Evidence
-from deploykit.registry import resolve
+from deploykit.contract.errors import MissingDependencyError
+from deploykit.contract.precision import Evidence
+from deploykit.plugin.registry import resolve
 from deploykit.testing import models
 from deploykit_targets.coreml import session as sessions
 from deploykit_targets.coreml import target as plugin

@@ -10,12 +10,12 @@ import pytest
 from conversions import NEEDS_COREMLTOOLS
 
 import deploykit
-from deploykit.achieved import Achieved, LayerAchieved
-from deploykit.artifact import Artifact
-from deploykit.estimate import TRAFFIC
-from deploykit.precision import Evidence
-from deploykit.profiling import rounded
-from deploykit.registry import resolve
+from deploykit.contract.achieved import Achieved, LayerAchieved
+from deploykit.contract.precision import Evidence
+from deploykit.judge.profiling import rounded
+from deploykit.plugin.artifact import Artifact
+from deploykit.plugin.estimate import TRAFFIC
+from deploykit.plugin.registry import resolve
 from deploykit.testing import models
 from deploykit_targets.coreml.units import estimated
 

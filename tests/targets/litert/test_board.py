@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.decibels import SQNR_CAP_DB
-from deploykit.errors import DeviceError, MissingDependencyError
-from deploykit.parity import ParityReport, Tolerance
-from deploykit.precision import Evidence
-from deploykit.session import FunctionSession, Session
-from deploykit.target import Validation, judge
+from deploykit.contract.decibels import SQNR_CAP_DB
+from deploykit.contract.errors import DeviceError, MissingDependencyError
+from deploykit.contract.precision import Evidence
+from deploykit.contract.session import FunctionSession, Session
+from deploykit.judge.parity import ParityReport, Tolerance
+from deploykit.plugin.target import Validation, judge
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_targets._board.root import ArmRoot, arm_root

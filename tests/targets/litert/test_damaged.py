@@ -11,8 +11,8 @@ import pytest
 
 import deploykit
 from deploykit import native
-from deploykit.manifest import MANIFEST_NAME
-from deploykit.storage import sha256_of
+from deploykit.artifact.manifest import MANIFEST_NAME
+from deploykit.artifact.storage import sha256_of
 from deploykit.testing import models
 
 pytestmark = pytest.mark.skipif(find_spec("litert_torch") is None, reason="litert-torch is not installed")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import deploykit
-from deploykit.host import this_host
-from deploykit.profiling import Effort
-from deploykit.registry import toolchain
+from deploykit.contract.host import this_host
+from deploykit.judge.profiling import Effort
+from deploykit.plugin.registry import toolchain
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_targets.litert.delegation import taken_by_delegates

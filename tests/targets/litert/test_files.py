@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.artifact import Artifact
+from deploykit.plugin.artifact import Artifact
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_calibration.unseen import MOST

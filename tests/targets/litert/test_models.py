@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import deploykit
-from deploykit.artifact import Artifact
-from deploykit.parity import Tolerance
+from deploykit.judge.parity import Tolerance
+from deploykit.plugin.artifact import Artifact
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 

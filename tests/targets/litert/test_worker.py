@@ -19,7 +19,7 @@ import pytest
 
 import deploykit
 from deploykit import child
-from deploykit.artifact import Artifact
+from deploykit.plugin.artifact import Artifact
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_targets.litert import convert_child

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import deploykit_targets.migraphx.build_model as recipe_program
-from deploykit.artifact import Golden, golden_bytes
+from deploykit.artifact.golden import Golden, golden_bytes
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.board import RecipeError
 

@@ -13,11 +13,11 @@ import onnx
 import pytest
 
 import deploykit
-from deploykit.achieved import Achieved
-from deploykit.manifest import NEEDS_DEVICE_BUILD
-from deploykit.precision import Evidence
-from deploykit.registry import toolchain
-from deploykit.target import Conversion
+from deploykit.artifact.manifest import NEEDS_DEVICE_BUILD
+from deploykit.contract.achieved import Achieved
+from deploykit.contract.precision import Evidence
+from deploykit.plugin.registry import toolchain
+from deploykit.plugin.target import Conversion
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_targets._recipe.portable import _finished

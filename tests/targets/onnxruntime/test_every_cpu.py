@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="exporting needs PyTorch")
 pytest.importorskip("onnxruntime", reason="these exports run in ONNX Runtime")
 
 import deploykit
-from deploykit.host import this_host
+from deploykit.contract.host import this_host
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cpu_cases
@@ -87,7 +87,7 @@ def test_a_file_of_an_older_version_is_refused_where_it_would_saturate(tmp_path:
 
     import onnx
 
-    from deploykit.artifact import Artifact
+    from deploykit.plugin.artifact import Artifact
     from deploykit_targets.onnxruntime import session
 
     made = cpu_cases.export("two_activations", "x86-cpu", "int8", tmp_path)

@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="exporting needs PyTorch")
 pytest.importorskip("openvino", reason="these exports run in OpenVINO")
 
 import deploykit
-from deploykit.host import this_host
+from deploykit.contract.host import this_host
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cpu_cases

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import deploykit
-from deploykit.artifact import Artifact
-from deploykit.devices import Device
-from deploykit.precision import Evidence
-from deploykit.registry import toolchain
+from deploykit.contract.devices import Device
+from deploykit.contract.precision import Evidence
+from deploykit.plugin.artifact import Artifact
+from deploykit.plugin.registry import toolchain
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_targets._tensorrt import compiled, compiler

@@ -12,10 +12,11 @@ import onnx
 import pytest
 
 import deploykit
-from deploykit.artifact import Artifact, golden_tolerance
-from deploykit.manifest import NEEDS_DEVICE_BUILD
-from deploykit.precision import Evidence
-from deploykit.registry import toolchain
+from deploykit.artifact.golden import golden_tolerance
+from deploykit.artifact.manifest import NEEDS_DEVICE_BUILD
+from deploykit.contract.precision import Evidence
+from deploykit.plugin.artifact import Artifact
+from deploykit.plugin.registry import toolchain
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_calibration.table import CalibrationTable

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.achieved import Achieved
-from deploykit.devices import Device, load_devices
-from deploykit.manifest import Manifest
-from deploykit.tensors import TensorSpec
+from deploykit.artifact.manifest import Manifest
+from deploykit.contract.achieved import Achieved
+from deploykit.contract.devices import Device, load_devices
+from deploykit.contract.tensors import TensorSpec
 from deploykit_targets.tvm.program import ALIGNMENT, Operand, Port, Program, Region, Step
 
 DEVICES = Path(__file__).parents[3] / "targets/deploykit_targets/tvm/devices.toml"

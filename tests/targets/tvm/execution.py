@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.host import this_host
+from deploykit.contract.host import this_host
 from deploykit_targets.tvm.emit import Finished
 from deploykit_targets.tvm.processor import HOST_ISAS, tiles_granted
 from deploykit_targets.tvm.program import Region

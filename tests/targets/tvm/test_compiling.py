@@ -14,8 +14,8 @@ pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
 import tvm
 
-from deploykit.devices import load_devices
-from deploykit.errors import ConversionError
+from deploykit.contract.devices import load_devices
+from deploykit.contract.errors import ConversionError
 from deploykit_targets.tvm.compiling import Compiler, compile_kernels
 from deploykit_targets.tvm.kernels.conv import conv
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape, plan_conv

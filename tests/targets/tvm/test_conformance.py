@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import deploykit
-from deploykit.artifact import Artifact
-from deploykit.manifest import MANIFEST_NAME, FileEntry
-from deploykit.storage import sha256_of
+from deploykit.artifact.manifest import MANIFEST_NAME, FileEntry
+from deploykit.artifact.storage import sha256_of
+from deploykit.plugin.artifact import Artifact
 from deploykit.testing import TargetConformance
 from deploykit_targets.tvm.build import LIBRARY, METADATA
 

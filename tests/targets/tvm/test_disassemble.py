@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets.tvm.disassemble import Product, confirm, kernels_in
 from deploykit_targets.tvm.program import Operand, Program, Region, Step
 

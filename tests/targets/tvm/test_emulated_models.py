@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
 import deploykit
-from deploykit.precision import Evidence
+from deploykit.contract.precision import Evidence
 from deploykit.testing.conformance import batches
 from deploykit.testing.models import ZOO
 from deploykit_targets.tvm.tools import system_tools

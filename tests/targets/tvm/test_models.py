@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import deploykit
 from deploykit.capture import capture, unroll_recurrent
-from deploykit.errors import ConversionError, UsageError
-from deploykit.host import this_host
+from deploykit.contract.errors import ConversionError, UsageError
+from deploykit.contract.host import this_host
 from deploykit.testing.conformance import batches
 from deploykit.testing.models import ZOO, seeded
 from deploykit_calibration.observe import run_calibration

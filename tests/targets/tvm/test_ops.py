@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
 from deploykit.capture import capture
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower
 

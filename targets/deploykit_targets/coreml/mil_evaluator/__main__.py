@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import ArtifactError, DeploykitError, UsageError
+from deploykit.contract.errors import ArtifactError, DeploykitError, UsageError
 from deploykit_targets.coreml.mil_evaluator.program import Program, load
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from deploykit._optional import require
-from deploykit.errors import ArtifactError, ConversionError, MissingDependencyError
+from deploykit.contract.errors import ArtifactError, ConversionError, MissingDependencyError
+from deploykit.contract.optional import require
 from deploykit_targets.coreml.mil_evaluator.errors import UnsupportedOpError
 
 PINNED: Final = "9.0"

@@ -7,7 +7,7 @@ ConversionError            exit code 4
 
 from __future__ import annotations
 
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 
 
 class UnsupportedOpError(ConversionError):

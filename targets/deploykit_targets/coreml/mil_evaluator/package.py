@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploykit.errors import ArtifactError
-from deploykit.reading import read_json
+from deploykit.contract.errors import ArtifactError
+from deploykit.contract.reading import read_json
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_targets.coreml.mil_evaluator import _milproto, executor, package
 from deploykit_targets.coreml.mil_evaluator.dtypes import CARRIERS, numpy_dtype, to_carrier, to_numpy
 from deploykit_targets.coreml.mil_evaluator.operation import Settings

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_targets.coreml.mil_evaluator import _milproto
 from deploykit_targets.coreml.mil_evaluator.dtypes import numpy_dtype
 

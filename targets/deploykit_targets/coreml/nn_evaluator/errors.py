@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 
 
 class UnsupportedLayerError(ConversionError):

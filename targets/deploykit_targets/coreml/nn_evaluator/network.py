@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploykit.errors import ArtifactError
+from deploykit.contract.errors import ArtifactError
 from deploykit_targets.coreml.mil_evaluator._milproto import parsed_model
 from deploykit_targets.coreml.mil_evaluator.errors import EvaluationError
 from deploykit_targets.coreml.mil_evaluator.specs import ValueSpec, chosen_inputs, described, named

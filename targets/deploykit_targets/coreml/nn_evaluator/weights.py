@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploykit.errors import ArtifactError
+from deploykit.contract.errors import ArtifactError
 
 
 def tensor(weights: Any, shape: Sequence[int], *, axis: int = 0) -> Tensor:

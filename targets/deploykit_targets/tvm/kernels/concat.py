@@ -10,7 +10,7 @@ import math
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as builder
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.elementwise import requantized
 from deploykit_targets.tvm.kernels.expressions import Affine, Expr, span, vector_lanes, vector_start
 

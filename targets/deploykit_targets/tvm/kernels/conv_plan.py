@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tvm.script import tirx as T
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import Expr, vector_start
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Array, pack_constants, pack_matrix

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script import tirx as T
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape
 from deploykit_targets.tvm.kernels.expressions import (
     Expr,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.conv_plan import ConvPlan, ConvShape, plan_conv
 from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine, Expr, on_stack
 from deploykit_targets.tvm.kernels.isa import Dot

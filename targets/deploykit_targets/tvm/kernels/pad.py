@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import Expr, fill
 
 

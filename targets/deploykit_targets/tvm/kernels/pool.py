@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import (
     UNSCALED,
     Affine,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from deploykit.errors import ConversionError
+from deploykit.contract.errors import ConversionError
 from deploykit_targets.tvm.program import Operand, Port, Program, Region, Step
 
 _REGIONS = {Region.CONSTANTS: "CONSTANTS", Region.ARENA: "ARENA"}

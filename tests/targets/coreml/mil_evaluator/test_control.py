@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 from deploykit_targets.coreml.mil_evaluator import EvaluationError, UnsupportedOpError, executor, from_mil
 from deploykit_targets.coreml.mil_evaluator.operation import Settings
 

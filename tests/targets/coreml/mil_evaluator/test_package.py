@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from deploykit.errors import ArtifactError, ConversionError, MissingDependencyError, UsageError
+from deploykit.contract.errors import ArtifactError, ConversionError, MissingDependencyError, UsageError
 from deploykit_targets.coreml.mil_evaluator import UnsupportedOpError, _milproto, from_mil, load, run_package
 from deploykit_targets.coreml.mil_evaluator.__main__ import main as command
 from deploykit_targets.coreml.mil_evaluator.package import locate

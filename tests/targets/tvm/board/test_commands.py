@@ -12,7 +12,7 @@ import pytest
 
 import deploykit
 from deploykit.cli import main
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.errors import ArtifactError, DeviceError, MissingDependencyError
+from deploykit.contract.errors import ArtifactError, DeviceError, MissingDependencyError
 from deploykit_targets.tvm.build import CONSTANTS, METADATA, RUNNER
 from deploykit_targets.tvm.runner import EmulatedSession
 from deploykit_targets.tvm.session import open_session

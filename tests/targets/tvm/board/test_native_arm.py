@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.errors import DeviceError, MissingDependencyError
+from deploykit.contract.errors import DeviceError, MissingDependencyError
 from deploykit_targets._board.root import ArmRoot, arm_root
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -22,9 +22,9 @@ from types import SimpleNamespace
 facts = json.loads(Path(sys.argv[1]).read_text())
 sys.path[:0] = facts["paths"]
 import numpy as np
-from deploykit.errors import DeploykitError
-from deploykit.manifest import Manifest
-from deploykit.tensors import TensorSpec
+from deploykit.contract.errors import DeploykitError
+from deploykit.artifact.manifest import Manifest
+from deploykit.contract.tensors import TensorSpec
 from deploykit_targets.tvm.session import NativeSession
 inputs, outputs = ((TensorSpec(name, tuple(facts["shape"]), "float32"),) for name in (facts["name"], "y"))
 manifest = SimpleNamespace(metadata={"library": facts["library"]})

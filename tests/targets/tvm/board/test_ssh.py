@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.errors import DeviceError, MissingDependencyError, UsageError
+from deploykit.contract.errors import DeviceError, MissingDependencyError, UsageError
 from deploykit_targets._board.ssh import Board
 from deploykit_targets.tvm.runner import BoardSession
 

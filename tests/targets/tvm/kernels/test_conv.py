@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 

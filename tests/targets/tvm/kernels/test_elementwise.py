@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.errors import UsageError
+from deploykit.contract.errors import UsageError
 
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.devices import load_devices
-from deploykit.errors import ConversionError, DeviceError, MissingDependencyError
-from deploykit.host import Host
+from deploykit.contract.devices import load_devices
+from deploykit.contract.errors import ConversionError, DeviceError, MissingDependencyError
+from deploykit.contract.host import Host
 from deploykit_targets.tvm.build import CONSTANTS, LIBRARY, PROGRAM, RUNNER, build_library, read_program
 from deploykit_targets.tvm.processor import processor_of
 from deploykit_targets.tvm.program import Operand, Port, Program, Region, Step

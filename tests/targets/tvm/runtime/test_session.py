@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.errors import ArtifactError, DeviceError, UsageError
+from deploykit.contract.errors import ArtifactError, DeviceError, UsageError
 from deploykit_targets.tvm.build import CONSTANTS, LIBRARY, METADATA
 from deploykit_targets.tvm.session import NativeSession
 

@@ -1,0 +1,52 @@
+"""Which toolchain `target="device:fastest"` chose, and what the others reached: values of the record `choice.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploykit.artifact.manifest import CHOICE_NAME
+from deploykit.contract.errors import ArtifactError
+from deploykit.contract.reading import read_json
+from deploykit.judge.profiling import Percentiles
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one toolchain made of the model.
+
+    Attributes:
+        target: such as `x86-cpu:openvino`.
+        status: `verified`, `failed`, or `refused` where there is no artifact.
+        sqnr_db: of its parity; None without an artifact.
+        size_bytes: of its payload.
+        latency_ms: percentiles, measured in turns with the other candidates that pass; None where it does not.
+        reason: why it was refused or failed; "" where it passes.
+    """
+
+    target: str
+    status: str
+    sqnr_db: float | None = None
+    size_bytes: int | None = None
+    latency_ms: Percentiles | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which toolchain was the fastest, and what the others reached; fastest first."""
+
+    winner: str
+    threads: int
+    candidates: tuple[Candidate, ...]
+
+
+def read_choice(folder: Path) -> Choice | None:
+    """The record beside an artifact that was chosen; None where it was not, or where the record is damaged."""
+    path = folder / CHOICE_NAME
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path, Choice)
+    except ArtifactError:
+        return None

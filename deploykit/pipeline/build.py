@@ -1,0 +1,132 @@
+"""`deploykit.build`: finish on the device what could only be prepared elsewhere.
+
+load ─▶ build ─▶ run golden data ─▶ profile ─▶ gate ─▶ publish a built artifact that remembers its parent
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deploykit.artifact import manifest as layout
+from deploykit.artifact.golden import golden_tolerance
+from deploykit.artifact.manifest import Notes
+from deploykit.artifact.replace import check_replaceable, failed_path, replaceable
+from deploykit.artifact.storage import publish_folder, staging_folder
+from deploykit.contract.errors import ParityError, UsageError
+from deploykit.contract.host import this_host
+from deploykit.contract.precision import Evidence
+from deploykit.contract.session import FunctionSession
+from deploykit.judge.parity import Link, ParityReport, Stage, compare_chain, failures_of
+from deploykit.pipeline.staging import finish, list_files
+from deploykit.plugin.artifact import Artifact, load
+from deploykit.plugin.target import Conversion, Target
+
+_NOTE = "compared with the golden outputs; how far those are from the float model, the earlier links of the chain say"
+
+
+def build(
+    path: str | Path,
+    *,
+    output: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    profile: bool = True,
+    strict: bool = True,
+) -> Artifact:
+    """Build an artifact on its device, prove it on the golden data, profile it, and publish it.
+
+    Args:
+        path: an artifact whose status is `needs device build`. It is left as it is.
+        output: folder of the built artifact; default `<path>-built`.
+        options: of the toolchain, over those that the artifact was exported with.
+        profile: measure latency, throughput and memory.
+        strict: raise when the golden outputs are not reproduced; False returns the artifact marked `failed`.
+    Returns:
+        The built artifact; its manifest's `parent` is the fingerprint of the one it was built from.
+    Raises:
+        UsageError: there is nothing to build, or an option is unknown or not for the device.
+        ArtifactError: the artifact is damaged, or the output folder is something else.
+        DeviceError, MissingDependencyError: no device, driver or vendor library here.
+        ConversionError: the vendor's builder refused.
+        ParityError: the device computes something else; `.candidate` is kept at `<output>.failed`.
+    """
+    parent = load(path)
+    if parent.manifest.build is None:
+        raise UsageError(f"{parent.path.name} needs no build; its status is {parent.status!r}", hint="open it as it is")
+    target = parent.plugin()
+    kept = replaceable(parent.path.with_name(f"{parent.path.name}-built") if output is None else output)
+    if kept == parent.path:
+        raise UsageError(f"{kept} is the artifact to build, which is left as it is", hint="choose another output=")
+    with staging_folder(kept, check_replaceable) as folder:
+        artifact, log = _built(parent, target, folder, options)
+        report = _parity(parent, artifact, target)
+        measured = target.profile(artifact) if profile else None
+        finish(artifact, report, measured, failed=not report.passed, log=log)
+        if strict and not report.passed:
+            kept = failed_path(kept)
+        publish_folder(folder, kept, check_replaceable)
+    published = load(kept)
+    if strict and not report.passed:
+        message = f"the device computes something else than the reference: {'; '.join(report.failures)}"
+        hint = "the device's library may choose kernels of lower precision; strict=False returns the candidate"
+        raise ParityError(message, report=report, candidate=published, hint=hint)
+    return published
+
+
+def _built(parent: Artifact, target: Target, folder: Path, options: Mapping[str, Any] | None) -> tuple[Artifact, str]:
+    merged = target.parse_options({**parent.manifest.options, **(options or {})})
+    target.check_options(merged, target.capabilities().devices[parent.manifest.device])
+    conversion: Conversion = target.build(parent, folder, merged)
+    shutil.copyfile(parent.path / layout.GOLDEN_NAME, folder / layout.GOLDEN_NAME)
+    manifest = replace(
+        parent.manifest,
+        status=layout.VERIFIED,
+        entry=conversion.entry,
+        files=list_files(folder),
+        achieved=conversion.achieved,
+        tool_versions={**parent.manifest.tool_versions, **conversion.tool_versions},
+        options=msgspec.to_builtins(merged),
+        build=None,
+        requirements=conversion.requirements or parent.manifest.requirements,
+        parent=parent.fingerprint,
+        metadata={**parent.manifest.metadata, **conversion.metadata},
+    )
+    return Artifact(folder, manifest), conversion.log
+
+
+def _parity(parent: Artifact, artifact: Artifact, target: Target) -> ParityReport:
+    """The built artifact against the golden outputs that the reference runtime gave at export."""
+    golden = artifact.golden()
+    tolerance = golden_tolerance(artifact.manifest.precision, artifact.manifest.metadata)
+    recorded = iter(golden.outputs)
+    reference = FunctionSession(lambda _: next(recorded), artifact.inputs, artifact.outputs)
+    with target.open(artifact) as session:
+        stages = (
+            Stage("golden outputs", reference, Evidence.REFERENCE),
+            Stage("artifact", session, target.evidence(artifact)),
+        )
+        chain, count = compare_chain(stages, golden.inputs)
+    earlier: tuple[Link, ...] = parent.parity.chain if parent.parity else ()
+    worst = chain[-1].worst
+    failures = failures_of(chain[-1], tolerance)
+    return ParityReport(
+        passed=not failures,
+        evidence=target.evidence(artifact),
+        sqnr_db=worst.sqnr_db,
+        cosine=worst.cosine,
+        max_abs=worst.max_abs,
+        top1_agreement=worst.top1_agreement,
+        chain=(*earlier, *chain),
+        layers=parent.parity.layers if parent.parity else (),
+        failures=failures,
+        tolerance=tolerance,
+        samples=count,
+        data="golden samples of the parent artifact",
+        host=this_host(),
+        notes=(_NOTE, *parent.manifest.recorded(Notes).notes),
+    )

@@ -1,0 +1,178 @@
+"""The evidence on an artifact: samples to judge it on, the parity report with the task metric, the profile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.contract.errors import UsageError
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.session import Session
+from deploykit.judge.parity import ParityReport, TaskMetric
+from deploykit.judge.profiling import Profile
+from deploykit.judge.slower import explained
+from deploykit.pipeline.plan import Plan
+from deploykit.pipeline.reference import reference_session
+from deploykit.pipeline.staging import baseline_artifact
+from deploykit.plugin.artifact import Artifact
+from deploykit.plugin.target import Conversion, ConversionJob, Target, Validation
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+    from deploykit_calibration.observe import CalibrationRun
+
+# Enough samples for a verdict within a few seconds of PyTorch on two cores: fewer for heavy models.
+_PARITY_MACS = 40_000_000_000
+_PARITY_SAMPLES = (8, 64)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Feeds for parity and golden data, and what they are; `others` are compared, too, and decide nothing."""
+
+    feeds: Sequence[dict[str, np.ndarray]]
+    described: str
+    others: Mapping[str, Sequence[dict[str, np.ndarray]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The user's metric (higher is better) and how much of it may be lost."""
+
+    evaluate: Callable[[Session], float]
+    max_drop: float
+
+    def __post_init__(self) -> None:
+        if not callable(self.evaluate):
+            raise UsageError(f"evaluate is {self.evaluate!r}", hint="pass a function: fn(session) -> float")
+        if not isinstance(self.max_drop, int | float) or not math.isfinite(self.max_drop):
+            raise UsageError(f"max_drop is {self.max_drop!r}", hint="pass a number in the metric's unit, like 0.01")
+
+    def measure(self, session: Session) -> float:
+        """The metric of one session; what the user's function raises passes.
+
+        Raises:
+            UsageError: it returned something else than a number.
+        """
+        found = self.evaluate(session)
+        try:
+            return float(found)
+        except (TypeError, ValueError):
+            raise UsageError(f"evaluate= returned {found!r}", hint="return one number, higher is better") from None
+
+
+_SEEN = "that its ranges were taken from"
+HELD_OUT, SEEN, EXAMPLE = "held-out {}", f"{{}} {_SEEN}", "example inputs"
+
+
+def choose_samples(captured: CapturedModel, run: CalibrationRun | None, data: Any, conversion: Conversion) -> Samples:
+    """What parity is judged on: samples that calibration did not see, where there are any.
+
+    That is what was held back; without calibration the user's data; else, and said so, what calibration saw, or the
+    example inputs. Samples of the other kinds are compared beside them.
+    """
+    least, most = _PARITY_SAMPLES
+    macs = max(1, sum(conversion.achieved.macs.values()))
+    limit = int(np.clip(_PARITY_MACS // macs, least, most))
+    example = [{spec.name: tensor for spec, tensor in zip(captured.inputs, captured.example_inputs, strict=True)}]
+    if run is None:
+        given = _given(captured, data, limit) if data is not None else []
+        return _named({"the given data": given, EXAMPLE: example}, limit)
+    kind = "calibration data" if run.table.source == "data" else "synthetic calibration data"
+    if not run.samples:
+        return _named({f"{EXAMPLE} (a finished table does not say whether it saw them)": example}, limit)
+    return _named({HELD_OUT.format(kind): run.held_out, SEEN.format(kind): run.samples, EXAMPLE: example}, limit)
+
+
+def _given(captured: CapturedModel, data: Any, limit: int) -> Sequence[Mapping[str, Any]]:
+    from deploykit_calibration.observe import first_samples
+
+    return first_samples(captured, data, limit=limit)
+
+
+def _named(found: Mapping[str, Sequence[Mapping[str, Any]]], limit: int) -> Samples:
+    """The first kind that has samples is judged; of the others a few are enough."""
+    arrays = {
+        data: [{name: tensor.numpy() for name, tensor in feeds.items()} for feeds in samples[:limit]]
+        for data, samples in found.items()
+        if samples
+    }
+    (judged, feeds), *others = arrays.items()
+    return Samples(feeds, judged, {data: samples[: _PARITY_SAMPLES[0]] for data, samples in others})
+
+
+def validate(
+    plan: Plan,
+    artifact: Artifact,
+    captured: CapturedModel,
+    samples: Samples,
+    conversion: Conversion,
+    task: Task | None,
+    run: CalibrationRun | None,
+) -> ParityReport:
+    """The parity chain with its gate, and the task metric where there is one; remarks where data were few."""
+    target, reference = plan.resolved.target, reference_session(captured)
+    judged = Validation(
+        reference,
+        samples.feeds,
+        samples.described,
+        plan.gates.tolerance,
+        simulation=conversion.simulation,
+        others=samples.others,
+    )
+    report = target.validate(artifact, judged)
+    report = replace(report, notes=(*report.notes, *_remarks(report, run)))
+    return report if task is None else report.with_metric(_measure(task, reference, artifact, target))
+
+
+_CLIPPED_DB = 3.0  # what samples that calibration saw reach more than others
+_FEW = 4  # samples: fewer tell a decibel or two
+
+
+def _remarks(report: ParityReport, run: CalibrationRun | None) -> Iterator[str]:
+    """What the samples could not show, or showed: too few to calibrate with, or to judge by."""
+    if run is None or not run.samples:
+        return
+    seen = next((o.worst.sqnr_db for o in report.other_samples if o.data.endswith(_SEEN)), None)
+    if not run.held_out:
+        yield "nothing could be held back of one sample: the figures are of the sample that the ranges were taken from"
+    elif seen is not None and report.sqnr_db is not None and seen - report.sqnr_db >= _CLIPPED_DB:
+        yield (
+            f"{run.table.samples} calibration samples do not cover what the model meets: {report.sqnr_db:.1f} dB on"
+            f" samples that were held out, {seen:.1f} dB on those that the ranges were taken from; more samples help"
+        )
+    if run.held_out and len(run.held_out) < _FEW:
+        yield f"judged on {report.samples} held-out sample(s): pass more calibration data for a figure that is sure"
+
+
+def _measure(task: Task, reference: Session, artifact: Artifact, target: Target) -> TaskMetric:
+    expected = task.measure(reference)
+    if not np.isfinite(expected):
+        raise UsageError(f"evaluate= returned {expected} for the float model, where a finite figure was expected")
+    with target.open_for_parity(artifact) as session:
+        got = task.measure(session)
+    # Not finite is the worst there can be; a manifest is JSON and holds finite figures only.
+    got = got if np.isfinite(got) else float(np.finfo(np.float64).min)
+    return TaskMetric(expected, got, task.max_drop)
+
+
+def profile(plan: Plan, artifact: Artifact, job: ConversionJob) -> Profile | None:
+    """Measured (or, where the device is not here, estimated) speed beside the float build.
+
+    None where it is not wanted, and under emulation, whose speed means nothing, of a device without published rates.
+    """
+    target = plan.resolved.target
+    if not plan.profile:
+        return None
+    if target.evidence(artifact) is Evidence.EMULATOR and not plan.resolved.device.peak_tops:
+        return None
+    can_float = Precision.FP32 in target.capabilities().precisions and Precision.FP32 in plan.resolved.device.precisions
+    if plan.precision is Precision.FP32 or not can_float:
+        return target.profile(artifact)
+    with baseline_artifact(plan.resolved, job, artifact) as baseline:
+        measured = target.profile(artifact, baseline=("fp32 artifact", baseline))
+    return replace(measured, findings=explained(measured, artifact.achieved))

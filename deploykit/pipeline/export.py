@@ -1,0 +1,180 @@
+"""`deploykit.export`: the pipeline, from a PyTorch model to a verified, profiled, published artifact.
+
+plan ─▶ capture ─▶ calibrate ─▶ convert ─▶ golden ─▶ validate ─▶ profile ─▶ gates ─▶ publish
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.artifact.manifest import CalibrationInfo
+from deploykit.artifact.replace import check_replaceable, failed_path
+from deploykit.artifact.storage import publish_folder, staging_folder
+from deploykit.contract.errors import CalibrationError
+from deploykit.contract.session import Session
+from deploykit.judge.parity import Tolerance
+from deploykit.pipeline import evidence as _evidence
+from deploykit.pipeline.fastest import SUFFIX, export_fastest
+from deploykit.pipeline.plan import Goals, Plan, make_plan
+from deploykit.pipeline.progress import Steps
+from deploykit.pipeline.staging import draft, finish, make_golden
+from deploykit.plugin.artifact import Artifact, load
+from deploykit.plugin.target import ConversionJob
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+    from deploykit_calibration.observe import CalibrationRun
+
+
+def export(
+    model: Any,
+    target: str = "x86-cpu",
+    precision: str = "int8",
+    *,
+    example_inputs: Any = None,
+    calibration: Any = None,
+    calibration_method: str = "default",
+    dynamic_batch: bool = False,
+    dynamic_shapes: Any = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    options: Any = None,
+    evaluate: Callable[[Session], float] | None = None,
+    max_drop: float = 0.01,
+    tolerance: Tolerance | None = None,
+    min_placement: float | None = None,
+    min_speedup: float | None = None,
+    profile: bool = True,
+    strict: bool = True,
+    output: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Artifact:
+    """Export a PyTorch model to a target, prove that the export is right, and publish it as an artifact.
+
+    Args:
+        model: `nn.Module`, `LightningModule`, `torch.export.ExportedProgram`, or `"package.module:factory"`
+            (which returns the model, or model and example inputs). Never changed.
+        target: device, toolchain, or `"device:toolchain"`; `deploykit.targets()` lists them. `"device:fastest"`
+            exports with each installed toolchain of the device, which must be this machine, and keeps the fastest that
+            passes; `artifact.choice` has the table.
+        precision: such as `fp32`, `fp16`, `int8`, `int8-dynamic`; a target says which it has.
+        example_inputs: tuple (positional) or dict (by name) of tensors; not needed where the model, the factory or a
+            calibration file tells the inputs.
+        calibration: for static precisions: iterable of tensors, `(inputs, labels)` tuples or dicts, a DataLoader, a
+            `.npz` or `.safetensors` path, a `CalibrationTable`, or `"synthetic"` (made-up data, marked as such).
+        calibration_method: `minmax`, `percentile` (99.99, or `percentile:99.9`), `entropy`, `mse`, `default` (chosen
+            for each tensor), or `best` (several are tried on a few samples, and the most accurate is kept).
+        dynamic_batch: keep axis 0 of every input dynamic.
+        dynamic_shapes: as `torch.export.export` takes them; instead of `dynamic_batch`.
+        include, exclude: module-path patterns (`"encoder.layer.*"`) of layers to quantise, or to keep in float.
+        options: the toolchain's options, as a mapping or its options dataclass.
+        evaluate: task metric, higher is better; called with a session of the float model and one of the artifact.
+        max_drop: how much lower the artifact's metric may be, in the metric's own unit.
+        tolerance: parity gate; None for the precision's default.
+        min_placement: share of multiply-accumulates, 0 to 1, that must run in the asked precision.
+        min_speedup: how many times faster than the float build it must be; needs `profile`, and the device to be this
+            machine: an estimate passes no gate.
+        profile: measure latency, throughput and memory, beside the float build.
+        strict: raise when a gate is missed; False returns the artifact marked `failed`.
+        output: folder of the artifact; an artifact that is there is replaced.
+            Default `out/<model>-<target>-<precision>`.
+        cache_dir: keep calibration statistics here and reuse them for the same model and data.
+        progress: show the running step on a terminal.
+    Returns:
+        The published artifact.
+    Raises:
+        UsageError, UnknownTargetError, UnsupportedPrecisionError, MissingDependencyError: before anything is computed.
+        CaptureError, CalibrationError, ConversionError: naming layer, source line and next step.
+        ParityError, PlacementError, PerformanceError: a gate was missed; `.candidate` is kept at `<output>.failed`.
+    """
+    request = dict(locals())  # first of all: the arguments, and nothing else
+    if isinstance(target, str) and target.endswith(SUFFIX):
+        return export_fastest(export, request)
+    goals = Goals(tolerance, min_placement, min_speedup)
+    plan = make_plan(
+        model,
+        target,
+        precision,
+        method=calibration_method,
+        options=options,
+        patterns=(include, exclude),
+        output=output,
+        goals=goals,
+        profile=profile,
+    )
+    task = None if evaluate is None else _evidence.Task(evaluate, max_drop)
+    steps = Steps(enabled=progress)
+    with steps.step("capture"):
+        captured, data = _capture(plan, model, example_inputs, dynamic_batch, dynamic_shapes, calibration)
+    with steps.step("calibrate", spinner=False):
+        run = _calibrate(plan, captured, data, cache_dir, progress)
+    with staging_folder(plan.output, check_replaceable) as folder:
+        with steps.step("convert"):
+            job = _job(plan, captured, run, folder)
+            conversion = plan.resolved.target.convert(job)
+        with steps.step("validate"):
+            samples = _evidence.choose_samples(captured, run, data, conversion)
+            artifact = draft(plan.resolved, job, conversion, calibration=_calibration_info(run, plan.method))
+            artifact = make_golden(artifact, samples.feeds, plan.resolved.target)
+            report = _evidence.validate(plan, artifact, captured, samples, conversion, task, run)
+        with steps.step("profile"):
+            measured = _evidence.profile(plan, artifact, job)
+        misses = plan.gates.misses(artifact.achieved, report, measured)
+        finish(artifact, report, measured, failed=bool(misses), log=conversion.log)
+        kept = failed_path(plan.output) if misses and strict else plan.output
+        publish_folder(folder, kept, check_replaceable)
+    published = load(kept)
+    if misses and strict:
+        raise misses[0].error(published)
+    return published
+
+
+def _capture(
+    plan: Plan, model: Any, example_inputs: Any, dynamic_batch: bool, dynamic_shapes: Any, calibration: Any
+) -> tuple[CapturedModel, Any]:
+    from deploykit.capture import capture, open_model
+
+    found, inputs, data = open_model(model, example_inputs, calibration)
+    if data is None and plan.precision.is_static:
+        instead = f' choose "{plan.gates.instead}",' if plan.gates.instead else ""
+        raise CalibrationError(
+            f"{plan.precision} fixes activation ranges at export, and there is no data to take them from",
+            hint=f"pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable),{instead}"
+            ' or say calibration="synthetic" for made-up ranges',
+        )
+    return capture(found, example_inputs=inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes), data
+
+
+def _calibrate(
+    plan: Plan, captured: CapturedModel, data: Any, cache_dir: str | Path | None, progress: bool
+) -> CalibrationRun | None:
+    if not plan.precision.is_static:
+        return None
+    from deploykit_calibration.observe import run_calibration
+
+    return run_calibration(captured, data, progress=progress, cache_dir=cache_dir, hold_out=True)
+
+
+def _job(plan: Plan, captured: CapturedModel, run: CalibrationRun | None, folder: Path) -> ConversionJob:
+    return ConversionJob(
+        captured=captured,
+        precision=plan.precision,
+        device=plan.resolved.device,
+        folder=folder,
+        table=run.table if run else None,
+        method=plan.method,
+        include=plan.include,
+        exclude=plan.exclude,
+        options=plan.options,
+        samples=run.samples if run else (),
+    )
+
+
+def _calibration_info(run: CalibrationRun | None, method: str) -> CalibrationInfo | None:
+    if run is None:
+        return None
+    table = run.table
+    return CalibrationInfo(table.source, table.samples, method, table.data_fingerprint, len(run.held_out))

@@ -1,0 +1,152 @@
+"""`target="device:fastest"`: export with every toolchain of a device, measure the artifacts in turns, keep the fastest.
+
+Only what passes the gates of the export can win, and only what is measured on the device itself is compared: on a
+machine that is not the device this is refused. The losers' figures stay beside the winner in `choice.json`, a record.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from deploykit.artifact.choice import Candidate, Choice
+from deploykit.artifact.manifest import CHOICE_NAME, VERIFIED
+from deploykit.artifact.replace import check_replaceable, replaceable
+from deploykit.artifact.storage import publish_folder, staging_folder, write_file
+from deploykit.contract.errors import (
+    ConversionError,
+    DeploykitError,
+    DeviceError,
+    MissingDependencyError,
+    UnknownTargetError,
+)
+from deploykit.contract.precision import Evidence
+from deploykit.judge.profiling import DEFAULT_EFFORT, Percentiles, measure_interleaved
+from deploykit.pipeline.plan import default_output
+from deploykit.plugin.artifact import Artifact, load
+from deploykit.plugin.registry import Resolved, resolve, toolchains
+
+SUFFIX = ":fastest"
+
+
+def export_fastest(export: Callable[..., Artifact], request: Mapping[str, Any]) -> Artifact:
+    """Export with each installed toolchain of the device, and publish the fastest artifact that passes its gates.
+
+    Args:
+        export: `deploykit.export`.
+        request: its arguments by name; `target` ends with `:fastest`.
+    Raises:
+        UnknownTargetError: no toolchain has that device.
+        MissingDependencyError: none that has it, in the precision, is installed.
+        DeviceError: this machine is not the device, so that nothing can be measured.
+        ConversionError: no artifact passes; the message has the reason of each.
+    """
+    device = request["target"].removesuffix(SUFFIX)
+    offers = _installed(device, request["precision"])
+    output = replaceable(request["output"] or default_output(request["model"], request["target"], request["precision"]))
+    with (
+        staging_folder(output, check_replaceable) as staging,
+        tempfile.TemporaryDirectory(prefix="deploykit-fastest-") as cache,
+    ):
+        shared = {**request, "calibration": _kept(request["calibration"]), "cache_dir": request["cache_dir"] or cache}
+        made = {
+            offer.typed: _attempt(export, {**shared, "target": offer.typed, "output": staging / offer.target.name})
+            for offer in offers
+        }
+        passing = {name: found for name, found in made.items() if isinstance(found, Artifact) and _passes(found)}
+        if not passing:
+            reasons = "; ".join(f"{name}: {_described(name, found).reason}" for name, found in made.items())
+            raise ConversionError(
+                f"no toolchain of {device} makes an artifact that passes: {reasons}",
+                hint="export with one of them to see its report and its hint",
+            )
+        choice = _measured(_of_the_device(passing), made)
+        winner = passing[choice.winner]
+        data = msgspec.json.format(msgspec.json.encode(choice), indent=2) + b"\n"
+        write_file(winner.path / CHOICE_NAME, data)
+        publish_folder(winner.path, output, check_replaceable)
+    return load(output)
+
+
+def _installed(device: str, precision: str) -> list[Resolved]:
+    """The toolchains to try, those that measure on this machine only."""
+    serving = [name for name, plugin in toolchains().items() if device in plugin.capabilities().devices]
+    if not serving:
+        resolve(device)  # raises with near names
+        raise UnknownTargetError(f"no toolchain has the device {device!r}")
+    having = [resolve(f"{device}:{name}") for name in serving]
+    having = [o for o in having if precision in o.target.capabilities().precisions and precision in o.device.precisions]
+    missing: list[DeploykitError] = []
+    offers: list[Resolved] = []
+    for offer in having:
+        try:
+            offer.target.check_installed(export=True)
+            offer.target.check_installed(export=False)
+            offers.append(offer)
+        except MissingDependencyError as error:
+            missing.append(error)
+    if not offers and missing:
+        raise missing[0]
+    if not offers:
+        raise UnknownTargetError(f"no toolchain of {device} has {precision}; there are {', '.join(serving)}")
+    return offers
+
+
+def _kept(calibration: Any) -> Any:
+    """Data that can be read once are read once, for every toolchain."""
+    return list(calibration) if isinstance(calibration, Iterator) else calibration
+
+
+def _attempt(export: Callable[..., Artifact], request: Mapping[str, Any]) -> Artifact | DeploykitError:
+    try:
+        return export(**{**request, "strict": False})
+    except DeploykitError as error:
+        return error
+
+
+def _passes(artifact: Artifact) -> bool:
+    return artifact.status == VERIFIED
+
+
+def _of_the_device(passing: Mapping[str, Artifact]) -> Mapping[str, Artifact]:
+    """Those that compute here as they do on their device, which alone can be compared."""
+    found = {name: one for name, one in passing.items() if _is_native(one)}
+    if not found:
+        raise DeviceError(
+            f"{', '.join(passing)} does not run on this machine, and the fastest is found by measuring",
+            hint="export on the device, or name the toolchain",
+        )
+    return found
+
+
+def _is_native(artifact: Artifact) -> bool:
+    return artifact.plugin().evidence(artifact) is Evidence.DEVICE
+
+
+def _measured(passing: Mapping[str, Artifact], made: Mapping[str, Artifact | DeploykitError]) -> Choice:
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(artifact.open()) for artifact in passing.values()]
+        feeds = next(iter(passing.values())).golden().inputs[0]
+        times, _ = measure_interleaved(sessions, feeds, DEFAULT_EFFORT)
+        threads = sessions[0].threads
+    latency = dict(zip(passing, map(Percentiles.of, times), strict=True))
+    rows = [replace(_described(name, found), latency_ms=latency.get(name)) for name, found in made.items()]
+    rows.sort(key=lambda row: row.latency_ms.p50 if row.latency_ms else float("inf"))
+    return Choice(rows[0].target, threads, tuple(rows))
+
+
+def _described(name: str, found: Artifact | DeploykitError) -> Candidate:
+    if isinstance(found, DeploykitError):
+        return Candidate(name, "refused", reason=str(found).splitlines()[0])
+    parity = found.parity
+    failures: Sequence[str] = parity.failures if parity else ()
+    if _passes(found) and not _is_native(found):
+        reason = "; ".join(("it computes otherwise here than on its device", *found.preflight().adapted))
+        return Candidate(name, found.status, parity.sqnr_db if parity else None, found.size_bytes, reason=reason)
+    reason = "" if _passes(found) else "; ".join(failures) or "it missed a placement or performance gate"
+    return Candidate(name, found.status, parity.sqnr_db if parity else None, found.size_bytes, reason=reason)

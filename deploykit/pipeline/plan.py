@@ -1,0 +1,150 @@
+"""Everything about an export that can be decided, and refused, before the model is touched."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit.artifact.replace import replaceable
+from deploykit.contract.errors import UsageError
+from deploykit.contract.precision import Precision
+from deploykit.judge.parity import DEFAULT_TOLERANCES, Tolerance
+from deploykit.pipeline.gates import Gates
+from deploykit.pipeline.placement import REACHES_FURTHER
+from deploykit.plugin.registry import Resolved, resolve
+from deploykit_calibration.ranges import METHODS
+
+_METHODS = ("default", "best", *METHODS[1:])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request.
+
+    Attributes:
+        resolved: target as typed, plugin and device.
+        precision: that both have.
+        method: calibration method.
+        options: the toolchain's own options.
+        include, exclude: module-path patterns.
+        output: absolute folder of the artifact.
+        gates: what it must reach.
+        profile: whether to measure.
+    """
+
+    resolved: Resolved
+    precision: Precision
+    method: str
+    options: Any
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    output: Path
+    gates: Gates
+    profile: bool
+
+
+@dataclass(frozen=True)
+class Goals:
+    """The gates as the user gave them."""
+
+    tolerance: Tolerance | None
+    min_placement: float | None
+    min_speedup: float | None
+
+
+def make_plan(
+    model: Any,
+    target: str,
+    precision: str,
+    *,
+    method: str,
+    options: Any,
+    patterns: tuple[Sequence[str], Sequence[str]],
+    output: str | Path | None,
+    goals: Goals,
+    profile: bool,
+) -> Plan:
+    """Check a request.
+
+    Raises:
+        UsageError, UnknownTargetError, UnsupportedPrecisionError, MissingDependencyError: it cannot be met.
+        ArtifactError: the output folder is something else.
+    """
+    resolved = resolve(target)
+    wanted = _precision(precision)
+    if method.partition(":")[0] not in _METHODS:
+        raise UsageError(f"unknown calibration_method {method!r}", hint=f"one of {', '.join(_METHODS)}")
+    include, exclude = (_patterns(name, given) for name, given in zip(("include", "exclude"), patterns, strict=True))
+    resolved.target.check_precision(wanted, resolved.device)
+    resolved.target.check_installed(export=True)
+    parsed = resolved.target.parse_options(options)
+    resolved.target.check_options(parsed, resolved.device)
+    return Plan(
+        resolved=resolved,
+        precision=wanted,
+        method=method,
+        options=parsed,
+        include=include,
+        exclude=exclude,
+        output=replaceable(output or default_output(model, target, precision)),
+        gates=_gates(wanted, goals, resolved, profile=profile),
+        profile=profile,
+    )
+
+
+def _precision(name: str) -> Precision:
+    try:
+        return Precision(name)
+    except ValueError:
+        raise UsageError(f"unknown precision {name!r}", hint=f"one of {', '.join(map(str, Precision))}") from None
+
+
+def _patterns(name: str, given: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise UsageError(f"{name} must be a list of patterns, not one string", hint=f"{name}=[{given!r}]")
+    patterns = tuple(given)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise UsageError(f"{name} holds something that is no pattern: {list(patterns)!r}", hint=f'{name}=["layer1.*"]')
+    return patterns
+
+
+def _gates(precision: Precision, goals: Goals, resolved: Resolved, *, profile: bool) -> Gates:
+    if goals.min_speedup is not None and not profile:
+        raise UsageError("min_speedup needs profile=True", hint="drop profile=False or min_speedup")
+    if goals.min_placement is not None and not 0.0 <= goals.min_placement <= 1.0:
+        raise UsageError(f"min_placement is a share from 0 to 1, not {goals.min_placement}")
+    if goals.min_speedup is not None and not 0.0 < goals.min_speedup < math.inf:
+        raise UsageError(f"min_speedup is a factor above 0, not {goals.min_speedup}")
+    tolerance = DEFAULT_TOLERANCES[precision] if goals.tolerance is None else goals.tolerance
+    if not isinstance(tolerance, Tolerance):
+        raise UsageError(f"tolerance is {tolerance!r}", hint="tolerance=deploykit.Tolerance(min_sqnr_db=20.0)")
+    return Gates(
+        precision=precision,
+        tolerance=tolerance,
+        min_placement=goals.min_placement,
+        min_speedup=goals.min_speedup,
+        instead=_instead(precision, resolved),
+        reaches_further=_first(REACHES_FURTHER.get(precision, ()), resolved),
+    )
+
+
+def _instead(precision: Precision, resolved: Resolved) -> Precision | None:
+    """What loses less than `precision`, as far as the target and the device's silicon have it."""
+    gentler = (Precision.INT8_DYNAMIC, Precision.INT8_WEIGHT_ONLY, Precision.FP16, Precision.BF16, Precision.FP32)
+    after = gentler[gentler.index(precision) + 1 :] if precision in gentler else gentler
+    return _first(after, resolved)
+
+
+def _first(wanted: Sequence[Precision], resolved: Resolved) -> Precision | None:
+    both = set(resolved.target.capabilities().precisions) & set(resolved.device.precisions)
+    return next((found for found in wanted if found in both), None)
+
+
+def default_output(model: Any, target: str, precision: str) -> Path:
+    """Where an artifact goes that was given no folder."""
+    name = model.rsplit(":", 1)[-1] if isinstance(model, str) else type(model).__name__
+    return Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name.lower()}-{target}-{precision}")

@@ -1,0 +1,1 @@
+"""What a toolchain plugin implements, and the registry that finds it."""

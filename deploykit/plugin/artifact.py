@@ -1,0 +1,126 @@
+"""`Artifact`: an exported model on disk, opened by the toolchain that made it.
+
+An artifact is a folder. Loading trusts nothing: no pickle, no path outside the folder, no links, sizes and hashes
+checked before a runtime sees a byte. What is refused is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deploykit.artifact.golden import golden_tolerance
+from deploykit.artifact.store import StoredArtifact, check_files, read
+from deploykit.contract.errors import ArtifactError, ParityError, UsageError
+from deploykit.contract.host import this_host
+from deploykit.contract.requirements import Missing, Preflight, Requirements, check
+from deploykit.contract.session import FunctionSession, Session
+from deploykit.judge.parity import Metrics, ParityReport, compare_sessions, failures_of
+from deploykit.judge.slower import time_shares
+from deploykit.plugin.registry import check_agreement, toolchain
+from deploykit.plugin.target import Target
+
+
+class Artifact(StoredArtifact):
+    """An exported model. Made by `deploykit.export`, read back by `deploykit.load`."""
+
+    def open(self, *, threads: int | None = None) -> Session:
+        """Open the artifact in its runtime.
+
+        Args:
+            threads: for the runtime; None for all cores that this process may use.
+        Raises:
+            MissingDependencyError: the runtime is not installed.
+            DeviceError: the artifact must first be built on its device, or this machine lacks what it needs; see
+                `preflight`.
+        """
+        return self.plugin().open(self, threads=threads)
+
+    @property
+    def requirements(self) -> Requirements:
+        """What the artifact needs of the machine that runs it; `preflight` compares that with this machine."""
+        try:
+            return self.plugin().needs(self)
+        except UsageError:  # no such toolchain is installed here
+            return self.manifest.requirements or Requirements()
+
+    def preflight(self) -> Preflight:
+        """Whether this machine (or the board) has what the artifact needs, and what is done without; opens nothing."""
+        try:
+            return self.plugin().preflight(self)
+        except UsageError as error:
+            found = check(self.requirements, this_host())
+            return replace(found, missing=(*found.missing, Missing(error.message, error.hint or "install its plugin")))
+
+    def on_board(self, address: str) -> Artifact:
+        """The same artifact, opened, verified and profiled on a board; see `Target.on_board`.
+
+        Its program is copied to the board over SSH and executed there.
+
+        Args:
+            address: as for `ssh`, such as `user@host`.
+        """
+        return Artifact(self.path, self.manifest, board=address, seal=self._seal)
+
+    def plugin(self) -> Target:
+        """The toolchain that it was made with and is run by."""
+        check_agreement(self.manifest)
+        found = toolchain(self.manifest.toolchain)
+        return found if self._board is None else found.on_board(self._board)
+
+    def verify(self) -> Metrics:
+        """Check every hash, then run the golden inputs and compare with the golden outputs.
+
+        Returns:
+            The worst figures of the artifact here against the artifact where it was made.
+        Raises:
+            ArtifactError: a file is damaged.
+            ParityError: this machine computes something else than the one that made the artifact.
+        """
+        check_files(self.path, self.manifest)
+        golden = self.golden()
+        recorded = iter(golden.outputs)
+        reference = FunctionSession(lambda _: next(recorded), self.inputs, self.outputs)
+        with self.open() as session:
+            link = compare_sessions(reference, session, golden.inputs)
+        misses = failures_of(link, golden_tolerance(self.manifest.precision, self.manifest.metadata))
+        if misses:
+            message = f"{self.path.name} gives other outputs here than where it was made: {'; '.join(misses)}"
+            raise ParityError(message, report=self._require_parity(), candidate=self)
+        return link.worst
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for `--json` and tables: the manifest plus path and profile."""
+        data: dict[str, Any] = json.loads(self.manifest.to_json())
+        data["path"] = str(self.path)
+        data["size_bytes"] = self.size_bytes
+        data["profile"] = msgspec.to_builtins(self.profile)
+        data["choice"] = msgspec.to_builtins(self.choice)
+        if self.profile:
+            data["profile"]["worth_it"] = self.profile.worth_it
+        shares = time_shares(self.profile, self.achieved)
+        for each in data["achieved"].setdefault("float_activations", []):  # older manifests have none
+            each["time_share"] = shares.get(each["name"])
+        found = self.preflight()
+        data["preflight"] = {**msgspec.to_builtins(found), "ok": found.ok}
+        return data
+
+    def _require_parity(self) -> ParityReport:
+        if self.manifest.parity is None:
+            raise ArtifactError(f"{self.path.name} carries no parity report; it was never run")
+        return self.manifest.parity
+
+
+def load(path: str | Path) -> Artifact:
+    """Read an artifact and check every file's size and hash before anything uses it.
+
+    Raises:
+        ArtifactError: not an artifact, damaged, truncated, with a path that leaves the folder, a link, or written by
+            a newer deploykit; the message says which and what to do.
+    """
+    folder, manifest, seal = read(path, check_agreement)
+    return Artifact(folder, manifest, seal=seal)

@@ -1,0 +1,569 @@
+"""`Target`: the contract between the pipeline and a toolchain plugin.
+
+Public methods check and are written once; a plugin writes the underscored hooks. A plugin's `target.py` imports
+nothing heavy at module level, because listing targets loads every plugin.
+
+    capabilities()            what it supports, and what must be installed for it
+    calibrate(...)            activation ranges for static precisions (shared statistics; ranges per scheme later)
+    convert(job)              captured model -> payload files in a staging folder
+    build(artifact, ...)      what must be done on the device itself, where a toolchain has such a step
+    preflight(artifact)       what this machine lacks of what the artifact needs
+    open(artifact)            artifact -> Session, refused where something is lacking
+    lint(path)                the toolchain's rules for a model file, whoever wrote it, where it has some
+    validate(...)             parity chain with its gate        (one default for all, written over Session)
+    profile(...)              measured or estimated speed       (one default for all, written over Session)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import msgspec
+
+from deploykit.artifact.manifest import PendingBuild
+from deploykit.contract.achieved import Achieved
+from deploykit.contract.devices import Device
+from deploykit.contract.errors import (
+    ArtifactError,
+    DeviceError,
+    MissingDependencyError,
+    UnsupportedPrecisionError,
+    UsageError,
+)
+from deploykit.contract.findings import Finding
+from deploykit.contract.host import ARCHITECTURES, Host, this_host
+from deploykit.contract.optional import Requirement, SystemTool
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.requirements import Missing, Preflight, Requirements, check, lacking
+from deploykit.contract.session import FunctionSession, Session
+from deploykit.contract.tensors import Feeds
+from deploykit.judge.parity import (
+    SIMULATED,
+    LayerParity,
+    OtherSamples,
+    ParityReport,
+    Stage,
+    Tolerance,
+    compare_chain,
+    failures_of,
+    remarks_on,
+)
+from deploykit.judge.profiling import DEFAULT_EFFORT, Baseline, Effort, Measuring, Profile, measure, peak_memory_bytes
+from deploykit.native import probe
+from deploykit.plugin.estimate import estimate
+
+if TYPE_CHECKING:
+    import torch
+
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit.capture import CapturedModel
+    from deploykit_calibration.table import CalibrationTable
+
+
+# Runtimes start as many as they are told; some hang the machine long before they refuse.
+_MAX_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a toolchain can do.
+
+    Attributes:
+        summary: one line for listings.
+        precisions: all it can produce, best known first.
+        devices: by name.
+        export_extra, runtime_extra: names of the extras that install what exporting and running need.
+        export_requires, runtime_requires: the packages behind those extras.
+        evidence: the best evidence level that running here gives.
+        dynamic_batch: whether a dynamic batch axis survives conversion.
+        distribution: that has the extras.
+        opens: suffixes of model files, made by others too, that `open_file` runs.
+        compile_extra, compile_requires: the extra, and its packages, with which the vendor's compiler reads every
+            export on any machine (evidence `compiled`); empty where there is no such compiler.
+        system_tools: programs that pip does not install (a cross compiler, an emulator); `doctor` checks them.
+    """
+
+    summary: str
+    precisions: tuple[Precision, ...]
+    devices: Mapping[str, Device]
+    export_extra: str
+    runtime_extra: str
+    export_requires: tuple[Requirement, ...]
+    runtime_requires: tuple[Requirement, ...]
+    evidence: Evidence = Evidence.DEVICE
+    dynamic_batch: bool = True
+    distribution: str = "deploykit"
+    opens: tuple[str, ...] = ()
+    system_tools: tuple[SystemTool, ...] = ()
+    compile_extra: str = ""
+    compile_requires: tuple[Requirement, ...] = ()
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For toolchains without options."""
+
+
+class Simulation(Protocol):
+    """The q/dq graph run in PyTorch: the reference for a quantised artifact.
+
+    One that has `float_activations` says with them what the placement leaves in float beside its integer layers.
+    """
+
+    def run(self, feeds: Feeds) -> Mapping[str, Any]:
+        """Run one set of named arrays to named arrays."""
+
+    def compare_layers(self, samples: Iterable[Feeds]) -> Sequence[LayerParity]:
+        """SQNR per layer against the float graph, worst first."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConversionJob:
+    """Everything a conversion may depend on.
+
+    Attributes:
+        captured: the normalised float graph.
+        precision: requested; checked against the target and the device.
+        device: that the artifact is for.
+        folder: empty staging folder that takes the payload files.
+        table: activation statistics; None where the precision needs none.
+        method: how ranges are chosen from the statistics.
+        include, exclude: module-path patterns of the layers to quantise; an empty include is all.
+        options: the toolchain's own options dataclass.
+        is_baseline: whether it is made to be compared with and not kept, so that nothing need be proved of it.
+        samples: a few of the calibration data, feeds by input name; empty where there is only a finished table.
+    """
+
+    captured: CapturedModel
+    precision: Precision
+    device: Device
+    folder: Path
+    table: CalibrationTable | None = None
+    method: str = "default"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    options: Any = field(default_factory=NoOptions)
+    samples: Sequence[Mapping[str, torch.Tensor]] = ()
+    is_baseline: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """What a conversion made.
+
+    Attributes:
+        entry: payload file, relative to the job's folder, that the runtime opens.
+        achieved: counted in the produced file.
+        tool_versions: distributions that took part, by name.
+        simulation: the quantised graph in PyTorch; None where nothing is simulated.
+        build: what is left to do on the device; None where the artifact runs as it is.
+        log: what the converter printed, kept beside the artifact and never shown on success.
+        metadata: facts that only this toolchain records (JSON values).
+        requirements: what the payload needs of a machine; None for what `Target.requirements` says.
+    """
+
+    entry: str
+    achieved: Achieved
+    tool_versions: dict[str, str]
+    simulation: Simulation | None = None
+    build: PendingBuild | None = None
+    log: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    requirements: Requirements | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """What parity is judged on.
+
+    Attributes:
+        reference: the float model as a session.
+        samples: feeds, all compared.
+        data: says what the samples are, such as "calibration data".
+        tolerance: the gate.
+        simulation: the quantised graph in PyTorch, or None.
+        others: further samples, by what they are; compared, and not gated.
+    """
+
+    reference: Session
+    samples: Sequence[Feeds]
+    data: str
+    tolerance: Tolerance
+    simulation: Simulation | None = None
+    others: Mapping[str, Sequence[Feeds]] = field(default_factory=dict)
+
+
+class Target(ABC):
+    """Base of all toolchain plugins. Subclass it, write the hooks, register it under `deploykit.targets`."""
+
+    name: ClassVar[str]
+    options_type: ClassVar[type[Any]] = NoOptions
+    reader_may_crash: ClassVar[bool] = False
+    """Whether the runtime is known to end its process on a damaged file; a child then opens first what others wrote."""
+
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """Say what this toolchain supports. Cheap: no vendor package is imported."""
+
+    # -- checks ---------------------------------------------------------------------------------------------
+
+    def check_precision(self, precision: Precision, device: Device) -> None:
+        """Refuse a precision that the toolchain or the device's silicon lacks.
+
+        Raises:
+            UnsupportedPrecisionError: names those that both have.
+        """
+        both = [p for p in self.capabilities().precisions if p in device.precisions]
+        if precision not in both:
+            raise UnsupportedPrecisionError(
+                f"{self.name} on {device.name} has no {precision}; it has {', '.join(map(str, both))}",
+                hint=f'precision="{both[0]}"' if both else None,
+            )
+
+    def unavailable_here(self, device: Device) -> str:
+        """Why nothing can be exported to `device` on this machine although every package is here; "" where it can.
+
+        Cheap, as `capabilities`: listings ask it for every device. Override where exporting needs more than packages.
+        """
+        del device
+        return ""
+
+    def check_installed(self, *, export: bool) -> None:
+        """Refuse early where a package for exporting (or for running) is missing.
+
+        Raises:
+            MissingDependencyError: with the pip command.
+        """
+        own = self.capabilities()
+        requires, extra = (
+            (own.export_requires, own.export_extra) if export else (own.runtime_requires, own.runtime_extra)
+        )
+        for requirement in requires:
+            if not requirement.installed:
+                purpose = f"{'export to' if export else 'run artifacts of'} {self.name}"
+                raise MissingDependencyError(
+                    requirement.project,
+                    extra=extra,
+                    purpose=purpose,
+                    distribution=own.distribution,
+                    command=requirement.how or None,
+                )
+
+    def parse_options(self, options: object | Mapping[str, Any] | None) -> Any:
+        """Turn a mapping (of the command line, say) into the toolchain's options dataclass.
+
+        Raises:
+            UsageError: an unknown name or a value of the wrong type; the message lists the options there are.
+        """
+        if options is None:
+            return self.options_type()
+        if isinstance(options, self.options_type):
+            return options
+        known = {f: str(t) for f, t in self.options_type.__annotations__.items()}
+        listed = f"options of {self.name}: {known or 'none'}"
+        if not isinstance(options, Mapping):
+            raise UsageError(f"options must be a mapping or {self.options_type.__name__}, not {type(options).__name__}")
+        unknown = sorted(options.keys() - known.keys())
+        if unknown:
+            raise UsageError(f"unknown option {', '.join(unknown)}", hint=listed)
+        try:
+            return msgspec.convert(dict(options), self.options_type, strict=False)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"bad option value: {error}", hint=listed) from error
+
+    def check_options(self, options: Any, device: Device) -> None:
+        """Refuse values that the device cannot take; override where the type of an option does not say it all.
+
+        Args:
+            options: the toolchain's options dataclass.
+        Raises:
+            UsageError: names the option, the device and what is allowed.
+        """
+        del options, device  # any value of the right type will do
+
+    def check_runnable(self, artifact: StoredArtifact) -> None:
+        """Refuse early where a package for running `artifact` is missing; override where that depends on its build.
+
+        Raises:
+            MissingDependencyError: with the command that installs it.
+        """
+        self.check_installed(export=False)
+
+    def requirements(self, device: Device, precision: Precision) -> Requirements:
+        """What a payload for `device` in `precision` needs of a machine, as far as that is known without the file.
+
+        Of an artifact that older versions wrote this is all that is known. Override it for more than its packages.
+        """
+        del device, precision
+        return Requirements(packages={one.project: "" for one in self.capabilities().runtime_requires})
+
+    def needs(self, artifact: StoredArtifact) -> Requirements:
+        """What `artifact` needs: as its manifest says, or for one without, as `requirements` says."""
+        manifest = artifact.manifest
+        device = self.capabilities().devices.get(manifest.device)
+        if manifest.requirements is None and device is not None:
+            return self.requirements(device, manifest.precision)
+        return manifest.requirements or Requirements()
+
+    def preflight(self, artifact: StoredArtifact) -> Preflight:
+        """Whether this machine has what `artifact` needs; nothing is opened.
+
+        Override it where something else than this machine's own processor runs the payload.
+        """
+        found = check(self.needs(artifact), self.host())
+        build = artifact.manifest.build
+        if build is not None:
+            pending = Missing(f"it is not runnable yet: {build.reason}", build.command_for(artifact.path))
+            return replace(found, missing=(*found.missing, pending))
+        try:
+            self.check_runnable(artifact)
+        except MissingDependencyError as error:
+            absent = Missing(error.message, error.command, error.package)
+            return replace(found, missing=(*found.missing, absent))
+        return found
+
+    def host(self) -> Host:
+        """The machine that runs artifacts: this one, or a board."""
+        return this_host()
+
+    # -- steps ----------------------------------------------------------------------------------------------
+
+    def convert(self, job: ConversionJob) -> Conversion:
+        """Write the payload files of `job` into its folder.
+
+        Raises:
+            UnsupportedPrecisionError, MissingDependencyError: see the checks above.
+            ConversionError: the converter refused; the message names op, module path and source line.
+        """
+        self.check_precision(job.precision, job.device)
+        self.check_installed(export=True)
+        converted = self._convert(job)
+        beside = getattr(converted.simulation, "float_activations", ())
+        return replace(converted, achieved=replace(converted.achieved, float_activations=beside))
+
+    def build(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion:
+        """Finish an artifact on its device; see `deploykit.build`.
+
+        Args:
+            artifact: with a pending build.
+            folder: empty staging folder that takes the payload files of the built artifact.
+            options: the toolchain's options dataclass.
+
+        Raises:
+            DeviceError, MissingDependencyError: no device, driver or vendor library here.
+            ConversionError: the vendor's builder refused.
+        """
+        return self._build(artifact, folder, options)
+
+    def open(self, artifact: StoredArtifact, *, threads: int | None = None) -> Session:
+        """Open an artifact in its runtime.
+
+        Args:
+            threads: None for all cores that this process may use.
+        Raises:
+            DeviceError: the artifact must first be built on its device, or this machine lacks what it needs.
+            MissingDependencyError: the runtime is not installed, or too old.
+        """
+        build = artifact.manifest.build
+        if build is not None:
+            raise DeviceError(
+                f"{artifact.path.name} is not runnable yet: {build.reason}", hint=build.command_for(artifact.path)
+            )
+        if not artifact.entry.is_file():
+            raise ArtifactError(f"{artifact.entry} is gone; was the artifact moved?", hint="deploykit.load(new path)")
+        self.check_runnable(artifact)
+        self._refuse_missing(artifact)
+        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS):
+            raise UsageError(f"threads must be a whole number from 1 to {_MAX_THREADS}, not {threads!r}")
+        threads = threads or this_host().cores
+        artifact.check_unaltered()
+        if self.runs_native_code(artifact) or self.reader_may_crash:
+            probe(artifact, threads=threads)
+        session = self._open(artifact, threads)
+        try:
+            artifact.check_unaltered()  # what was opened is what was hashed
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _refuse_missing(self, artifact: StoredArtifact) -> None:
+        found = self.preflight(artifact)
+        if found.ok:
+            return
+        first = found.missing[0]
+        if all(one.package for one in found.missing):
+            extra, purpose = self.capabilities().runtime_extra, f"open {artifact.path.name}: {first.what}"
+            raise MissingDependencyError(first.package, extra=extra, purpose=purpose, command=first.next, outdated=True)
+        message = f"{artifact.path.name} cannot run here: {'; '.join(one.what for one in found.missing)}"
+        raise DeviceError(message, hint="; ".join(dict.fromkeys(one.next for one in found.missing)))
+
+    def runs_native_code(self, artifact: StoredArtifact) -> bool:
+        """Whether opening `artifact` runs machine code that it holds in this process; a child then does it first."""
+        return False
+
+    def open_file(self, path: Path, *, threads: int | None = None) -> Session:
+        """Open a model file that need not come from deploykit; of a suffix in `capabilities().opens`.
+
+        Raises:
+            ArtifactError: the file is missing or damaged.
+            MissingDependencyError: what runs it is not installed.
+        """
+        if not path.exists():
+            raise ArtifactError(f"there is no {path}")
+        self.check_installed(export=False)
+        return self._open_file(path, threads or this_host().cores)
+
+    @property
+    def has_lint(self) -> bool:
+        """Whether `lint` has rules."""
+        return type(self)._lint is not Target._lint
+
+    def lint(self, path: Path) -> Sequence[Finding]:
+        """Check a model file, which need not come from deploykit, against the rules of the toolchain; runs nothing.
+
+        Returns:
+            What is wrong, errors first; empty where every rule holds.
+        Raises:
+            UsageError: the toolchain has no lint, or the file cannot be read.
+            MissingDependencyError: what reads the file is not installed.
+        """
+        return self._lint(path)
+
+    def open_for_parity(self, artifact: StoredArtifact) -> Session:
+        """The session that parity and golden data are taken from.
+
+        The artifact's own runtime by default, on one thread: results are then the same on every machine, and idle
+        threads do not spin against PyTorch, which runs beside it. A toolchain whose runtime cannot be here overrides
+        this with another runtime over the same payload, and `evidence` with `reference`.
+        """
+        return self.open(artifact, threads=1)
+
+    def validate(self, artifact: StoredArtifact, validation: Validation) -> ParityReport:
+        """Compare float model, simulated graph and artifact on the samples, and judge.
+
+        Raises:
+            DeviceError, MissingDependencyError: the artifact cannot be run here.
+        """
+        with self.open_for_parity(artifact) as session:
+            report = judge(session, self.evidence(artifact), validation)
+        return replace(report, notes=(*report.notes, *self.notes_on_evidence(artifact)))
+
+    def profile(
+        self,
+        artifact: StoredArtifact,
+        *,
+        baseline: tuple[str, StoredArtifact] | None = None,
+        effort: Effort = DEFAULT_EFFORT,
+    ) -> Profile:
+        """Measure an artifact on its golden inputs, in turns with a float build where given.
+
+        Where running it here means emulation, whose speed says nothing, it is an estimate from the device table.
+
+        Args:
+            baseline: what to call it, and the float build.
+        Raises:
+            DeviceError: neither is possible: under emulation, and the table has no rates.
+        """
+        if self.evidence(artifact) is Evidence.EMULATOR:
+            return estimate(artifact, self.capabilities().devices[artifact.manifest.device], baseline=baseline)
+        feeds = artifact.golden().inputs[0]
+        measuring = Measuring(artifact.size_bytes, self.evidence(artifact), peak_memory_bytes(artifact.path), effort)
+        with self.open(artifact, threads=effort.threads) as session:
+            if baseline is None:
+                return measure(session, feeds, measuring)
+            with self.open(baseline[1], threads=effort.threads) as other:
+                return measure(session, feeds, measuring, Baseline(baseline[0], other, baseline[1].size_bytes))
+
+    def evidence(self, artifact: StoredArtifact) -> Evidence:
+        """Evidence level of running `artifact` here; override where something else than this machine runs it.
+
+        Never `device` where this machine lacks what the device has, or computes otherwise without it.
+        """
+        best = self.capabilities().evidence
+        short = best is Evidence.DEVICE and (self._lacking(artifact) or not self.preflight(artifact).native)
+        return Evidence.REFERENCE if short else best
+
+    def notes_on_evidence(self, artifact: StoredArtifact) -> tuple[str, ...]:
+        """Why running `artifact` here is not what its device would do, or is done otherwise; empty where it is."""
+        found = self.preflight(artifact)
+        lacks = self._lacking(artifact)
+        device = artifact.manifest.device
+        own = (f"evidence is not `device`: {device} has {', '.join(lacks)}, this machine does not",) if lacks else ()
+        return (*own, *found.adapted, *found.notes)
+
+    def _lacking(self, artifact: StoredArtifact) -> tuple[str, ...]:
+        """What the device of `artifact` has and this machine lacks: its architecture, or instruction sets."""
+        device, host = self.capabilities().devices.get(artifact.manifest.device), self.host()
+        if device is None:
+            return ()
+        if device.arch in ARCHITECTURES and host.family != device.arch:
+            return (device.arch,)
+        return lacking(device.features, host)
+
+    def on_board(self, address: str) -> Target:
+        """This toolchain with a board on the network as the machine that its artifacts are run on.
+
+        Using it copies the artifact's program to the board and executes it there.
+
+        Args:
+            address: as for `ssh`, such as `user@host`; nothing is contacted before an artifact is opened.
+        Raises:
+            UsageError: the toolchain has no programs for boards, or this is no address.
+        """
+        raise UsageError(f"{self.name} cannot run artifacts on a board over SSH", hint="copy the artifact to the board")
+
+    # -- hooks ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _convert(self, job: ConversionJob) -> Conversion: ...
+
+    def _build(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion:
+        raise UsageError(f"{self.name} builds nothing on the device")
+
+    @abstractmethod
+    def _open(self, artifact: StoredArtifact, threads: int) -> Session: ...
+
+    def _open_file(self, path: Path, threads: int) -> Session:
+        """Override together with `Capabilities.opens`."""
+        raise UsageError(f"{self.name} opens artifacts only, not {path.name}")
+
+    def _lint(self, path: Path) -> Sequence[Finding]:
+        raise UsageError(f"{self.name} has no lint", hint="name a toolchain that has: --for tensorrt")
+
+
+def judge(session: Session, evidence: Evidence, validation: Validation) -> ParityReport:
+    """Run the chain over an open session, and apply the gate to its end-to-end figures."""
+    simulation = validation.simulation
+    stages = [Stage("float PyTorch", validation.reference, Evidence.REFERENCE)]
+    if simulation is not None:
+        simulated = FunctionSession(simulation.run, session.inputs, session.outputs)
+        stages.append(Stage(SIMULATED, simulated, Evidence.REFERENCE))
+    stages.append(Stage("artifact", session, evidence))
+    chain, count = compare_chain(stages, validation.samples)
+    whole = chain[-1].worst
+    failures = failures_of(chain[-1], validation.tolerance)
+    ends = (stages[0], stages[-1])
+    others = [(data, *compare_chain(ends, samples)) for data, samples in validation.others.items()]
+    layers = tuple(simulation.compare_layers(validation.samples[:4])) if simulation is not None else ()
+    return ParityReport(
+        passed=not failures,
+        evidence=evidence,
+        sqnr_db=whole.sqnr_db,
+        cosine=whole.cosine,
+        max_abs=whole.max_abs,
+        top1_agreement=whole.top1_agreement,
+        chain=chain,
+        layers=layers,
+        failures=failures,
+        tolerance=validation.tolerance,
+        samples=count,
+        data=validation.data,
+        host=this_host(),
+        notes=remarks_on(chain[-1]),
+        other_samples=tuple(OtherSamples(data, n, links[-1].worst) for data, links, n in others),
+    )
