@@ -336,3 +336,9 @@ def _lock(descriptor: int) -> None:
     """Wait for the lock, which another takes only while it looks; nothing where the file system has no locks."""
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def cache_folder() -> Path:
+    """Where deploykit keeps what it can make again: `$DEPLOYKIT_CACHE`, else the user's cache folder."""
+    own = os.environ.get("DEPLOYKIT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deploykit"

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from deploykit.child import module_command
 from deploykit.contract.findings import Finding
 from deploykit.contract.host import Host, this_host
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import OpTime, Session
 from deploykit.contract.tensors import Feeds, TensorSpec
+from deploykit.places.process import module_command
 
 MIN_RUNS = 20
 WARM_UP_RUNS = 5

@@ -21,7 +21,7 @@ from deploykit.contract.errors import ConversionError
 from deploykit.contract.precision import Precision
 from deploykit.judge.parity import ParityReport
 from deploykit.judge.profiling import Profile
-from deploykit.native import trust
+from deploykit.places.first import trust
 from deploykit.plugin.artifact import Artifact
 from deploykit.plugin.registry import Resolved
 from deploykit.plugin.target import Conversion, ConversionJob, Target

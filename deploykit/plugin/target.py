@@ -53,7 +53,7 @@ from deploykit.judge.parity import (
     remarks_on,
 )
 from deploykit.judge.profiling import DEFAULT_EFFORT, Baseline, Effort, Measuring, Profile, measure, peak_memory_bytes
-from deploykit.native import probe
+from deploykit.places.first import probe
 from deploykit.plugin.estimate import estimate
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploykit.child import code_command, ending
 from deploykit.contract.errors import (
     ArtifactError,
     ConversionError,
@@ -26,6 +25,7 @@ from deploykit.contract.errors import (
     PlacementError,
     UsageError,
 )
+from deploykit.places.process import code_command, ending
 from deploykit_targets._recipe.board import LIFELINE
 
 _FINDS = "import importlib.util as u; sys.exit(not all(u.find_spec(m) for m in sys.argv[1:]))"

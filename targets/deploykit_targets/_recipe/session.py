@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.child import Child, time_limit
 from deploykit.contract.errors import DeviceError, UsageError
 from deploykit.contract.host import this_host
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import OpTime, Session
 from deploykit.contract.tensors import Feeds
 from deploykit.judge.profiling import Percentiles, Profile, batch_size
+from deploykit.places.process import Process, time_limit
 from deploykit_targets._recipe.board import write_frame
 from deploykit_targets._recipe.host import failure_of, recipe_command
 
@@ -48,7 +48,7 @@ class RecipeSession(Session):
         super().__init__(artifact.inputs, artifact.outputs, threads=1)
         self._toolchain = artifact.manifest.toolchain
         self._module_paths = artifact.achieved.module_paths
-        self._child = Child(
+        self._child = Process(
             recipe_command(artifact.path / program, ["--serve"], python=python),
             what=f"the {self._toolchain} process",
             failed=lambda code, log: failure_of(None, code, log, toolchain=self._toolchain),

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from deploykit.child import ending, module_command
 from deploykit.contract.errors import DeviceError
 from deploykit.contract.optional import require
 from deploykit.contract.session import Session
 from deploykit.contract.tensors import Feeds
 from deploykit.contract.turns import threads_here
+from deploykit.places.process import ending, module_command
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact

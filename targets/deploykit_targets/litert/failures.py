@@ -7,8 +7,8 @@ import signal
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from deploykit.child import ending, from_outside
 from deploykit.contract.errors import ConversionError
+from deploykit.places.process import ending, from_outside
 
 _NO_LOWERING = re.compile(r"Lowering not found: (?P<op>[\w.]+)")
 _EXECUTING = re.compile(r"target=(?:torch\.ops\.)?(?P<op>[\w.]+)")

@@ -18,8 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from deploykit.child import Child, module_command, time_limit
 from deploykit.contract.errors import ConversionError
+from deploykit.places.process import Process, module_command, time_limit
 from deploykit_targets.litert import convert_child
 from deploykit_targets.litert.failures import HasSource, crashed, translated
 from deploykit_targets.litert.float_files import has
@@ -48,7 +48,7 @@ class Request:
 class _Running:
     """A process, and the temporary folder that it shares with us and removes at its end."""
 
-    process: Child
+    process: Process
     folder: Path
     owner: int = field(default_factory=os.getpid)
 
@@ -157,7 +157,7 @@ if hasattr(os, "register_at_fork"):  # a copy would wait for a lock that nobody 
 
 def _started() -> _Running:
     folder = Path(tempfile.mkdtemp(prefix="deploykit-litert-"))
-    child = Child(
+    child = Process(
         module_command(convert_child.__name__, folder),
         what="the process of litert-torch",
         timeout_s=time_limit(_TIMEOUT_S),

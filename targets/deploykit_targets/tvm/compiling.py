@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from deploykit.child import ending, from_outside, start_module, time_limit
 from deploykit.contract.errors import ConversionError
+from deploykit.places.process import ending, from_outside, start_module, time_limit
 from deploykit_targets.tvm import compile_child
 
 if TYPE_CHECKING:

@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.child import Child
 from deploykit.contract.errors import ArtifactError, DeviceError
 from deploykit.contract.session import OpTime, Session
 from deploykit.contract.tensors import Feeds
-from deploykit_targets._board.emulator import bare_environment, crash_of, emulator_for
+from deploykit.places.emulator import bare_environment, crash_of, emulator_for
+from deploykit.places.process import Process
 from deploykit_targets.tvm.build import CONSTANTS, PROGRAM, RUNNER, read_program, recorded
 from deploykit_targets.tvm.runtime.table import port_bytes
 from deploykit_targets.tvm.session import check_sizes, op_times_of
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
-    from deploykit_targets._board.ssh import Board
+    from deploykit.places.ssh import Board
 
 _EMULATED_TIMEOUT_S = 1800.0  # a ResNet-50 is some hundred times slower than on the board
 _BOARD_TIMEOUT_S = 300.0
@@ -63,7 +63,7 @@ class RunnerSession(Session):
         ArtifactError: it is a program of another model.
     """
 
-    def __init__(self, artifact: StoredArtifact, child: Child, threads: int) -> None:
+    def __init__(self, artifact: StoredArtifact, child: Process, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         self._program = read_program(artifact.path / PROGRAM)
         self._module_paths = artifact.achieved.module_paths
@@ -127,7 +127,7 @@ class EmulatedSession(RunnerSession):
         emulator = emulator_for(cpus or recorded(artifact).emulators)
         self.cpu = emulator.cpu
         program = _executable(artifact.path / RUNNER, self._scratch)
-        child = Child(
+        child = Process(
             emulator.command(program, artifact.path / CONSTANTS, str(threads)),
             what=f"{RUNNER} of {artifact.path.name}",
             explain=lambda code, _: crash_of(code, emulator.cpu),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deploykit.contract.host import Host
     from deploykit.contract.session import Session
     from deploykit.contract.tensors import Feeds
-    from deploykit_targets._board.ssh import Board
+    from deploykit.places.ssh import Board
     from deploykit_targets.tvm.runner import BoardSession, Timing
 
 
@@ -32,7 +32,7 @@ class RunsCompiled(Target):
 
     def on_board(self, address: str) -> Target:
         """See `Target.on_board`."""
-        from deploykit_targets._board.ssh import Board
+        from deploykit.places.ssh import Board
 
         other = copy.copy(self)
         other._board = Board(address)
@@ -89,7 +89,7 @@ class RunsCompiled(Target):
         return Evidence.REFERENCE if self._by_reference(artifact) else Evidence.EMULATOR
 
     def _by_reference(self, artifact: StoredArtifact) -> bool:
-        from deploykit_targets._board.emulator import EMULATOR
+        from deploykit.places.emulator import EMULATOR
         from deploykit_targets.tvm.session import is_native
 
         made = "reference_library" in artifact.manifest.metadata

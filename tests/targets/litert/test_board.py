@@ -16,10 +16,10 @@ from deploykit.contract.errors import DeviceError, MissingDependencyError
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import FunctionSession, Session
 from deploykit.judge.parity import ParityReport, Tolerance
+from deploykit.places.arm_root import ArmRoot, arm_root
 from deploykit.plugin.target import Validation, judge
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
-from deploykit_targets._board.root import ArmRoot, arm_root
 from deploykit_targets.litert.session import Interface, _from_file, _into_file
 
 pytestmark = pytest.mark.skipif(find_spec("litert_torch") is None, reason="litert-torch is not installed")

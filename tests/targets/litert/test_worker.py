@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit import child
+from deploykit.places import process as child
 from deploykit.plugin.artifact import Artifact
 from deploykit.testing import models
 from deploykit.testing.conformance import batches

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deploykit.contract.errors import DeviceError, MissingDependencyError
-from deploykit_targets._board.root import ArmRoot, arm_root
+from deploykit.places.arm_root import ArmRoot, arm_root
 
 ROOT = Path(__file__).resolve().parents[4]
 UNIT = 0.05001  # of the quantised result, and float32's own error

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deploykit.contract.errors import DeviceError, MissingDependencyError, UsageError
-from deploykit_targets._board.ssh import Board
+from deploykit.places.ssh import Board
 from deploykit_targets.tvm.runner import BoardSession
 
 UNIT = 0.05001  # of the quantised result, and float32's own error

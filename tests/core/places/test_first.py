@@ -4,14 +4,14 @@ import sys
 
 import pytest
 
-from deploykit import native
 from deploykit.contract.errors import DeviceError
+from deploykit.places import first
 
 
 @pytest.fixture
 def artifact(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(native, "_known", set())
+    monkeypatch.setattr(first, "_known", set())
     made = toy.write_artifact(tmp_path / "artifact")
     monkeypatch.setattr(type(made.plugin()), "runs_native_code", lambda self, artifact: True)
     return made
@@ -24,7 +24,7 @@ def run_instead(monkeypatch, code):
         started.append(arguments)
         return [sys.executable, "-c", code]
 
-    monkeypatch.setattr(native, "module_command", command)
+    monkeypatch.setattr(first, "module_command", command)
     return started
 
 
@@ -41,7 +41,7 @@ def test_what_went_well_is_not_asked_again(artifact, monkeypatch):
     started = run_instead(monkeypatch, "")
     artifact.open().close()
     artifact.open().close()
-    monkeypatch.setattr(native, "_known", set())  # another process
+    monkeypatch.setattr(first, "_known", set())  # another process
     artifact.open().close()
     assert len(started) == 1
 
@@ -62,5 +62,5 @@ def test_a_child_opens_and_runs(artifact, tmp_path):
     manifest = tmp_path / "m.json"
     manifest.write_bytes(artifact.manifest.to_json())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(native.PROBING, "1")
-        native.main(artifact.path, manifest, 1)
+        patch.setenv(first.PROBING, "1")
+        first.main(artifact.path, manifest, 1)

@@ -95,8 +95,8 @@ def _root(name: str) -> str:
 
 def start_module(
     module: ModuleType, folder: Path, *, what: str, error: type[DeploykitError], timeout_s: float
-) -> Child:
-    """Start `python -m module folder` for one task, which it does to its end; see `module_command` and `Child.finish`.
+) -> Process:
+    """Start `python -m module folder` for one task, done to its end; see `module_command` and `Process.finish`.
 
     Args:
         module: its `main` takes the folder.
@@ -106,7 +106,7 @@ def start_module(
         timeout_s: how long it may take.
     """
     command = module_command(module.__name__, folder)
-    return Child(command, what=what, error=error, timeout_s=timeout_s, answers=False)
+    return Process(command, what=what, error=error, timeout_s=timeout_s, answers=False)
 
 
 def ending(code: int) -> str:
@@ -128,7 +128,7 @@ def from_outside(code: int) -> bool:
     return -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
-class Child:
+class Process:
     """Starts a command; `send` and `receive` bytes until `close`.
 
     Args:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.child import Child, ending, module_command, time_limit
+from deploykit.artifact.storage import cache_folder
 from deploykit.contract.errors import DeviceError
 from deploykit.contract.host import this_host
+from deploykit.places.process import Process, ending, module_command, time_limit
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
@@ -45,7 +46,7 @@ def probe(artifact: StoredArtifact, *, threads: int) -> None:
     with tempfile.TemporaryDirectory(prefix="deploykit-probe-") as folder:
         manifest = Path(folder) / "manifest.json"
         manifest.write_bytes(artifact.manifest.to_json())
-        child = Child(
+        child = Process(
             module_command(__name__, artifact.path, manifest, str(threads)),
             what=f"the process that opens {artifact.path.name} first",
             timeout_s=time_limit(_TIMEOUT_S),
@@ -70,12 +71,6 @@ def probe(artifact: StoredArtifact, *, threads: int) -> None:
 def trust(artifact: StoredArtifact) -> None:
     """Take an artifact that this process has written as opened well: its reader needs no child for it."""
     _known.add(_key(artifact))
-
-
-def cache_folder() -> Path:
-    """Where deploykit keeps what it can make again: `$DEPLOYKIT_CACHE`, else the user's cache folder."""
-    own = os.environ.get("DEPLOYKIT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deploykit"
 
 
 def _key(artifact: StoredArtifact) -> str:

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 import deploykit
-from deploykit import child as child_module
-from deploykit.child import Child, code_command, ending, import_path, module_command, time_limit
 from deploykit.contract.errors import ConversionError, DeviceError
+from deploykit.places import process as child_module
+from deploykit.places.process import Process, code_command, ending, import_path, module_command, time_limit
 
 CANARY = "import pathlib, os\npathlib.Path(os.environ['CANARY']).write_text(__file__)\n"
 
 
-def script(code: str, **settings) -> Child:
-    return Child([sys.executable, "-c", code], what="the toy", **{"timeout_s": 20.0, **settings})
+def script(code: str, **settings) -> Process:
+    return Process([sys.executable, "-c", code], what="the toy", **{"timeout_s": 20.0, **settings})
 
 
 @pytest.fixture
@@ -180,13 +180,13 @@ def test_an_interrupted_exchange_ends_the_process_as_its_answer_would_be_taken_f
 
 def test_what_cannot_be_started_says_so(tmp_path):
     with pytest.raises(ConversionError, match="the toy cannot be started"):
-        Child([str(tmp_path / "nothing")], what="the toy", timeout_s=1.0, error=ConversionError)
+        Process([str(tmp_path / "nothing")], what="the toy", timeout_s=1.0, error=ConversionError)
 
 
 def test_a_process_ends_with_ours():
     code = (
-        "import sys, os\nfrom deploykit.child import Child\n"
-        "child = Child([sys.executable, '-c', 'import sys; sys.stdin.read()'], what='x', timeout_s=9)\n"
+        "import sys, os\nfrom deploykit.places.process import Process\n"
+        "child = Process([sys.executable, '-c', 'import sys; sys.stdin.read()'], what='x', timeout_s=9)\n"
         "print(child.pid, flush=True)\nos.kill(os.getpid(), 9)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(import_path("deploykit"))}

@@ -25,10 +25,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from deploykit import native
+from deploykit.artifact.storage import cache_folder
 from deploykit.contract.errors import DeviceError
 from deploykit.contract.optional import SystemTool
-from deploykit_targets._board.emulator import DEFAULT_TIMEOUT_S, Emulator
+from deploykit.places.emulator import DEFAULT_TIMEOUT_S, Emulator
 
 APT = SystemTool("apt-get", "apt", "fetch packages of an emulated arm64 board")
 DPKG = SystemTool("dpkg-deb", "dpkg", "unpack packages of an emulated arm64 board")
@@ -121,11 +121,6 @@ def arm_root(wheels: Sequence[str] = (), *, cache: Path | None = None) -> ArmRoo
             _unpack_wheels(wheels, version, folder / "site")
             (folder / "views").mkdir()
     return ArmRoot(path, (path / "python").read_text(encoding="ascii"))
-
-
-def cache_folder() -> Path:
-    """Where deploykit keeps what it can make again: `$DEPLOYKIT_CACHE`, else the user's cache folder."""
-    return native.cache_folder()
 
 
 @contextmanager

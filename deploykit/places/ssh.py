@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploykit.artifact.storage import sha256_of
-from deploykit.child import Child
 from deploykit.contract.errors import DeviceError, UsageError
 from deploykit.contract.host import Host, isa_in
 from deploykit.contract.optional import SystemTool
+from deploykit.places.process import Process
 
 SSH = SystemTool("ssh", "openssh-client", "copy to and start programs on a board")
 FOLDER = ".cache/deploykit"
@@ -89,13 +89,13 @@ class Board:
                 self._send(path, digest, folder, "700" if path.name == executable else "600")
         return folder
 
-    def start(self, words: Sequence[str], *, what: str, timeout_s: float) -> Child:
+    def start(self, words: Sequence[str], *, what: str, timeout_s: float) -> Process:
         """Start a program on the board; its standard input and output are the child's.
 
         Args:
             words: program and arguments; relative paths start at the home folder.
         """
-        return Child(
+        return Process(
             self._command("exec " + shlex.join(words)),
             what=f"{what} on {self}",
             explain=lambda code, said: _ending(code),

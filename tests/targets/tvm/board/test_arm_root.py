@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from deploykit.artifact.storage import cache_folder
 from deploykit.contract.errors import DeviceError, MissingDependencyError
-from deploykit_targets._board.root import ArmRoot, _published, arm_root, cache_folder
+from deploykit.places.arm_root import ArmRoot, _published, arm_root
 
 Put = Callable[[str, str], Path]
 
