@@ -20,11 +20,13 @@ from harness import quiet, report, threads
 from quality import CASES, Case, digits_case
 
 from deploykit.capture import capture
+from deploykit.contract.scheme import Scheme
 from deploykit.judge.parity import OutputComparison
 from deploykit_calibration.observe import calibrate
 from deploykit_calibration.placement import place
-from deploykit_calibration.scheme import ONNX_X86, TENSORRT, QuantScheme
 from deploykit_calibration.simulate import SimulatedModel
+from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.x86 import ONNX_X86
 
 SCHEMES = (TENSORRT, ONNX_X86)
 _LABELS = ("model", "scheme")
@@ -53,7 +55,7 @@ class Judge:
             self.feeds = {name: tensor.numpy() for name, tensor in zip(names, batch, strict=True)}
             self.wanted = case.model(*batch).numpy()
 
-    def sqnr_db(self, scheme: QuantScheme, method: str) -> float:
+    def sqnr_db(self, scheme: Scheme, method: str) -> float:
         """Of the first output."""
         simulated = SimulatedModel(self.captured, place(self.captured, self.table, scheme, method=method))
         output = self.captured.outputs[0].name

@@ -19,8 +19,8 @@ from deploykit_calibration.simulate import SimulatedModel
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deploykit.contract.scheme import Scheme
     from deploykit.plugin.target import ConversionJob
-    from deploykit_calibration.scheme import QuantScheme
     from deploykit_calibration.table import CalibrationTable
 
 BEST = "best"
@@ -29,7 +29,7 @@ CANDIDATES = ("default", "minmax", "mse", "percentile:99.999", "percentile")
 _LEAST_SAMPLES, _MACS = 4, 2e10  # the least that says anything; multiply-accumulates of a second or two
 
 
-def quantize(job: ConversionJob, scheme: QuantScheme) -> QuantizedGraph:
+def quantize(job: ConversionJob, scheme: Scheme) -> QuantizedGraph:
     """Place the q/dq nodes of `scheme` as the job asks: its table, method and patterns.
 
     Raises:
@@ -46,7 +46,7 @@ def quantize(job: ConversionJob, scheme: QuantScheme) -> QuantizedGraph:
     return max(placed, key=lambda quantized: _sqnr(job, quantized, samples, wanted))
 
 
-def _placed(job: ConversionJob, scheme: QuantScheme, method: str) -> QuantizedGraph:
+def _placed(job: ConversionJob, scheme: Scheme, method: str) -> QuantizedGraph:
     table = cast("CalibrationTable", job.table)
     return place(job.captured, table, scheme, method=method, include=job.include, exclude=job.exclude)
 

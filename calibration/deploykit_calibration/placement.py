@@ -15,6 +15,7 @@ import numpy as np
 from torch.fx import GraphModule, Node
 
 from deploykit.contract.achieved import FloatActivation
+from deploykit.contract.scheme import FixedParams, Scheme
 from deploykit_calibration.float_between import float_activations
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.patterns import kept_float
@@ -23,7 +24,6 @@ from deploykit_calibration.products import layer_kind, mac_count, weight_count
 from deploykit_calibration.ranges import affine_qparams
 from deploykit_calibration.rewrite import Rewriter, TensorParams
 from deploykit_calibration.same_scale import Groups, union_range
-from deploykit_calibration.scheme import FixedParams, QuantScheme
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -75,7 +75,7 @@ class QuantizedGraph:
 
     graph_module: GraphModule
     layers: tuple[LayerPlacement, ...]
-    scheme: QuantScheme
+    scheme: Scheme
     integer_outputs: Mapping[str, str]
     float_activations: tuple[FloatActivation, ...] = ()
 
@@ -83,7 +83,7 @@ class QuantizedGraph:
 def place(
     captured: CapturedModel,
     table: CalibrationTable,
-    scheme: QuantScheme,
+    scheme: Scheme,
     *,
     method: str = "default",
     include: Sequence[str] = (),
@@ -118,7 +118,7 @@ def place(
 class _Ranges:
     """Ranges of tensors, from the table or built in."""
 
-    def __init__(self, view: GraphView, table: CalibrationTable, scheme: QuantScheme, method: str) -> None:
+    def __init__(self, view: GraphView, table: CalibrationTable, scheme: Scheme, method: str) -> None:
         self._view, self._table, self._scheme, self._method = view, table, scheme, method
 
     def fixed(self, tensor: Node) -> FixedParams | None:
@@ -163,15 +163,13 @@ def _params(view: GraphView, plan: Plan, planner: Planner, ranges: _Ranges) -> d
     return found
 
 
-def _centred(view: GraphView, plan: Plan, scheme: QuantScheme) -> set[Node]:
+def _centred(view: GraphView, plan: Plan, scheme: Scheme) -> set[Node]:
     """Tensors whose zero-point is in the middle, because of what reads them."""
     pairs = (view.operands(op) for op in plan.reads if view.kinds[op] in scheme.symmetric_second)
     return {operands[1] for operands in pairs}
 
 
-def _group_params(
-    group: tuple[Node, ...], ranges: _Ranges, scheme: QuantScheme, *, centred: bool = False
-) -> TensorParams:
+def _group_params(group: tuple[Node, ...], ranges: _Ranges, scheme: Scheme, *, centred: bool = False) -> TensorParams:
     symmetric = centred or scheme.activation.symmetric
     lo, hi = union_range([ranges.observed(tensor, symmetric=symmetric) for tensor in group])
     fixed = next((params for params in map(ranges.fixed, group) if params is not None), None)

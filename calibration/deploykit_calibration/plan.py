@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
+from deploykit.contract.scheme import Inputs, OpRule, Output, Scheme
 from deploykit_calibration.graph_view import GraphView, is_constant, is_float
 from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, shape_of, weight_argument
 from deploykit_calibration.products import layer_kind, mac_count, weight_count
-from deploykit_calibration.scheme import Inputs, OpRule, Output, QuantScheme
 from deploykit_calibration.statistics import TensorStatistics
 from deploykit_calibration.transformer_residual import ResidualStream, residual_stream
 
@@ -49,7 +49,7 @@ class Planner:
     """Applies one scheme to one graph."""
 
     def __init__(
-        self, view: GraphView, scheme: QuantScheme, observed: Mapping[str, TensorStatistics], kept: dict[str, str]
+        self, view: GraphView, scheme: Scheme, observed: Mapping[str, TensorStatistics], kept: dict[str, str]
     ) -> None:
         self._view, self.scheme, self._observed, self._kept = view, scheme, observed, kept
         self._stream = residual_stream(view) if scheme.residual_policy == "auto" else ResidualStream()

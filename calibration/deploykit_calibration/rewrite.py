@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from deploykit.capture.calls import stored
 from deploykit.contract.errors import CalibrationError, ConversionError
+from deploykit.contract.scheme import Scheme
 from deploykit_calibration.bias import INT32_MAX, corrected, quantize_bias, scale_floor, tap_coverage
 from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.graph_view import GraphView, is_constant
@@ -30,7 +31,6 @@ from deploykit_calibration.op_kinds import (
     weight_argument,
 )
 from deploykit_calibration.plan import Plan
-from deploykit_calibration.scheme import QuantScheme
 from deploykit_calibration.weights import DTYPES, WeightQuant, weight_quant
 
 _OPS = torch.ops.quantized_decomposed
@@ -56,7 +56,7 @@ class Rewriter:
     """
 
     def __init__(
-        self, module: GraphModule, view: GraphView, scheme: QuantScheme, layer_inputs: Mapping[str, ChannelSums]
+        self, module: GraphModule, view: GraphView, scheme: Scheme, layer_inputs: Mapping[str, ChannelSums]
     ) -> None:
         self._source, self._view, self._scheme = module, view, scheme
         self._layer_inputs = layer_inputs if scheme.bias_correction else {}

@@ -13,8 +13,8 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 from torch import Tensor
 
+from deploykit.contract.scheme import PerAxis, Scheme
 from deploykit_calibration.ranges import affine_qparams
-from deploykit_calibration.scheme import PerAxis, QuantScheme
 
 DTYPES = {"uint8": torch.uint8, "int8": torch.int8, "int16": torch.int16, "int32": torch.int32}
 
@@ -56,7 +56,7 @@ class WeightQuant:
 
 
 def weight_quant(
-    weight: Tensor, axis: int | None, scheme: QuantScheme, *, floor: Tensor | None = None, name: str = "a weight"
+    weight: Tensor, axis: int | None, scheme: Scheme, *, floor: Tensor | None = None, name: str = "a weight"
 ) -> WeightQuant:
     """Choose the scales of a weight.
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
 import pytest
 import torch
+from schemes import SCHEMES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploykit.capture import capture
 from deploykit.contract.errors import CalibrationError
+from deploykit.contract.scheme import Scheme
 from deploykit_calibration.bias import corrected, tap_coverage
 from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.op_kinds import kind_of
 from deploykit_calibration.placement import QuantizedGraph, place
-from deploykit_calibration.scheme import LITERT, ONNX_X86, SCHEMES, TENSORRT, QuantScheme
 from deploykit_calibration.simulate import SimulatedModel
+from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.x86 import ONNX_X86
+from deploykit_targets.litert.scheme import LITERT
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -98,7 +107,7 @@ def mean_error(case: Any, quantized: QuantizedGraph) -> float:
 
 
 @pytest.mark.parametrize("scheme", [TENSORRT, ONNX_X86, LITERT], ids=lambda scheme: scheme.name)
-def test_outputs_shift_less_with_corrected_biases(case_of: Callable[..., Any], scheme: QuantScheme) -> None:
+def test_outputs_shift_less_with_corrected_biases(case_of: Callable[..., Any], scheme: Scheme) -> None:
     torch.manual_seed(0)
     case = case_of(Mean().eval(), (torch.zeros(1, 3, 16, 16),), samples=16)
     shift, uncorrected = (
@@ -108,7 +117,7 @@ def test_outputs_shift_less_with_corrected_biases(case_of: Callable[..., Any], s
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
-def test_a_table_without_means_leaves_biases_as_they_are(zoo: Any, scheme: QuantScheme) -> None:
+def test_a_table_without_means_leaves_biases_as_they_are(zoo: Any, scheme: Scheme) -> None:
     case = zoo("residual_cnn")
     old = place(case.captured, replace(case.table, layer_inputs={}), scheme)
     off = place(case.captured, case.table, replace(scheme, bias_correction=False))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
+from schemes import SCHEMES
 from torch import Tensor, nn
 
 from deploykit.capture import capture
 from deploykit.contract.errors import CalibrationError
+from deploykit.contract.scheme import Scheme
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.observe import calibrate
 from deploykit_calibration.placement import place
-from deploykit_calibration.scheme import LITERT, SCHEMES, QuantScheme
+from deploykit_targets.litert.scheme import LITERT
 
 CHANNELS_OF_NORM = torch.tensor([0.5, 0.4, 0.3]).reshape(3, 1, 1)
 
@@ -174,9 +180,7 @@ FLOAT_ONLY: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], frozenset[st
 
 @pytest.mark.parametrize("name", FLOAT_ONLY)
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
-def test_masks_positions_and_angles_are_never_rounded(
-    case_of: Callable[..., Any], name: str, scheme: QuantScheme
-) -> None:
+def test_masks_positions_and_angles_are_never_rounded(case_of: Callable[..., Any], name: str, scheme: Scheme) -> None:
     function, inputs, names = FLOAT_ONLY[name]
     case = case_of(Flow(function), inputs)
     graph = place(case.captured, case.table, scheme).graph_module.graph

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deploykit.capture import capture
+from deploykit.contract.scheme import Scheme
 from deploykit_calibration.observe import calibrate
 from deploykit_calibration.placement import place
-from deploykit_calibration.scheme import LITERT, ONNX_X86, TENSORRT, QuantScheme
+from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.x86 import ONNX_X86
+from deploykit_targets.litert.scheme import LITERT
 
 
 class Between(nn.Module):
@@ -25,7 +28,7 @@ class Between(nn.Module):
         return self.b(self.function(self.a(x))).flatten(1).mean(1)
 
 
-def beside(function: Callable[[Tensor], Tensor], scheme: QuantScheme = ONNX_X86) -> list[tuple[str, int, int]]:
+def beside(function: Callable[[Tensor], Tensor], scheme: Scheme = ONNX_X86) -> list[tuple[str, int, int]]:
     torch.manual_seed(0)
     captured = capture(Between(function).eval(), example_inputs=(torch.randn(1, 3, 5, 5),))
     table = calibrate(captured, [{"x": torch.randn(1, 3, 5, 5)} for _ in range(2)], progress=False)

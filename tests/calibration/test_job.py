@@ -16,8 +16,9 @@ from deploykit.contract.precision import Precision
 from deploykit.plugin.target import ConversionJob
 from deploykit_calibration.job import CANDIDATES, quantize
 from deploykit_calibration.placement import QuantizedGraph
-from deploykit_calibration.scheme import ONNX_X86, TENSORRT
 from deploykit_calibration.simulate import fuse, run
+from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.x86 import ONNX_X86
 
 
 def job_of(case: Any, **changes: Any) -> ConversionJob:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
 import pytest
 import torch
+from schemes import SCHEMES
 from torch import Tensor, nn
 from torch.fx import Node
 
 from deploykit.contract.errors import UsageError
+from deploykit.contract.scheme import FLOAT, Scheme, with_rules
 from deploykit_calibration.op_kinds import MACS, kind_of
 from deploykit_calibration.placement import QuantizedGraph, place
-from deploykit_calibration.scheme import (
-    COREML,
-    FLOAT,
-    LITERT,
-    ONNX_X86,
-    OPENVINO,
-    SCHEMES,
-    TENSORRT,
-    TVM,
-    TVM_X86,
-    QuantScheme,
-    with_rules,
-)
+from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.x86 import ONNX_X86
+from deploykit_targets.coreml.scheme import COREML
+from deploykit_targets.litert.scheme import LITERT
+from deploykit_targets.openvino.scheme import OPENVINO
+from deploykit_targets.tvm.scheme import TVM, TVM_X86
 
 Zoo = Callable[[str], Any]
 CNNS = ("residual_cnn", "mobilenet_like", "squeeze_excite_cnn", "concat_cnn", "unet_like")
@@ -49,7 +49,7 @@ def _params(dq: Any) -> tuple[Any, ...]:
     return tuple(dq.args[1:3])
 
 
-def _placed(case: Any, scheme: QuantScheme, **options: Any) -> QuantizedGraph:
+def _placed(case: Any, scheme: Scheme, **options: Any) -> QuantizedGraph:
     return place(case.captured, case.table, scheme, **options)
 
 
@@ -71,7 +71,7 @@ def _sqnr_db(case: Any, quantized: QuantizedGraph) -> float:
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 @pytest.mark.parametrize("name", CNNS)
-def test_every_scheme_is_close_to_float_on_cnns(zoo: Zoo, name: str, scheme: QuantScheme) -> None:
+def test_every_scheme_is_close_to_float_on_cnns(zoo: Zoo, name: str, scheme: Scheme) -> None:
     case = zoo(name)
     quantized = _placed(case, scheme)
     floor = 33.0 if scheme.reduce_range else 38.0  # 43 to 69 dB were seen, 38 with 7-bit weights
@@ -82,7 +82,7 @@ def test_every_scheme_is_close_to_float_on_cnns(zoo: Zoo, name: str, scheme: Qua
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
-def test_the_captured_graph_keeps_its_names_and_its_values(zoo: Zoo, scheme: QuantScheme) -> None:
+def test_the_captured_graph_keeps_its_names_and_its_values(zoo: Zoo, scheme: Scheme) -> None:
     case = zoo("residual_cnn")
     graph = case.captured.graph_module.graph
     before = str(graph)
@@ -252,7 +252,7 @@ def test_built_in_parameters_are_used(case_of: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(("scheme", "middle"), [(TVM, 0), (TVM_X86, 128)], ids=["int8", "uint8"])
 def test_the_second_operand_of_a_product_is_centred_where_kernels_need_it(
-    zoo: Zoo, scheme: QuantScheme, middle: int
+    zoo: Zoo, scheme: Scheme, middle: int
 ) -> None:
     nodes = _nodes(_placed(zoo("transformer_encoder"), scheme))
     products = [node for node in nodes.values() if kind_of(node) == "matmul"]
@@ -365,7 +365,7 @@ def test_residual_policies(zoo: Zoo) -> None:
 
 
 @pytest.mark.parametrize("scheme", [ONNX_X86, LITERT, TENSORRT], ids=lambda scheme: scheme.name)
-def test_the_result_can_be_exported(zoo: Zoo, scheme: QuantScheme) -> None:
+def test_the_result_can_be_exported(zoo: Zoo, scheme: Scheme) -> None:
     case = zoo("concat_cnn")
     quantized = _placed(case, scheme)
     program = case.captured.export_program(quantized.graph_module)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from deploykit_calibration.placement import QuantizedGraph, place
-from deploykit_calibration.scheme import ONNX_X86, TENSORRT
 from deploykit_calibration.sensitivity import LayerSensitivity, exclusions, predicted_gain_db, sensitivity
 from deploykit_calibration.simulate import run
+from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.x86 import ONNX_X86
 
 Zoo = Callable[[str], Any]
 

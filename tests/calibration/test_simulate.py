@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.contract.decibels import SQNR_CAP_DB, sqnr_db
+from deploykit.contract.scheme import Scheme
 from deploykit_calibration.placement import place
-from deploykit_calibration.scheme import LITERT, ONNX_X86, TENSORRT, QuantScheme
 from deploykit_calibration.simulate import SimulatedModel, fake_quantize, fuse, run, values
+from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.x86 import ONNX_X86
+from deploykit_targets.litert.scheme import LITERT
 
 Zoo = Callable[[str], Any]
 _OPS = torch.ops.quantized_decomposed
@@ -44,7 +47,7 @@ def test_ties_go_to_even() -> None:
 
 @pytest.mark.parametrize("scheme", [ONNX_X86, LITERT, TENSORRT], ids=lambda scheme: scheme.name)
 @pytest.mark.parametrize("name", ["residual_cnn", "unet_like", "transformer_encoder", "two_inputs_dict_output"])
-def test_fused_graphs_are_bit_equal(zoo: Zoo, name: str, scheme: QuantScheme) -> None:
+def test_fused_graphs_are_bit_equal(zoo: Zoo, name: str, scheme: Scheme) -> None:
     case = zoo(name)
     quantized = place(case.captured, case.table, scheme)
     fused = fuse(quantized.graph_module)

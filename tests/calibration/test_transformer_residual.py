@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
+from schemes import SCHEMES
 from torch import Tensor, nn
 
+from deploykit.contract.scheme import Inputs, Scheme
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.op_kinds import kind_of
 from deploykit_calibration.placement import place
-from deploykit_calibration.scheme import COREML, LITERT, ONNX_X86, SCHEMES, TENSORRT, Inputs, QuantScheme
 from deploykit_calibration.transformer_residual import residual_stream
+from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.x86 import ONNX_X86
+from deploykit_targets.coreml.scheme import COREML
+from deploykit_targets.litert.scheme import LITERT
 
 Zoo = Callable[[str], Any]
 
@@ -117,7 +126,7 @@ def convnext(case_of: Callable[..., Any]) -> Any:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
-def test_sums_stay_float_and_every_product_is_int8(vision: Any, scheme: QuantScheme) -> None:
+def test_sums_stay_float_and_every_product_is_int8(vision: Any, scheme: Scheme) -> None:
     narrow_too = replace(scheme, min_linear=0)  # the layers of this model are a few channels wide
     layers = place(vision.captured, vision.table, narrow_too).layers
     assert {layer.reason for layer in layers if layer.kind == "add"} == {"transformer residual stream"}
@@ -126,7 +135,7 @@ def test_sums_stay_float_and_every_product_is_int8(vision: Any, scheme: QuantSch
 
 
 @pytest.mark.parametrize("scheme", [ONNX_X86, LITERT, COREML], ids=lambda scheme: scheme.name)
-def test_no_sum_reads_a_rounded_stream(vision: Any, scheme: QuantScheme) -> None:
+def test_no_sum_reads_a_rounded_stream(vision: Any, scheme: Scheme) -> None:
     """Branches may be rounded (LiteRT's linear layers are); the stream itself is read as it is."""
     quantized = place(vision.captured, vision.table, scheme)
     stream = residual_stream(GraphView(vision.captured.graph_module.graph)).tensors

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.contract.errors import CalibrationError
+from deploykit.contract.scheme import INT8_SYMMETRIC
 from deploykit_calibration.bias import INT32_MAX, quantize_bias, scale_floor
-from deploykit_calibration.scheme import INT8_SYMMETRIC, ONNX_X86, ONNX_X86_NO_VNNI
 from deploykit_calibration.weights import weight_quant
+from deploykit_targets._schemes.x86 import ONNX_X86, ONNX_X86_NO_VNNI
 
 WEIGHT = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(0))
 

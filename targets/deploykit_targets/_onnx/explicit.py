@@ -17,9 +17,9 @@ from torch import fx
 from deploykit.capture.calls import attribute
 from deploykit.contract.errors import ConversionError
 from deploykit.contract.precision import Precision
+from deploykit.contract.scheme import Scheme
 from deploykit_calibration.layers import reconcile
 from deploykit_calibration.op_kinds import weight_argument
-from deploykit_calibration.scheme import QuantScheme
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.float8 import simulated_float8, to_float8
 from deploykit_targets._onnx.lint import Finding, LintRules, errors_of, lint
@@ -63,9 +63,7 @@ class Explicit:
     rules: LintRules
 
 
-def lower_explicit(
-    job: ConversionJob, scheme: QuantScheme, rules: LintRules, *, opset: int, typed: bool = True
-) -> Explicit:
+def lower_explicit(job: ConversionJob, scheme: Scheme, rules: LintRules, *, opset: int, typed: bool = True) -> Explicit:
     """Lower a job and check the result.
 
     Args:
@@ -96,7 +94,7 @@ def lower_explicit(
     return Explicit(model, lowered, findings, achieved, traffic_of(job.captured), rules)
 
 
-def _lowered(job: ConversionJob, scheme: QuantScheme, opset: int) -> Lowered:
+def _lowered(job: ConversionJob, scheme: Scheme, opset: int) -> Lowered:
     if job.precision not in _QUANTIZED_NAMES:
         return lower_float(job, opset=opset)
     if job.precision is not Precision.FP8:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deploykit.contract.errors import UsageError
+from deploykit.contract.scheme import Scheme
 from deploykit_calibration.job import quantize
 from deploykit_calibration.layers import float_layers
 from deploykit_calibration.placement import LayerPlacement
-from deploykit_calibration.scheme import QuantScheme
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets._onnx.lower import to_onnx
 
@@ -48,7 +48,7 @@ def lower_float(job: ConversionJob, *, opset: int = 20) -> Lowered:
 
 def lower_quantized(
     job: ConversionJob,
-    scheme: QuantScheme,
+    scheme: Scheme,
     *,
     opset: int = 20,
     simulate: Callable[[CapturedModel, QuantizedGraph], SimulatedModel] = SimulatedModel,

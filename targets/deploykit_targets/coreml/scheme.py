@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from deploykit.contract.precision import Precision
-from deploykit_calibration.scheme import COREML, QuantScheme
+from deploykit.contract.scheme import INT8_AFFINE, INT8_CHANNELS, INT8_IN_OUT, FixedParams, Scheme, with_rules
+from deploykit_targets._schemes.x86 import ONNX_X86
 
-SCHEME: QuantScheme = COREML
+# A tensor of an ML Program has at most five axes. coremltools folds reshape, transpose, reshape over six of them
+# (windows of Swin) into what it has, where no quantize stands between.
+COREML = Scheme(
+    name="coreml",
+    activation=INT8_AFFINE,
+    weight=INT8_CHANNELS,
+    rules=with_rules(ONNX_X86, conv=INT8_IN_OUT, conv_transpose=INT8_IN_OUT, linear=INT8_IN_OUT),
+    fixed_outputs={"softmax": FixedParams(1 / 256, -128)},
+    max_rank=5,
+)
+
+
+SCHEME: Scheme = COREML
 """Affine int8 activations, symmetric int8 weights per channel; softmax outputs and residual streams as in `COREML`."""
 
 OP_SETS = ("iOS16", "iOS17", "iOS18")

@@ -5,7 +5,51 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploykit_calibration.scheme import LITERT, QuantScheme
+from deploykit.contract.scheme import (
+    FOLLOW,
+    INT8_AFFINE,
+    INT8_CHANNELS,
+    INT8_REQUIRED,
+    JOIN,
+    PASSENGERS,
+    RECURRENT,
+    FixedParams,
+    Scheme,
+    no_kernel,
+)
+
+# Every tensor that an int8 kernel writes is int8, or the kernel is not chosen; built-in parameters and equal
+# scales are conditions of the file format.
+LITERT = Scheme(
+    name="litert",
+    activation=INT8_AFFINE,
+    weight=INT8_CHANNELS,
+    rules={
+        **PASSENGERS,
+        **RECURRENT,
+        **dict.fromkeys(("hardswish", "gelu", "sigmoid", "tanh", "leaky_relu", "relu", "relu6"), FOLLOW),
+        "conv": INT8_REQUIRED,
+        "conv_transpose": no_kernel("conv_transpose"),
+        "linear": INT8_REQUIRED,
+        "matmul": INT8_REQUIRED,
+        "add": JOIN,
+        "sub": JOIN,
+        "mul": JOIN,
+        "concat": JOIN,
+        "avg_pool": FOLLOW,
+        "mean": FOLLOW,
+        "resize_linear": FOLLOW,
+    },
+    same_scale=frozenset({"concat", "reshape", "split", "max_pool", "avg_pool", "resize_nearest", "resize_linear"}),
+    fixed_outputs={
+        "softmax": FixedParams(1 / 256, -128),
+        "sigmoid": FixedParams(1 / 256, -128),
+        "tanh": FixedParams(1 / 128, 0),
+    },
+    weights="unfolded",
+    float_outputs=False,
+)
+
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -16,7 +60,7 @@ if TYPE_CHECKING:
 _INTEGER_ENDS = frozenset({"conv", "conv_transpose", "matmul"})
 
 
-def scheme(captured: CapturedModel, *, io: str) -> QuantScheme:
+def scheme(captured: CapturedModel, *, io: str) -> Scheme:
     """The scheme for one model: int8 affine activations, weights rounded in the file's own converter.
 
     Rounding what the model returns costs 0.5 to 7 dB. Where a linear layer writes it, the layer stays out of the static

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from deploykit.contract.devices import Device
 from deploykit.contract.precision import Precision
-from deploykit_calibration.scheme import MIGRAPHX, QuantScheme
+from deploykit.contract.scheme import Scheme
+from deploykit_targets._schemes.gpu import TENSORRT
+
+MIGRAPHX = replace(TENSORRT, name="migraphx")
+
 
 OPSET = 19
 """The newest that MIGraphX's documentation names."""
@@ -18,7 +24,7 @@ FP8_NOTES = {
 """By `fp8` of the device table."""
 
 
-def scheme_of(device: Device) -> QuantScheme:
+def scheme_of(device: Device) -> Scheme:
     """The scheme for `device`: the same for all, because the matcher is."""
     return MIGRAPHX
 

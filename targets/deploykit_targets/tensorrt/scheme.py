@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from deploykit.contract.devices import Device
-from deploykit_calibration.scheme import TENSORRT, QuantScheme
+from deploykit.contract.scheme import Scheme
+from deploykit_targets._schemes.gpu import TENSORRT
 
 FIRST_STRONGLY_TYPED = 10
 """Major version of TensorRT from which precision lives in the graph; before, builder flags say it."""
 
 
-def scheme_of(device: Device) -> QuantScheme:
+def scheme_of(device: Device) -> Scheme:
     """The scheme for `device`: the same for all, because silicon without int8 is not in the table."""
     return TENSORRT
 

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from deploykit_calibration.scheme import TVM, TVM_X86, TVM_X86_NO_VNNI, QuantScheme
+from dataclasses import replace
+
+from deploykit.contract.scheme import (
+    INT8_AFFINE,
+    INT8_CHANNELS,
+    INT8_IN_OUT,
+    UINT8_AFFINE,
+    FixedParams,
+    Scheme,
+    with_rules,
+)
+from deploykit_targets._schemes.x86 import ONNX_X86
+
+# The generated kernels multiply int8 by int8 (sdot), fold the zero-point into the bias and requantize at once.
+TVM = Scheme(
+    name="tvm",
+    activation=INT8_AFFINE,
+    weight=INT8_CHANNELS,
+    rules=with_rules(ONNX_X86, conv=INT8_IN_OUT),
+    fixed_outputs={"softmax": FixedParams(1 / 256, -128)},
+    symmetric_second=frozenset({"matmul"}),
+)
+# x86 multiplies unsigned by signed bytes.
+TVM_X86 = replace(TVM, name="tvm-x86", activation=UINT8_AFFINE, fixed_outputs={"softmax": FixedParams(1 / 256, 0)})
+TVM_X86_NO_VNNI = replace(TVM_X86, name="tvm-x86-no-vnni", reduce_range=True)
 
 
-def scheme_of(activation: str, weight_bits: int = 8) -> QuantScheme:
+def scheme_of(activation: str, weight_bits: int = 8) -> Scheme:
     """The scheme for kernels that read `uint8` (x86) or `int8` (Arm) activations, and weights of 8 or 7 bits."""
     if activation != "uint8":
         return TVM

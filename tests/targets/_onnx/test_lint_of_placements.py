@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from deploykit.capture import capture
+from deploykit.contract.scheme import Scheme
 from deploykit_calibration.observe import calibrate
 from deploykit_calibration.placement import place
-from deploykit_calibration.scheme import MIGRAPHX, TENSORRT, QuantScheme
 from deploykit_targets._onnx.lint import lint, load_rules
 from deploykit_targets._onnx.lower import to_onnx
+from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets.migraphx.scheme import MIGRAPHX
 
 
 class Residual(nn.Module):
@@ -47,7 +49,7 @@ class Plain(Residual):
 
 @pytest.mark.parametrize("scheme", [TENSORRT, MIGRAPHX], ids=lambda scheme: scheme.name)
 @pytest.mark.parametrize("model", [Scaled, ReadElsewhere, BehindActivation, Plain])
-def test_no_finding_in_a_file_of_our_own(model: type[Residual], scheme: QuantScheme) -> None:
+def test_no_finding_in_a_file_of_our_own(model: type[Residual], scheme: Scheme) -> None:
     torch.manual_seed(0)
     inputs = ("x",) if model is Scaled else ("x", "y")
     captured = capture(model().eval(), example_inputs=tuple(torch.randn(1, 8, 8, 8) for _ in inputs))

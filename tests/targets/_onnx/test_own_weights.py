@@ -14,12 +14,13 @@ import torch
 from onnx import helper, numpy_helper
 
 from deploykit.capture import capture
+from deploykit.contract.scheme import INT8_SYMMETRIC
 from deploykit_calibration.observe import calibrate
 from deploykit_calibration.placement import place
-from deploykit_calibration.scheme import INT8_SYMMETRIC, ONNX_X86
 from deploykit_targets._onnx.lower import to_onnx
 from deploykit_targets._onnx.own_weights import own_weights
 from deploykit_targets._onnx.runtime import EXACT
+from deploykit_targets._schemes.x86 import ONNX_X86
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -18,11 +18,11 @@ from deploykit.capture import capture
 from deploykit.testing.models import ZOO
 from deploykit_calibration.observe import calibrate
 from deploykit_calibration.placement import place
-from deploykit_calibration.scheme import ONNX_X86
 from deploykit_targets._onnx.check import check
 from deploykit_targets._onnx.count import count
 from deploykit_targets._onnx.lower import to_onnx
 from deploykit_targets._onnx.ort_forms import for_onnxruntime
+from deploykit_targets._schemes.x86 import ONNX_X86
 
 sys.path.insert(0, str(Path(__file__).parent))
 from lowering import flat, run_onnx, sqnr_db

@@ -1,8 +1,8 @@
-"""`QuantScheme`: how a family of targets wants a model quantized, as data.
+"""`Scheme`: how a target wants a model quantized for one request, as data. Nothing here knows a target.
 
-A target's own `scheme.py` picks one of the constants at the end, or derives from it:
+A target's own `scheme.py` writes one of these, or derives it from a base that several share:
 
-    SCHEME = replace(LITERT, rules=with_rules(LITERT, conv_transpose=INT8))
+    OWN = replace(ONNX_X86, rules=with_rules(ONNX_X86, conv_transpose=INT8))
 
 Placement reads the scheme and nothing else about the target; nothing here imports torch.
 """
@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
-
-from deploykit_calibration.op_kinds import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class FixedParams:
 
 
 @dataclass(frozen=True)
-class QuantScheme:
+class Scheme:
     """How a family of targets wants a model quantized.
 
     Attributes:
@@ -159,7 +157,7 @@ class QuantScheme:
         return -half, half - 1
 
 
-def with_rules(scheme: QuantScheme, **rules: OpRule) -> dict[str, OpRule]:
+def with_rules(scheme: Scheme, **rules: OpRule) -> dict[str, OpRule]:
     """The rules of `scheme` with some replaced, for `dataclasses.replace`."""
     return {**scheme.rules, **rules}
 
@@ -169,144 +167,11 @@ INT8_AFFINE = TensorScheme("int8", symmetric=False, quant_min=-128, quant_max=12
 INT8_SYMMETRIC = TensorScheme("int8", symmetric=True, quant_min=-127, quant_max=127)
 INT8_CHANNELS = replace(INT8_SYMMETRIC, granularity=PerAxis())
 
-_PASSENGERS = dict.fromkeys(("reshape", "split", "max_pool", "resize_nearest"), FOLLOW)
+PASSENGERS = dict.fromkeys(("reshape", "split", "max_pool", "resize_nearest"), FOLLOW)
 _NO_RECURRENT = OpRule(Inputs.FLOAT, reason="recurrent layers have no static int8 kernel")
-_RECURRENT = dict.fromkeys(("lstm", "gru", "rnn"), _NO_RECURRENT)
+RECURRENT = dict.fromkeys(("lstm", "gru", "rnn"), _NO_RECURRENT)
 
 
-def _no_kernel(kind: str) -> OpRule:
+def no_kernel(kind: str) -> OpRule:
+    """The rule of a kind that stays float because the target's runtime has no integer kernel for it."""
     return OpRule(Inputs.FLOAT, reason=f"target has no int8 kernel for {kind}")
-
-
-# uint8 x int8 is the form of x86: VNNI multiplies unsigned by signed, and int8 x int8 is 2.8 times slower there.
-# Linear and matmul read integers and write float (+1.4 dB at the same speed), and want their bias as int32: a
-# float bias beside a dequantized product makes ONNX Runtime fall back to float. A convolution without a q
-# directly behind it runs in float, so one that may not have it is left alone (`REQUIRED`); ConvInteger, which writes
-# sums of 32 bits, is 5 times slower than the float convolution.
-ONNX_X86 = QuantScheme(
-    name="onnx-x86",
-    activation=UINT8_AFFINE,
-    weight=INT8_CHANNELS,
-    rules={
-        **_PASSENGERS,
-        **_RECURRENT,
-        "conv": INT8_REQUIRED,
-        "conv_transpose": _no_kernel("conv_transpose"),
-        "linear": INT8,
-        "matmul": INT8,
-        "add": JOIN,
-        "mul": JOIN,
-        "concat": JOIN,
-        "avg_pool": FOLLOW,
-        "mean": FOLLOW,
-    },
-    fixed_outputs={"softmax": FixedParams(1 / 256, 0)},
-    bias="int32",
-    output_share=0.02,
-)
-
-# Without VNNI, vpmaddubsw adds two uint8 x int8 products in 16 bits and saturates: 7-bit weights cannot reach that.
-ONNX_X86_NO_VNNI = replace(ONNX_X86, name="onnx-x86-no-vnni", reduce_range=True)
-
-# Reads the same file; its convolutions may write float.
-OPENVINO = replace(ONNX_X86, name="openvino", rules=with_rules(ONNX_X86, conv=INT8_IN_OUT))
-
-# PyTorch's compiler gives convolution and linear to oneDNN, which adds a float bias and may write float; products of
-# two activations stay float there.
-AOTINDUCTOR = replace(
-    ONNX_X86,
-    name="aotinductor",
-    bias="float",
-    rules=with_rules(ONNX_X86, conv=INT8_IN_OUT, matmul=_no_kernel("matmul")),
-)
-AOTINDUCTOR_NO_VNNI = replace(AOTINDUCTOR, name="aotinductor-no-vnni", reduce_range=True)
-
-# A classifier narrower than an int8 tile of the tensor cores is no faster in int8, and costs 4 dB on a digits ResNet.
-# After NVIDIA's explicit-quantization guide: inputs only, symmetric, and of a residual addition only the skip
-# connection, so that convolution, addition and activation fuse into one kernel.
-TENSORRT = QuantScheme(
-    name="tensorrt",
-    activation=replace(INT8_SYMMETRIC, quant_min=-128),
-    weight=INT8_CHANNELS,
-    rules={
-        **_PASSENGERS,
-        **_RECURRENT,
-        "conv": INT8,
-        "conv_transpose": INT8,
-        "linear": INT8,
-        "matmul": INT8,
-        "add": RESIDUAL,
-        "concat": OpRule(Inputs.JOIN, Output.REQUIRED, pull=True),
-        "avg_pool": INT8,
-        "mean": INT8,
-    },
-    fused_activations=ACTIVATIONS,
-    fixed_outputs={"softmax": FixedParams(1 / 127, 0)},
-    min_linear=16,
-)
-MIGRAPHX = replace(TENSORRT, name="migraphx")
-
-# Every tensor that an int8 kernel writes is int8, or the kernel is not chosen; built-in parameters and equal
-# scales are conditions of the file format.
-LITERT = QuantScheme(
-    name="litert",
-    activation=INT8_AFFINE,
-    weight=INT8_CHANNELS,
-    rules={
-        **_PASSENGERS,
-        **_RECURRENT,
-        **dict.fromkeys(("hardswish", "gelu", "sigmoid", "tanh", "leaky_relu", "relu", "relu6"), FOLLOW),
-        "conv": INT8_REQUIRED,
-        "conv_transpose": _no_kernel("conv_transpose"),
-        "linear": INT8_REQUIRED,
-        "matmul": INT8_REQUIRED,
-        "add": JOIN,
-        "sub": JOIN,
-        "mul": JOIN,
-        "concat": JOIN,
-        "avg_pool": FOLLOW,
-        "mean": FOLLOW,
-        "resize_linear": FOLLOW,
-    },
-    same_scale=frozenset({"concat", "reshape", "split", "max_pool", "avg_pool", "resize_nearest", "resize_linear"}),
-    fixed_outputs={
-        "softmax": FixedParams(1 / 256, -128),
-        "sigmoid": FixedParams(1 / 256, -128),
-        "tanh": FixedParams(1 / 128, 0),
-    },
-    weights="unfolded",
-    float_outputs=False,
-)
-
-# A tensor of an ML Program has at most five axes. coremltools folds reshape, transpose, reshape over six of them
-# (windows of Swin) into what it has, where no quantize stands between.
-COREML = QuantScheme(
-    name="coreml",
-    activation=INT8_AFFINE,
-    weight=INT8_CHANNELS,
-    rules=with_rules(ONNX_X86, conv=INT8_IN_OUT, conv_transpose=INT8_IN_OUT, linear=INT8_IN_OUT),
-    fixed_outputs={"softmax": FixedParams(1 / 256, -128)},
-    max_rank=5,
-)
-
-# The generated kernels multiply int8 by int8 (sdot), fold the zero-point into the bias and requantize at once.
-TVM = QuantScheme(
-    name="tvm",
-    activation=INT8_AFFINE,
-    weight=INT8_CHANNELS,
-    rules=with_rules(ONNX_X86, conv=INT8_IN_OUT),
-    fixed_outputs={"softmax": FixedParams(1 / 256, -128)},
-    symmetric_second=frozenset({"matmul"}),
-)
-# x86 multiplies unsigned by signed bytes.
-TVM_X86 = replace(TVM, name="tvm-x86", activation=UINT8_AFFINE, fixed_outputs={"softmax": FixedParams(1 / 256, 0)})
-TVM_X86_NO_VNNI = replace(TVM_X86, name="tvm-x86-no-vnni", reduce_range=True)
-
-SCHEMES: Mapping[str, QuantScheme] = {
-    scheme.name: scheme
-    for scheme in (
-        *(ONNX_X86, ONNX_X86_NO_VNNI, OPENVINO, AOTINDUCTOR, AOTINDUCTOR_NO_VNNI),
-        *(TENSORRT, MIGRAPHX, LITERT, COREML, TVM, TVM_X86, TVM_X86_NO_VNNI),
-    )
-}
-"""The ready-made schemes by name."""

@@ -1,0 +1,1 @@
+"""Quantization schemes that several toolchains derive theirs from."""
