@@ -122,6 +122,7 @@ class Scheme:
         output_share: a layer whose kernel has to write integers, and whose result is returned, is rounded all the same
             where it has more than this share of the multiply-accumulates; below it, float costs little and is exact.
         min_linear: a linear layer with fewer inputs or outputs than this stays float.
+        between: type of what stays float in a static int8 model, where the target's file says types.
         max_rank: an op that reads or writes a tensor of more axes stays float; 0 is no limit.
         reduce_range: weights use one bit less, so that sums of two uint8 x int8 products cannot exceed 16 bits.
     """
@@ -141,6 +142,7 @@ class Scheme:
     float_outputs: bool = True
     output_share: float = 1.0
     min_linear: int = 0
+    between: Literal["float32", "float16"] = "float32"
     max_rank: int = 0
     reduce_range: bool = False
 

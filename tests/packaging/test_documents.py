@@ -77,13 +77,22 @@ def test_every_environment_has_its_extra_and_its_folder() -> None:
     tox.read(ROOT / "tox.ini")
     listed = {name.strip() for name in tox["tox"]["env_list"].split(",")}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    targets = {factor for name in listed - {"core", "lint", "demo"} for factor in name.split("-")}
-    assert targets <= extras.keys()
-    assert all((ROOT / "tests" / "targets" / name).is_dir() for name in targets)
+    environments = listed - {"core", "lint", "demo"}
     registered = {
         name for name, plugin in toolchains().items() if type(plugin).__module__.startswith("deploykit_targets")
     }
-    assert registered <= targets
+    assert registered <= extras.keys()
+    assert all((ROOT / "tests" / "targets" / name.replace("-", "_")).is_dir() for name in registered)
+    served = {name: toolchains_in(name, registered) for name in environments}
+    assert registered == set().union(*served.values())
+    for name, found in served.items():
+        assert set(name.split("-")) == {factor for one in found for factor in one.split("-")}, f"{name}: unknown factor"
+
+
+def toolchains_in(environment: str, names: set[str]) -> set[str]:
+    """The toolchains whose factors an environment has: `tensorrt-rtx` has two, and is no abbreviation of two."""
+    factors = set(environment.split("-"))
+    return {name for name in names if set(name.split("-")) <= factors}
 
 
 def test_extras_of_our_targets_are_in_the_metadata(metadata: Message) -> None:

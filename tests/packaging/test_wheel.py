@@ -66,7 +66,7 @@ def test_every_registered_target_ships_its_files(wheel: Path, names: set[str]) -
     assert {"onnxruntime", "openvino"} <= registered.keys()
     for name, value in registered.items():
         folder = value.split(":")[0].replace(".", "/")
-        assert folder == f"deploykit_targets/{name}", "the folder is called like the toolchain"
+        assert folder == f"deploykit_targets/{name.replace('-', '_')}", "the folder is called like the toolchain"
         files = ["__init__.py", "target.py", "convert.py", "session.py", "devices.toml", "README.md"]
         quantises = Precision.INT8 in toolchain(name).capabilities().precisions
         for file in [*files, "scheme.py"] if quantises else files:

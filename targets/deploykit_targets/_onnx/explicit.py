@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from deploykit.contract.achieved import Achieved
     from deploykit.plugin.target import ConversionJob
 
-_FLOAT_TYPES = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16, Precision.MIXED: FLOAT16}
 _FLOAT_NAMES = {Precision.FP16: "float16", Precision.BF16: "bfloat16", Precision.MIXED: "float16"}
+_FLOAT_TYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16}
 _QUANTIZED_NAMES = {Precision.INT8: "int8", Precision.MIXED: "int8", Precision.FP8: "fp8"}
 _UNTYPED = "float layers are float32 in the file; the device's compiler turns them into the narrower type"
 SOURCE = "q/dq nodes and types of the ONNX file; what the device runs is known after the build"
@@ -79,9 +79,10 @@ def lower_explicit(job: ConversionJob, scheme: Scheme, rules: LintRules, *, opse
     lowered = _lowered(job, scheme, max(opset, MIN_OPSET))
     if job.precision is Precision.FP8:
         to_float8(lowered.model, float_weights(job))
-    plan = plan_float16(job) if typed and _FLOAT_TYPES.get(job.precision) == FLOAT16 else Float16Plan()
-    if typed and job.precision in _FLOAT_TYPES:
-        retype(lowered.model, _FLOAT_TYPES[job.precision], plan.kept)
+    plain = _float_name(job.precision, scheme)
+    plan = plan_float16(job) if typed and plain == "float16" else Float16Plan()
+    if typed and plain in _FLOAT_TYPES:
+        retype(lowered.model, _FLOAT_TYPES[plain], plan.kept)
     model = lowered.model if opset >= MIN_OPSET else take_down(lowered.model, opset, job.captured)
     findings = lint(model, replace(rules, max_opset=opset))
     if broken := errors_of(findings):
@@ -89,8 +90,8 @@ def lower_explicit(job: ConversionJob, scheme: Scheme, rules: LintRules, *, opse
             f"{rules.name} would refuse the model: {'; '.join(map(str, broken[:5]))}",
             hint="replace the operation, or keep the layer in float (exclude=)",
         )
-    notes = () if typed or job.precision not in _FLOAT_TYPES else (_UNTYPED,)
-    achieved = plan.listed(_achieved(job, lowered, plan, notes), job.captured)
+    notes = () if typed or plain not in _FLOAT_TYPES else (_UNTYPED,)
+    achieved = plan.listed(_achieved(job, lowered, plan, plain, notes), job.captured)
     return Explicit(model, lowered, findings, achieved, traffic_of(job.captured), rules)
 
 
@@ -104,9 +105,13 @@ def _lowered(job: ConversionJob, scheme: Scheme, opset: int) -> Lowered:
     return lower_quantized(job, scheme, opset=opset, simulate=simulate)
 
 
-def _achieved(job: ConversionJob, lowered: Lowered, plan: Float16Plan, notes: tuple[str, ...]) -> Achieved:
+def _float_name(precision: Precision, scheme: Scheme) -> str:
+    """The type of what is not quantized."""
+    return scheme.between if precision is Precision.INT8 else _FLOAT_NAMES.get(precision, "float32")
+
+
+def _achieved(job: ConversionJob, lowered: Lowered, plan: Float16Plan, plain: str, notes: tuple[str, ...]) -> Achieved:
     quantized = _QUANTIZED_NAMES.get(job.precision, "int8")
-    plain = _FLOAT_NAMES.get(job.precision, "float32")
     executed = {
         layer.name: quantized if layer.precision == "int8" else "float32" if layer.name in plan.kept else plain
         for layer in lowered.layers

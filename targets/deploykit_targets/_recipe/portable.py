@@ -44,6 +44,7 @@ def portable(
     options: Mapping[str, Any],
     notes: Sequence[str] = (),
     golden_db: float | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Write ONNX file, calibration table and recipe into the job's folder.
 
@@ -53,13 +54,14 @@ def portable(
         options: of the build, as the recipe's command line takes them.
         notes: what a reader of recipe, manifest or parity report must know of this file on this device.
         golden_db: SQNR of golden outputs on the device from which they count as reproduced; None for the precision's.
+        more: what else this toolchain's program reads in `recipe.json`.
     """
     metadata = {**_metadata(made), **_noted(notes), **({} if golden_db is None else {GOLDEN_DB: golden_db})}
     (job.folder / MODEL).write_bytes(made.model.SerializeToString(deterministic=True))
     for module in (program, board):
         source = Path(str(module.__file__))
         shutil.copyfile(source, job.folder / source.name)
-    _write_recipe(job.folder, _recipe(job, options, notes, metadata))
+    _write_recipe(job.folder, {**_recipe(job, options, notes, metadata), **(more or {})})
     if job.table is not None:
         job.table.save(job.folder / TABLE)
         (job.folder / TABLE).chmod(0o644)  # on the board another user reads it

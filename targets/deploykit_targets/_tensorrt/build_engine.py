@@ -359,12 +359,15 @@ def _set_architectures(trt: Any, config: Any, names: list[Any]) -> None:
     """Compile for these GPUs, whichever is here."""
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
-        capability = getattr(trt.ComputeCapability, name.upper().replace("_", ""), None)
-        if capability is None:
-            raise RecipeError(
-                2, f"{RTX} {trt.__version__} compiles for no {name}", "one of sm_75, 80, 86, 89, 120, 121"
-            )
-        config.set_compute_capability(capability, index)
+        if _capability(trt, name) is None:
+            message = f"{RTX} {trt.__version__} compiles for no {name}"
+            raise RecipeError(2, message, "one of sm_75, 80, 86, 89, 120, 121")
+        config.set_compute_capability(_capability(trt, name), index)
+
+
+def _capability(trt: Any, name: str) -> Any:
+    """The library's word for an architecture such as `sm_86`; None where it has no engines for it."""
+    return getattr(trt.ComputeCapability, name.upper().replace("_", ""), None)
 
 
 def _hardware(trt: Any, wanted: str) -> Any:
@@ -442,6 +445,11 @@ class Engine:
             sys.stderr.write("note: the runtime cache is of another GPU or version; kernels are made again\n")
         settings.set_runtime_cache(self._cache)
         return (settings,)
+
+    def finish(self, shapes: dict[str, Any]) -> None:
+        """Run once on zeros of the usual shapes, so that every kernel is made before the cache is kept."""
+        wanted = {spec["name"]: spec["dtype"] for spec in self._recipe["inputs"]}
+        self.run({name: np.zeros(shape, wanted[name]) for name, shape in shapes.items()})
 
     def runtime_cache(self) -> bytes:
         """The kernels that were finished on this GPU so far; empty where the library keeps none."""
@@ -678,12 +686,14 @@ def main(options: Any) -> Any:
         return compile_only(recipe, options, out)
     cuda = Cuda()
     trt = import_library(recipe)
-    check_device(recipe, cuda, options)
+    check_device(recipe, cuda, options, trt)
     check_model(options.artifact / recipe["model"])
     golden = board.golden_of(options, recipe)
     shapes = {name: usual for name, (_, usual, _) in board.shape_ranges(recipe, options).items()}
     start = time.time()
-    compiled = compiled_before(recipe, options)
+    if is_rtx(trt):
+        options.compile_for = [arch_of(cuda)]
+    compiled = compiled_before(recipe, options, trt)
     engine_bytes, cache = (compiled, b"") if compiled else build(trt, recipe, options)
     report = {"build_seconds": round(time.time() - start, 1), **facts(trt, cuda)}
     if not is_rtx(trt):  # it has the calls, and stores nothing
@@ -694,6 +704,7 @@ def main(options: Any) -> Any:
     report["layers_source"] = "TensorRT's engine inspector: narrowest type among a layer's inputs"
     report.update(examine(engine, recipe, options.runs, golden))
     if is_rtx(trt):
+        engine.finish(shapes)
         board.write_whole(out / RUNTIME_CACHE, engine.runtime_cache())
     board.write_whole(out / ENGINE, engine_bytes)
     board.write_whole(out / LAYERS, json.dumps(report["layers"], indent=1).encode())
@@ -716,12 +727,16 @@ def compile_only(recipe: dict[str, Any], options: Any, out: Path) -> dict[str, A
     return {RTX: trt.__version__, "listings": listings, "build_seconds": round(time.time() - start, 2)}
 
 
-def compiled_before(recipe: dict[str, Any], options: Any) -> Any:
-    """The engine that the export compiled, unless options of the build are others than the export's."""
-    name = recipe.get("engine")
+def compiled_before(recipe: dict[str, Any], options: Any, trt: Any) -> Any:
+    """The engine that the export compiled; None where library, GPU or options of the build are others than its."""
+    name = recipe.get("engine") if recipe.get("engine_version") == trt.__version__ else None
+    if not name or not set(options.compile_for) <= set(recipe.get("compute_capabilities", ())):
+        return None
     defaults = parse([], recipe.get("options", {}))
-    building = ("workspace_mib", "optimization_level", "hardware", "max_batch", "shape", "version_compatible")
-    if not name or any(getattr(options, key) != getattr(defaults, key) for key in building):
+    building = ("workspace_mib", "optimization_level", "hardware", "version_compatible")
+    if any(getattr(options, key) != getattr(defaults, key) for key in building):
+        return None
+    if board.shape_ranges(recipe, options) != board.shape_ranges(recipe, defaults):
         return None
     check_model(options.artifact / name)
     return (options.artifact / name).read_bytes()
@@ -759,11 +774,15 @@ def open_engine(folder: Path) -> Engine:
     return Engine(import_library(recipe), cuda, (folder / ENGINE).read_bytes(), recipe)
 
 
-def check_device(recipe: dict[str, Any], cuda: Any, options: Any) -> None:
-    """Refuse to build for another device than the artifact's, unless told to."""
+def check_device(recipe: dict[str, Any], cuda: Any, options: Any, trt: Any) -> None:
+    """Refuse to build for another device than the artifact's, unless told to and the library can."""
     here = arch_of(cuda)
-    if here != recipe["arch"] and not options.any_device:
-        message = f"the artifact is for {recipe['device']} ({recipe['arch']}); this is {cuda.device_name} ({here})"
+    if is_rtx(trt) and _capability(trt, here) is None:
+        message = f"this is {cuda.device_name} ({here}), and TensorRT for RTX has no engines for {here}"
+        raise RecipeError(10, message, "export the model for this GPU through TensorRT, such as h200:tensorrt")
+    archs = recipe.get("compute_capabilities") or [recipe["arch"]]
+    if here not in archs and not options.any_device:
+        message = f"the artifact is for {recipe['device']} ({', '.join(archs)}); this is {cuda.device_name} ({here})"
         # `deploykit build` has no such option, and shows this hint too: hence the whole command.
         command = f"python3 {Path(__file__).name} --any-device"
         raise RecipeError(10, message, f"build it on that device, or here with `{command}` in the artifact's folder")

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.errors import ConversionError
-from deploykit.contract.precision import Evidence
+from deploykit.contract.precision import Evidence, Precision
+from deploykit.judge.parity import DEFAULT_TOLERANCES
 from deploykit_targets._onnx.runtime import captured_name
 from deploykit_targets._recipe.portable import achieved_of
 from deploykit_targets._recipe.target import COMPILED
-from deploykit_targets._tensorrt.compiler import Compiled, NotCompiled, compile_file
+from deploykit_targets._tensorrt.compiler import (
+    Compiled,
+    NotCompiled,
+    compile_engine,
+    compile_file,
+    is_installed,
+    not_installed,
+)
 
 if TYPE_CHECKING:
     from torch import fx
@@ -40,6 +48,26 @@ def prove(job: ConversionJob, conversion: Conversion) -> Conversion:
         raise _located(error, job) from error
     if isinstance(found, NotCompiled):
         return replace(conversion, achieved=_noted(conversion.achieved, found.reason))
+    return with_evidence(conversion, found, job.device)
+
+
+def prove_ahead(job: ConversionJob, conversion: Conversion, archs: Sequence[str]) -> Conversion:
+    """Compile the engine that the artifact ships, and count what the compiler says of it.
+
+    Without the compiler here, the conversion is what it was, with a note.
+
+    Args:
+        archs: that the one engine is for, such as `sm_86`.
+    Raises:
+        ConversionError: the compiler refuses the file; names the ONNX node, the module and the source line.
+    """
+    if not is_installed():
+        return replace(conversion, achieved=_noted(conversion.achieved, not_installed("tensorrt-rtx")))
+    own = [job.device.arch, *(arch for arch in archs if arch != job.device.arch)]
+    try:
+        found = compile_engine(job.folder, own)
+    except ConversionError as error:
+        raise _located(error, job) from error
     return with_evidence(conversion, found, job.device)
 
 
@@ -82,6 +110,18 @@ def _explained(layer: LayerAchieved, before: LayerAchieved) -> LayerAchieved:
     return replace(layer, reason=f"placed in {before.precision}, and the compiler computes it in {layer.precision}")
 
 
+def tf32_gate(job: ConversionJob) -> tuple[tuple[str, ...], float | None]:
+    """What float32 means on a GPU whose builder may use TF32, its default: its mantissa is float16's.
+
+    Returns:
+        Notes for the reader, and the SQNR in dB from which golden outputs are reproduced; None for the precision's.
+    """
+    if job.precision is not Precision.FP32 or "tf32" not in job.device.peak_tops:
+        return (), None
+    gate = DEFAULT_TOLERANCES[Precision.FP16].min_sqnr_db
+    return ("float32 layers may run in TF32 on the device: golden outputs are gated as those of float16",), gate
+
+
 def wanted_of(planned: Achieved) -> str:
     """The type that most multiply-accumulates were written in."""
     return max(planned.macs, key=lambda name: planned.macs[name], default="float32")
@@ -103,7 +143,8 @@ def summary_of(layers: Sequence[EngineLayer], wanted: str) -> str:
 def note_of(found: Compiled, device: Device) -> str:
     """What the evidence is of, and what it is not."""
     near = f", the nearest to the device's {device.arch} that it offers" if found.arch != device.arch else ""
-    return f"compiled for {found.arch}{near} (TensorRT for RTX {found.version}); nothing was run on the device"
+    shared = f", in one engine with {', '.join(found.others)}" if found.others else ""
+    return f"compiled for {found.arch}{shared}{near} (TensorRT for RTX {found.version}); nothing was run on the device"
 
 
 def findings_of(planned: Achieved, achieved: Achieved) -> Iterator[str]:

@@ -37,9 +37,9 @@ NEAREST: Mapping[str, str] = {
     "sm_103": "sm_120",
     "sm_110": "sm_120",
 }
-# Offered, and no evidence: there it refuses float32 products and computes what is placed in int8 in float16.
+# Offered, and no evidence of TensorRT: see `tensorrt_rtx/scheme.py` for what it lacks there.
 UNLIKE: Mapping[str, str] = {
-    "sm_75": "not compiled: TensorRT for RTX has neither int8 nor float32 products for sm_75, and TensorRT has both"
+    "sm_75": "not compiled: TensorRT has float32 products and int8 convolutions for sm_75, TensorRT for RTX has neither"
 }
 
 
@@ -51,11 +51,13 @@ class Compiled:
         version: of TensorRT for RTX.
         arch: that it compiled for, such as `sm_86`.
         layers: of the engine, in order.
+        others: architectures that the same engine is for, too; its layers are then those that all of them have.
     """
 
     version: str
     arch: str
     layers: tuple[EngineLayer, ...]
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class NotCompiled:
 def is_installed() -> bool:
     """Whether the compiler's bindings are here."""
     return BINDINGS.installed
+
+
+def not_installed(extra: str) -> str:
+    """One line that says what would let the compiler read the file."""
+    return f"not compiled: {install_command(extra)} lets NVIDIA's compiler read the file here"
 
 
 def compile_file(folder: Path, device: Device, arguments: Sequence[str] = ()) -> Compiled | NotCompiled:
@@ -86,7 +93,7 @@ def compile_file(folder: Path, device: Device, arguments: Sequence[str] = ()) ->
             UNLIKE.get(device.arch, f"not compiled: NVIDIA's compiler offers nothing near {device.arch}")
         )
     if not is_installed():
-        return NotCompiled(f"not compiled: {install_command(EXTRA)} lets NVIDIA's compiler read the file here")
+        return NotCompiled(not_installed(EXTRA))
     with tempfile.TemporaryDirectory(prefix="deploykit-compile-") as out:
         report = _compile(folder, (arch,), Path(out), arguments)
     return Compiled(report[RTX], arch, parse_listing(_one(report["listings"])))
@@ -108,13 +115,16 @@ def compile_onnx(model: Path, arch: str) -> Compiled:
         recipe: dict[str, Any] = {"model": str(model.resolve()), "arch": arch, "device": "", "precision": ""}
         recipe |= {"inputs": [], "outputs": [], "options": {}, "tolerance": {"min_sqnr_db": 0.0}}
         (Path(folder) / RECIPE).write_text(json.dumps(recipe), encoding="utf-8")
-        (found,) = compile_engine(Path(folder), (arch,))
-    return found
+        return compile_engine(Path(folder), (arch,))
 
 
-def compile_engine(folder: Path, archs: Sequence[str], arguments: Sequence[str] = ()) -> tuple[Compiled, ...]:
-    """Compile one engine for several architectures, and leave it in `folder` as `model.engine`.
+def compile_engine(folder: Path, archs: Sequence[str], arguments: Sequence[str] = ()) -> Compiled:
+    """Compile one engine for one architecture or several, and leave it in `folder` as `model.engine`.
 
+    Args:
+        folder: with the model, `recipe.json` and the recipe's program.
+        archs: such as `sm_86`; the first is the one that the result is named after.
+        arguments: more of the recipe's command line.
     Raises:
         MissingDependencyError: the compiler is not installed.
         ConversionError: it refuses the file.
@@ -122,8 +132,7 @@ def compile_engine(folder: Path, archs: Sequence[str], arguments: Sequence[str] 
     if not is_installed():
         raise MissingDependencyError(BINDINGS.project, extra=EXTRA, purpose="compile engines of TensorRT for RTX")
     report = _compile(folder, archs, folder, arguments)
-    listings = report["listings"]
-    return tuple(Compiled(report[RTX], arch, parse_listing(text)) for arch, text in zip(archs, listings, strict=False))
+    return Compiled(report[RTX], archs[0], parse_listing(_one(report["listings"])), tuple(archs[1:]))
 
 
 def _compile(folder: Path, archs: Sequence[str], out: Path, arguments: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from deploykit.contract.optional import Requirement
 
 PROGRAM = Path(__file__).with_name("build_engine.py")
 """The program that builds and runs engines on the device."""
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+"""What TensorRT for RTX compiles for."""
 EXTRA = "tensorrt-compile"
 BINDINGS = Requirement("tensorrt_rtx_bindings", "tensorrt_rtx_cu13_bindings")
 LIBRARIES = Requirement("tensorrt_rtx_libs", "tensorrt_rtx_cu13_libs")

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.precision import Precision
-from deploykit.judge.parity import DEFAULT_TOLERANCES
 from deploykit.plugin.target import Conversion, ConversionJob
 from deploykit_targets._onnx.explicit import lower_explicit
 from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets._recipe.portable import build_from, build_here, portable
 from deploykit_targets._tensorrt import build_engine
 from deploykit_targets._tensorrt.build_engine import ENGINE
-from deploykit_targets._tensorrt.compiled import prove
+from deploykit_targets._tensorrt.compiled import prove, tf32_gate
 from deploykit_targets._tensorrt.requirements import PROGRAM
 from deploykit_targets.tensorrt.scheme import is_strongly_typed, opset_of, scheme_of
 from deploykit_targets.tensorrt.session import interpreter
@@ -33,18 +32,10 @@ def convert(job: ConversionJob) -> Conversion:
     typed = is_strongly_typed(job.device) or job.precision is not Precision.MIXED
     rules = load_rules("tensorrt")
     made = lower_explicit(job, scheme_of(job.device), rules, opset=opset_of(job.device), typed=typed)
-    conversion = portable(job, made, build_engine, recipe_options(job.options), *_tf32(job))
+    conversion = portable(job, made, build_engine, recipe_options(job.options), *tf32_gate(job))
     if not job.is_baseline:
         conversion = prove(job, conversion)
     return build_here(job, conversion, PROGRAM.name, ENGINE, arguments_of(job.options), interpreter())
-
-
-def _tf32(job: ConversionJob) -> tuple[tuple[str, ...], float | None]:
-    """What float32 means on a GPU whose builder may use TF32, TensorRT's default: its mantissa is float16's."""
-    if job.precision is not Precision.FP32 or "tf32" not in job.device.peak_tops:
-        return (), None
-    gate = DEFAULT_TOLERANCES[Precision.FP16].min_sqnr_db
-    return ("float32 layers may run in TF32 on the device: golden outputs are gated as those of float16",), gate
 
 
 def build(artifact: StoredArtifact, folder: Path, options: TensorRtOptions) -> Conversion:

@@ -81,7 +81,8 @@ class FakeTensorRT:
 
     def __init__(self, version: str, **answers: Any) -> None:
         self.names = surface(version)
-        self.__version__ = version
+        self.__version__ = version.removeprefix("rtx-")
+        self.__name__ = "tensorrt_rtx_bindings" if version.startswith("rtx-") else "tensorrt"
         self.log: list[tuple[str, tuple[Any, ...]]] = []
         self.properties = {"OnnxParser.num_errors", "ICudaEngine.num_io_tensors"}
         self.answers: dict[str, Any] = {
@@ -100,7 +101,11 @@ class FakeTensorRT:
                 self.TensorIOMode.INPUT if name == "x" else self.TensorIOMode.OUTPUT
             ),
             "ICudaEngine.get_tensor_dtype": lambda name: self.DataType.FLOAT,
-            "ICudaEngine.create_execution_context": lambda: FakeObject(self, "IExecutionContext"),
+            "ICudaEngine.create_execution_context": lambda *_: FakeObject(self, "IExecutionContext"),
+            "ICudaEngine.create_runtime_config": lambda: FakeObject(self, "IRuntimeConfig"),
+            "IRuntimeConfig.create_runtime_cache": lambda: FakeObject(self, "IRuntimeCache"),
+            "IRuntimeCache.serialize": b"kernels",
+            "IRuntimeCache.deserialize": True,
             "ICudaEngine.create_engine_inspector": lambda: FakeObject(self, "EngineInspector"),
             "EngineInspector.get_engine_information": json.dumps(INSPECTOR),
             "IExecutionContext.set_input_shape": True,

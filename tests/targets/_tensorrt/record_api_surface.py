@@ -1,6 +1,7 @@
 """Record which names TensorRT's Python bindings have, into `api_surface/<version>.json`.
 
     python tests/targets/_tensorrt/record_api_surface.py 8.6.1 10.3.0 10.16.1.11 11.4.0.106
+    python tests/targets/_tensorrt/record_api_surface.py rtx     TensorRT for RTX as it is installed here
 
 The bindings are a wheel of their own (`tensorrt-cu12-bindings`); TensorRT's libraries are not needed to read their
 names. The nine C functions that the bindings link to are given as empty stubs, so nothing here can be run, only
@@ -87,9 +88,22 @@ def record(version: str) -> None:
         environment = {**os.environ, "LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": str(site)}
         command = [sys.executable, __file__, "--child"]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    surface = json.loads(done.stdout.splitlines()[-1])
+    source = f"{project_of(version)}=={version}, imported over stub libraries"
+    write(version, source, json.loads(done.stdout.splitlines()[-1]))
+
+
+def record_rtx() -> None:
+    """Write the recording of TensorRT for RTX, whose libraries are real wheels and need no driver."""
+    import tensorrt_rtx_bindings as trt
+
+    version = f"rtx-{trt.__version__}"
+    write(version, f"tensorrt_rtx_cu13_bindings=={trt.__version__}, imported over its libraries", names_of(trt))
+
+
+def write(version: str, source: str, surface: dict[str, object]) -> None:
+    """Write `{name: ...}` of a version, one name a line."""
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value, sort_keys=True)}" for name, value in surface.items())
-    head = f'"source": "{project_of(version)}=={version}, imported over stub libraries", "version": "{version}"'
+    head = f'"source": "{source}", "version": "{version}"'
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{version}.json").write_text(f'{{{head}, "names": {{\n{lines}\n}}}}\n')
     print(f"{version}: {len(surface)} names")
@@ -99,12 +113,17 @@ def child() -> None:
     """In the child: print `{name: argument names | null | {member: argument names | null}}` of everything public."""
     import tensorrt_bindings as trt  # type: ignore[import-not-found,unused-ignore]
 
+    print(json.dumps(names_of(trt)))
+
+
+def names_of(trt: object) -> dict[str, object]:
+    """Everything public of the bindings."""
     names: dict[str, object] = {}
     for name, value in sorted(vars(trt).items()):
         if name.startswith("_") or type(value).__name__ == "module" or _is_layer(name):
             continue
         names[name] = _members(value) if isinstance(value, type) else _arguments(value)
-    print(json.dumps(names))
+    return names
 
 
 def _is_layer(name: str) -> bool:
@@ -131,4 +150,4 @@ if __name__ == "__main__":
         child()
     else:
         for wanted in sys.argv[1:]:
-            record(wanted)
+            record_rtx() if wanted == "rtx" else record(wanted)

@@ -13,6 +13,7 @@ from deploykit_targets._recipe import board
 
 # 8.6.1 stands for the 8.5.2 of JetPack 5, whose bindings the package index does not have.
 VERSIONS = ("8.6.1", "10.3.0", "10.16.1.11", "11.4.0.106")
+RTX = "rtx-1.7.1.116"
 # What the recipe calls an object of which class.
 CLASSES = {
     "builder": "Builder",
@@ -27,7 +28,7 @@ CLASSES = {
     "_context": "IExecutionContext",
     "inspector": "EngineInspector",
 }
-# Used only behind `is_rtx` or for `--compile-for`: TensorRT for RTX has them, which the last test asks where it is.
+# Used only behind `is_rtx` or for `--compile-for`: TensorRT for RTX has them.
 RTX_ONLY = {
     "ComputeCapability",
     "IBuilderConfig.num_compute_capabilities",
@@ -102,7 +103,8 @@ def test_legacy_flags_exist_where_they_are_set() -> None:
 
 def test_recordings_say_where_they_are_from() -> None:
     for path in SURFACES.glob("*.json"):
-        assert f"-bindings=={path.stem}, imported over stub libraries" in path.read_text()[:200]
+        version, over = path.stem.removeprefix("rtx-"), "its" if path.stem.startswith("rtx-") else "stub"
+        assert f"bindings=={version}, imported over {over} libraries" in path.read_text()[:200]
 
 
 @pytest.mark.parametrize("module", [recipe, board])
@@ -113,15 +115,11 @@ def test_recipes_are_python_3_8(module: object) -> None:
 
 
 def test_every_name_exists_in_tensorrt_for_rtx() -> None:
-    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="deploykit[tensorrt-compile] is not installed")
+    absent = {name for name in USED if not exists(name, RTX)}
+    assert absent <= GUARDED, "guarded, or of options that it does not have"
+    names = ("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.serialize")
+    assert all(exists(name, RTX) for name in (*names, "IRuntimeCache.deserialize"))
 
-    def has(name: str) -> bool:
-        found = trt
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        return found is not None
 
-    absent = {name for name in USED if not has(name)}
-    assert absent <= GUARDED | {"IBuilderConfig.DLA_core", "DeviceType.DLA"}, "guarded, or of options it does not have"
-    assert has("IRuntimeConfig.create_runtime_cache") and has("IRuntimeConfig.set_runtime_cache")
-    assert has("IRuntimeCache.serialize") and has("IRuntimeCache.deserialize")
+def test_the_recording_of_tensorrt_for_rtx_is_of_the_version_that_the_extra_pins() -> None:
+    assert f"{RTX.removeprefix('rtx-')}; " in (Path(__file__).parents[3] / "pyproject.toml").read_text()

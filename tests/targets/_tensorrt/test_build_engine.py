@@ -295,19 +295,6 @@ def test_the_type_of_a_layer_tells_device_and_role_and_its_name_does_not(kind: s
     assert (found["device"], found["role"]) == (device, role)
 
 
-def test_an_engine_that_the_export_compiled_is_taken_unless_options_of_the_build_differ(tmp_path: Path) -> None:
-    (tmp_path / "model.engine").write_bytes(b"compiled")
-    recipe = {"engine": "model.engine", "options": {"max_batch": 4}}
-
-    def taken(*arguments: str) -> Any:
-        options = recipe_program.parse(["--artifact", str(tmp_path), *arguments], recipe["options"])
-        return recipe_program.compiled_before(recipe, options)
-
-    assert taken() == taken("--runs", "0") == b"compiled"
-    assert taken("--max-batch", "8") is None and taken("--workspace-mib", "64") is None
-    assert recipe_program.compiled_before({"options": {}}, recipe_program.parse([], {})) is None
-
-
 def test_versions_of_tensorrt_for_rtx_begin_at_1_and_are_strongly_typed() -> None:
     rtx = SimpleNamespace(__name__="tensorrt_rtx_bindings", __version__="1.7.1.116")
     other = SimpleNamespace(__name__="tensorrt", __version__="8.6.1")
@@ -319,9 +306,9 @@ def test_another_gpu_is_refused_unless_asked_for(tmp_path: Path) -> None:
     cuda = FakeCuda()
     cuda.capability = (9, 0)
     with pytest.raises(RecipeError, match=r"is for jetson-orin \(sm_87\); this is a fake Orin \(sm_90\)") as caught:
-        recipe_program.check_device(RECIPE, cuda, options(tmp_path))
+        recipe_program.check_device(RECIPE, cuda, options(tmp_path), FakeTensorRT("10.3.0"))
     assert "`python3 build_engine.py --any-device`" in caught.value.hint, "`deploykit build` has no such option"
-    recipe_program.check_device(RECIPE, cuda, options(tmp_path, "--any-device"))
+    recipe_program.check_device(RECIPE, cuda, options(tmp_path, "--any-device"), FakeTensorRT("10.3.0"))
 
 
 def test_without_a_driver_the_program_says_so_and_does_not_crash(tmp_path: Path) -> None:

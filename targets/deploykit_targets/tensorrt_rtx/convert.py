@@ -1,0 +1,98 @@
+"""Captured model -> ONNX file, recipe, and the engine that NVIDIA's compiler makes of them here, without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.artifact.manifest import PendingBuild
+from deploykit.contract.errors import MissingDependencyError
+from deploykit.plugin.target import Conversion, ConversionJob
+from deploykit_targets._onnx.explicit import lower_explicit
+from deploykit_targets._onnx.lint import load_rules
+from deploykit_targets._recipe.portable import COMMAND, build_from, build_here, portable
+from deploykit_targets._tensorrt import build_engine
+from deploykit_targets._tensorrt.build_engine import ENGINE, RTX
+from deploykit_targets._tensorrt.compiled import prove_ahead, tf32_gate
+from deploykit_targets._tensorrt.compiler import is_installed
+from deploykit_targets._tensorrt.requirements import BINDINGS, PROGRAM
+from deploykit_targets.tensorrt_rtx.scheme import OPSET, architectures_of, scheme_of
+from deploykit_targets.tensorrt_rtx.session import interpreter
+
+if TYPE_CHECKING:
+    from deploykit.artifact.store import StoredArtifact
+    from deploykit_targets.tensorrt_rtx.target import TensorRtRtxOptions
+
+
+def convert(job: ConversionJob) -> Conversion:
+    """Write ONNX file and recipe, and compile the engine; where the job's device is this machine, finish it too.
+
+    Without the compiler here (it is for x86-64) the engine is compiled by `deploykit build`.
+
+    Raises:
+        ConversionError: an operator has no ONNX form, or the compiler refuses it; names node, module and source line.
+        MissingDependencyError: an engine for several architectures is asked for, and there is no compiler here.
+    """
+    archs = architectures_of(job.device, job.options.compute_capabilities)
+    ahead = is_installed() and not job.is_baseline
+    if job.options.compute_capabilities and not is_installed():
+        raise MissingDependencyError(BINDINGS.project, extra="tensorrt-rtx", purpose="compile for several GPUs")
+    made = lower_explicit(job, scheme_of(job.device), load_rules("tensorrt"), opset=OPSET)
+    notes, gate = tf32_gate(job)
+    more = {"library": RTX, "compute_capabilities": list(archs), **(_engine() if ahead else {})}
+    conversion = portable(job, made, build_engine, recipe_options(job.options), notes, gate, more=more)
+    conversion = replace(conversion, build=PendingBuild(COMMAND, _reason(job, ahead=ahead)))
+    if not job.is_baseline:
+        conversion = prove_ahead(job, conversion, archs)
+    return build_here(job, conversion, PROGRAM.name, ENGINE, arguments_of(job.options), interpreter())
+
+
+def _engine() -> dict[str, Any]:
+    """Where the compiled engine is; another version of the library compiles its own of the ONNX file."""
+    return {"engine": ENGINE, "engine_version": BINDINGS.version}
+
+
+def _reason(job: ConversionJob, *, ahead: bool) -> str:
+    done = "the engine is compiled, and is finished and proved" if ahead else "the engine is compiled"
+    where = f"on the GPU that runs it: build it on {job.device.name}"
+    return f"{done} {where} (without deploykit there: python3 {PROGRAM.name} in the artifact's folder)"
+
+
+def build(artifact: StoredArtifact, folder: Path, options: TensorRtRtxOptions) -> Conversion:
+    """Finish the engine of an artifact on this machine's GPU, into `folder`, with the kernels made for it.
+
+    Raises:
+        DeviceError: no driver, a GPU that the engine is not for, or the library crashed.
+        MissingDependencyError: no Python here has the bindings.
+        ConversionError: the compiler refused.
+    """
+    built = build_from(
+        artifact,
+        folder,
+        PROGRAM.name,
+        ENGINE,
+        arguments=arguments_of(options),
+        options=recipe_options(options),
+        python=interpreter(),
+    )
+    return _needing_the_bindings(built)
+
+
+def _needing_the_bindings(built: Conversion) -> Conversion:
+    """The library is imported under another name than it is installed by."""
+    if built.requirements is None:
+        return built
+    packages = {BINDINGS.project if name == RTX else name: v for name, v in built.requirements.packages.items()}
+    return replace(built, requirements=replace(built.requirements, packages=packages))
+
+
+def recipe_options(options: TensorRtRtxOptions) -> dict[str, Any]:
+    """Options as defaults of the recipe's command line."""
+    return {"max_batch": options.max_batch, "shapes": list(options.shapes)}
+
+
+def arguments_of(options: TensorRtRtxOptions) -> list[str]:
+    """Options as the recipe's command line takes them."""
+    shapes = [part for shape in options.shapes for part in ("--shape", shape)]
+    return ["--max-batch", str(options.max_batch), *shapes]

@@ -1,0 +1,20 @@
+"""The TensorRT for RTX plugin against the shared contract, on an Ada card, on several at once, and on Turing."""
+
+from __future__ import annotations
+
+from deploykit.testing import TargetConformance, models
+
+# NVIDIA's compiler, where it is installed, computes the narrow convolutions of the tiny model in float32.
+IN_FLOAT = frozenset({"bf16"})
+
+
+class TestRtx4090(TargetConformance):
+    target = "rtx-4090"
+    stored_only = IN_FLOAT
+
+
+class TestRtx2080(TargetConformance):
+    """Turing has no int8 convolution there: its int8 is for linear layers."""
+
+    target = "rtx-2080"
+    model = staticmethod(models.mlp)
