@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LAYERS_SHOWN = 20
 _WORST_SHOWN = 5
+_RECORDED = 400  # characters of a recorded value
 
 
 def inspect(artifact: ArtifactPath, json: Json = False, debug: Debug = False) -> Answer:
@@ -200,8 +201,14 @@ def _origin(manifest: Manifest) -> Table:
     if manifest.parent:
         rows.append(("built from", manifest.parent))
     rows += [("option", f"{name} = {value}") for name, value in sorted(manifest.options.items())]
-    rows += [("recorded", f"{name} = {value}") for name, value in sorted(manifest.metadata.items())]
+    rows += [("recorded", f"{name} = {_short(value)}") for name, value in sorted(manifest.metadata.items())]
     return pairs("Origin", rows)
+
+
+def _short(value: object) -> str:
+    """What a conversion recorded, on a few lines: a compiler's listing has hundreds, and `--json` has them all."""
+    text = str(value)
+    return text if len(text) <= _RECORDED else f"{text[:_RECORDED]}... ({len(text)} characters; --json has them)"
 
 
 def _files(manifest: Manifest) -> Table:

@@ -98,7 +98,13 @@ def counted(planned: Achieved, found: Compiled) -> Achieved:
     source = f"the engine's layers as NVIDIA's compiler lists them (TensorRT for RTX {found.version}, {found.arch})"
     achieved = achieved_of(planned, [layer.as_report() for layer in found.layers], source=source)
     before = {layer.name: layer for layer in planned.layers}
-    return replace(achieved, layers=tuple(_explained(layer, before[layer.name]) for layer in achieved.layers))
+    layers = (_explained(layer, before[layer.name]) for layer in achieved.layers)
+    return replace(achieved, layers=tuple(_as_asked(layer, achieved) for layer in layers))
+
+
+def _as_asked(layer: LayerAchieved, achieved: Achieved) -> LayerAchieved:
+    """Without the reason why a layer is otherwise, where the compiler made it as asked all the same."""
+    return replace(layer, reason="") if layer.reason and achieved.is_as_asked(layer.precision) else layer
 
 
 def _explained(layer: LayerAchieved, before: LayerAchieved) -> LayerAchieved:

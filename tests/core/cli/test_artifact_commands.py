@@ -63,9 +63,11 @@ def test_inspect_needs_no_runtime_and_no_records(cli, toy, artifact):
         status=layout.NEEDS_DEVICE_BUILD,
         build=PendingBuild("trtexec --onnx=model.onnx", "no GPU here"),
         parent="3" * 64,
-        metadata={"opset": 20},
+        metadata={"opset": 20, "listing": ["a layer of an engine"] * 99},
     )
     page = cli("inspect", "bare").out
+    assert "(2376 characters; --json has them)" in page and page.count("a layer of an engine") < 20
+    assert len(cli("inspect", "bare", "--json").document["metadata"]["listing"]) == 99
     for words in ("needs device build", "trtexec --onnx=model.onnx", "no GPU here", "3" * 64, "opset = 20"):
         assert words in page
     assert "Parity" not in page and "Profile" not in page

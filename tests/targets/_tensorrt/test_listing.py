@@ -95,3 +95,9 @@ def test_the_summary_is_one_line() -> None:
     assert wanted_of(planned(conv2d="int8")) == "int8"
     assert summary_of(LAYERS, "int8") == "NVIDIA's compiler: 2 of 2 layers in Int8, 5 fused chains, 0 reformats"
     assert summary_of(LAYERS, "fp8") == "NVIDIA's compiler: 0 of 2 layers in FP8, 5 fused chains, 0 reformats"
+
+
+def test_a_layer_that_the_compiler_made_as_asked_has_no_reason_left() -> None:
+    layers = [LayerAchieved("conv2d", "conv", "conv", "float32", macs=10, reason="no neighbour computes in integers")]
+    (layer,) = counted(Achieved.count("int8", layers, source="the file"), compiled()).layers
+    assert (layer.precision, layer.reason) == ("int8", "")
