@@ -71,6 +71,8 @@ class QuantizedGraph:
             activation that is fused to it; all its consumers read the rounded value. Tensors with a q/dq pair that
             are not here are rounded only for the ops that ask for it.
         float_activations: what computes in float beside the integer layers, largest first.
+        run_time: layers with an int8 weight that round each row of their input when they run, and write float. In the
+            graph their weight is rounded, and their input is not.
     """
 
     graph_module: GraphModule
@@ -78,6 +80,7 @@ class QuantizedGraph:
     scheme: Scheme
     integer_outputs: Mapping[str, str]
     float_activations: tuple[FloatActivation, ...] = ()
+    run_time: frozenset[str] = frozenset()
 
 
 def place(
@@ -112,7 +115,8 @@ def place(
     graph_module = Rewriter(captured.graph_module, view, scheme, table.layer_inputs).run(plan, params)
     written = {tensor.name: op.name for op in plan.reads for tensor in planner.results(op) if tensor in plan.hard}
     beside = float_activations(captured, view, planner, plan)
-    return QuantizedGraph(graph_module, describe_layers(captured, view, plan, kept), scheme, written, beside)
+    layers, run_time = describe_layers(captured, view, plan, kept), frozenset(op.name for op in plan.run_time)
+    return QuantizedGraph(graph_module, layers, scheme, written, beside, run_time)
 
 
 class _Ranges:
@@ -180,7 +184,8 @@ def _group_params(group: tuple[Node, ...], ranges: _Ranges, scheme: Scheme, *, c
             return TensorParams(float(np.float32(fixed.scale)), fixed.zero_point)
     activation = scheme.activation
     limits = {"quant_min": activation.quant_min, "quant_max": activation.quant_max}
-    params = affine_qparams(lo, hi, symmetric=symmetric, what=group[0].name, **limits)
+    half = scheme.float16_scales
+    params = affine_qparams(lo, hi, symmetric=symmetric, what=group[0].name, float16=half, **limits)
     return TensorParams(float(params.scale), int(params.zero_point))
 
 
@@ -199,7 +204,7 @@ def _described(captured: CapturedModel, op: Node, plan: Plan, kept: Collection[s
         kind=layer_kind(op),
         macs=macs or 0,
         weights=weight_count(op),
-        precision="int8" if op in plan.reads else "float",
+        precision="int8" if op in plan.reads or op in plan.run_time else "float",
         reason=plan.reasons.get(op, ""),
         by_request=op.name in kept,
         counted=macs is not None,

@@ -31,12 +31,14 @@ class Plan:
         reads: tensors that each integer op reads as integers.
         demanded: tensors that some op reads as integers.
         hard: tensors whose float value is gone: every consumer reads the rounded one.
+        run_time: ops with an int8 weight that round their input when they run, and write float.
         reasons: why an op stays float, by node.
     """
 
     reads: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     demanded: set[Node] = field(default_factory=set)
     hard: set[Node] = field(default_factory=set)
+    run_time: set[Node] = field(default_factory=set)
     reasons: dict[Node, str] = field(default_factory=dict)
 
     @property
@@ -64,6 +66,8 @@ class Planner:
             reason = self._why_float(op, self._rule(op))
             if reason is None:
                 self._possible.append(op)
+            elif reason == GRAPH_OUTPUT and self._view.kinds[op] in self.scheme.run_time_outputs:
+                self._plan.run_time.add(op)
             else:
                 self._plan.reasons[op] = reason
         while self._round():

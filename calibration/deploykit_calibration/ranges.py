@@ -51,7 +51,14 @@ class QuantParams:
 
 
 def affine_qparams(
-    lo: ArrayLike, hi: ArrayLike, *, quant_min: int, quant_max: int, symmetric: bool, what: str = "the range"
+    lo: ArrayLike,
+    hi: ArrayLike,
+    *,
+    quant_min: int,
+    quant_max: int,
+    symmetric: bool,
+    what: str = "the range",
+    float16: bool = False,
 ) -> QuantParams:
     """Scale and zero-point of a uniform quantizer. Zero is always exactly representable.
 
@@ -62,6 +69,7 @@ def affine_qparams(
         lo, hi: lo <= hi, any equal shape; zero is added to the range.
         quant_min, quant_max: the integers of the quantized type, inclusive.
         what: the tensor's name, for the error.
+        float16: the scale is the next value of float16 that is not smaller, for files that hold it so.
     Returns:
         float32 scale (1 for a tensor that is always zero) and int32 zero_point, shaped like lo.
     Raises:
@@ -76,11 +84,20 @@ def affine_qparams(
     else:
         span, steps = high - low, quant_max - quant_min
     scale = np.where(span > 0.0, np.maximum(span / steps, np.finfo(np.float32).tiny), 1.0).astype(np.float32)
+    scale = _next_float16(scale) if float16 else scale
     if symmetric:
         zero_point = np.full(scale.shape, middle)
     else:
         zero_point = np.clip(np.rint(quant_min - low / scale.astype(np.float64)), quant_min, quant_max)
     return QuantParams(scale, zero_point.astype(np.int32))
+
+
+def _next_float16(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The smallest value of float16 that is not below a scale; its largest where there is none."""
+    with np.errstate(over="ignore"):
+        near = scale.astype(np.float16)
+    above = np.where(near.astype(np.float32) < scale, np.nextafter(near, np.float16(np.inf)), near)
+    return np.minimum(above, np.finfo(np.float16).max).astype(np.float32)
 
 
 def _check_bounds(low: Floats, high: Floats, what: str) -> None:

@@ -81,6 +81,9 @@ class Rewriter:
                 self._round(tensor, params[tensor], plan)
         for op, reads in plan.reads.items():
             self._weigh(op, [params[tensor].scale for tensor in reads])
+        for op in self._view.order:
+            if op in plan.run_time:
+                self._round_weight(op)
         return self._finish()
 
     def _copy(self) -> None:
@@ -142,6 +145,18 @@ class Rewriter:
                 new = self._new_bias(op, input_scales[0], quant, integer=integer_bias)
                 if new is not None:
                     self._copies[op].replace_input_with(self._copies[bias], new)
+
+    def _round_weight(self, op: Node) -> None:
+        """Give an op the float values that its int8 weight stands for, and a bias that is corrected for them."""
+        weight, axis, copy = weight_argument(op), channel_axis(op), self._copies[op]
+        value = self._value(weight)
+        quant = weight_quant(value, axis, self._scheme, name=f"weight {weight.target}")
+        with self._graph.inserting_before(copy):
+            rounded = self._constant(f"{op.name}_weight_rounded", quant.rounded(value))
+            copy.replace_input_with(self._copies[weight], rounded)
+            new = self._new_bias(op, 1.0, quant, integer=False) if is_constant(bias_argument(op)) else None
+            if new is not None:
+                copy.replace_input_with(self._copies[bias_argument(op)], new)
 
     def _stored_operands(self, op: Node) -> list[tuple[Node, int | None]]:
         """(node, channel axis) of what an op multiplies with and the model stores."""

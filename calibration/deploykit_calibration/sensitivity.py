@@ -112,7 +112,8 @@ class _Probe:
     """
 
     def __init__(self, module: GraphModule, quantized: QuantizedGraph, projections: int) -> None:
-        self._module, self._simulated, self._projections = module, fuse(quantized.graph_module), projections
+        self._module, self._projections = module, projections
+        self._simulated = fuse(quantized.graph_module, quantized.run_time)
         self._nodes = {node.name: node for node in self._simulated.graph.nodes}
         self.scores = {layer.name: 0.0 for layer in quantized.layers if layer.precision == "int8"}
         self._writers = {

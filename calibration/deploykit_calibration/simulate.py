@@ -1,8 +1,9 @@
 """Run a q/dq graph in PyTorch, fast: the simulated int8 reference of every target.
 
 `fuse` turns each quantize -> dequantize pair into one function with exactly the same results, and dequantizes stored
-weights once. `SimulatedModel` is what the pipeline's parity chain runs. Integer kernels are not imitated: sums are
-float32, so a runtime may differ from this by the rounding of its accumulators.
+weights once. `SimulatedModel` is what the pipeline's parity chain runs; it also rounds the inputs of layers that do so
+at run time. Integer kernels are not imitated: sums are float32, so a runtime may differ from this by the rounding of
+its accumulators.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.fx.node import map_arg
 from deploykit.capture.calls import stored
 from deploykit.contract.decibels import sqnr_db
 from deploykit.judge.parity import LayerParity
+from deploykit_calibration.op_kinds import data_arguments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,11 +43,20 @@ def fake_quantize(x: Tensor, scale: float, low: int, high: int) -> Tensor:
     return x.mul(1.0 / scale).round_().clamp_(low, high).mul_(scale)
 
 
-def fuse(graph_module: GraphModule) -> GraphModule:
+def round_rows(x: Tensor) -> Tensor:
+    """Round each row (last axis) to 256 steps between its own extremes and zero: int8 inputs chosen at run time."""
+    low, high = x.amin(-1, keepdim=True).clamp(max=0.0), x.amax(-1, keepdim=True).clamp(min=0.0)
+    scale = ((high - low) / 255.0).masked_fill_(high == low, 1.0)
+    zero_point = torch.round(-128.0 - low / scale)
+    return x.div(scale).round_().add_(zero_point).clamp_(-128.0, 127.0).sub_(zero_point).mul_(scale)
+
+
+def fuse(graph_module: GraphModule, run_time: AbstractSet[str] = frozenset()) -> GraphModule:
     """A copy of a q/dq graph that gives the same results in fewer passes over memory.
 
     Args:
         graph_module: as `place` made it; it is not changed.
+        run_time: layers whose input is rounded when they run, see `QuantizedGraph`.
     Returns:
         A module with the original node names; it holds weights as float32.
     """
@@ -64,11 +75,20 @@ def fuse(graph_module: GraphModule) -> GraphModule:
             continue  # its value is only read by the dequantize behind it
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node.name in run_time:
+                _round_input(copies[node])
     for node in reversed(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
             buffers.pop(str(node.target))
     return GraphModule(buffers, graph, class_name="SimulatedGraphModule").eval()
+
+
+def _round_input(layer: Node) -> None:
+    (source,) = data_arguments(layer)
+    with layer.graph.inserting_before(layer):
+        rounded = layer.graph.create_node("call_function", round_rows, (source,), name=f"{layer.name}_input")
+    layer.replace_input_with(source, rounded)
 
 
 def _constant_value(module: GraphModule, node: Node) -> Tensor | None:
@@ -137,13 +157,18 @@ class SimulatedModel:
     Args:
         captured: the float model.
         quantized: what `place` made of it.
+
+    Attributes:
+        float_activations: as `place` found them.
+        rounds: whether any layer is quantized; where none is, this is the float model.
     """
 
     def __init__(self, captured: CapturedModel, quantized: QuantizedGraph) -> None:
         self._captured = captured
         self._layers = {layer.name: layer for layer in quantized.layers}
         self.float_activations = quantized.float_activations
-        self.graph_module = fuse(quantized.graph_module)
+        self.rounds = any(layer.precision == "int8" for layer in quantized.layers)
+        self.graph_module = fuse(quantized.graph_module, quantized.run_time)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one set of named arrays to named arrays."""

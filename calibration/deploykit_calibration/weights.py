@@ -47,12 +47,16 @@ class WeightQuant:
             result = ops.quantize_per_channel.default(weight, self.scales, self.zero_points, self.axis, *limits)
         return result.contiguous()  # type: ignore[no-any-return]
 
-    def error(self, weight: Tensor) -> Tensor:
-        """Rounded minus float, in units of the weight."""
+    def rounded(self, weight: Tensor) -> Tensor:
+        """What the integers of a weight stand for, in units of the weight."""
         shape = [1] * weight.ndim
         if self.axis is not None:
             shape[self.axis] = -1
-        return self.quantize(weight).float() * self.scales.reshape(shape) - weight.detach()
+        return self.quantize(weight).float() * self.scales.reshape(shape)
+
+    def error(self, weight: Tensor) -> Tensor:
+        """Rounded minus float, in units of the weight."""
+        return self.rounded(weight) - weight.detach()
 
 
 def weight_quant(
@@ -76,7 +80,8 @@ def weight_quant(
         axis = granularity.axis
     quant_min, quant_max = scheme.weight_limits
     magnitude = _magnitude(weight, axis if per_axis else None)
-    params = affine_qparams(-magnitude, magnitude, quant_min=quant_min, quant_max=quant_max, symmetric=True, what=name)
+    limits = {"quant_min": quant_min, "quant_max": quant_max}
+    params = affine_qparams(-magnitude, magnitude, symmetric=True, what=name, float16=scheme.float16_scales, **limits)
     scales = torch.from_numpy(np.atleast_1d(params.scale).astype(np.float32))
     if floor is not None:
         limit = floor if per_axis else floor.max().reshape(1)

@@ -119,12 +119,15 @@ class Scheme:
         bias_correction: the shift of a layer's mean that rounding its weight causes is taken out of its bias.
         weights: `folded` (integer buffer and dequantize) or `unfolded` (float buffer, quantize and dequantize).
         float_outputs: what the graph returns is not rounded.
+        run_time_outputs: kinds whose static kernels write integers, and that have another one for what is returned: an
+            int8 weight, an input whose rows are rounded when it runs, a float result.
         output_share: a layer whose kernel has to write integers, and whose result is returned, is rounded all the same
             where it has more than this share of the multiply-accumulates; below it, float costs little and is exact.
         min_linear: a linear layer with fewer inputs or outputs than this stays float.
         between: type of what stays float in a static int8 model, where the target's file says types.
         max_rank: an op that reads or writes a tensor of more axes stays float; 0 is no limit.
         reduce_range: weights use one bit less, so that sums of two uint8 x int8 products cannot exceed 16 bits.
+        float16_scales: scales of activations and weights are values of float16, the type that the file holds them in.
     """
 
     name: str
@@ -140,11 +143,13 @@ class Scheme:
     bias_correction: bool = True
     weights: Literal["folded", "unfolded"] = "folded"
     float_outputs: bool = True
+    run_time_outputs: frozenset[str] = frozenset()
     output_share: float = 1.0
     min_linear: int = 0
     between: Literal["float32", "float16"] = "float32"
     max_rank: int = 0
     reduce_range: bool = False
+    float16_scales: bool = False
 
     def rule(self, kind: str) -> OpRule:
         """The rule of a kind; float with a reason where the scheme has none."""

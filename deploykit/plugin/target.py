@@ -111,7 +111,8 @@ class NoOptions:
 class Simulation(Protocol):
     """The q/dq graph run in PyTorch: the reference for a quantised artifact.
 
-    One that has `float_activations` says with them what the placement leaves in float beside its integer layers.
+    One that has `float_activations` says with them what the placement leaves in float beside its integer layers. One
+    whose `rounds` is False has no integer layers, and is left out of the chain.
     """
 
     def run(self, feeds: Feeds) -> Mapping[str, Any]:
@@ -536,9 +537,14 @@ class Target(ABC):
         raise UsageError(f"{self.name} has no lint", hint="name a toolchain that has: --for tensorrt")
 
 
+_UNROUNDED = "no layer of the model is quantised: there is no simulation to compare with"
+
+
 def judge(session: Session, evidence: Evidence, validation: Validation) -> ParityReport:
     """Run the chain over an open session, and apply the gate to its end-to-end figures."""
     simulation = validation.simulation
+    unrounded = simulation is not None and not getattr(simulation, "rounds", True)
+    simulation = None if unrounded else simulation
     stages = [Stage("float PyTorch", validation.reference, Evidence.REFERENCE)]
     if simulation is not None:
         simulated = FunctionSession(simulation.run, session.inputs, session.outputs)
@@ -564,6 +570,6 @@ def judge(session: Session, evidence: Evidence, validation: Validation) -> Parit
         samples=count,
         data=validation.data,
         host=this_host(),
-        notes=remarks_on(chain[-1]),
+        notes=(*remarks_on(chain[-1]), *((_UNROUNDED,) if unrounded else ())),
         other_samples=tuple(OtherSamples(data, n, links[-1].worst) for data, links, n in others),
     )

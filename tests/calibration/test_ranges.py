@@ -189,3 +189,13 @@ def test_the_default_of_a_tensor_without_tails_is_minmax() -> None:
     s = TensorStatistics.of(RNG.uniform(-1, 1, 100_000).astype(np.float32))
     widest = choose_range(s, "minmax", symmetric=True)
     assert choose_range(s, "default", symmetric=True) == pytest.approx(widest, rel=0.01)  # a step is 0.8 %
+
+
+@given(st.floats(-1e5, 0), st.floats(0, 1e5), st.booleans())
+def test_scales_for_files_of_float16_are_its_values(lo: float, hi: float, symmetric: bool) -> None:
+    """The next value that is not smaller, so that the range is still covered; never zero, never infinite."""
+    details: dict[str, int] = {"quant_min": -128, "quant_max": 127}
+    exact = float(affine_qparams(lo, hi, symmetric=symmetric, **details).scale)
+    coarse = float(affine_qparams(lo, hi, symmetric=symmetric, float16=True, **details).scale)
+    assert coarse == float(np.float16(coarse)) and 0 < coarse <= 65504
+    assert exact <= coarse <= max(exact * (1 + 2**-10), 2**-14)

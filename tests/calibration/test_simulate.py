@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from deploykit.contract.decibels import SQNR_CAP_DB, sqnr_db
 from deploykit.contract.scheme import Scheme
 from deploykit_calibration.placement import place
-from deploykit_calibration.simulate import SimulatedModel, fake_quantize, fuse, run, values
+from deploykit_calibration.simulate import SimulatedModel, fake_quantize, fuse, round_rows, run, values
 from deploykit_targets._schemes.gpu import TENSORRT
 from deploykit_targets._schemes.x86 import ONNX_X86
 from deploykit_targets.litert.scheme import LITERT
@@ -102,3 +103,40 @@ def test_a_graph_without_rounding_has_no_noise(zoo: Zoo) -> None:
 def test_sqnr_is_capped() -> None:
     assert sqnr_db(100.0, 1.0) == pytest.approx(20.0)
     assert sqnr_db(1.0, 0.0) == SQNR_CAP_DB
+
+
+def test_rows_are_rounded_between_their_own_extremes_and_zero() -> None:
+    """Affine int8 for each row, against NumPy; a row of one sign begins at zero, a row of zeros stays."""
+    rows = np.array([[-1.0, 0.25, 3.1], [0.5, 0.7, 2.0], [-4.0, -0.3, -1.0], [0.0, 0.0, 0.0]], np.float32)
+    low, high = np.minimum(rows.min(1, keepdims=True), 0), np.maximum(rows.max(1, keepdims=True), 0)
+    scale = np.where(high == low, 1, (high - low) / np.float32(255)).astype(np.float32)
+    zero_point = np.rint(-128 - low / scale)
+    expected = (np.clip(np.rint(rows / scale) + zero_point, -128, 127) - zero_point) * scale
+    got = round_rows(torch.from_numpy(rows)[None])[0].numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert np.abs(got - rows).max() > 0 and (np.abs(got - rows) <= scale / 2 + 1e-6).all()
+
+
+def test_a_layer_that_rounds_when_it_runs_is_simulated(zoo: Zoo) -> None:
+    """What LiteRT's last linear layer does: int8 weights, rows of its input rounded, a float result."""
+    case = zoo("mlp")
+    quantized = place(case.captured, case.table, replace(LITERT, float_outputs=True))
+    (name,) = quantized.run_time
+    last = quantized.layers[-1]
+    assert (last.name, last.precision, last.reason) == (name, "int8", "")
+    nodes = {node.name: node for node in quantized.graph_module.graph.nodes}
+    weight = quantized.graph_module.get_buffer(nodes[name].args[1].target)
+    steps = weight / (weight.abs().amax(1, keepdim=True) / 127)
+    assert torch.allclose(steps, steps.round(), atol=1e-3) and steps.abs().max() <= 127.001
+    simulated = SimulatedModel(case.captured, quantized)
+    inputs = [case.feeds[0][spec.name] for spec in case.captured.inputs]
+    found = dict(values(simulated.graph_module, inputs, {name, f"{name}_input"}))
+    source = nodes[name].args[0].name
+    read = dict(values(simulated.graph_module, inputs, {source}))[source]
+    assert torch.equal(found[f"{name}_input"], round_rows(read)) and not torch.equal(found[f"{name}_input"], read)
+
+
+def test_a_model_without_integer_layers_says_that_nothing_is_rounded(zoo: Zoo) -> None:
+    case = zoo("mlp")
+    assert SimulatedModel(case.captured, place(case.captured, case.table, LITERT)).rounds
+    assert not SimulatedModel(case.captured, place(case.captured, case.table, LITERT, exclude=("*",))).rounds

@@ -29,6 +29,7 @@ from deploykit_targets.coreml.count import Counted, count, origins, sources
 from deploykit_targets.coreml.lower import Exported, exported
 from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
 from deploykit_targets.coreml.scheme import OS_FLOOR, SCHEME, op_set_of
+from deploykit_targets.coreml.simulation import simulated
 from deploykit_targets.coreml.target import BATCH_SIZES
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _source(job: ConversionJob) -> _Source:
         return _Source(job.captured, exported(job.captured), float_layers(job.captured), None, plan)
     placed = quantize(job, SCHEME)
     lowered = exported(job.captured, placed.graph_module)
-    return _Source(job.captured, lowered, placed.layers, SimulatedModel(job.captured, placed), plan)
+    return _Source(job.captured, lowered, placed.layers, simulated(job.captured, placed, plan.kept), plan)
 
 
 def _batch_sizes(job: ConversionJob) -> list[int]:

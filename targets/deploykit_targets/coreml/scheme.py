@@ -15,6 +15,7 @@ COREML = Scheme(
     rules=with_rules(ONNX_X86, conv=INT8_IN_OUT, conv_transpose=INT8_IN_OUT, linear=INT8_IN_OUT),
     fixed_outputs={"softmax": FixedParams(1 / 256, -128)},
     max_rank=5,
+    float16_scales=True,
 )
 
 

@@ -16,7 +16,6 @@ from deploykit_calibration.job import BEST, quantize
 from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
 from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.placement import LayerPlacement
-from deploykit_calibration.plan import GRAPH_OUTPUT
 from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.litert import flatbuffer, program
@@ -131,13 +130,7 @@ def _quantized(job: ConversionJob) -> _Source:
     own = scheme(job.captured, io=job.options.io)
     quantized = quantize(job, own)
     simulation = SimulatedModel(job.captured, quantized)
-    dynamic = frozenset(
-        layer.name for layer in quantized.layers if layer.kind == "linear" and layer.reason == GRAPH_OUTPUT
-    )
-    layers = tuple(
-        replace(layer, precision="int8", reason="") if layer.name in dynamic else layer for layer in quantized.layers
-    )
-    return _Source(job.captured, quantized.graph_module, layers, simulation, {}, dynamic)
+    return _Source(job.captured, quantized.graph_module, quantized.layers, simulation, {}, quantized.run_time)
 
 
 def _table(job: ConversionJob) -> CalibrationTable:

@@ -48,6 +48,7 @@ LITERT = Scheme(
     },
     weights="unfolded",
     float_outputs=False,
+    run_time_outputs=frozenset({"linear"}),
 )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import deploykit
+from deploykit.judge.parity import SIMULATED
 from deploykit.plugin.artifact import Artifact
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
@@ -76,6 +77,16 @@ def test_int8_artifact_follows_the_simulated_graph_within_a_few_steps(export: Ex
     assert artifact.parity is not None
     link = next(link for link in artifact.parity.chain if link.reference == "simulated q/dq")
     assert link.worst.max_abs <= 3 * scale
+
+
+def test_what_is_rounded_at_run_time_is_simulated(export: Export) -> None:
+    """Beside it, the concatenation's file is exact: what differs is the order of float sums."""
+    parity = export("concat_cnn", "int8").parity
+    assert parity is not None
+    link = next(link for link in parity.chain if link.reference == SIMULATED)
+    assert link.worst.sqnr_db is not None and link.worst.sqnr_db > 45.0
+    simulated, artifact = parity.chain[0].worst.sqnr_db, parity.sqnr_db
+    assert simulated is not None and artifact is not None and abs(simulated - artifact) < 1.0
 
 
 def test_int8_channels_last_file_has_no_conversions_at_its_ends(export: Export) -> None:

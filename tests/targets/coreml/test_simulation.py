@@ -1,0 +1,50 @@
+"""The simulated graph of an int8 program computes what the program says: float16 beside integers, scales too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="exporting needs PyTorch")
+pytest.importorskip("coremltools", reason="coremltools is not installed")
+
+import torch
+from torch import nn
+
+import deploykit
+from deploykit.judge.parity import SIMULATED
+
+_EXACT_DB = 100.0  # rounding to float16 alone leaves some 70 dB
+
+
+class _Scaled(nn.Module):
+    """Integers, and float16 between them: an activation, a number, a norm, a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 16), nn.Linear(16, 8)
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = nn.functional.silu(self.first(x) * 0.3)
+        return self.second(self.norm(h)) * 1.7
+
+
+def test_a_program_is_simulated_to_the_last_bit(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, data = _Scaled().eval(), [(torch.randn(4, 12),) for _ in range(8)]
+    artifact = deploykit.export(
+        model,
+        target="iphone-15",
+        precision="int8",
+        example_inputs=data[0],
+        calibration=data,
+        output=tmp_path / "a",
+        profile=False,
+        progress=False,
+    )
+    assert artifact.parity is not None
+    link = next(link for link in artifact.parity.chain if link.reference == SIMULATED)
+    assert link.worst.sqnr_db is not None and link.worst.sqnr_db > _EXACT_DB
