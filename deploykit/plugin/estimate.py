@@ -39,7 +39,9 @@ bytes of the network's inputs and outputs that it reads and writes. Where there 
 known, and those inputs and outputs are not counted.
 """
 
-_BYTES = {"int8": 1, "fp8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "int16": 2}
+_BYTES = {"int8": 1.0, "fp8": 1.0, "float16": 2.0, "bfloat16": 2.0, "float32": 4.0, "int16": 2.0}
+_BYTES |= {"int8-weights": 2.0, "int4-weights": 2.0}  # activations beside them, which are float16 at best
+_HELD_BYTES = {"int8-weights": 1.0, "int4-weights": 0.5}
 # Precision as counted -> keys of `Device.peak_tops`, best first: without a published rate the next wider one is used.
 _RATES = {
     "int8": ("int8", "fp16", "tf32", "fp32"),
@@ -47,6 +49,8 @@ _RATES = {
     "float16": ("fp16", "tf32", "fp32"),
     "bfloat16": ("bf16", "fp16", "tf32", "fp32"),
     "float32": ("tf32", "fp32"),
+    "int8-weights": ("fp16", "tf32", "fp32"),
+    "int4-weights": ("fp16", "tf32", "fp32"),
 }
 _RATE_BYTES = {"int8": 1, "fp8": 1, "fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4}
 
@@ -96,8 +100,9 @@ def estimate_layers(
     )
 
 
-def _width(layer: LayerAchieved) -> int:
-    return _BYTES.get(layer.precision, 4)
+def _width(layer: LayerAchieved) -> float:
+    """Bytes of an activation."""
+    return _BYTES.get(layer.precision, 4.0)
 
 
 def traffic_in(artifact: StoredArtifact) -> dict[str, tuple[int, ...]]:
@@ -114,10 +119,10 @@ class _Traffic:
     traffic: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def _unavoidable_bytes(layer: LayerAchieved, device: Device, traffic: Sequence[int], narrowest: int) -> float:
+def _unavoidable_bytes(layer: LayerAchieved, device: Device, traffic: Sequence[int], narrowest: float) -> float:
     read, written, network = (*traffic, 0, 0, 0)[:3]
     weights = 0 if layer.op == "embedding" else layer.weights  # of a table only a few rows are read
-    found = float(_width(layer) * weights + network)
+    found = _HELD_BYTES.get(layer.precision, _width(layer)) * weights + network
     if device.last_level_cache_mib is not None:
         cache = device.last_level_cache_mib * 2**20
         found += sum(max(0.0, narrowest * elements - cache) for elements in (read, written))

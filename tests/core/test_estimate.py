@@ -66,6 +66,17 @@ def test_tensors_between_layers_count_with_the_narrowest_type() -> None:
     assert found.memory_us == pytest.approx(1000 / 100e3)
 
 
+def test_held_weights_are_read_narrow_and_multiplied_as_float16() -> None:
+    """1e6 MACs are 2e6 operations: 2 us at 1e12. 50000 weights of half a byte: 0.25 us; activations are two bytes."""
+    layer = LayerAchieved("a", "", "linear", "int4-weights", macs=1_000_000, weights=50_000)
+    (found,) = estimate_layers(achieved(layer), CACHED, {"a": (0, 0, 0)})
+    assert (found.compute_us, found.rate) == (pytest.approx(2.0), "fp16")
+    assert found.memory_us == pytest.approx(0.25)
+    (spilt,) = estimate_layers(achieved(layer), CACHED, {"a": (MIB // 2 + 1000, 0, 0)})
+    assert spilt.memory_us == pytest.approx((25_000 + 2000) / 100e3)
+    assert _rate_notes([found]) == ("a lower bound of a run that begins with cold caches",)
+
+
 def test_an_embedding_is_looked_up_and_not_read() -> None:
     table = LayerAchieved("e", "", "embedding", "float32", weights=10**9)
     (found,) = estimate_layers(achieved(table), DEVICE, {"e": (0, 0, 64)})

@@ -43,6 +43,19 @@ class Editor:
         self._weights[free], self._added[free] = added, array
         return free
 
+    def add_tensor(self, tensor: onnx.TensorProto) -> str:
+        """Store a tensor of a type that NumPy lacks, once where its name and bytes are the same; returns its name."""
+        name, count = tensor.name, 0
+        while tensor.name in self._weights:
+            if self._weights[tensor.name].raw_data == tensor.raw_data:
+                return tensor.name
+            count += 1
+            tensor.name = f"{name}.{count}"
+        added = self.model.graph.initializer.add()
+        added.CopyFrom(tensor)
+        self._weights[tensor.name] = added
+        return tensor.name
+
     def replace(self, node: NodeProto, nodes: list[NodeProto]) -> None:
         """Put `nodes` in the place of `node`; they inherit its metadata (the module path)."""
         for new in nodes:

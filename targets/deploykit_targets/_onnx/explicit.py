@@ -84,15 +84,25 @@ def lower_explicit(job: ConversionJob, scheme: Scheme, rules: LintRules, *, opse
     if typed and plain in _FLOAT_TYPES:
         retype(lowered.model, _FLOAT_TYPES[plain], plan.kept)
     model = lowered.model if opset >= MIN_OPSET else take_down(lowered.model, opset, job.captured)
-    findings = lint(model, replace(rules, max_opset=opset))
+    findings = checked(model, replace(rules, max_opset=opset))
+    notes = () if typed or plain not in _FLOAT_TYPES else (_UNTYPED,)
+    achieved = plan.listed(_achieved(job, lowered, plan, plain, notes), job.captured)
+    return Explicit(model, lowered, findings, achieved, traffic_of(job.captured), rules)
+
+
+def checked(model: onnx.ModelProto, rules: LintRules) -> tuple[Finding, ...]:
+    """The warnings of the lint.
+
+    Raises:
+        ConversionError: an error of it; names nodes and rules.
+    """
+    findings = lint(model, rules)
     if broken := errors_of(findings):
         raise ConversionError(
             f"{rules.name} would refuse the model: {'; '.join(map(str, broken[:5]))}",
             hint="replace the operation, or keep the layer in float (exclude=)",
         )
-    notes = () if typed or plain not in _FLOAT_TYPES else (_UNTYPED,)
-    achieved = plan.listed(_achieved(job, lowered, plan, plain, notes), job.captured)
-    return Explicit(model, lowered, findings, achieved, traffic_of(job.captured), rules)
+    return findings
 
 
 def _lowered(job: ConversionJob, scheme: Scheme, opset: int) -> Lowered:

@@ -86,9 +86,13 @@ PRECISIONS = {
 # gemm, correlation); DLA and Myelin layers are whole subgraphs and hold such a step.
 MULTIPLIES = (
     *("convolution", "convact", "correlation", "deconv", "gemm", "matrixmultiply", "fullyconnected", "dla", "myelin"),
+    "runtime_fusion",
 )
 # A fused chain of pointwise steps (`MulAddReluMulMinMaxRounCast`), which may end in a sum and so be a small product.
 POINTWISE = "kgen"
+# A product that TensorRT for RTX finishes on the GPU, whose weights may be narrower than what it multiplies.
+FUSED = "runtime_fusion"
+NARROW = ("int4", "int8", "fp8", "fp4")
 # Types that never do: what they compute in says nothing about the layer that they follow or feed.
 MOVES = (
     *("pointwise", "elementwise", "reformat", "activation", "scale", "shuffle", "constant", "noop", "reduce", "cast"),
@@ -619,6 +623,10 @@ def _computes_in(layer: dict[str, Any], kind: str) -> str:
         widest = [name for name in ("float64", "float32", "bfloat16", "float16") if name in floats]
         if widest:
             return widest[0]
+    if kind == FUSED and narrowest(read) not in NARROW:
+        held = narrowest(_formats(layer, "Constants"))
+        if held in NARROW:
+            return held + "-weights"
     return narrowest(read) or narrowest(written) or "unknown"
 
 

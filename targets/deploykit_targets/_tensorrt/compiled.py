@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from deploykit.plugin.target import Conversion, ConversionJob
     from deploykit_targets._tensorrt.listing import EngineLayer
 
-_WORDS = {"int8": "Int8", "fp8": "FP8", "float16": "Half", "bfloat16": "BFloat16", "float32": "Float"}
+_WORDS = {
+    **{"int8": "Int8", "fp8": "FP8", "float16": "Half", "bfloat16": "BFloat16", "float32": "Float"},
+    **{"int8-weights": "Half from Int8 weights", "int4-weights": "Half from Int4 weights"},
+}
 _FLOATS = frozenset({"float32", "float16", "bfloat16"})
 _NODE = re.compile(r"\(node \d+: \w* ?([^)]*)\)")
 _QUOTED = re.compile(r"'([^']+)'")

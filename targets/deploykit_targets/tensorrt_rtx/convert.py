@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from deploykit.artifact.manifest import PendingBuild
 from deploykit.contract.errors import MissingDependencyError
 from deploykit.plugin.target import Conversion, ConversionJob
-from deploykit_targets._onnx.explicit import lower_explicit
+from deploykit_targets._onnx.explicit import Explicit, lower_explicit
+from deploykit_targets._onnx.held import lower_held
 from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets._recipe.portable import COMMAND, build_from, build_here, portable
 from deploykit_targets._tensorrt import build_engine
@@ -38,7 +39,7 @@ def convert(job: ConversionJob) -> Conversion:
     ahead = is_installed() and not job.is_baseline
     if job.options.compute_capabilities and not is_installed():
         raise MissingDependencyError(BINDINGS.project, extra="tensorrt-rtx", purpose="compile for several GPUs")
-    made = lower_explicit(job, scheme_of(job.device), load_rules("tensorrt"), opset=OPSET)
+    made = _lowered(job)
     notes, gate = tf32_gate(job)
     more = {"library": RTX, "compute_capabilities": list(archs), **(_engine() if ahead else {})}
     conversion = portable(job, made, build_engine, recipe_options(job.options), notes, gate, more=more)
@@ -46,6 +47,13 @@ def convert(job: ConversionJob) -> Conversion:
     if not job.is_baseline:
         conversion = prove_ahead(job, conversion, archs)
     return build_here(job, conversion, PROGRAM.name, ENGINE, arguments_of(job.options), interpreter())
+
+
+def _lowered(job: ConversionJob) -> Explicit:
+    rules = load_rules("tensorrt")
+    if job.precision.is_weight_only:
+        return lower_held(job, rules, block_size=job.options.block_size)
+    return lower_explicit(job, scheme_of(job.device), rules, opset=OPSET)
 
 
 def _engine() -> dict[str, Any]:

@@ -18,7 +18,7 @@ _TURING = "sm_75"
 OPSET = 19
 """The newest that the file is written at: what TensorRT is given, so that one file serves both."""
 
-_NO_INT8 = OpRule(Inputs.FLOAT, reason="TensorRT for RTX has no int8 convolution for Turing: float16")
+_NO_INT8 = OpRule(Inputs.FLOAT, reason="TensorRT for RTX has no int8 convolution for Turing; a CNN is fp16 there")
 SCHEME = replace(TENSORRT, name="tensorrt-rtx")
 SCHEME_TURING = replace(
     TENSORRT,
@@ -28,6 +28,7 @@ SCHEME_TURING = replace(
         TENSORRT,
         conv=_NO_INT8,
         conv_transpose=_NO_INT8,
+        matmul=OpRule(Inputs.FLOAT, reason="TensorRT for RTX has no int8 product of activations for Turing: float16"),
         add=OpRule(Inputs.FLOAT),
         avg_pool=FOLLOW,
         mean=FOLLOW,

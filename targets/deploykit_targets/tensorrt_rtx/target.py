@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from deploykit.contract.devices import Device, load_devices
 from deploykit.contract.errors import UsageError
@@ -24,6 +24,7 @@ from deploykit_targets.tensorrt_rtx import session
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
 
+_BLOCKS = (32, 64, 128)
 _TURING = "sm_75"
 """An engine for it and newer GPUs computes in what Turing has, which is little; NVIDIA advises against such engines."""
 
@@ -35,12 +36,14 @@ class TensorRtRtxOptions:
     Attributes:
         compute_capabilities: GPU architectures beside the device's own that the same engine is compiled for, such as
             `["sm_86", "sm_120"]`; what all of them have is used. Turing (sm_75) shares an engine with none.
+        block_size: weights that share a scale in int4-weight-only: 32, 64 or 128.
         max_batch: largest batch of a dynamic batch axis whose largest size `dynamic_shapes` does not give.
         shapes: `NAME=MIN:OPT:MAX` for inputs with dynamic axes, such as `ids=1x8:1x64:1x512`; by default the bounds
             that `dynamic_shapes` gave, around the example.
     """
 
     compute_capabilities: tuple[str, ...] = ()
+    block_size: Literal[32, 64, 128] = 128
     max_batch: int = 8
     shapes: tuple[str, ...] = ()
 
@@ -63,6 +66,8 @@ class TensorRtRtxTarget(BuiltOnDevice):
                 Precision.MIXED,
                 Precision.BF16,
                 Precision.FP8,
+                Precision.INT8_WEIGHT_ONLY,
+                Precision.INT4_WEIGHT_ONLY,
                 Precision.FP32,
             ),
             devices=load_devices(Path(__file__).with_name("devices.toml"), toolchain=self.name),
@@ -78,6 +83,8 @@ class TensorRtRtxTarget(BuiltOnDevice):
     def check_options(self, options: Any, device: Device) -> None:
         """See `Target.check_options`: against the architectures that the compiler has."""
         super().check_options(options, device)
+        if options.block_size not in _BLOCKS:
+            raise UsageError(f"block_size={options.block_size}: it is one of {', '.join(map(str, _BLOCKS))}")
         for arch in options.compute_capabilities:
             if arch not in ARCHITECTURES:
                 allowed = f"TensorRT for RTX compiles for {', '.join(ARCHITECTURES)}"

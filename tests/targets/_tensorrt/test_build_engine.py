@@ -272,6 +272,18 @@ def test_a_layer_computes_in_the_narrowest_of_its_inputs_and_never_in_a_mask() -
     )
 
 
+def test_a_fused_product_names_the_weights_that_it_holds_narrower_than_its_inputs() -> None:
+    def found(read: str, *held: str, kind: str = "runtime_fusion") -> str:
+        constants = [{"Datatype": text} for text in held]
+        layer = {"LayerType": kind, "Inputs": [{"Datatype": read}], "Constants": constants}
+        return str(recipe_program.describe_layer(layer)["precision"])
+
+    assert found("Half", "Half", "Int4") == "int4-weights" and found("Float", "Int8") == "int8-weights"
+    assert found("Half", "FP8") == "fp8-weights"
+    assert found("Half", "Half") == "float16" and found("Int8", "Int8") == "int8"
+    assert found("Half", "Int4", kind="gemm") == "float16", "expanded before: the product reads float16"
+
+
 @pytest.mark.parametrize(
     ("kind", "device", "role"),
     [
@@ -283,6 +295,7 @@ def test_a_layer_computes_in_the_narrowest_of_its_inputs_and_never_in_a_mask() -
         ("gemm", "gpu", "multiplies"),
         ("deconv", "gpu", "multiplies"),
         ("correlation", "gpu", "multiplies"),
+        ("runtime_fusion", "gpu", "multiplies"),
         ("conv", "gpu", "multiplies"),
         ("kgen", "gpu", "other"),
         ("PointWiseV2", "gpu", "moves"),
