@@ -40,14 +40,12 @@ class StoredArtifact:
     Args:
         path: its folder.
         manifest: its validated manifest.
-        board: address of the machine that it is run on; None for this one. See `on_board`.
         seal: of the files as they were when they were loaded; None where they are being made.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, *, board: str | None = None, seal: Seal | None = None) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, seal: Seal | None = None) -> None:
         self.path = path
         self.manifest = manifest
-        self._board = board
         self._seal = seal
 
     @property

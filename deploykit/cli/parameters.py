@@ -27,7 +27,7 @@ Board = Annotated[
     typer.Option(
         "--board",
         metavar="ADDRESS",
-        help="Run on this machine, as for ssh (user@host): copies the artifact's program there and executes it.",
+        help="Run on this machine, as for ssh (user@host): copies the artifact there and executes it.",
     ),
 ]
 Options = Annotated[

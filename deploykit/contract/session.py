@@ -9,6 +9,7 @@ exactly the wanted dtype, C-contiguous, aligned, writable, each read once from w
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,24 @@ class Session(ABC):
         arrays = self._checked(feeds)
         with self._turns:
             return self._op_times(arrays, runs)
+
+    def times_ms(self, feeds: Feeds, *, runs: int) -> list[float]:
+        """Milliseconds of each of `runs` runs, back to back, on the clock of the machine that runs them.
+
+        Raises:
+            UsageError: as `run`.
+        """
+        found = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            self.run(feeds)
+            found.append((time.perf_counter() - start) * 1e3)
+        return found
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The most that the artifact took of its own process's memory so far; None where this is that process."""
+        return None
 
     def close(self) -> None:
         """Free the runtime's resources once the calls that run have ended; closing twice is fine."""

@@ -6,12 +6,9 @@ Where a float build of the same model is at hand, both are measured in turns in 
 
 from __future__ import annotations
 
-import json
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +17,6 @@ from deploykit.contract.host import Host, this_host
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import OpTime, Session
 from deploykit.contract.tensors import Feeds, TensorSpec
-from deploykit.places.process import module_command
 
 MIN_RUNS = 20
 WARM_UP_RUNS = 5
@@ -141,15 +137,14 @@ def measure_interleaved(sessions: Sequence[Session], feeds: Feeds, effort: Effor
         Milliseconds of every measured run per session, and the number of warm-up runs of each.
     """
     for session in sessions:
-        for _ in range(WARM_UP_RUNS):
-            session.run(feeds)
+        session.times_ms(feeds, runs=WARM_UP_RUNS)
     times: list[list[float]] = [[] for _ in sessions]
     deadline = time.perf_counter() + effort.seconds
     while len(times[0]) < effort.max_runs and (len(times[0]) < MIN_RUNS or time.perf_counter() < deadline):
         for session, own in zip(sessions, times, strict=True):
             if len(sessions) > 1:
                 _settle(session, feeds)
-            own.extend(_turn(session, feeds, min(TURN_RUNS, effort.max_runs - len(own))))
+            own.extend(session.times_ms(feeds, runs=min(TURN_RUNS, effort.max_runs - len(own))))
     return times, WARM_UP_RUNS
 
 
@@ -157,18 +152,8 @@ def _settle(session: Session, feeds: Feeds) -> None:
     """Run until the threads of other sessions have gone to sleep."""
     began, runs = time.perf_counter(), 0
     while runs < SETTLING_RUNS or time.perf_counter() - began < SETTLING_SECONDS:
-        session.run(feeds)
+        session.times_ms(feeds, runs=1)
         runs += 1
-
-
-def _turn(session: Session, feeds: Feeds, runs: int) -> list[float]:
-    """Milliseconds of `runs` runs."""
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        session.run(feeds)
-        times.append((time.perf_counter() - start) * 1e3)
-    return times
 
 
 def throughput_by_batch(session: Session, feeds: Feeds, effort: Effort) -> dict[str, float]:
@@ -181,12 +166,11 @@ def throughput_by_batch(session: Session, feeds: Feeds, effort: Effort) -> dict[
 
 
 def _throughput(session: Session, feeds: Feeds, size: int, seconds: float) -> float:
-    session.run(feeds)
-    runs, start = 0, time.perf_counter()
-    while runs < 3 or time.perf_counter() - start < seconds:
-        session.run(feeds)
-        runs += 1
-    return runs * size / (time.perf_counter() - start)
+    session.times_ms(feeds, runs=1)
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds * 1e3:
+        times += session.times_ms(feeds, runs=3)
+    return len(times) * size / (sum(times) / 1e3)
 
 
 def has_dynamic_batch(inputs: Sequence[TensorSpec]) -> bool:
@@ -205,20 +189,6 @@ def resize_batch(feeds: Feeds, size: int) -> dict[str, np.ndarray]:
     return {name: np.resize(array, (size, *array.shape[1:])) for name, array in feeds.items()}
 
 
-def peak_memory_bytes(artifact: Path) -> int | None:
-    """Growth of resident memory of a fresh process while it opens and runs an artifact on its golden inputs.
-
-    A process of its own, because the exporting one holds PyTorch and the float model. None where the child fails
-    or the system has no `getrusage`.
-    """
-    command = module_command("deploykit.plugin.memory_probe", artifact)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        return int(json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"])
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, IndexError):
-        return None
-
-
 @dataclass(frozen=True)
 class Measuring:
     """What is known of an artifact before it is timed.
@@ -226,14 +196,18 @@ class Measuring:
     Attributes:
         size_bytes: of its payload.
         evidence: what running here proves; `emulator` sessions must not be timed.
-        memory_bytes: from `peak_memory_bytes`.
+        memory_bytes: of a fresh process that runs it; None where the session's own process says that, or nobody can.
         effort: how long to measure.
+        host: the machine that runs it; None for this one.
+        notes: what the profile says beside its figures.
     """
 
     size_bytes: int
     evidence: Evidence
     memory_bytes: int | None = None
     effort: Effort = DEFAULT_EFFORT
+    host: Host | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -264,15 +238,16 @@ def measure(session: Session, feeds: Feeds, measuring: Measuring, baseline: Base
         batch_size=size,
         throughput_per_s=by_batch[str(size)],
         throughput_by_batch=by_batch,
-        peak_memory_bytes=measuring.memory_bytes,
+        peak_memory_bytes=measuring.memory_bytes if session.peak_memory_bytes is None else session.peak_memory_bytes,
         size_bytes=measuring.size_bytes,
         evidence=measuring.evidence,
         threads=session.threads,
         warm_up=warm_up,
         runs=len(times[0]),
-        host=this_host(),
+        host=measuring.host or this_host(),
         op_times=session.op_times(feeds, runs=5),
         baseline=baseline.name if baseline else "",
         baseline_latency_ms=Percentiles.of(times[1]) if baseline else None,
         baseline_size_bytes=baseline.size_bytes if baseline else None,
+        notes=measuring.notes,
     )

@@ -65,8 +65,7 @@ def draft(
         metadata=conversion.metadata,
     )
     artifact = Artifact(job.folder, manifest)
-    if not resolved.target.runs_native_code(artifact):
-        trust(artifact)
+    trust(artifact, resolved.target.risk(artifact))
     return artifact
 
 

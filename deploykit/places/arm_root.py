@@ -28,7 +28,7 @@ from pathlib import Path
 from deploykit.artifact.storage import cache_folder
 from deploykit.contract.errors import DeviceError
 from deploykit.contract.optional import SystemTool
-from deploykit.places.emulator import DEFAULT_TIMEOUT_S, Emulator
+from deploykit.places.qemu import DEFAULT_TIMEOUT_S, Emulator
 
 APT = SystemTool("apt-get", "apt", "fetch packages of an emulated arm64 board")
 DPKG = SystemTool("dpkg-deb", "dpkg", "unpack packages of an emulated arm64 board")
@@ -71,6 +71,11 @@ class ArmRoot:
         }
         return Emulator(cpu, self._view(cpu), {**own, **self.environment})
 
+    @property
+    def program(self) -> Path:
+        """Its Python."""
+        return self.path / "debian/usr/bin" / f"python{self.python}"
+
     def with_environment(self, **variables: str) -> ArmRoot:
         """The same root with more environment variables for its programs."""
         return replace(self, environment={**self.environment, **variables})
@@ -86,8 +91,7 @@ class ArmRoot:
             MissingDependencyError: QEMU is not installed.
             DeviceError: Python crashed, or did not end in time.
         """
-        program = self.path / "debian/usr/bin" / f"python{self.python}"
-        return self.emulator(cpu).run(program, *arguments, timeout_s=timeout_s)
+        return self.emulator(cpu).run(self.program, *arguments, timeout_s=timeout_s)
 
     def _view(self, cpu: str) -> Path:
         """The root as `cpu` sees it: the same files, and a /proc/cpuinfo of its own; made when first asked for."""

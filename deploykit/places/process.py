@@ -34,6 +34,9 @@ _LOOK_S = 1.0
 _STOPPED_S = 10.0
 _LIMIT = "DEPLOYKIT_CHILD_TIMEOUT_S"
 
+OTHER_VERSION = 70
+"""Exit code of `server_code` where the deploykit that is installed has no server, or lacks what it imports."""
+
 # `-c` puts the working directory first; nothing may be imported before it is gone.
 _FORGET = (
     "import sys, os\ntry: here = os.getcwd()\nexcept OSError: here = ''\n"
@@ -42,6 +45,12 @@ _FORGET = (
 _RUN_MODULE = (
     "import sys, json; found = json.loads(sys.argv[1]); sys.path[:] = found[0]; del sys.argv[1]\n"
     "import runpy; runpy.run_module(found[1], run_name='__main__', alter_sys=True)\n"
+)
+_LOOKS = "import importlib.util as u; sys.exit(u.find_spec('deploykit') is None)"
+_SERVES = (
+    "try: from deploykit.places.serve import main\n"
+    f"except ImportError as why: sys.stderr.write(str(why)); sys.exit({OTHER_VERSION})\n"
+    "main()\n"
 )
 
 
@@ -71,6 +80,11 @@ def code_command(python: str, code: str, *arguments: str | Path) -> list[str]:
     Its own environment counts: vendors' bindings are found through `PYTHONPATH` or in the user's packages.
     """
     return [python, "-c", _FORGET + code, *map(str, arguments)]
+
+
+def server_code(*, looks: bool = False) -> str:
+    """Code for `python -c` that serves the session protocol, or only `looks` whether deploykit is installed there."""
+    return _FORGET + (_LOOKS if looks else _SERVES)
 
 
 def import_path(module: str) -> list[str]:
@@ -126,6 +140,20 @@ def ending(code: int) -> str:
 def from_outside(code: int) -> bool:
     """Whether an exit code is that of a signal which programs do not send themselves by failing."""
     return -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
+class EndedError(DeviceError):
+    """A process ended, crashed perhaps, before it answered.
+
+    Args:
+        what: it was.
+        how: it ended, as the end of a sentence.
+        said: on standard error.
+    """
+
+    def __init__(self, what: str, how: str, said: str) -> None:
+        super().__init__(f"{what} {how}", hint=said or None)
+        self.how, self.said = how, said
 
 
 class Process:
@@ -341,7 +369,10 @@ class Process:
         if self._failed is not None:
             return self._failed(code, self.log)
         said = self.log.strip()[-_LOG_CHARACTERS:]
-        return self._error(f"{self._what} {self._explain(code, said) or ending(code)}", hint=said or None)
+        how = self._explain(code, said) or ending(code)
+        if self._error is not DeviceError:
+            return self._error(f"{self._what} {how}", hint=said or None)
+        return EndedError(self._what, how, said)
 
 
 class _Limit:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,21 +24,37 @@ from deploykit.judge.slower import time_shares
 from deploykit.plugin.registry import check_agreement, toolchain
 from deploykit.plugin.target import Target
 
+if TYPE_CHECKING:
+    from deploykit.artifact.manifest import Manifest
+    from deploykit.artifact.seal import Seal
+    from deploykit.places.place import Place
+
 
 class Artifact(StoredArtifact):
-    """An exported model. Made by `deploykit.export`, read back by `deploykit.load`."""
+    """An exported model. Made by `deploykit.export`, read back by `deploykit.load`.
 
-    def open(self, *, threads: int | None = None) -> Session:
+    Args:
+        path, manifest, seal: see `StoredArtifact`.
+        place: where it is opened; None for this process.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, *, place: Place | None = None, seal: Seal | None = None) -> None:
+        super().__init__(path, manifest, seal=seal)
+        self._place = place
+
+    def open(self, *, threads: int | None = None, place: Place | None = None) -> Session:
         """Open the artifact in its runtime.
 
         Args:
-            threads: for the runtime; None for all cores that this process may use.
+            threads: for the runtime; None for all cores that its process may use.
+            place: where, such as `deploykit.places.Child()`; None for where the artifact is: this process, if nothing
+                else was said.
         Raises:
             MissingDependencyError: the runtime is not installed.
             DeviceError: the artifact must first be built on its device, or this machine lacks what it needs; see
                 `preflight`.
         """
-        return self.plugin().open(self, threads=threads)
+        return (self if place is None else self.at(place)).plugin().open(self, threads=threads)
 
     @property
     def requirements(self) -> Requirements:
@@ -57,20 +73,26 @@ class Artifact(StoredArtifact):
             return replace(found, missing=(*found.missing, Missing(error.message, error.hint or "install its plugin")))
 
     def on_board(self, address: str) -> Artifact:
-        """The same artifact, opened, verified and profiled on a board; see `Target.on_board`.
+        """The same artifact, opened, verified and profiled on a board; short for `at(deploykit.places.Ssh(address))`.
 
-        Its program is copied to the board over SSH and executed there.
+        It is copied to the board over SSH, and code is executed there.
 
         Args:
             address: as for `ssh`, such as `user@host`.
         """
-        return Artifact(self.path, self.manifest, board=address, seal=self._seal)
+        from deploykit.places.ssh import Ssh
+
+        return self.at(Ssh(address))
+
+    def at(self, place: Place) -> Artifact:
+        """The same artifact, opened, verified and profiled in another place; see `deploykit.places`."""
+        return Artifact(self.path, self.manifest, place=place, seal=self._seal)
 
     def plugin(self) -> Target:
         """The toolchain that it was made with and is run by."""
         check_agreement(self.manifest)
         found = toolchain(self.manifest.toolchain)
-        return found if self._board is None else found.on_board(self._board)
+        return found if self._place is None else found.at(self._place)
 
     def verify(self) -> Metrics:
         """Check every hash, then run the golden inputs and compare with the golden outputs.

@@ -16,6 +16,7 @@ nothing heavy at module level, because listing targets loads every plugin.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,8 +53,11 @@ from deploykit.judge.parity import (
     failures_of,
     remarks_on,
 )
-from deploykit.judge.profiling import DEFAULT_EFFORT, Baseline, Effort, Measuring, Profile, measure, peak_memory_bytes
-from deploykit.places.first import probe
+from deploykit.judge.profiling import DEFAULT_EFFORT, Baseline, Effort, Measuring, Profile, measure
+from deploykit.places.first import Risk, check_opens
+from deploykit.places.memory import peak_memory_bytes
+from deploykit.places.peer import Wants
+from deploykit.places.place import Here, Place
 from deploykit.plugin.estimate import estimate
 
 if TYPE_CHECKING:
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
 
     from deploykit.artifact.store import StoredArtifact
     from deploykit.capture import CapturedModel
+    from deploykit.places.peer import Program
     from deploykit_calibration.table import CalibrationTable
 
 
@@ -203,8 +208,7 @@ class Target(ABC):
 
     name: ClassVar[str]
     options_type: ClassVar[type[Any]] = NoOptions
-    reader_may_crash: ClassVar[bool] = False
-    """Whether the runtime is known to end its process on a damaged file; a child then opens first what others wrote."""
+    _place: Place = Here()
 
     @abstractmethod
     def capabilities(self) -> Capabilities:
@@ -315,11 +319,14 @@ class Target(ABC):
 
         Override it where something else than this machine's own processor runs the payload.
         """
-        found = check(self.needs(artifact), self.host())
+        place, needs = self.place(artifact), self.needs(artifact)
+        found = place.preflight(artifact, self._wants(artifact)) or check(needs, self.host())
         build = artifact.manifest.build
         if build is not None:
             pending = Missing(f"it is not runnable yet: {build.reason}", build.command_for(artifact.path))
             return replace(found, missing=(*found.missing, pending))
+        if not place.is_here:
+            return found
         try:
             self.check_runnable(artifact)
         except MissingDependencyError as error:
@@ -328,7 +335,7 @@ class Target(ABC):
         return found
 
     def host(self) -> Host:
-        """The machine that runs artifacts: this one, or a board."""
+        """The machine that this process runs on."""
         return this_host()
 
     # -- steps ----------------------------------------------------------------------------------------------
@@ -376,15 +383,14 @@ class Target(ABC):
             )
         if not artifact.entry.is_file():
             raise ArtifactError(f"{artifact.entry} is gone; was the artifact moved?", hint="deploykit.load(new path)")
-        self.check_runnable(artifact)
-        self._refuse_missing(artifact)
+        place = self.place(artifact)
+        if place.is_here:
+            self.check_runnable(artifact)
+        self._refuse_missing(artifact, place)
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS):
             raise UsageError(f"threads must be a whole number from 1 to {_MAX_THREADS}, not {threads!r}")
-        threads = threads or this_host().cores
         artifact.check_unaltered()
-        if self.runs_native_code(artifact) or self.reader_may_crash:
-            probe(artifact, threads=threads)
-        session = self._open(artifact, threads)
+        session = place.open(artifact, self._wants(artifact), threads) or self._open_here(artifact, threads, place)
         try:
             artifact.check_unaltered()  # what was opened is what was hashed
         except BaseException:
@@ -392,20 +398,70 @@ class Target(ABC):
             raise
         return session
 
-    def _refuse_missing(self, artifact: StoredArtifact) -> None:
+    def _open_here(self, artifact: StoredArtifact, threads: int | None, place: Place) -> Session:
+        threads = threads or this_host().cores
+        if isinstance(place, Here) and place.first:
+            check_opens(artifact, self.risk(artifact), threads=threads)
+        return self._open(artifact, threads)
+
+    def _refuse_missing(self, artifact: StoredArtifact, place: Place) -> None:
         found = self.preflight(artifact)
         if found.ok:
             return
         first = found.missing[0]
-        if all(one.package for one in found.missing):
+        if place.is_here and all(one.package for one in found.missing):
             extra, purpose = self.capabilities().runtime_extra, f"open {artifact.path.name}: {first.what}"
             raise MissingDependencyError(first.package, extra=extra, purpose=purpose, command=first.next, outdated=True)
-        message = f"{artifact.path.name} cannot run here: {'; '.join(one.what for one in found.missing)}"
-        raise DeviceError(message, hint="; ".join(dict.fromkeys(one.next for one in found.missing)))
+        where = "here" if place.is_here else f"on {place}"
+        message = f"{artifact.path.name} cannot run {where}: {'; '.join(one.what for one in found.missing)}"
+        steps = "; ".join(dict.fromkeys(one.next for one in found.missing))
+        raise DeviceError(message, hint=steps if place.is_here else f"{where}: {steps}")
 
-    def runs_native_code(self, artifact: StoredArtifact) -> bool:
-        """Whether opening `artifact` runs machine code that it holds in this process; a child then does it first."""
-        return False
+    def risk(self, artifact: StoredArtifact) -> Risk:
+        """What opening `artifact` may do to the process that does it; a child then does it first."""
+        return Risk.NONE
+
+    # -- places ---------------------------------------------------------------------------------------------
+
+    def at(self, place: Place) -> Target:
+        """This toolchain with another place as the one that its artifacts are opened in.
+
+        Args:
+            place: see `deploykit.places`; nothing is contacted before an artifact is opened, or asked about.
+        """
+        found = copy.copy(self)
+        found._place = place
+        return found
+
+    def on_board(self, address: str) -> Target:
+        """This toolchain with a board on the network as the machine that its artifacts are run on.
+
+        Using it copies the artifact to the board and executes code there.
+
+        Args:
+            address: as for `ssh`, such as `user@host`.
+        Raises:
+            UsageError: this is no address.
+        """
+        from deploykit.places.ssh import Ssh
+
+        return self.at(Ssh(address))
+
+    def place(self, artifact: StoredArtifact) -> Place:
+        """Where `artifact` is opened; override it where this machine's own processor cannot run it."""
+        return self._place
+
+    def board_program(self, artifact: StoredArtifact) -> Program | None:
+        """The program of `artifact` that speaks the session protocol itself; None where deploykit's server opens it."""
+        return None
+
+    def _wants(self, artifact: StoredArtifact) -> Wants:
+        program = None if self.place(artifact).is_here else self.board_program(artifact)
+        return Wants(self.needs(artifact), program, self.capabilities().runtime_extra)
+
+    def host_of(self, artifact: StoredArtifact) -> Host:
+        """The machine that runs `artifact`."""
+        return self.host() if self.place(artifact).is_here else self.preflight(artifact).host
 
     def open_file(self, path: Path, *, threads: int | None = None) -> Session:
         """Open a model file that need not come from deploykit; of a suffix in `capabilities().opens`.
@@ -473,7 +529,10 @@ class Target(ABC):
         if self.evidence(artifact) is Evidence.EMULATOR:
             return estimate(artifact, self.capabilities().devices[artifact.manifest.device], baseline=baseline)
         feeds = artifact.golden().inputs[0]
-        measuring = Measuring(artifact.size_bytes, self.evidence(artifact), peak_memory_bytes(artifact.path), effort)
+        here, host = self.place(artifact).is_here, self.host_of(artifact)
+        memory = peak_memory_bytes(artifact) if here else None
+        note = () if here else (f"measured on {self.place(artifact)} with its own clock, without what lies between",)
+        measuring = Measuring(artifact.size_bytes, self.evidence(artifact), memory, effort, host, note)
         with self.open(artifact, threads=effort.threads) as session:
             if baseline is None:
                 return measure(session, feeds, measuring)
@@ -485,6 +544,8 @@ class Target(ABC):
 
         Never `device` where this machine lacks what the device has, or computes otherwise without it.
         """
+        if self.place(artifact).is_emulated:
+            return Evidence.EMULATOR
         best = self.capabilities().evidence
         short = best is Evidence.DEVICE and (self._lacking(artifact) or not self.preflight(artifact).native)
         return Evidence.REFERENCE if short else best
@@ -499,24 +560,12 @@ class Target(ABC):
 
     def _lacking(self, artifact: StoredArtifact) -> tuple[str, ...]:
         """What the device of `artifact` has and this machine lacks: its architecture, or instruction sets."""
-        device, host = self.capabilities().devices.get(artifact.manifest.device), self.host()
+        device, host = self.capabilities().devices.get(artifact.manifest.device), self.host_of(artifact)
         if device is None:
             return ()
         if device.arch in ARCHITECTURES and host.family != device.arch:
             return (device.arch,)
         return lacking(device.features, host)
-
-    def on_board(self, address: str) -> Target:
-        """This toolchain with a board on the network as the machine that its artifacts are run on.
-
-        Using it copies the artifact's program to the board and executes it there.
-
-        Args:
-            address: as for `ssh`, such as `user@host`; nothing is contacted before an artifact is opened.
-        Raises:
-            UsageError: the toolchain has no programs for boards, or this is no address.
-        """
-        raise UsageError(f"{self.name} cannot run artifacts on a board over SSH", hint="copy the artifact to the board")
 
     # -- hooks ----------------------------------------------------------------------------------------------
 

@@ -23,10 +23,10 @@ from deploykit.judge.profiling import (
     has_dynamic_batch,
     measure,
     measure_interleaved,
-    peak_memory_bytes,
     resize_batch,
     throughput_by_batch,
 )
+from deploykit.places.memory import peak_memory_bytes
 
 QUICK = Effort(seconds=0.0, max_runs=MIN_RUNS)
 FIXED = (TensorSpec("x", (2, 3), "float32"),)
@@ -132,12 +132,14 @@ def test_peak_memory_is_taken_from_a_process_of_its_own(toy, toy_path, tmp_path,
     artifact = toy.write_artifact(tmp_path / "a")
     path = [*map(str, toy_path), *filter(None, sys.path)]
     monkeypatch.setenv("PYTHONPATH", ":".join(path))
-    found = peak_memory_bytes(artifact.path)
+    found = peak_memory_bytes(artifact)
     assert isinstance(found, int) and found >= 0
 
 
-def test_peak_memory_is_unknown_where_the_child_fails(tmp_path):
-    assert peak_memory_bytes(tmp_path / "no artifact") is None
+def test_peak_memory_is_unknown_where_the_child_fails(toy, tmp_path):
+    artifact = toy.write_artifact(tmp_path / "a")
+    artifact.entry.unlink()
+    assert peak_memory_bytes(artifact) is None
 
 
 def test_profile_survives_the_file(toy, tmp_path):

@@ -81,7 +81,7 @@ class BuiltOnDevice(Target):
     def preflight(self, artifact: StoredArtifact) -> Preflight:
         """See `Target.preflight`; the GPU is asked by our own copy of the recipe, not by that of the artifact."""
         found = super().preflight(artifact)
-        if artifact.manifest.build is not None or not found.ok:
+        if artifact.manifest.build is not None or not found.ok or not self.place(artifact).is_here:
             return found
         return replace(found, missing=tuple(self._other_gpu(artifact)))
 
@@ -158,6 +158,8 @@ class BuiltOnDevice(Target):
         """Measured on the device where the program is built; else a roofline estimate from the device table."""
         if artifact.manifest.build is not None:
             return estimate(artifact, self.capabilities().devices[artifact.manifest.device], baseline=baseline)
+        if not self.place(artifact).is_here:
+            return super().profile(artifact, baseline=baseline, effort=effort)
         from deploykit_targets._recipe.session import measure
 
         return measure(artifact, self.program, self.interpreter(artifact), effort, baseline)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,31 +12,9 @@ from deploykit.contract.optional import require
 from deploykit.contract.session import Session
 from deploykit.contract.tensors import Feeds
 from deploykit.contract.turns import threads_here
-from deploykit.places.process import ending, module_command
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
-
-
-_LOADS_WITHIN_S = 300.0
-_HINT = 'export it here, or use the TensorRT target of the device (such as target="h200"), which is built on it'
-
-
-@cache
-def check_loads(path: Path) -> None:
-    """Load a package in a process of its own first: PyTorch's loader has been seen to crash on a GPU machine.
-
-    Raises:
-        DeviceError: it crashed, hung or refused; says how.
-    """
-    command = module_command("deploykit_targets.aotinductor.load_probe", path)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LOADS_WITHIN_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise DeviceError(f"PyTorch did not load {path.name} within {_LOADS_WITHIN_S:.0f} s", hint=_HINT) from error
-    if done.returncode:
-        how = ending(done.returncode)
-        raise DeviceError(f"PyTorch's loader {how} over {path.name}: {done.stderr[-500:].strip()}", hint=_HINT)
 
 
 @dataclass(frozen=True)
@@ -91,8 +66,6 @@ class PackageSession(TorchSession):
 
     def __init__(self, artifact: StoredArtifact, threads: int) -> None:
         super().__init__(artifact, threads, "run AOTInductor packages")
-        if self._place == "cuda":
-            check_loads(artifact.entry)
         from torch._inductor import aoti_load_package
 
         try:

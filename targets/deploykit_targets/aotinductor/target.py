@@ -15,6 +15,7 @@ from deploykit.contract.host import this_host
 from deploykit.contract.optional import Requirement, SystemTool
 from deploykit.contract.precision import Precision
 from deploykit.contract.requirements import Requirements
+from deploykit.places.first import Risk
 from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
 
 if TYPE_CHECKING:
@@ -84,10 +85,9 @@ class AotInductorTarget(Target):
             return needs
         return replace(needs, isa=tuple(compiled.split()[1:]))
 
-    def runs_native_code(self, artifact: StoredArtifact) -> bool:
-        """See `Target.runs_native_code`: a package is a library; on a GPU its session has its own child."""
-        made = artifact.manifest
-        return made.options.get("runtime") != "compile" and made.metadata.get("torch_device") != "cuda"
+    def risk(self, artifact: StoredArtifact) -> Risk:
+        """See `Target.risk`: a package is a library, and PyTorch's loader has been seen to crash on a GPU machine."""
+        return Risk.NONE if artifact.manifest.options.get("runtime") == "compile" else Risk.CODE
 
     def _convert(self, job: ConversionJob) -> Conversion:
         from deploykit_targets.aotinductor.convert import convert

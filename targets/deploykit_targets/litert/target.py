@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from deploykit.contract.devices import Device, load_devices
-from deploykit.contract.host import this_host
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
 from deploykit.contract.requirements import Requirements
 from deploykit.judge.profiling import DEFAULT_EFFORT, Effort, Percentiles, Profile, measure_interleaved
+from deploykit.places.first import Risk
 from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ class LiteRTTarget(Target):
 
     name: ClassVar[str] = "litert"
     options_type: ClassVar[type[LiteRTOptions]] = LiteRTOptions
-    reader_may_crash: ClassVar[bool] = True  # it aborted on one of 200 altered files (`benchmarks/hostile_payloads.py`)
 
     def capabilities(self) -> Capabilities:
         """See `Target.capabilities`."""
@@ -92,6 +91,10 @@ class LiteRTTarget(Target):
         """See `Target.requirements`; a file runs on every architecture, and how fast is the processor's business."""
         return Requirements(packages={"ai-edge-litert": ">=2.3"})
 
+    def risk(self, artifact: StoredArtifact) -> Risk:
+        """See `Target.risk`: LiteRT aborted on one of 200 altered files (`benchmarks/hostile_payloads.py`)."""
+        return Risk.READER
+
     def profile(
         self,
         artifact: StoredArtifact,
@@ -102,7 +105,7 @@ class LiteRTTarget(Target):
         """See `Target.profile`; with latency at 1 and 2 threads, and the operators of the file."""
         found = super().profile(artifact, baseline=baseline, effort=effort)
         feeds = artifact.golden().inputs[0]
-        counts = [count for count in _PROFILED_THREADS if count <= this_host().cores]
+        counts = [count for count in _PROFILED_THREADS if count <= self.host_of(artifact).cores]
         with contextlib.ExitStack() as stack:
             sessions = [stack.enter_context(self.open(artifact, threads=count)) for count in counts]
             times, _ = measure_interleaved(sessions, feeds, replace(effort, seconds=effort.seconds / 2))

@@ -21,11 +21,12 @@ from deploykit.contract.errors import ArtifactError, ConversionError
 from deploykit.contract.optional import SystemTool
 from deploykit.contract.reading import read_json
 from deploykit.contract.tensors import TensorSpec
+from deploykit.places.frames import VERSION
 from deploykit_targets.tvm.compiling import Compiled, compile_kernels
 from deploykit_targets.tvm.processor import Processor, processor_of
 from deploykit_targets.tvm.program import Program
 from deploykit_targets.tvm.runtime.features import needed_features
-from deploykit_targets.tvm.runtime.table import table_source
+from deploykit_targets.tvm.runtime.table import heads_source, table_source
 from deploykit_targets.tvm.tools import compiler_for
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class Library:
         """For the manifest, under `METADATA`."""
         processor = msgspec.to_builtins(self.processor)
         facts = {"arch": self.processor.arch, "needs": list(self.needs), "emulators": list(self.emulators)}
-        return {**processor, **facts, "runtime_files": dict(self.files)}
+        spoken = {"protocol": VERSION} if RUNNER in self.files else {}
+        return {**processor, **facts, **spoken, "runtime_files": dict(self.files)}
 
 
 def build_library(
@@ -104,7 +106,8 @@ def build_library(
         Path(scratch, "program.c").write_text(table_source(program, needs), encoding="utf-8")
         _link(compiler, scratch, [*_LIBRARY, f"-Wl,--version-script={_SOURCES / 'exports.map'}"], folder / LIBRARY, [])
         if processor.arch == "aarch64":
-            _link(compiler, scratch, _RUNNER, folder / RUNNER, ["run.c"])
+            Path(scratch, "heads.c").write_text(heads_source(program), encoding="utf-8")
+            _link(compiler, scratch, _RUNNER, folder / RUNNER, [_SOURCES / "run.c", Path(scratch, "heads.c")])
     write_file(folder / CONSTANTS, constants)
     write_file(folder / PROGRAM, msgspec.json.format(msgspec.json.encode(program)) + b"\n")
     names = (LIBRARY, RUNNER, CONSTANTS)
@@ -133,6 +136,7 @@ class Recorded:
     isa: str = ""
     emulators: tuple[str, ...] = ()
     runtime_files: dict[str, int] = field(default_factory=dict)
+    protocol: int = 0
 
 
 def recorded(artifact: StoredArtifact) -> Recorded:
@@ -140,8 +144,8 @@ def recorded(artifact: StoredArtifact) -> Recorded:
     return artifact.manifest.recorded(Recorded, METADATA)
 
 
-def _link(compiler: SystemTool, scratch: str, options: Sequence[str], output: Path, more: Sequence[str]) -> None:
-    own = [str(_SOURCES / name) for name in ("executor.c", "pool.c", "cpu.c", *more)]
+def _link(compiler: SystemTool, scratch: str, options: Sequence[str], output: Path, more: Sequence[Path]) -> None:
+    own = [*(str(_SOURCES / name) for name in ("executor.c", "pool.c", "cpu.c")), *map(str, more)]
     command = [compiler.find(), *_COMPILE, f"-I{_SOURCES}", *options, "-o", str(output), *own]
     command += [f"{scratch}/program.c", f"{scratch}/kernels.o", "-lm"]
     try:

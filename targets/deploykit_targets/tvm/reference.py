@@ -16,7 +16,7 @@ import torch
 from torch.fx import GraphModule
 
 from deploykit.contract.devices import load_devices
-from deploykit.places.emulator import EMULATOR
+from deploykit.places.qemu import EMULATOR
 from deploykit_targets.tvm.build import METADATA, build_library
 from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower

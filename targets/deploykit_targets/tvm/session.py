@@ -1,4 +1,4 @@
-"""Sessions over a compiled library: in this process where the CPU can run it; `runner.py` has those elsewhere."""
+"""A compiled library opened in this process, and the program that boards and emulators start in its place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 from deploykit.contract.errors import ArtifactError, DeviceError
 from deploykit.contract.session import OpTime, Session
 from deploykit.contract.tensors import Feeds
-from deploykit_targets.tvm.build import CONSTANTS, LIBRARY, PROGRAM, read_program, recorded
+from deploykit.places.frames import VERSION
+from deploykit.places.peer import Program
+from deploykit_targets.tvm.build import CONSTANTS, LIBRARY, PROGRAM, RUNNER, read_program, recorded
 from deploykit_targets.tvm.program import Port
 from deploykit_targets.tvm.runtime.table import port_bytes
 
@@ -29,18 +31,30 @@ def is_native(artifact: StoredArtifact) -> bool:
     return bool(recorded(artifact).arch == platform.machine())
 
 
-def open_session(artifact: StoredArtifact, threads: int) -> Session:
-    """In this process where the artifact is code for this architecture; else under emulation.
+def program_of(artifact: StoredArtifact) -> Program | None:
+    """The program of an artifact, for boards and emulators; None where it has none: then deploykit opens the library.
 
     Raises:
-        MissingDependencyError: the emulator is not installed.
-        DeviceError, ArtifactError: the CPU, or the artifact, is not fit.
+        ArtifactError: it is damaged.
     """
-    if is_native(artifact):
-        return NativeSession(artifact, threads)
-    from deploykit_targets.tvm.runner import EmulatedSession
+    library = recorded(artifact)
+    if RUNNER not in library.runtime_files:
+        return None
+    check_sizes(artifact)
+    steps = read_program(artifact.path / PROGRAM)
+    sizes = [sum(map(port_bytes, ports)) for ports in (steps.inputs, steps.outputs)]
+    return Program(
+        files=(RUNNER, CONSTANTS),
+        arguments=(CONSTANTS, "{threads}"),
+        facts={"input_bytes": sizes[0], "output_bytes": sizes[1], "steps": len(steps.steps)},
+        op_times=lambda step_us: op_times_of(steps.steps, step_us, artifact.achieved.module_paths),
+    )
 
-    return EmulatedSession(artifact, threads)
+
+def is_outdated(artifact: StoredArtifact) -> bool:
+    """Whether the artifact's program is older than the session protocol."""
+    library = recorded(artifact)
+    return RUNNER in library.runtime_files and library.protocol != VERSION
 
 
 class NativeSession(Session):

@@ -24,7 +24,7 @@ def compiler_for(arch: str) -> SystemTool:
 
 def system_tools() -> tuple[SystemTool, ...]:
     """All of them, for `Capabilities.system_tools`."""
-    from deploykit.places.emulator import EMULATOR
+    from deploykit.places.qemu import EMULATOR
     from deploykit.places.ssh import SSH
 
     return tuple(dict.fromkeys((_NATIVE, compiler_for("aarch64"), EMULATOR, SSH)))

@@ -1,5 +1,6 @@
 """`inspect`, `verify`, `profile` and `compare` on artifacts of the toy toolchain."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -160,10 +161,16 @@ def test_profile_document_and_save(cli, artifact):
 
 
 @pytest.mark.parametrize("command", ["verify", "profile"])
-def test_a_toolchain_without_programs_for_boards_says_so(cli, artifact, command):
+def test_a_board_that_is_not_there(cli, artifact, command, monkeypatch, tmp_path):
+    """Every toolchain can be asked for; what is there answers."""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text("#!/bin/sh\necho 'No route to host' >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ssh.parent), prepend=os.pathsep)
     done = cli(command, "art", "--board", "user@board")
-    assert done.code == 2
-    assert "toy cannot run artifacts on a board over SSH" in done.err
+    assert done.code == 10
+    assert "user@board lost its connection: No route to host" in done.err
     assert "copies a program to user@board over SSH and executes it there" in done.err
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploykit.contract.errors import DeviceError, MissingDependencyError
-from deploykit.places.emulator import Emulator, crash_of, emulator_for
+from deploykit.places.qemu import Emulator, crash_of, emulator_for
 
 DOT = """
 #include <arm_neon.h>

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import deploykit
 from deploykit.capture import capture
+from deploykit.places.first import Risk
 from deploykit.testing import models
 from deploykit_calibration.placement import LayerPlacement
-from deploykit_targets.aotinductor import session
+from deploykit_targets.aotinductor import AotInductorTarget
 from deploykit_targets.aotinductor.count import integer_layers
 from deploykit_targets.aotinductor.retype import retyped
 
@@ -125,14 +126,11 @@ def test_calls_are_ascribed_to_layers(tmp_path: Path, calls: list[str], integer:
     assert integer_layers(package, layers) == integer
 
 
-def test_a_loader_that_crashes_or_refuses_is_a_device_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(deploykit.DeviceError, match=r"ended with code 1 over none\.pt2"):
-        session.check_loads(tmp_path / "none.pt2")
-    crash = [sys.executable, "-c", "import os; os.abort()"]
-    monkeypatch.setattr(session, "module_command", lambda *_: crash)
-    with pytest.raises(deploykit.DeviceError, match="SIGABRT") as caught:
-        session.check_loads(tmp_path / "crash.pt2")
-    assert "h200" in str(caught.value.hint)
+@pytest.mark.parametrize(("device", "runtime"), [("cpu", "package"), ("cuda", "package"), ("cpu", "compile")])
+def test_packages_are_code_wherever_they_run(device: str, runtime: str) -> None:
+    manifest = SimpleNamespace(options={"runtime": runtime}, metadata={"torch_device": device})
+    risk = AotInductorTarget().risk(SimpleNamespace(manifest=manifest))  # type: ignore[arg-type]
+    assert risk is (Risk.CODE if runtime == "package" else Risk.NONE)
 
 
 def test_a_program_is_compiled_when_it_is_opened(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import deploykit
 from deploykit.artifact.manifest import MANIFEST_NAME
 from deploykit.artifact.storage import sha256_of
-from deploykit.places import first
+from deploykit.places import place
 from deploykit.testing import models
 
 pytestmark = pytest.mark.skipif(find_spec("litert_torch") is None, reason="litert-torch is not installed")
@@ -57,7 +57,7 @@ def test_a_reader_that_aborts_ends_its_child_alone(
 ) -> None:
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))
     theirs = forged(artifact, tmp_path / "theirs", artifact.entry.read_bytes() + bytes(8))
-    monkeypatch.setattr(first, "__name__", "tests_that_abort")
+    monkeypatch.setattr(place, "SERVER", "tests_that_abort")
     (tmp_path / "tests_that_abort.py").write_text("import os\nos.abort()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(deploykit.DeviceError, match=r"theirs cannot be opened here.*SIGABRT"):

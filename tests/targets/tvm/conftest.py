@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.artifact.manifest import Manifest
+from deploykit.artifact.manifest import VERIFIED, Manifest
+from deploykit.artifact.store import StoredArtifact
 from deploykit.contract.achieved import Achieved
 from deploykit.contract.devices import Device, load_devices
+from deploykit.contract.precision import Precision
 from deploykit.contract.tensors import TensorSpec
+from deploykit.pipeline.staging import list_files
 from deploykit_targets.tvm.program import ALIGNMENT, Operand, Port, Program, Region, Step
 
 DEVICES = Path(__file__).parents[3] / "targets/deploykit_targets/tvm/devices.toml"
@@ -26,6 +29,7 @@ SIDE, CHANNELS = 12, 32
 class Made:
     """A compiled model and what it should compute, up to one unit of the last scale."""
 
+    device: str
     folder: Path
     library: Any
     program: Program
@@ -113,7 +117,7 @@ def make_model(device: Device, folder: Path) -> Made:
     )
     module = tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()})
     library = build_library(module, program, data.tobytes(), device, folder)
-    return Made(folder, library, program, {"x": x}, _reference(x, weight, scale))
+    return Made(device.name, folder, library, program, {"x": x}, _reference(x, weight, scale))
 
 
 def _reference(x: np.ndarray, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -124,39 +128,30 @@ def _reference(x: np.ndarray, weight: np.ndarray, scale: np.ndarray) -> np.ndarr
     return expected
 
 
-@dataclass(frozen=True)
-class _Manifest:
-    metadata: dict[str, Any]
-    recorded = Manifest.recorded
-
-
-@dataclass(frozen=True)
-class _Achieved:
-    layers: tuple[Any, ...] = ()
-    float_activations: tuple[Any, ...] = ()
-    module_paths = Achieved.module_paths
-
-
-@dataclass(frozen=True)
-class Opened:
-    """What sessions need of an artifact."""
-
-    path: Path
-    manifest: _Manifest
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    achieved: _Achieved = _Achieved()
-
-
-def _artifact_of(made: Made) -> Any:
+def _artifact_of(made: Made) -> StoredArtifact:
     from deploykit_targets.tvm.build import METADATA
 
     def specs(ports: tuple[Port, ...]) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(port.name, port.shape, port.dtype) for port in ports)
 
-    program = made.program
-    manifest = _Manifest({METADATA: made.library.metadata})
-    return Opened(made.folder, manifest, specs(program.inputs), specs(program.outputs))
+    program, device = made.program, made.device
+    manifest = Manifest(
+        deploykit_version="0.1.0",
+        target=device,
+        toolchain="tvm",
+        device=device,
+        precision=Precision.INT8,
+        status=VERIFIED,
+        entry="model.so",
+        inputs=specs(program.inputs),
+        outputs=specs(program.outputs),
+        files=list_files(made.folder),
+        achieved=Achieved.count("int8", (), source="nothing"),
+        tool_versions={},
+        fingerprints={},
+        metadata={METADATA: made.library.metadata},
+    )
+    return StoredArtifact(made.folder, manifest)
 
 
 @pytest.fixture(scope="session")

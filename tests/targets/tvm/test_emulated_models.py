@@ -45,7 +45,7 @@ def test_int8_on_a_board(board: str, model: str, tmp_path: Path) -> None:
 
 
 def test_without_an_emulator_parity_is_that_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploykit.places.emulator.EMULATOR", _Missing())
+    monkeypatch.setattr("deploykit.places.qemu.EMULATOR", _Missing())
     monkeypatch.setattr("deploykit_targets.tvm.reference.EMULATOR", _Missing())
     module, example = ZOO["squeeze_excite_cnn"]()
     artifact = deploykit.export(

@@ -1,12 +1,10 @@
-/* The program for boards: `run CONSTANTS THREADS` opens the model and answers requests on standard input.
+/* The program for boards: `run CONSTANTS THREADS` opens the model and answers frames on standard input, as
+ * `deploykit/places/frames.py` describes them: HELLO, OPEN, RUN, PROFILE and CLOSE.
  * `run CONSTANTS THREADS INPUTS OUTPUTS` runs it once on a file with the bytes of all inputs, one after another.
  *
- * First line out: "ready <bytes of all inputs> <bytes of all outputs> <steps>", or "error <sentence>" and exit code 10.
- * A request is four letters and a count (32 bits, the machine's order), then the bytes of all inputs:
- *   run   -> "okay" <bytes>, the bytes of all outputs;
- *   time  -> "okay" <bytes>, as doubles: milliseconds of `count` runs, mean microseconds of every step over
- *            STEP_RUNS runs, largest resident memory in bytes.
- * A run that fails answers "fail" <bytes> and a sentence. */
+ * Memory is the machine's, little-endian as frames are. The names, types and shapes of inputs and outputs come as
+ * bytes that stand before the data of their tensors (`table.heads_source`); what is before the data of an input must be
+ * exactly those. What cannot be understood ends the program: there is no finding the next frame. */
 #define _DEFAULT_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,8 +13,17 @@
 #include <time.h>
 
 #include "executor.h"
+#include "heads.h"
 
-enum { MESSAGE_BYTES = 768, STEP_RUNS = 5, WARM_UP_RUNS = 5, EXIT_DEVICE = 10, EXIT_USAGE = 2 };
+enum { MESSAGE_BYTES = 768, EXIT_DEVICE = 10, EXIT_USAGE = 2 };
+enum { VERSION = 1, HELLO = 1, OPEN = 3, RUN = 4, PROFILE = 5, CLOSE = 6, ANSWER = 64, ERROR = 65 };
+
+typedef struct __attribute__((packed)) {
+  char magic[4];
+  uint8_t version, kind;
+  uint16_t tensors;
+  uint32_t runs, op_runs, text;
+} Frame;
 
 static size_t total(const Port *ports, int32_t count) {
   size_t bytes = 0;
@@ -31,14 +38,6 @@ static int run_once(Model *model, const char *inputs, double *step_us) {
     inputs += bytes;
   }
   return deploykit_run(model, step_us);
-}
-
-static void answer(const char *word, const void *data, size_t bytes) {
-  uint32_t count = (uint32_t)bytes;
-  fwrite(word, 1, 4, stdout);
-  fwrite(&count, sizeof count, 1, stdout);
-  fwrite(data, 1, bytes, stdout);
-  fflush(stdout);
 }
 
 static void collect(const Model *model, char *outputs) {
@@ -61,47 +60,110 @@ static double peak_bytes(void) {
   return (double)usage.ru_maxrss * 1024;
 }
 
-/* Fill `figures`: count run times, one mean per step, memory. */
-static int measure(Model *model, const char *inputs, uint32_t count, double *figures) {
-  int32_t steps = deploykit_program.step_count;
-  double *mean_us = figures + count, *once = mean_us + steps + 1;
-  for (int i = 0; i < WARM_UP_RUNS; ++i)
-    if (run_once(model, inputs, NULL)) return -1;
-  for (uint32_t i = 0; i < count; ++i) {
+static void begin(uint8_t kind, uint16_t tensors, const char *text) {
+  Frame frame = {{'d', 'k', 'p', 'f'}, VERSION, kind, tensors, 0, 0, (uint32_t)strlen(text)};
+  fwrite(&frame, sizeof frame, 1, stdout);
+  fputs(text, stdout);
+}
+
+static int fail(const char *sentence) {
+  char text[6 * MESSAGE_BYTES + 64] = "{\"type\": \"DeviceError\", \"message\": \"";
+  char *at = text + strlen(text);
+  for (const unsigned char *c = (const unsigned char *)sentence; *c && at < text + 6 * MESSAGE_BYTES; ++c)
+    if (*c < ' ' || *c == '"' || *c == '\\') at += sprintf(at, "\\u%04x", *c);
+    else *at++ = (char)*c;
+  strcpy(at, "\"}");
+  begin(ERROR, 0, text);
+  return fflush(stdout);
+}
+
+static void send_doubles(const char *name, const double *values, uint64_t count) {
+  struct __attribute__((packed)) { uint16_t name; uint8_t dtype, axes; uint64_t bytes; } head =
+      {(uint16_t)strlen(name), 3, 1, count * sizeof *values};
+  fwrite(&head, sizeof head, 1, stdout);
+  printf("%s<f8", name);
+  fwrite(&count, sizeof count, 1, stdout);
+  fwrite(values, sizeof *values, count, stdout);
+}
+
+static int send_outputs(const Model *model) {
+  begin(ANSWER, (uint16_t)deploykit_program.output_count, "");
+  for (int32_t i = 0; i < deploykit_program.output_count; ++i) {
+    fwrite(deploykit_output_heads[i].data, 1, deploykit_output_heads[i].bytes, stdout);
+    fwrite(deploykit_output(model, i), 1, (size_t)deploykit_program.outputs[i].bytes, stdout);
+  }
+  return fflush(stdout);
+}
+
+/* Time `runs` runs, and the steps over `op_runs` more. */
+static int profile(Model *model, const char *inputs, uint32_t runs, uint32_t op_runs) {
+  size_t steps = (size_t)deploykit_program.step_count;
+  double *run_ms = calloc(runs + 2 * steps + 1, sizeof *run_ms), *mean_us = run_ms + runs, *once = mean_us + steps;
+  double peak = 0;
+  int failed = !run_ms;
+  for (uint32_t i = 0; !failed && i < runs; ++i) {
     double start = now_ms();
-    if (run_once(model, inputs, NULL)) return -1;
-    figures[i] = now_ms() - start;
+    failed = run_once(model, inputs, NULL);
+    run_ms[i] = now_ms() - start;
   }
-  for (int i = 0; i < STEP_RUNS; ++i) {
-    if (run_once(model, inputs, once)) return -1;
-    for (int32_t s = 0; s < steps; ++s) mean_us[s] += once[s] / STEP_RUNS;
+  for (uint32_t i = 0; !failed && i < op_runs; ++i) {
+    failed = run_once(model, inputs, once);
+    for (size_t s = 0; s < steps; ++s) mean_us[s] += once[s] / op_runs;
   }
-  mean_us[steps] = peak_bytes();
+  if (failed) fail(run_ms ? deploykit_error(model) : "there is not enough memory for that many runs");
+  else {
+    peak = peak_bytes();
+    begin(ANSWER, 3, "");
+    send_doubles("run_ms", run_ms, runs);
+    send_doubles("op_us", mean_us, op_runs ? steps : 0);
+    send_doubles("peak_bytes", &peak, 1);
+    fflush(stdout);
+  }
+  free(run_ms);
   return 0;
 }
 
-static int serve(Model *model, char *inputs, size_t input_bytes, char *outputs, size_t output_bytes) {
-  char word[4];
-  uint32_t count;
-  printf("ready %zu %zu %d\n", input_bytes, output_bytes, deploykit_program.step_count);
-  fflush(stdout);
-  while (fread(word, 1, 4, stdin) == 4 && fread(&count, sizeof count, 1, stdin) == 1 &&
-         fread(inputs, 1, input_bytes, stdin) == input_bytes) {
-    int failed;
-    if (!memcmp(word, "time", 4)) {
-      size_t steps = (size_t)deploykit_program.step_count, figures = count + steps + 1;
-      double *values = calloc(figures + steps, sizeof *values);
-      failed = !values || measure(model, inputs, count, values);
-      if (!failed) answer("okay", values, figures * sizeof *values);
-      free(values);
+static int read_inputs(const Frame *frame, char *inputs) {
+  if (frame->tensors != deploykit_program.input_count) return 0;
+  for (int32_t i = 0; i < deploykit_program.input_count; ++i) {
+    size_t bytes = (size_t)deploykit_program.inputs[i].bytes;
+    for (size_t k = 0; k < deploykit_input_heads[i].bytes; ++k)
+      if (getchar() != (unsigned char)deploykit_input_heads[i].data[k]) return 0;
+    if (fread(inputs, 1, bytes, stdin) != bytes) return 0;
+    inputs += bytes;
+  }
+  return 1;
+}
+
+/* `refused` says why there is no model. */
+static int serve(Model *model, const char *refused, int threads, char *inputs, size_t in_bytes, size_t out_bytes) {
+  Frame frame;
+  while (fread(&frame, sizeof frame, 1, stdin) == 1 && !memcmp(frame.magic, "dkpf", 4) && frame.kind != CLOSE) {
+    if (frame.version != VERSION) return fail("it speaks another version"), EXIT_USAGE;
+    while (frame.text--)
+      if (getchar() == EOF) return 0;
+    if (frame.kind == HELLO) {
+      begin(ANSWER, 0, "{\"version\": \"program\"}");
+      fflush(stdout);
+    } else if (!model) {
+      return fail(refused), EXIT_DEVICE;
+    } else if (frame.kind == OPEN) {
+      char text[256];
+      snprintf(text, sizeof text, "{\"input_bytes\": %zu, \"output_bytes\": %zu, \"steps\": %d, \"threads\": %d}",
+               in_bytes, out_bytes, deploykit_program.step_count, threads);
+      begin(ANSWER, 0, text);
+      fflush(stdout);
+    } else if (frame.kind != RUN && frame.kind != PROFILE) {
+      return fail("it knows no such request"), EXIT_USAGE;
+    } else if (!read_inputs(&frame, inputs)) {
+      return fail("the inputs are not those that the model takes"), EXIT_USAGE;
+    } else if (frame.kind == PROFILE) {
+      profile(model, inputs, frame.runs, frame.op_runs);
+    } else if (run_once(model, inputs, NULL)) {
+      fail(deploykit_error(model));
     } else {
-      failed = run_once(model, inputs, NULL);
-      if (!failed) {
-        collect(model, outputs);
-        answer("okay", outputs, output_bytes);
-      }
+      send_outputs(model);
     }
-    if (failed) answer("fail", deploykit_error(model), strlen(deploykit_error(model)));
   }
   return 0;
 }
@@ -135,7 +197,7 @@ int main(int argc, char **argv) {
   char error[MESSAGE_BYTES] = "";
   Model *model = deploykit_create(argv[1], atoi(argv[2]), error, sizeof error);
   if (!model) {
-    if (argc == 3) printf("error %s\n", error);
+    if (argc == 3) return serve(NULL, error, 0, NULL, 0, 0);
     fprintf(stderr, "error: %s\n", error);
     return EXIT_DEVICE;
   }
@@ -144,7 +206,7 @@ int main(int argc, char **argv) {
   char *inputs = malloc(input_bytes + 1), *outputs = malloc(output_bytes + 1);
   int code = EXIT_DEVICE;
   if (inputs && outputs)
-    code = argc == 3 ? serve(model, inputs, input_bytes, outputs, output_bytes)
+    code = argc == 3 ? serve(model, "", atoi(argv[2]), inputs, input_bytes, output_bytes)
                      : run_file(model, inputs, input_bytes, outputs, output_bytes, argv + 3);
   free(inputs);
   free(outputs);

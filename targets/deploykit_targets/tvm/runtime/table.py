@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from deploykit.contract.errors import ConversionError
+from deploykit.places.frames import tensor_head
 from deploykit_targets.tvm.program import Operand, Port, Program, Region, Step
 
 _REGIONS = {Region.CONSTANTS: "CONSTANTS", Region.ARENA: "ARENA"}
@@ -43,6 +44,25 @@ def table_source(program: Program, needs: Sequence[str]) -> str:
         "};",
     ]
     return "\n".join(lines) + "\n"
+
+
+def heads_source(program: Program) -> str:
+    """The source of what stands before the data of inputs and outputs in frames of the session protocol.
+
+    Returns:
+        C11; the same for the same program.
+    """
+    both = (("input", program.inputs), ("output", program.outputs))
+    lines = ['#include "heads.h"']
+    for kind, ports in both:
+        entries = [_head(port) for port in ports] or ["{0}"]
+        lines.append(f"const TensorHead deploykit_{kind}_heads[] = {{\n  " + ",\n  ".join(entries) + ",\n};")
+    return "\n".join(lines) + "\n"
+
+
+def _head(port: Port) -> str:
+    data = tensor_head(port.name, port.dtype, port.shape)
+    return '{"' + "".join(f"\\{byte:03o}" for byte in data) + f'", {len(data)}}}'
 
 
 def check(program: Program) -> None:

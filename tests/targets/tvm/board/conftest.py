@@ -18,14 +18,14 @@ address=$2; shift 2
 echo "$address: $*" >> "$FAKE_BOARD/log"
 export HOME="$FAKE_BOARD/home" PATH="$FAKE_BOARD/board:$PATH"
 cd "$HOME"
-command=$(printf '%s' "$*" | sed "s/exec /exec qemu-aarch64-static -cpu $FAKE_CPU /")
+command=$(printf '%s' "$*" | sed "s#cd; .cache#cd; qemu-aarch64-static -cpu $FAKE_CPU .cache#")
 case "$FAKE_FAULT:$*" in
   unreachable:*) echo "ssh: connect to host $address port 22: No route to host" >&2; exit 255;;
   cut:*cat*) head -c 1000 | sh -c "$command"; exit 255;;
   damaged:*cat*) head -c 1000 | sh -c "$command"; exit $?;;
-  lost:*exec*) exit 255;;
-  killed:*exec*) exit 137;;
-  silent:*exec*) exec sleep 60;;
+  lost:*"/run "*) exit 255;;
+  killed:*"/run "*) exit 137;;
+  silent:*"/run "*) exec sleep 60;;
 esac
 exec sh -c "$command"
 """
@@ -65,7 +65,7 @@ def fake_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeBoard:
     programs = {
         "ours/ssh": SSH,
         "board/uname": '#!/bin/sh\n[ "$1" = -m ] && echo aarch64 || echo Linux\n',
-        "board/nproc": "#!/bin/sh\necho 2\n",
+        "board/getconf": "#!/bin/sh\necho 2\n",
     }
     for name, text in programs.items():
         (folder / name).write_text(text, encoding="utf-8")

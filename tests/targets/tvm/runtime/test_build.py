@@ -72,7 +72,7 @@ def test_it_runs_in_a_python_that_cannot_import_tvm(compiled: Any, tmp_path: Pat
 import ctypes, sys
 import numpy as np
 sys.modules["tvm"] = sys.modules["torch"] = None
-from deploykit_targets.tvm import session, runner, running
+from deploykit_targets.tvm import session, running
 from deploykit_targets.tvm.target import TvmTarget
 TvmTarget().check_installed(export=False)
 library = ctypes.CDLL(sys.argv[1])

@@ -6,7 +6,6 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ def copy_of(tmp_path: Path, artifact_of: Callable[[Any], Any]) -> Callable[[Any]
     def copied(made: Any) -> Any:
         folder = tmp_path / "artifact"
         shutil.copytree(made.folder, folder)
-        return replace(artifact_of(made), path=folder)
+        found = artifact_of(made)
+        return type(found)(folder, found.manifest)
 
     return copied
 
