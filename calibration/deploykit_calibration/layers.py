@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
-from deploykit.contract.achieved import Achieved, LayerAchieved, is_as_asked
+from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.precision import Precision
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.op_kinds import ACTIVATIONS, LAYERS, MACS
@@ -88,7 +88,7 @@ def _layer(
         actual, why = "unknown", f"deploykit does not know how often {layer.kind} multiplies; please report it"
     elif actual == "unknown":
         why = why or "not found in the runtime's graph"
-    elif is_as_asked(precision, actual):
+    elif precision.row.counts_as(actual):
         why = ""
     elif planned == placed and actual != placed:
         why = f"placed as {placed}, and the runtime computes it in {actual}"
@@ -107,8 +107,8 @@ def _layer(
 
 def _explained(precision: Precision, layer: LayerAchieved, left: str) -> LayerAchieved:
     """A layer that is not in the precision has a reason, whoever is to blame."""
-    if layer.reason or is_as_asked(precision, layer.precision):
+    if layer.reason or precision.row.counts_as(layer.precision):
         return layer
-    if not layer.macs and not layer.weights and (precision.is_weight_only or precision is Precision.INT8_DYNAMIC):
+    if not layer.macs and not layer.weights and precision.row.ranges != "static" and not precision.row.is_whole:
         return replace(layer, reason=f"{precision} is of layers with weights, and it has none")
     return replace(layer, reason=left or f"the runtime computes it in {layer.precision}")

@@ -13,7 +13,8 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 from torch import Tensor
 
-from deploykit.contract.scheme import PerAxis, Scheme
+from deploykit.contract.formats import PerAxis
+from deploykit.contract.scheme import Scheme
 from deploykit_calibration.ranges import affine_qparams
 
 DTYPES = {"uint8": torch.uint8, "int8": torch.int8, "int16": torch.int16, "int32": torch.int32}

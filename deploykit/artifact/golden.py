@@ -15,7 +15,7 @@ from deploykit.contract.errors import ArtifactError
 from deploykit.contract.precision import Precision
 from deploykit.contract.reading import convert, read_tensors
 from deploykit.contract.tensors import TensorSpec
-from deploykit.judge.parity import DEFAULT_TOLERANCES, Tolerance
+from deploykit.judge.parity import Tolerance, tolerance_of
 
 Specs = Sequence[TensorSpec]
 
@@ -40,9 +40,8 @@ def golden_tolerance(precision: Precision, metadata: Mapping[str, Any] | None = 
     Args:
         metadata: of the manifest; its `GOLDEN_DB` takes the place of the precision's gate.
     """
-    default = DEFAULT_TOLERANCES[precision].min_sqnr_db or 0.0
-    gate = convert((metadata or {}).get(GOLDEN_DB, default), float, what=f"metadata {GOLDEN_DB!r}")
-    whole = replace(DEFAULT_TOLERANCES[precision], min_sqnr_db=max(gate, 30.0), min_cosine=None)
+    gate = convert((metadata or {}).get(GOLDEN_DB, precision.row.min_sqnr_db), float, what=f"metadata {GOLDEN_DB!r}")
+    whole = replace(tolerance_of(precision), min_sqnr_db=max(gate, 30.0), min_cosine=None)
     return replace(whole, min_part_sqnr_db=-SQNR_CAP_DB)  # an LSB weighs more in a part
 
 

@@ -2,46 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deploykit.contract.precision import Evidence, Precision
-
-_PLAIN = {
-    Precision.FP32: frozenset({"float32", "float64", "tf32"}),
-    # where the file fixes storage alone and whoever runs it the arithmetic, it is named `float16-weights`
-    Precision.FP16: frozenset({"float16", "float16-weights"}),
-    Precision.BF16: frozenset({"bfloat16"}),
-    Precision.FP8: frozenset({"fp8"}),
-    Precision.INT16X8: frozenset({"int16x8", "int16", "int8"}),
-}
-_BITS = {
-    Precision.INT8: 8,
-    Precision.INT8_DYNAMIC: 8,
-    Precision.MIXED: 8,
-    Precision.INT8_WEIGHT_ONLY: 8,
-    Precision.INT4_WEIGHT_ONLY: 4,
-    Precision.INT6_PALETTE: 6,
-    Precision.INT4_PALETTE: 4,
-}
-_INTEGERS = re.compile(r"u?int(?P<bits>\d+)(?P<held>-weights)?|(?P<palette>\d+)-bit palette")
-
-
-def is_as_asked(precision: Precision, found: str) -> bool:
-    """Whether what a layer was counted in is what `precision` promises, or narrower.
-
-    A precision of activations is not met by weights that are merely stored in it; a precision of weights is met by
-    integer arithmetic too.
-    """
-    if precision in _PLAIN:
-        return found in _PLAIN[precision]
-    match = _INTEGERS.fullmatch(found)
-    if match is None:
-        return False
-    stored = bool(match["held"] or match["palette"])
-    return int(match["bits"] or match["palette"]) <= _BITS[precision] and (precision.is_weight_only or not stored)
+from deploykit.contract.precision import Evidence, Precision, known
 
 
 @dataclass(frozen=True)
@@ -199,12 +164,12 @@ class Achieved:
         return tuple(layer for layer in self.layers if not layer.counted)
 
     def is_as_asked(self, found: str) -> bool:
-        """Whether `found` is what was requested; see `is_as_asked`."""
-        return self._precision is not None and is_as_asked(self._precision, found)
+        """Whether `found` is what was requested; see `Format.counts_as`."""
+        return self._precision is not None and self._precision.row.counts_as(found)
 
     @property
     def _precision(self) -> Precision | None:
-        return Precision(self.requested) if self.requested in set(Precision) else None
+        return known(self.requested)
 
     @property
     def not_as_requested(self) -> tuple[LayerAchieved, ...]:

@@ -10,43 +10,11 @@ Placement reads the scheme and nothing else about the target; nothing here impor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-
-@dataclass(frozen=True)
-class PerTensor:
-    """One scale for the whole tensor."""
-
-
-@dataclass(frozen=True)
-class PerAxis:
-    """One scale for each index of an axis.
-
-    Attributes:
-        axis: the axis; None is the axis that holds the output channels of the op.
-    """
-
-    axis: int | None = None
-
-
-@dataclass(frozen=True)
-class TensorScheme:
-    """How one kind of tensor becomes integers.
-
-    Attributes:
-        dtype: `uint8`, `int8` or `int16`.
-        symmetric: zero-point fixed in the middle (0 where signed), else affine.
-        quant_min, quant_max: integers used, inclusive; narrower than the dtype restricts the range.
-        granularity: of scale and zero-point.
-    """
-
-    dtype: str
-    symmetric: bool
-    quant_min: int
-    quant_max: int
-    granularity: PerTensor | PerAxis = PerTensor()
+from deploykit.contract.formats import TensorScheme
 
 
 class Inputs(StrEnum):
@@ -168,11 +136,6 @@ def with_rules(scheme: Scheme, **rules: OpRule) -> dict[str, OpRule]:
     """The rules of `scheme` with some replaced, for `dataclasses.replace`."""
     return {**scheme.rules, **rules}
 
-
-UINT8_AFFINE = TensorScheme("uint8", symmetric=False, quant_min=0, quant_max=255)
-INT8_AFFINE = TensorScheme("int8", symmetric=False, quant_min=-128, quant_max=127)
-INT8_SYMMETRIC = TensorScheme("int8", symmetric=True, quant_min=-127, quant_max=127)
-INT8_CHANNELS = replace(INT8_SYMMETRIC, granularity=PerAxis())
 
 PASSENGERS = dict.fromkeys(("reshape", "split", "max_pool", "resize_nearest"), FOLLOW)
 _NO_RECURRENT = OpRule(Inputs.FLOAT, reason="recurrent layers have no static int8 kernel")

@@ -61,22 +61,10 @@ class Tolerance:
         )
 
 
-# Random and trained models at hand reach 25-60 dB in static int8 (CNNs and transformers), 19-29 dB with int4 weights,
-# 70 dB in fp16 and 45 dB in bf16; a broken conversion is below 10 dB. The gates sit between.
-DEFAULT_TOLERANCES: Mapping[Precision, Tolerance] = {
-    Precision.FP32: Tolerance(min_sqnr_db=80.0, min_cosine=0.99999, min_equal=0.999),
-    Precision.FP16: Tolerance(min_sqnr_db=40.0, min_cosine=0.9995, min_equal=0.99),
-    Precision.BF16: Tolerance(min_sqnr_db=25.0, min_cosine=0.995, min_equal=0.95),
-    Precision.INT16X8: Tolerance(min_sqnr_db=25.0, min_cosine=0.995, min_equal=0.95),
-    Precision.INT8: Tolerance(min_sqnr_db=18.0, min_cosine=0.99, min_equal=0.9),
-    Precision.INT8_DYNAMIC: Tolerance(min_sqnr_db=18.0, min_cosine=0.99, min_equal=0.9),
-    Precision.INT8_WEIGHT_ONLY: Tolerance(min_sqnr_db=25.0, min_cosine=0.995, min_equal=0.95),
-    Precision.FP8: Tolerance(min_sqnr_db=15.0, min_cosine=0.98, min_equal=0.9),
-    Precision.MIXED: Tolerance(min_sqnr_db=18.0, min_cosine=0.99, min_equal=0.9),
-    Precision.INT6_PALETTE: Tolerance(min_sqnr_db=18.0, min_cosine=0.99, min_equal=0.9),
-    Precision.INT4_WEIGHT_ONLY: Tolerance(min_sqnr_db=12.0, min_cosine=0.96, min_equal=0.9),
-    Precision.INT4_PALETTE: Tolerance(min_sqnr_db=12.0, min_cosine=0.96, min_equal=0.9),
-}
+def tolerance_of(precision: Precision) -> Tolerance:
+    """The default gate of a precision."""
+    row = precision.row
+    return Tolerance(min_sqnr_db=row.min_sqnr_db, min_cosine=row.min_cosine, min_equal=row.min_equal)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Gates:
         layers = report.worst_layers()
         worst = "; ".join(f"{layer.module_path or layer.name} {layer.sqnr_db:.1f} dB" for layer in layers)
         names = sorted({layer.module_path for layer in layers if layer.module_path})
-        if self.precision in (Precision.FP32, Precision.FP16, Precision.BF16):  # of the whole model: nothing to exclude
+        if self.precision.row.is_whole:  # nothing to exclude
             return "", "see artifact.parity for the outputs that differ"
         hint = "keep the worst layers in float" + (f" (exclude={names!r})" if names else "")
         hint += ", or use more or better calibration data" if self.precision.is_static else ""

@@ -17,22 +17,6 @@ LEAST_PLACED = 0.5
 """What makes an artifact one of its precision: the larger part of its arithmetic. Below, the name would be untrue, and
 figures of it (size, speed, accuracy) would be those of the float model."""
 
-REACHES_FURTHER = {
-    # recurrent layers have dynamic kernels and no static ones, convolutions the other way round
-    Precision.INT8: (Precision.INT8_DYNAMIC, Precision.INT8_WEIGHT_ONLY, Precision.FP16, Precision.BF16),
-    Precision.INT8_DYNAMIC: (Precision.INT8, Precision.INT8_WEIGHT_ONLY),
-    Precision.INT8_WEIGHT_ONLY: (Precision.INT8, Precision.FP16),
-    Precision.INT4_WEIGHT_ONLY: (Precision.INT8_WEIGHT_ONLY, Precision.INT8),
-    Precision.INT6_PALETTE: (Precision.INT8_WEIGHT_ONLY, Precision.FP16),
-    Precision.INT4_PALETTE: (Precision.INT6_PALETTE, Precision.INT8_WEIGHT_ONLY),
-    Precision.INT16X8: (Precision.INT8,),
-    Precision.FP8: (Precision.INT8, Precision.FP16),
-    Precision.MIXED: (Precision.FP16,),
-    Precision.FP16: (Precision.BF16, Precision.FP32),
-    Precision.BF16: (Precision.FP32,),
-}
-"""Precisions that other, or more, kinds of layers have, the nearest first."""
-
 _REASONS_SHOWN = 3
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from deploykit.artifact.replace import replaceable
 from deploykit.contract.errors import UsageError
-from deploykit.contract.precision import Precision
-from deploykit.judge.parity import DEFAULT_TOLERANCES, Tolerance
+from deploykit.contract.precision import Precision, registered
+from deploykit.judge.parity import Tolerance, tolerance_of
 from deploykit.pipeline.gates import Gates
-from deploykit.pipeline.placement import REACHES_FURTHER
 from deploykit.plugin.registry import Resolved, resolve
 from deploykit_calibration.ranges import METHODS
 
@@ -100,7 +99,8 @@ def _precision(name: str) -> Precision:
     try:
         return Precision(name)
     except ValueError:
-        raise UsageError(f"unknown precision {name!r}", hint=f"one of {', '.join(map(str, Precision))}") from None
+        names = ", ".join((*Precision, *registered()))
+        raise UsageError(f"unknown precision {name!r}", hint=f"one of {names}") from None
 
 
 def _patterns(name: str, given: Sequence[str]) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def _gates(precision: Precision, goals: Goals, resolved: Resolved, *, profile: b
         raise UsageError(f"min_placement is a share from 0 to 1, not {goals.min_placement}")
     if goals.min_speedup is not None and not 0.0 < goals.min_speedup < math.inf:
         raise UsageError(f"min_speedup is a factor above 0, not {goals.min_speedup}")
-    tolerance = DEFAULT_TOLERANCES[precision] if goals.tolerance is None else goals.tolerance
+    tolerance = tolerance_of(precision) if goals.tolerance is None else goals.tolerance
     if not isinstance(tolerance, Tolerance):
         raise UsageError(f"tolerance is {tolerance!r}", hint="tolerance=deploykit.Tolerance(min_sqnr_db=20.0)")
     return Gates(
@@ -127,21 +127,15 @@ def _gates(precision: Precision, goals: Goals, resolved: Resolved, *, profile: b
         tolerance=tolerance,
         min_placement=goals.min_placement,
         min_speedup=goals.min_speedup,
-        instead=_instead(precision, resolved),
-        reaches_further=_first(REACHES_FURTHER.get(precision, ()), resolved),
+        instead=_first(precision.row.gentler, resolved),
+        reaches_further=_first(precision.row.further, resolved),
     )
 
 
-def _instead(precision: Precision, resolved: Resolved) -> Precision | None:
-    """What loses less than `precision`, as far as the target and the device's silicon have it."""
-    gentler = (Precision.INT8_DYNAMIC, Precision.INT8_WEIGHT_ONLY, Precision.FP16, Precision.BF16, Precision.FP32)
-    after = gentler[gentler.index(precision) + 1 :] if precision in gentler else gentler
-    return _first(after, resolved)
-
-
-def _first(wanted: Sequence[Precision], resolved: Resolved) -> Precision | None:
-    both = set(resolved.target.capabilities().precisions) & set(resolved.device.precisions)
-    return next((found for found in wanted if found in both), None)
+def _first(wanted: Sequence[str], resolved: Resolved) -> Precision | None:
+    """The first of some names that the target and the device's silicon have."""
+    both = [p for p in resolved.target.capabilities().precisions if p in resolved.device.precisions]
+    return next((Precision(name) for name in wanted if name in both), None)
 
 
 def default_output(model: Any, target: str, precision: str) -> Path:

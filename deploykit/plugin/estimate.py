@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.contract.devices import Device
 from deploykit.contract.errors import DeviceError
+from deploykit.contract.formats import dtype_of, rate_bytes, rates_of
 from deploykit.contract.host import Host
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import OpTime
@@ -38,21 +39,6 @@ TRAFFIC = "traffic"
 bytes of the network's inputs and outputs that it reads and writes. Where there are but two numbers, the last is not
 known, and those inputs and outputs are not counted.
 """
-
-_BYTES = {"int8": 1.0, "fp8": 1.0, "float16": 2.0, "bfloat16": 2.0, "float32": 4.0, "int16": 2.0}
-_BYTES |= {"int8-weights": 2.0, "int4-weights": 2.0}  # activations beside them, which are float16 at best
-_HELD_BYTES = {"int8-weights": 1.0, "int4-weights": 0.5}
-# Precision as counted -> keys of `Device.peak_tops`, best first: without a published rate the next wider one is used.
-_RATES = {
-    "int8": ("int8", "fp16", "tf32", "fp32"),
-    "fp8": ("fp8", "fp16", "tf32", "fp32"),
-    "float16": ("fp16", "tf32", "fp32"),
-    "bfloat16": ("bf16", "fp16", "tf32", "fp32"),
-    "float32": ("tf32", "fp32"),
-    "int8-weights": ("fp16", "tf32", "fp32"),
-    "int4-weights": ("fp16", "tf32", "fp32"),
-}
-_RATE_BYTES = {"int8": 1, "fp8": 1, "fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -102,7 +88,7 @@ def estimate_layers(
 
 def _width(layer: LayerAchieved) -> float:
     """Bytes of an activation."""
-    return _BYTES.get(layer.precision, 4.0)
+    return dtype_of(layer.precision).bytes
 
 
 def traffic_in(artifact: StoredArtifact) -> dict[str, tuple[int, ...]]:
@@ -122,7 +108,7 @@ class _Traffic:
 def _unavoidable_bytes(layer: LayerAchieved, device: Device, traffic: Sequence[int], narrowest: float) -> float:
     read, written, network = (*traffic, 0, 0, 0)[:3]
     weights = 0 if layer.op == "embedding" else layer.weights  # of a table only a few rows are read
-    found = _HELD_BYTES.get(layer.precision, _width(layer)) * weights + network
+    found = dtype_of(layer.precision).weight_bytes * weights + network
     if device.last_level_cache_mib is not None:
         cache = device.last_level_cache_mib * 2**20
         found += sum(max(0.0, narrowest * elements - cache) for elements in (read, written))
@@ -134,7 +120,7 @@ def _layer(layer: LayerAchieved, device: Device, moved: float) -> LayerEstimate:
     memory_us = moved / (bandwidth * 1e3) if bandwidth else 0.0
     if not layer.macs:
         return LayerEstimate(layer, 0.0, memory_us, "")
-    usable = [key for key in _RATES.get(layer.precision, _RATES["float32"]) if key in device.peak_tops]
+    usable = [key for key in rates_of(layer.precision) if key in device.peak_tops]
     rate = usable[0] if usable else min(device.peak_tops, key=lambda key: device.peak_tops[key])
     return LayerEstimate(layer, 2 * layer.macs / (device.peak_tops[rate] * 1e6), memory_us, rate)
 
@@ -226,8 +212,8 @@ def _counted(device: Device, traffic: Mapping[str, Sequence[int]]) -> str:
 
 def _rate_notes(layers: Iterable[LayerEstimate]) -> tuple[str, ...]:
     used = sorted({(each.layer.precision, each.rate) for each in layers if each.rate})
-    others = [(precision, rate) for precision, rate in used if _RATE_BYTES.get(rate) != _BYTES.get(precision, 4)]
-    slower = [precision for precision, rate in others if _RATE_BYTES.get(rate, 4) > _BYTES.get(precision, 4)]
+    others = [(precision, rate) for precision, rate in used if rate_bytes(rate) != dtype_of(precision).bytes]
+    slower = [precision for precision, rate in others if (rate_bytes(rate) or 4) > dtype_of(precision).bytes]
     bound = "a lower bound of a run that begins with cold caches"
     return (
         f"no lower bound: {', '.join(slower)} may be faster than the rate used" if slower else bound,

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from deploykit.contract.devices import Device
+from deploykit.contract.entry_points import UPDATE, entry_points, loaded, named
 from deploykit.contract.errors import ArtifactError, DeploykitError, UnknownTargetError, install_command
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Target
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from deploykit.artifact.manifest import Manifest
 
 GROUP = "deploykit.targets"
+_KIND = "toolchain"
 
 
 @dataclass(frozen=True)
@@ -87,35 +90,26 @@ def broken_toolchains() -> Mapping[str, DeploykitError]:
 
 @functools.cache
 def _plugins() -> _Plugins:
-    found: dict[str, importlib.metadata.EntryPoint] = {}
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        other = found.setdefault(entry.name, entry)
-        if other.value != entry.value:
-            raise DeploykitError(
-                f"toolchain {entry.name!r} is registered twice: by {_owner(other)} and by {_owner(entry)}",
-                hint="uninstall one of them",
-            )
-    loaded = {name: _load(entry) for name, entry in sorted(found.items())}
-    working = {name: made for name, made in loaded.items() if isinstance(made, Target)}
-    broken = {name: made for name, made in loaded.items() if isinstance(made, DeploykitError)}
+    made = {name: _make(entry) for name, entry in sorted(entry_points(GROUP, _KIND).items())}
+    working = {name: plugin for name, plugin in made.items() if isinstance(plugin, Target)}
+    broken = {name: error for name, error in made.items() if isinstance(error, DeploykitError)}
     return _Plugins(MappingProxyType(working), MappingProxyType(broken))
 
 
-def _owner(entry: importlib.metadata.EntryPoint) -> str:
-    return f"{entry.dist.name if entry.dist else 'an unknown distribution'} ({entry.value})"
-
-
-def _load(entry: importlib.metadata.EntryPoint) -> Target | DeploykitError:
-    hint = "update or uninstall that distribution"
+def _make(entry: EntryPoint) -> Target | DeploykitError:
+    """The plugin, or why it cannot be used."""
     try:
-        made = entry.load()()
-        made.capabilities()
-    except Exception as error:  # a plugin is foreign code: whatever it raises is reported with its owner
-        message = f"toolchain {entry.name!r} of {_owner(entry)} cannot be loaded: {type(error).__name__}: {error}"
-        return DeploykitError(message, hint=hint)
+        made = loaded(entry, _KIND, _instance)
+    except DeploykitError as error:
+        return error
     if not isinstance(made, Target) or made.name != entry.name:
-        message = f"toolchain {entry.name!r} of {_owner(entry)} is not a deploykit Target of that name"
-        return DeploykitError(message, hint=hint)
+        return DeploykitError(f"{named(entry, _KIND)} is not a deploykit Target of that name", hint=UPDATE)
+    return made
+
+
+def _instance(plugin: Callable[[], Target]) -> Target:
+    made = plugin()
+    made.capabilities()  # reads its device table
     return made
 
 

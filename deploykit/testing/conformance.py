@@ -74,8 +74,8 @@ class TargetConformance:
     @pytest.fixture(scope="class")
     @classmethod
     def artifact(cls, resolved: Resolved, precisions: list[Precision], tmp_path_factory: Any) -> Artifact:
-        """One artifact, int8 where there is int8, shared by the tests that only read."""
-        precision = Precision.INT8 if Precision.INT8 in precisions else precisions[0]
+        """One artifact, of a static precision where there is one, shared by the tests that only read."""
+        precision = next((precision for precision in precisions if precision.is_static), precisions[0])
         return cls.export(tmp_path_factory.mktemp("shared") / "artifact", precision)
 
     @classmethod
@@ -455,5 +455,5 @@ def _subclassed(array: np.ndarray) -> np.ndarray:
 
 
 def _float_precision(precisions: list[Precision]) -> Precision:
-    wanted = (Precision.FP32, Precision.FP16, Precision.BF16)
-    return next((precision for precision in wanted if precision in precisions), precisions[0])
+    widest = sorted(precisions, key=lambda precision: -precision.row.min_sqnr_db)
+    return next((precision for precision in widest if precision.row.is_whole), precisions[0])

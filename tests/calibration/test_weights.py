@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.contract.errors import CalibrationError
-from deploykit.contract.scheme import INT8_SYMMETRIC
+from deploykit.contract.formats import INT8_SYMMETRIC
 from deploykit_calibration.bias import INT32_MAX, quantize_bias, scale_floor
 from deploykit_calibration.weights import weight_quant
 from deploykit_targets._schemes.x86 import ONNX_X86, ONNX_X86_NO_VNNI

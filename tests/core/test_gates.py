@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploykit.contract.achieved import Achieved, Delegation, LayerAchieved, is_as_asked
+from deploykit.contract.achieved import Achieved, Delegation, LayerAchieved
 from deploykit.contract.errors import ParityError, PerformanceError, PlacementError
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.judge.parity import SIMULATED, Link
 from deploykit.pipeline.gates import Gates
-from deploykit.pipeline.placement import REACHES_FURTHER, passing
-from deploykit.pipeline.plan import _instead
+from deploykit.pipeline.placement import passing
+from deploykit.pipeline.plan import Goals, _gates
 from deploykit.plugin.registry import resolve
 
 CANDIDATE = SimpleNamespace(path="out/x.failed")
@@ -151,8 +151,8 @@ def test_by_default_the_larger_part_is_in_the_precision(parity, precision, macs,
 
 def test_every_precision_has_a_default_or_is_the_float_one():
     for precision in Precision:
-        assert is_as_asked(precision, "float32") is (precision is Precision.FP32)
-        assert bool(REACHES_FURTHER.get(precision)) is (precision is not Precision.FP32)
+        assert precision.row.counts_as("float32") is (precision is Precision.FP32)
+        assert bool(precision.row.further) is (precision is not Precision.FP32)
 
 
 def test_the_hint_gives_the_share_that_passes(parity):
@@ -287,5 +287,6 @@ def test_the_next_step_is_one_that_the_target_has(toy, parity, instead, said):
 
 def test_what_loses_less_is_looked_up_at_the_target(toy):
     resolved = resolve("toy-board")
-    assert _instead(Precision.INT8, resolved) is Precision.FP32
-    assert _instead(Precision.FP32, resolved) is None
+    found = {p: _gates(p, Goals(None, None, None), resolved, profile=False).instead for p in Precision}
+    assert found[Precision.INT8] is Precision.FP32
+    assert found[Precision.FP32] is None

@@ -13,7 +13,6 @@ from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.session import FunctionSession
 from deploykit.contract.tensors import TensorSpec
 from deploykit.judge.parity import (
-    DEFAULT_TOLERANCES,
     SQNR_CAP_DB,
     Metrics,
     OutputComparison,
@@ -23,6 +22,7 @@ from deploykit.judge.parity import (
     compare_chain,
     compare_sessions,
     sqnr_db,
+    tolerance_of,
     worst_of,
 )
 
@@ -134,7 +134,7 @@ def test_a_candidate_that_is_not_finite_is_the_worst(bad):
     found = metrics_of([1.0, 2.0], [1.0, bad])
     assert found.sqnr_db == -SQNR_CAP_DB and found.cosine == 0.0
     assert np.isfinite(found.max_abs) and found.max_abs > 1e300
-    assert all(tolerance.misses(found) for tolerance in DEFAULT_TOLERANCES.values())
+    assert all(tolerance_of(precision).misses(found) for precision in Precision)
 
 
 def test_infinities_and_nans_in_the_same_places_are_no_difference():
@@ -239,8 +239,8 @@ def test_nan_never_passes():
 
 
 def test_every_precision_has_a_default_gate():
-    assert DEFAULT_TOLERANCES.keys() == set(Precision)
-    assert all(gate.min_sqnr_db and gate.min_sqnr_db > 10.0 for gate in DEFAULT_TOLERANCES.values())
+    gates = [tolerance_of(precision) for precision in Precision]
+    assert all(gate.min_sqnr_db and gate.min_sqnr_db > 10.0 for gate in gates)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_the_same_registration_seen_twice_is_fine(toy, install):
 
 
 def test_no_plugins_at_all(monkeypatch):
-    monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda **_: ())
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())
     registry._plugins.cache_clear()
     try:
         assert targets() == ()

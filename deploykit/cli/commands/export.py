@@ -129,10 +129,11 @@ def _tolerance(
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes:
         return None
-    from deploykit.judge.parity import DEFAULT_TOLERANCES, Tolerance
+    from deploykit.contract.precision import known
+    from deploykit.judge.parity import Tolerance, tolerance_of
 
-    defaults = {str(known): gate for known, gate in DEFAULT_TOLERANCES.items()}
-    return replace(defaults.get(precision, Tolerance()), **changes)
+    found = known(precision)
+    return replace(Tolerance() if found is None else tolerance_of(found), **changes)
 
 
 def _search_current_folder() -> None:

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deploykit.contract.scheme import (
-    INT8,
-    INT8_CHANNELS,
-    INT8_SYMMETRIC,
-    PASSENGERS,
-    RECURRENT,
-    RESIDUAL,
-    FixedParams,
-    Inputs,
-    OpRule,
-    Output,
-    Scheme,
-)
+from deploykit.contract.formats import INT8_CHANNELS, INT8_SYMMETRIC
+from deploykit.contract.scheme import INT8, PASSENGERS, RECURRENT, RESIDUAL, FixedParams, Inputs, OpRule, Output, Scheme
 from deploykit_calibration.op_kinds import ACTIVATIONS
 
 # A classifier narrower than an int8 tile of the tensor cores is no faster in int8, and costs 4 dB on a digits ResNet.

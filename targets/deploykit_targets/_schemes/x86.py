@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from deploykit.contract.formats import INT8_CHANNELS, UINT8_AFFINE
 from deploykit.contract.scheme import (
     FOLLOW,
     INT8,
-    INT8_CHANNELS,
     INT8_REQUIRED,
     JOIN,
     PASSENGERS,
     RECURRENT,
-    UINT8_AFFINE,
     FixedParams,
     Scheme,
     no_kernel,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.errors import ConversionError
 from deploykit.contract.precision import Evidence, Precision
-from deploykit.judge.parity import DEFAULT_TOLERANCES
 from deploykit_targets._onnx.runtime import captured_name
 from deploykit_targets._recipe.portable import achieved_of
 from deploykit_targets._recipe.target import COMPILED
@@ -127,7 +126,7 @@ def tf32_gate(job: ConversionJob) -> tuple[tuple[str, ...], float | None]:
     """
     if job.precision is not Precision.FP32 or "tf32" not in job.device.peak_tops:
         return (), None
-    gate = DEFAULT_TOLERANCES[Precision.FP16].min_sqnr_db
+    gate = Precision.FP16.row.min_sqnr_db
     return ("float32 layers may run in TF32 on the device: golden outputs are gated as those of float16",), gate
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from deploykit.contract.formats import INT8_AFFINE, INT8_CHANNELS
 from deploykit.contract.precision import Precision
-from deploykit.contract.scheme import INT8_AFFINE, INT8_CHANNELS, INT8_IN_OUT, FixedParams, Scheme, with_rules
+from deploykit.contract.scheme import INT8_IN_OUT, FixedParams, Scheme, with_rules
 from deploykit_targets._schemes.x86 import ONNX_X86
 
 # A tensor of an ML Program has at most five axes. coremltools folds reshape, transpose, reshape over six of them

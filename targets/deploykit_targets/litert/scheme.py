@@ -5,18 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploykit.contract.scheme import (
-    FOLLOW,
-    INT8_AFFINE,
-    INT8_CHANNELS,
-    INT8_REQUIRED,
-    JOIN,
-    PASSENGERS,
-    RECURRENT,
-    FixedParams,
-    Scheme,
-    no_kernel,
-)
+from deploykit.contract.formats import INT8_AFFINE, INT8_CHANNELS
+from deploykit.contract.scheme import FOLLOW, INT8_REQUIRED, JOIN, PASSENGERS, RECURRENT, FixedParams, Scheme, no_kernel
 
 # Every tensor that an int8 kernel writes is int8, or the kernel is not chosen; built-in parameters and equal
 # scales are conditions of the file format.

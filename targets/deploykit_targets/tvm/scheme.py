@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deploykit.contract.scheme import (
-    INT8_AFFINE,
-    INT8_CHANNELS,
-    INT8_IN_OUT,
-    UINT8_AFFINE,
-    FixedParams,
-    Scheme,
-    with_rules,
-)
+from deploykit.contract.formats import INT8_AFFINE, INT8_CHANNELS, UINT8_AFFINE
+from deploykit.contract.scheme import INT8_IN_OUT, FixedParams, Scheme, with_rules
 from deploykit_targets._schemes.x86 import ONNX_X86
 
 # The generated kernels multiply int8 by int8 (sdot), fold the zero-point into the bias and requantize at once.

@@ -9,7 +9,7 @@ import pytest
 from deploykit.artifact.manifest import PendingBuild
 from deploykit.contract.errors import DeploykitError
 from deploykit.contract.precision import Precision
-from deploykit.judge.parity import DEFAULT_TOLERANCES, Tolerance
+from deploykit.judge.parity import Tolerance, tolerance_of
 from deploykit.pipeline import export as _export
 
 
@@ -65,7 +65,7 @@ def test_every_option_arrives(exported, tmp_path):
 
 
 def test_gates_change_the_default_of_the_precision(exported):
-    default = DEFAULT_TOLERANCES[Precision.INT8]
+    default = tolerance_of(Precision.INT8)
     seen = exported("--min-sqnr-db", "25")
     assert seen["tolerance"] == replace(default, min_sqnr_db=25.0)
     seen = exported("--min-cosine", "0.5", "--min-top1-agreement", "0.9")

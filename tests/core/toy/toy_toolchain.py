@@ -22,7 +22,7 @@ from deploykit.contract.optional import Requirement, SystemTool
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.session import OpTime, Session
 from deploykit.contract.tensors import TensorSpec
-from deploykit.judge.parity import DEFAULT_TOLERANCES, LayerParity, Link, Metrics, ParityReport
+from deploykit.judge.parity import LayerParity, Link, Metrics, ParityReport, tolerance_of
 from deploykit.judge.profiling import Percentiles, Profile
 from deploykit.pipeline.staging import list_files
 from deploykit.plugin.artifact import Artifact, load
@@ -176,7 +176,7 @@ def make_parity(**changes: Any) -> ParityReport:
         chain=(Link("float PyTorch", "artifact", Evidence.DEVICE, figures, {"output": figures}),),
         layers=(LayerParity("fc", "fc", "linear", 31.25), LayerParity("relu", "", "relu", 40.0)),
         failures=(),
-        tolerance=DEFAULT_TOLERANCES[Precision.INT8],
+        tolerance=tolerance_of(Precision.INT8),
         samples=8,
         data="calibration data",
         host=HOST,

@@ -14,7 +14,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from deploykit.capture import capture
-from deploykit.contract.scheme import INT8_SYMMETRIC
+from deploykit.contract.formats import INT8_SYMMETRIC
 from deploykit_calibration.observe import calibrate
 from deploykit_calibration.placement import place
 from deploykit_targets._onnx.lower import to_onnx
