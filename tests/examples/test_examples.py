@@ -32,6 +32,7 @@ def test_every_example_is_covered_here() -> None:
     covered = {
         "coreml_iphone.py",
         "digits_x86.py",
+        "geforce_rtx.py",
         "jetson_orin.py",
         "litert_android.py",
         "own_calibration.py",
@@ -56,6 +57,14 @@ def test_own_calibration(tmp_path: Path) -> None:
     printed = _run(str(EXAMPLES / "own_calibration.py"), "--output", str(tmp_path))
     assert [line.split()[0] for line in printed.splitlines()] == ["minmax", "percentile", "mse"]
     assert all(deploykit.load(tmp_path / f"calibrated-{method}") for method in ("minmax", "percentile", "mse"))
+
+
+def test_geforce_rtx(tmp_path: Path) -> None:
+    printed = _run(str(EXAMPLES / "geforce_rtx.py"), "--output", str(tmp_path))
+    for name in ("rtx-vision", "rtx-language"):
+        artifact = deploykit.load(tmp_path / name)
+        assert f"{name}: {artifact.status}" in printed and artifact.achieved.as_asked_fraction > 0.9
+        assert all(note in printed for note in artifact.achieved.notes)
 
 
 def test_jetson_orin(tmp_path: Path) -> None:

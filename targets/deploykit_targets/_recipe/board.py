@@ -82,6 +82,9 @@ def _wrong_in(recipe: Any) -> str:
         return "options or tolerance of the wrong kind"
     if not isinstance(recipe.get("options", {}).get("shapes", []), list):
         return "options of the wrong kind"
+    archs = recipe.get("compute_capabilities", [])
+    if not isinstance(archs, list) or not all(isinstance(arch, str) for arch in archs):
+        return "compute_capabilities of the wrong kind"
     if not isinstance(recipe.get("tolerance", _TOLERANCE).get("min_sqnr_db"), (int, float)):
         return "tolerance without min_sqnr_db"
     specs = recipe["inputs"] + recipe["outputs"]

@@ -11,6 +11,9 @@ own library. One program for TensorRT 10.3 to 11.x and for TensorRT for RTX, whi
 and never in builder flags. Where there is no strong typing (TensorRT 8.5 of JetPack 5, and the DLA in 10.x) the flags
 of the artifact's precision are set instead.
 
+One file, so that it is read from top to bottom and copied with `board.py` alone: CUDA, the libraries, build, run, what
+layers say, the program.
+
 Writes `model.engine`, `layers.json` (engine inspector), `timing.cache` (TensorRT for RTX: `runtime.cache`, the kernels
 that it finished on this GPU) and `build.json` (the report). Exit codes: 0,
 2 usage, 3 no TensorRT, 4 build refused, 6 the golden outputs are not reproduced, 9 a file is missing or damaged,
@@ -199,6 +202,9 @@ def _load_driver() -> ctypes.CDLL:
     raise RecipeError(
         10, "there is no NVIDIA driver on this machine", "run this on the device that the artifact is for"
     )
+
+
+# -- the libraries, TensorRT and TensorRT for RTX -------------------------------------------------------------
 
 
 def import_rtx() -> Any:
@@ -596,6 +602,9 @@ class Engine:
         return array.astype(wanted)
 
 
+# -- what the layers of an engine say -------------------------------------------------------------------------
+
+
 def describe_layer(layer: dict[str, Any]) -> dict[str, Any]:
     """Shorten one layer of the inspector's JSON.
 
@@ -737,8 +746,8 @@ def compile_only(recipe: dict[str, Any], options: Any, out: Path) -> dict[str, A
 
 def compiled_before(recipe: dict[str, Any], options: Any, trt: Any) -> Any:
     """The engine that the export compiled; None where library, GPU or options of the build are others than its."""
-    name = recipe.get("engine") if recipe.get("engine_version") == trt.__version__ else None
-    if not name or not set(options.compile_for) <= set(recipe.get("compute_capabilities", ())):
+    is_here = recipe.get("engine") == ENGINE and recipe.get("engine_version") == trt.__version__
+    if not is_here or not set(options.compile_for) <= set(recipe.get("compute_capabilities", ())):
         return None
     defaults = parse([], recipe.get("options", {}))
     building = ("workspace_mib", "optimization_level", "hardware", "version_compatible")
@@ -746,8 +755,8 @@ def compiled_before(recipe: dict[str, Any], options: Any, trt: Any) -> Any:
         return None
     if board.shape_ranges(recipe, options) != board.shape_ranges(recipe, defaults):
         return None
-    check_model(options.artifact / name)
-    return (options.artifact / name).read_bytes()
+    check_model(options.artifact / ENGINE)
+    return (options.artifact / ENGINE).read_bytes()
 
 
 def examine(engine: Any, recipe: dict[str, Any], runs: int, golden: tuple[Any, ...]) -> dict[str, Any]:

@@ -18,7 +18,10 @@ _TURING = "sm_75"
 OPSET = 19
 """The newest that the file is written at: what TensorRT is given, so that one file serves both."""
 
-_NO_INT8 = OpRule(Inputs.FLOAT, reason="TensorRT for RTX has no int8 convolution for Turing; a CNN is fp16 there")
+_NO_INT8 = OpRule(
+    Inputs.FLOAT,
+    reason="TensorRT for RTX has no int8 convolution for Turing; fp16 there, or through TensorRT (rtx-2080:tensorrt)",
+)
 SCHEME = replace(TENSORRT, name="tensorrt-rtx")
 SCHEME_TURING = replace(
     TENSORRT,

@@ -404,6 +404,8 @@ def test_without_golden_data_nothing_is_built(
         {**RECIPE, "inputs": [3]},
         {**RECIPE, "inputs": [{"name": "x", "shape": [1], "dtype": "float32"}]},
         {**RECIPE, "options": []},
+        {**RECIPE, "compute_capabilities": 3},
+        {**RECIPE, "compute_capabilities": [89]},
         {**RECIPE, "options": {"shapes": 3}},
         {**RECIPE, "tolerance": {"min_sqnr_db": "high"}},
     ],

@@ -290,7 +290,12 @@ def test_precisions_are_those_of_the_silicon() -> None:
     with_fp8 = {name for name, device in devices.items() if "fp8" in device.precisions}
     assert with_fp8 == {"l4", "rtx-4090", "h100", "h200", "b200", "rtx-5090", "jetson-thor"}
     assert {name for name, device in devices.items() if "fp4" in device.features} == {"b200", "rtx-5090", "jetson-thor"}
-    assert {name for name, device in devices.items() if "bf16" not in device.precisions} == {"t4", "jetson-xavier"}
+    assert {name for name, device in devices.items() if "bf16" not in device.precisions} == {
+        "t4",
+        "jetson-xavier",
+        "rtx-2080",
+        "rtx-2080-ti",
+    }
     assert {name for name, device in devices.items() if device.extra.get("dla_cores")} == {
         "jetson-orin",
         "jetson-orin-nx",
