@@ -14,8 +14,8 @@ from harness import interleaved_ms, quiet, report, scratch, summary, threads
 
 from deploykit.capture import capture
 from deploykit.contract.precision import Precision
-from deploykit.plugin.registry import resolve
-from deploykit.plugin.target import ConversionJob
+from deploykit.pipeline.plan import make_request
+from deploykit.pipeline.steps import lower, prepare
 from deploykit.testing import models as zoo
 from deploykit_targets.coreml.mil_evaluator import load
 
@@ -34,10 +34,8 @@ def plain(model: torch.nn.Module, example: tuple[Any, ...], folder: Path) -> Non
 
 def own(model: torch.nn.Module, example: tuple[Any, ...], folder: Path, precision: Precision = Precision.FP16) -> None:
     """Capture (with its parity check), convert, rewrite, count."""
-    found = resolve("iphone-15")
-    options = found.target.parse_options(None)
     captured = capture(model, example_inputs=example)
-    found.target.convert(ConversionJob(captured, precision, found.device, folder, options=options))
+    lower(prepare(make_request("iphone-15", precision), captured), folder)
 
 
 def seconds(route: Any, name: str) -> float | str:

@@ -25,9 +25,9 @@ from harness import quiet, report, scratch, threads
 from deploykit.capture import CapturedModel, capture
 from deploykit.contract.precision import Precision
 from deploykit.judge.parity import OutputComparison
-from deploykit.plugin.registry import resolve
-from deploykit.plugin.target import ConversionJob
-from deploykit_calibration.observe import calibrate
+from deploykit.pipeline.plan import make_request
+from deploykit.pipeline.steps import lower, prepare
+from deploykit_calibration.observe import CalibrationRun, calibrate
 from deploykit_calibration.table import CalibrationTable
 from deploykit_targets.litert.session import open_interpreter
 
@@ -61,13 +61,10 @@ class Own:
 
     def convert(self, precision: Precision) -> Path:
         """The file in a precision."""
-        found = resolve("litert")
         folder = self.folder / precision
         folder.mkdir(exist_ok=True)
-        table = self.table if precision.is_static else None
-        options = found.target.parse_options(None)
-        job = ConversionJob(self.captured, precision, found.device, folder, table=table, options=options)
-        return folder / found.target.convert(job).entry
+        run = CalibrationRun(self.table) if precision.is_static else None
+        return folder / lower(prepare(make_request("litert", precision), self.captured, run), folder).entry
 
 
 def plain_float(model: torch.nn.Module, x: torch.Tensor, path: Path) -> Path:

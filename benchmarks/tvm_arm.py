@@ -31,8 +31,10 @@ import deploykit
 from deploykit.capture import capture
 from deploykit.contract.devices import Device
 from deploykit.contract.precision import Precision
+from deploykit.pipeline import steps
+from deploykit.pipeline.plan import make_request
 from deploykit.plugin.registry import resolve
-from deploykit.plugin.target import ConversionJob
+from deploykit_calibration.observe import CalibrationRun
 from deploykit_targets.tvm import convert as conversion
 from deploykit_targets.tvm.disassemble import code_of
 
@@ -232,7 +234,8 @@ def compile_for(device: Device, captured: Any, table: Any, precision: Precision)
         return library
 
     with quiet(), tempfile.TemporaryDirectory() as folder, mock.patch.object(conversion, "build_library", keep):
-        conversion.convert(ConversionJob(captured, precision, device, Path(folder), table=table))
+        run = None if table is None else CalibrationRun(table)
+        steps.lower(steps.prepare(make_request(f"{device.name}:tvm", precision), captured, run), Path(folder))
     return made[0]
 
 

@@ -32,6 +32,14 @@ class GraphView:
         self.order = {node: position for position, node in enumerate(graph.nodes)}
         self.kinds = {node: kind_of(node) for node in graph.nodes}
 
+    @classmethod
+    def of(cls, captured: CapturedModel) -> GraphView:
+        """The view of a captured model's graph, which nobody changes; made once."""
+        if cls not in captured.derived:
+            captured.derived[cls] = cls(captured.graph_module.graph)
+        found: GraphView = captured.derived[cls]
+        return found
+
     def ops(self) -> Iterator[Node]:
         """Nodes that compute, in execution order; `getitem` is part of its op."""
         return (node for node in self.order if node.op == "call_function" and node.target is not operator.getitem)
@@ -91,7 +99,7 @@ class GraphView:
 
 def masking_inputs(captured: CapturedModel) -> frozenset[str]:
     """Names of the float inputs that may hold -inf: masks of attention, and those whose example does."""
-    data = GraphView(captured.graph_module.graph).activations
+    data = GraphView.of(captured).activations
     nodes = captured.graph_module.graph.find_nodes(op="placeholder")
     return frozenset(
         spec.name

@@ -12,8 +12,7 @@ from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.precision import Precision
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.op_kinds import ACTIVATIONS, LAYERS, MACS
-from deploykit_calibration.placement import LayerPlacement, describe_layers
-from deploykit_calibration.plan import Plan
+from deploykit_calibration.placement import LayerPlacement
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -21,17 +20,12 @@ if TYPE_CHECKING:
 _ELEMENTWISE = LAYERS - MACS  # runtimes fuse and rename them, also where one of them is an outer product
 
 
-def float_layers(captured: CapturedModel) -> tuple[LayerPlacement, ...]:
-    """Every layer of the float graph in execution order, with its multiply-accumulates and weights."""
-    return describe_layers(captured, GraphView(captured.graph_module.graph), Plan())
-
-
 def layer_aliases(captured: CapturedModel) -> dict[str, str]:
     """Other names under which a runtime's graph may show a layer -> name of that layer.
 
     Runtimes fuse a layer with the activation behind it and keep either name; the last one may take the output's name.
     """
-    view = GraphView(captured.graph_module.graph)
+    view = GraphView.of(captured)
     found: dict[str, str] = {}
     for op in view.ops():
         source = op.args[0] if op.args else None
@@ -60,7 +54,7 @@ def reconcile(
 
     Args:
         precision: requested.
-        layers: from a placement, or from `float_layers`.
+        layers: from a placement.
         executed: layer name to precision as counted in the file. A layer with multiply-accumulates that is not there is
             `unknown`; others are taken as planned, because runtimes fuse and rename them.
         source: where `executed` was read.

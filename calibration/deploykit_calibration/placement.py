@@ -106,7 +106,7 @@ def place(
         UsageError: unknown method, or a pattern that matches no layer.
         CalibrationError: a range or a weight is not finite.
     """
-    view = GraphView(captured.graph_module.graph)
+    view = GraphView.of(captured)
     names = [op.name for op in view.ops() if is_layer(view, op)]
     kept = kept_float(captured.origins, names, include, exclude) if include or exclude else {}
     planner = Planner(view, scheme, table.statistics, kept)
@@ -117,6 +117,12 @@ def place(
     beside = float_activations(captured, view, planner, plan)
     layers, run_time = describe_layers(captured, view, plan, kept), frozenset(op.name for op in plan.run_time)
     return QuantizedGraph(graph_module, layers, scheme, written, beside, run_time)
+
+
+def float_graph(captured: CapturedModel, scheme: Scheme) -> QuantizedGraph:
+    """The float graph as a placement in which nothing is placed: every layer with its multiply-accumulates."""
+    layers = describe_layers(captured, GraphView.of(captured), Plan())
+    return QuantizedGraph(captured.graph_module, layers, scheme, {})
 
 
 class _Ranges:

@@ -51,6 +51,11 @@ def round_rows(x: Tensor) -> Tensor:
     return x.div(scale).round_().add_(zero_point).clamp_(-128.0, 127.0).sub_(zero_point).mul_(scale)
 
 
+def fake_float8(x: Tensor, scale: float, limit: int) -> Tensor:
+    """Round to E4M3 multiples of `scale`, ties to even, saturating at `limit` of them."""
+    return x.div(scale).clamp_(-limit, limit).to(torch.float8_e4m3fn).to(x.dtype).mul_(scale)
+
+
 def fuse(graph_module: GraphModule, run_time: AbstractSet[str] = frozenset()) -> GraphModule:
     """A copy of a q/dq graph that gives the same results in fewer passes over memory.
 
@@ -68,9 +73,7 @@ def fuse(graph_module: GraphModule, run_time: AbstractSet[str] = frozenset()) ->
             buffers[node.name] = constant
             copies[node] = graph.create_node("get_attr", node.name, name=node.name)
         elif node.target is _DEQUANTIZE[0] and node.args[0].target is _QUANTIZE[0]:
-            source, scale, zero_point, low, high, _ = node.args[0].args
-            args = (copies[source], scale, low - zero_point, high - zero_point)
-            copies[node] = graph.create_node("call_function", fake_quantize, args, name=node.name)
+            copies[node] = _fused(graph, node, copies)
         elif node.target in _QUANTIZE:
             continue  # its value is only read by the dequantize behind it
         else:
@@ -91,6 +94,16 @@ def _round_input(layer: Node) -> None:
     layer.replace_input_with(source, rounded)
 
 
+def _fused(graph: Graph, node: Node, copies: Mapping[Node, Node]) -> Node:
+    """One call in place of a quantize and the dequantize behind it."""
+    pair: Any = node.args[0]
+    source, scale, zero_point, low, high, dtype = pair.args
+    if dtype.is_floating_point:
+        return graph.create_node("call_function", fake_float8, (copies[source], scale, high), name=node.name)
+    args = (copies[source], scale, low - zero_point, high - zero_point)
+    return graph.create_node("call_function", fake_quantize, args, name=node.name)
+
+
 def _constant_value(module: GraphModule, node: Node) -> Tensor | None:
     """The value of a stored tensor, or of one that is (quantized and) dequantized."""
     if node.op == "get_attr":
@@ -101,9 +114,19 @@ def _constant_value(module: GraphModule, node: Node) -> Tensor | None:
     operands = {source: _constant_value(module, source) for source in node.all_input_nodes}
     if any(value is None for value in operands.values()):
         return None
+    args: Any = map_arg(node.args, operands.__getitem__)
     with torch.no_grad():
-        result: Tensor = node.target(*map_arg(node.args, operands.__getitem__))
+        result: Tensor = _float8_value(*args) if args[0].dtype.is_floating_point else node.target(*args)
     return result
+
+
+def _float8_value(stored: Tensor, scales: Tensor | float, *rest: Any) -> Tensor:
+    """What a stored float8 weight is, which PyTorch's own operators do not multiply."""
+    if not isinstance(scales, Tensor):
+        return stored.float() * scales
+    shape = [1] * stored.ndim
+    shape[rest[1]] = -1
+    return stored.float() * scales.reshape(shape)
 
 
 def run(graph_module: GraphModule, feeds: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

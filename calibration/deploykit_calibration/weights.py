@@ -17,7 +17,7 @@ from deploykit.contract.formats import PerAxis
 from deploykit.contract.scheme import Scheme
 from deploykit_calibration.ranges import affine_qparams
 
-DTYPES = {"uint8": torch.uint8, "int8": torch.int8, "int16": torch.int16, "int32": torch.int32}
+DTYPES = {name: getattr(torch, name) for name in ("uint8", "int8", "int16", "int32", "float8_e4m3fn")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,10 @@ class WeightQuant:
     dtype: torch.dtype
 
     def quantize(self, weight: Tensor) -> Tensor:
-        """The integers of a weight, by the same operator that an unfolded graph runs."""
+        """The integers of a weight, by the same operator that an unfolded graph runs; of float8, its values."""
         ops = torch.ops.quantized_decomposed
+        if self.dtype.is_floating_point:
+            return self._in_units(weight).clamp(self.quant_min, self.quant_max).to(self.dtype).contiguous()
         limits = (self.quant_min, self.quant_max, self.dtype)
         if self.axis is None:
             result = ops.quantize_per_tensor.default(weight, float(self.scales[0]), 0, *limits)
@@ -50,14 +52,21 @@ class WeightQuant:
 
     def rounded(self, weight: Tensor) -> Tensor:
         """What the integers of a weight stand for, in units of the weight."""
-        shape = [1] * weight.ndim
-        if self.axis is not None:
-            shape[self.axis] = -1
-        return self.quantize(weight).float() * self.scales.reshape(shape)
+        return self.quantize(weight).float() * self._along(weight)
 
     def error(self, weight: Tensor) -> Tensor:
         """Rounded minus float, in units of the weight."""
         return self.rounded(weight) - weight.detach()
+
+    def _in_units(self, weight: Tensor) -> Tensor:
+        return weight.detach() / self._along(weight)
+
+    def _along(self, weight: Tensor) -> Tensor:
+        """The scales, shaped to meet a weight."""
+        shape = [1] * weight.ndim
+        if self.axis is not None:
+            shape[self.axis] = -1
+        return self.scales.reshape(shape)
 
 
 def weight_quant(

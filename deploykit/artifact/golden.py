@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,14 +12,11 @@ from deploykit.artifact import manifest as layout
 from deploykit.contract.decibels import SQNR_CAP_DB
 from deploykit.contract.errors import ArtifactError
 from deploykit.contract.precision import Precision
-from deploykit.contract.reading import convert, read_tensors
+from deploykit.contract.reading import read_tensors
 from deploykit.contract.tensors import TensorSpec
 from deploykit.judge.parity import Tolerance, tolerance_of
 
 Specs = Sequence[TensorSpec]
-
-GOLDEN_DB = "golden_min_sqnr_db"
-"""Key of an artifact's metadata: from which SQNR in dB golden outputs count as reproduced on its device."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +27,16 @@ class Golden:
     outputs: tuple[dict[str, np.ndarray], ...]
 
 
-def golden_tolerance(precision: Precision, metadata: Mapping[str, Any] | None = None) -> Tolerance:
+def golden_tolerance(precision: Precision, min_sqnr_db: float | None = None) -> Tolerance:
     """How close a re-run of golden data must be: kernels may differ by rounding, not by more.
 
     Integer kernels of two instruction sets agree up to one LSB, which a network spreads to some 35 dB; where the gate
     of the precision is higher, that gate holds.
 
     Args:
-        metadata: of the manifest; its `GOLDEN_DB` takes the place of the precision's gate.
+        min_sqnr_db: of the manifest's facts; takes the place of the precision's gate.
     """
-    gate = convert((metadata or {}).get(GOLDEN_DB, precision.row.min_sqnr_db), float, what=f"metadata {GOLDEN_DB!r}")
+    gate = precision.row.min_sqnr_db if min_sqnr_db is None else min_sqnr_db
     whole = replace(tolerance_of(precision), min_sqnr_db=max(gate, 30.0), min_cosine=None)
     return replace(whole, min_part_sqnr_db=-SQNR_CAP_DB)  # an LSB weighs more in a part
 

@@ -102,10 +102,19 @@ class PendingBuild:
 
 
 @dataclass(frozen=True)
-class Notes:
-    """What a conversion wants said beside the figures; see `Manifest.recorded`."""
+class Facts:
+    """What every lowering may record beside what only its toolchain reads; see `Manifest.facts`.
+
+    Attributes:
+        notes: what must be said beside the figures.
+        golden_min_sqnr_db: SQNR in dB from which golden outputs count as reproduced on the device; None for the gate
+            of the precision.
+        traffic: by layer, elements read, elements written, bytes of the network; see `deploykit.plugin.estimate`.
+    """
 
     notes: tuple[str, ...] = ()
+    golden_min_sqnr_db: float | None = None
+    traffic: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,15 @@ class Manifest:
         part = self.metadata if key is None else self.metadata.get(key)
         what = f"{MANIFEST_NAME}: metadata" + (f" {key!r}" if key else "")
         return convert(part, kind, what=what, hint="export the model again")
+
+    @property
+    def facts(self) -> Facts:
+        """The facts that are not the toolchain's own, checked.
+
+        Raises:
+            ArtifactError: one is of the wrong type.
+        """
+        return self.recorded(Facts)
 
     def chosen(self, kind: type[T]) -> T:
         """The `options` as a toolchain's options type, checked; see `recorded`.

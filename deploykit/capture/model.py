@@ -32,6 +32,7 @@ class CapturedModel:
         fingerprint: sha256 hex of structure, weights and specs; equal in every process.
         input_tree: how the user's arguments map to the flat names.
         symbol_ranges: dynamic symbol -> (smallest, largest or None) size it may take.
+        derived: what others work out from the graph once, by who they are; a replaced graph begins with nothing.
     """
 
     graph_module: torch.fx.GraphModule
@@ -43,6 +44,7 @@ class CapturedModel:
     fingerprint: str
     input_tree: InputTree
     symbol_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def feeds(self, batch: Any) -> dict[str, Tensor]:
         """Map one batch of the user's data to named flat tensors (CPU, detached).

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from deploykit.contract.formats import TensorScheme
+from deploykit.contract.formats import FLOAT32, TensorScheme
 
 
 class Inputs(StrEnum):
@@ -119,6 +119,11 @@ class Scheme:
     reduce_range: bool = False
     float16_scales: bool = False
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether it rounds anything; a scheme without rules leaves the whole model in float."""
+        return bool(self.rules)
+
     def rule(self, kind: str) -> OpRule:
         """The rule of a kind; float with a reason where the scheme has none."""
         return self.rules.get(kind, FLOAT)
@@ -145,3 +150,7 @@ RECURRENT = dict.fromkeys(("lstm", "gru", "rnn"), _NO_RECURRENT)
 def no_kernel(kind: str) -> OpRule:
     """The rule of a kind that stays float because the target's runtime has no integer kernel for it."""
     return OpRule(Inputs.FLOAT, reason=f"target has no int8 kernel for {kind}")
+
+
+IN_FLOAT = Scheme(name="float", activation=FLOAT32, weight=FLOAT32, rules={}, bias_correction=False)
+"""Of float precisions, and of those that a vendor's own quantizer writes: nothing is placed."""

@@ -15,7 +15,6 @@ import msgspec
 
 from deploykit.artifact import manifest as layout
 from deploykit.artifact.golden import golden_tolerance
-from deploykit.artifact.manifest import Notes
 from deploykit.artifact.replace import check_replaceable, failed_path, replaceable
 from deploykit.artifact.storage import publish_folder, staging_folder
 from deploykit.contract.errors import ParityError, UsageError
@@ -23,9 +22,9 @@ from deploykit.contract.host import this_host
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import FunctionSession
 from deploykit.judge.parity import Link, ParityReport, Stage, compare_chain, failures_of
-from deploykit.pipeline.staging import finish, list_files
+from deploykit.pipeline.staging import finish, list_files, recorded
 from deploykit.plugin.artifact import Artifact, load
-from deploykit.plugin.target import Conversion, Target
+from deploykit.plugin.target import Payload, Target
 
 _NOTE = "compared with the golden outputs; how far those are from the float model, the earlier links of the chain say"
 
@@ -81,28 +80,28 @@ def build(
 def _built(parent: Artifact, target: Target, folder: Path, options: Mapping[str, Any] | None) -> tuple[Artifact, str]:
     merged = target.parse_options({**parent.manifest.options, **(options or {})})
     target.check_options(merged, target.capabilities().devices[parent.manifest.device])
-    conversion: Conversion = target.build(parent, folder, merged)
+    payload: Payload = target.build(parent, folder, merged)
     shutil.copyfile(parent.path / layout.GOLDEN_NAME, folder / layout.GOLDEN_NAME)
     manifest = replace(
         parent.manifest,
         status=layout.VERIFIED,
-        entry=conversion.entry,
+        entry=payload.entry,
         files=list_files(folder),
-        achieved=conversion.achieved,
-        tool_versions={**parent.manifest.tool_versions, **conversion.tool_versions},
+        achieved=payload.achieved,
+        tool_versions={**parent.manifest.tool_versions, **payload.tool_versions},
         options=msgspec.to_builtins(merged),
         build=None,
-        requirements=conversion.requirements or parent.manifest.requirements,
+        requirements=payload.requirements or parent.manifest.requirements,
         parent=parent.fingerprint,
-        metadata={**parent.manifest.metadata, **conversion.metadata},
+        metadata={**parent.manifest.metadata, **recorded(payload)},
     )
-    return Artifact(folder, manifest), conversion.log
+    return Artifact(folder, manifest), payload.log
 
 
 def _parity(parent: Artifact, artifact: Artifact, target: Target) -> ParityReport:
     """The built artifact against the golden outputs that the reference runtime gave at export."""
     golden = artifact.golden()
-    tolerance = golden_tolerance(artifact.manifest.precision, artifact.manifest.metadata)
+    tolerance = golden_tolerance(artifact.manifest.precision, artifact.manifest.facts.golden_min_sqnr_db)
     recorded = iter(golden.outputs)
     reference = FunctionSession(lambda _: next(recorded), artifact.inputs, artifact.outputs)
     with target.open(artifact) as session:
@@ -128,5 +127,5 @@ def _parity(parent: Artifact, artifact: Artifact, target: Target) -> ParityRepor
         samples=count,
         data="golden samples of the parent artifact",
         host=this_host(),
-        notes=(_NOTE, *parent.manifest.recorded(Notes).notes),
+        notes=(_NOTE, *parent.manifest.facts.notes),
     )

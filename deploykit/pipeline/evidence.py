@@ -19,11 +19,12 @@ from deploykit.pipeline.plan import Plan
 from deploykit.pipeline.reference import reference_session
 from deploykit.pipeline.staging import baseline_artifact
 from deploykit.plugin.artifact import Artifact
-from deploykit.plugin.target import Conversion, ConversionJob, Target, Validation
+from deploykit.plugin.target import Simulation, Target, Validation
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
     from deploykit_calibration.observe import CalibrationRun
+    from deploykit_calibration.prepared import Prepared
 
 # Enough samples for a verdict within a few seconds of PyTorch on two cores: fewer for heavy models.
 _PARITY_MACS = 40_000_000_000
@@ -69,15 +70,14 @@ _SEEN = "that its ranges were taken from"
 HELD_OUT, SEEN, EXAMPLE = "held-out {}", f"{{}} {_SEEN}", "example inputs"
 
 
-def choose_samples(captured: CapturedModel, run: CalibrationRun | None, data: Any, conversion: Conversion) -> Samples:
+def choose_samples(captured: CapturedModel, run: CalibrationRun | None, data: Any, macs: int) -> Samples:
     """What parity is judged on: samples that calibration did not see, where there are any.
 
     That is what was held back; without calibration the user's data; else, and said so, what calibration saw, or the
     example inputs. Samples of the other kinds are compared beside them.
     """
     least, most = _PARITY_SAMPLES
-    macs = max(1, sum(conversion.achieved.macs.values()))
-    limit = int(np.clip(_PARITY_MACS // macs, least, most))
+    limit = int(np.clip(_PARITY_MACS // max(1, macs), least, most))
     example = [{spec.name: tensor for spec, tensor in zip(captured.inputs, captured.example_inputs, strict=True)}]
     if run is None:
         given = _given(captured, data, limit) if data is not None else []
@@ -110,18 +110,18 @@ def validate(
     artifact: Artifact,
     captured: CapturedModel,
     samples: Samples,
-    conversion: Conversion,
+    simulation: Simulation | None,
     task: Task | None,
     run: CalibrationRun | None,
 ) -> ParityReport:
     """The parity chain with its gate, and the task metric where there is one; remarks where data were few."""
-    target, reference = plan.resolved.target, reference_session(captured)
+    target, reference = plan.target, reference_session(captured)
     judged = Validation(
         reference,
         samples.feeds,
         samples.described,
         plan.gates.tolerance,
-        simulation=conversion.simulation,
+        simulation=simulation,
         others=samples.others,
     )
     report = target.validate(artifact, judged)
@@ -160,19 +160,19 @@ def _measure(task: Task, reference: Session, artifact: Artifact, target: Target)
     return TaskMetric(expected, got, task.max_drop)
 
 
-def profile(plan: Plan, artifact: Artifact, job: ConversionJob) -> Profile | None:
+def profile(plan: Plan, artifact: Artifact, prepared: Prepared) -> Profile | None:
     """Measured (or, where the device is not here, estimated) speed beside the float build.
 
     None where it is not wanted, and under emulation, whose speed means nothing, of a device without published rates.
     """
-    target = plan.resolved.target
+    target, device = plan.target, plan.request.device
     if not plan.profile:
         return None
-    if target.evidence(artifact) is Evidence.EMULATOR and not plan.resolved.device.peak_tops:
+    if target.evidence(artifact) is Evidence.EMULATOR and not device.peak_tops:
         return None
-    can_float = Precision.FP32 in target.capabilities().precisions and Precision.FP32 in plan.resolved.device.precisions
-    if plan.precision is Precision.FP32 or not can_float:
+    can_float = Precision.FP32 in target.capabilities().precisions and Precision.FP32 in device.precisions
+    if plan.request.precision is Precision.FP32 or not can_float:
         return target.profile(artifact)
-    with baseline_artifact(plan.resolved, job, artifact) as baseline:
+    with baseline_artifact(target, prepared) as baseline:
         measured = target.profile(artifact, baseline=("fp32 artifact", baseline))
     return replace(measured, findings=explained(measured, artifact.achieved))

@@ -20,8 +20,8 @@ from deploykit.pipeline.fastest import SUFFIX, export_fastest
 from deploykit.pipeline.plan import Goals, Plan, make_plan
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.staging import draft, finish, make_golden
+from deploykit.pipeline.steps import lower, prepare
 from deploykit.plugin.artifact import Artifact, load
-from deploykit.plugin.target import ConversionJob
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -51,6 +51,7 @@ def export(
     output: str | Path | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
+    algorithms: Sequence[str] = (),
 ) -> Artifact:
     """Export a PyTorch model to a target, prove that the export is right, and publish it as an artifact.
 
@@ -83,6 +84,7 @@ def export(
             Default `out/<model>-<target>-<precision>`.
         cache_dir: keep calibration statistics here and reuse them for the same model and data.
         progress: show the running step on a terminal.
+        algorithms: names of algorithms to run over the prepared model, in this order.
     Returns:
         The published artifact.
     Raises:
@@ -104,6 +106,7 @@ def export(
         output=output,
         goals=goals,
         profile=profile,
+        algorithms=algorithms,
     )
     task = None if evaluate is None else _evidence.Task(evaluate, max_drop)
     steps = Steps(enabled=progress)
@@ -113,17 +116,19 @@ def export(
         run = _calibrate(plan, captured, data, cache_dir, progress)
     with staging_folder(plan.output, check_replaceable) as folder:
         with steps.step("convert"):
-            job = _job(plan, captured, run, folder)
-            conversion = plan.resolved.target.convert(job)
+            prepared = prepare(plan.request, captured, run, target=plan.target)
+            payload = lower(prepared, folder, target=plan.target)
         with steps.step("validate"):
-            samples = _evidence.choose_samples(captured, run, data, conversion)
-            artifact = draft(plan.resolved, job, conversion, calibration=_calibration_info(run, plan.method))
-            artifact = make_golden(artifact, samples.feeds, plan.resolved.target)
-            report = _evidence.validate(plan, artifact, captured, samples, conversion, task, run)
+            macs = sum(layer.macs for layer in prepared.layers)
+            samples = _evidence.choose_samples(captured, run, data, macs)
+            info = _calibration_info(run, plan.request.method)
+            artifact = draft(plan.target, prepared, payload, folder, calibration=info)
+            artifact = make_golden(artifact, samples.feeds, plan.target)
+            report = _evidence.validate(plan, artifact, captured, samples, plan.target.simulate(prepared), task, run)
         with steps.step("profile"):
-            measured = _evidence.profile(plan, artifact, job)
+            measured = _evidence.profile(plan, artifact, prepared)
         misses = plan.gates.misses(artifact.achieved, report, measured)
-        finish(artifact, report, measured, failed=bool(misses), log=conversion.log)
+        finish(artifact, report, measured, failed=bool(misses), log=payload.log)
         kept = failed_path(plan.output) if misses and strict else plan.output
         publish_folder(folder, kept, check_replaceable)
     published = load(kept)
@@ -138,10 +143,10 @@ def _capture(
     from deploykit.capture import capture, open_model
 
     found, inputs, data = open_model(model, example_inputs, calibration)
-    if data is None and plan.precision.is_static:
+    if data is None and plan.request.precision.is_static:
         instead = f' choose "{plan.gates.instead}",' if plan.gates.instead else ""
         raise CalibrationError(
-            f"{plan.precision} fixes activation ranges at export, and there is no data to take them from",
+            f"{plan.request.precision} fixes activation ranges at export, and there is no data to take them from",
             hint=f"pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable),{instead}"
             ' or say calibration="synthetic" for made-up ranges',
         )
@@ -151,26 +156,11 @@ def _capture(
 def _calibrate(
     plan: Plan, captured: CapturedModel, data: Any, cache_dir: str | Path | None, progress: bool
 ) -> CalibrationRun | None:
-    if not plan.precision.is_static:
+    if not plan.request.precision.is_static:
         return None
     from deploykit_calibration.observe import run_calibration
 
     return run_calibration(captured, data, progress=progress, cache_dir=cache_dir, hold_out=True)
-
-
-def _job(plan: Plan, captured: CapturedModel, run: CalibrationRun | None, folder: Path) -> ConversionJob:
-    return ConversionJob(
-        captured=captured,
-        precision=plan.precision,
-        device=plan.resolved.device,
-        folder=folder,
-        table=run.table if run else None,
-        method=plan.method,
-        include=plan.include,
-        exclude=plan.exclude,
-        options=plan.options,
-        samples=run.samples if run else (),
-    )
 
 
 def _calibration_info(run: CalibrationRun | None, method: str) -> CalibrationInfo | None:

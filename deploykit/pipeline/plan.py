@@ -12,9 +12,12 @@ from typing import Any
 from deploykit.artifact.replace import replaceable
 from deploykit.contract.errors import UsageError
 from deploykit.contract.precision import Precision, registered
+from deploykit.contract.request import Request
 from deploykit.judge.parity import Tolerance, tolerance_of
 from deploykit.pipeline.gates import Gates
 from deploykit.plugin.registry import Resolved, resolve
+from deploykit.plugin.target import Target
+from deploykit_calibration.algorithms import algorithm
 from deploykit_calibration.ranges import METHODS
 
 _METHODS = ("default", "best", *METHODS[1:])
@@ -22,25 +25,18 @@ _METHODS = ("default", "best", *METHODS[1:])
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked request.
+    """A checked request, and what is to be done with what it makes.
 
     Attributes:
-        resolved: target as typed, plugin and device.
-        precision: that both have.
-        method: calibration method.
-        options: the toolchain's own options.
-        include, exclude: module-path patterns.
+        request: what the artifact shall be.
+        target: the plugin that makes it.
         output: absolute folder of the artifact.
         gates: what it must reach.
         profile: whether to measure.
     """
 
-    resolved: Resolved
-    precision: Precision
-    method: str
-    options: Any
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
+    request: Request
+    target: Target
     output: Path
     gates: Gates
     profile: bool
@@ -66,6 +62,7 @@ def make_plan(
     output: str | Path | None,
     goals: Goals,
     profile: bool,
+    algorithms: Sequence[str] = (),
 ) -> Plan:
     """Check a request.
 
@@ -73,25 +70,59 @@ def make_plan(
         UsageError, UnknownTargetError, UnsupportedPrecisionError, MissingDependencyError: it cannot be met.
         ArtifactError: the output folder is something else.
     """
+    request = make_request(
+        target,
+        precision,
+        method=method,
+        include=patterns[0],
+        exclude=patterns[1],
+        options=options,
+        algorithms=algorithms,
+    )
     resolved = resolve(target)
-    wanted = _precision(precision)
+    resolved.target.check_installed(export=True)
+    return Plan(
+        request=request,
+        target=resolved.target,
+        output=replaceable(output or default_output(model, target, precision)),
+        gates=_gates(request.precision, goals, resolved, profile=profile),
+        profile=profile,
+    )
+
+
+def make_request(
+    target: str,
+    precision: str = "int8",
+    *,
+    method: str = "default",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    options: Any = None,
+    algorithms: Sequence[str] = (),
+) -> Request:
+    """Names as a user types them, as a checked `Request`; arguments as those of `deploykit.export`.
+
+    Raises:
+        UsageError, UnknownTargetError, UnsupportedPrecisionError: it cannot be met.
+    """
+    resolved, wanted = resolve(target), _precision(precision)
     if method.partition(":")[0] not in _METHODS:
         raise UsageError(f"unknown calibration_method {method!r}", hint=f"one of {', '.join(_METHODS)}")
-    include, exclude = (_patterns(name, given) for name, given in zip(("include", "exclude"), patterns, strict=True))
+    for name in algorithms:
+        algorithm(name)
     resolved.target.check_precision(wanted, resolved.device)
-    resolved.target.check_installed(export=True)
     parsed = resolved.target.parse_options(options)
     resolved.target.check_options(parsed, resolved.device)
-    return Plan(
-        resolved=resolved,
+    return Request(
+        target=target,
+        toolchain=resolved.target.name,
+        device=resolved.device,
         precision=wanted,
         method=method,
+        include=_patterns("include", include),
+        exclude=_patterns("exclude", exclude),
         options=parsed,
-        include=include,
-        exclude=exclude,
-        output=replaceable(output or default_output(model, target, precision)),
-        gates=_gates(wanted, goals, resolved, profile=profile),
-        profile=profile,
+        algorithms=tuple(algorithms),
     )
 
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -23,66 +24,69 @@ from deploykit.judge.parity import ParityReport
 from deploykit.judge.profiling import Profile
 from deploykit.places.first import trust
 from deploykit.plugin.artifact import Artifact
-from deploykit.plugin.registry import Resolved
-from deploykit.plugin.target import Conversion, ConversionJob, Target
+from deploykit.plugin.target import Payload, Target
+
+if TYPE_CHECKING:
+    from deploykit.contract.request import Request
+    from deploykit_calibration.prepared import Prepared
 
 _GOLDEN_SAMPLES = 2
 
 
 def draft(
-    resolved: Resolved, job: ConversionJob, conversion: Conversion, *, calibration: CalibrationInfo | None
+    target: Target, prepared: Prepared, payload: Payload, folder: Path, *, calibration: CalibrationInfo | None
 ) -> Artifact:
-    """Describe the converted files as an artifact that has not been run yet.
+    """Describe the payload files as an artifact that has not been run yet.
 
     Raises:
         ConversionError: the converter left no entry file.
     """
-    if not (job.folder / conversion.entry).is_file():
-        raise ConversionError(
-            f"{resolved.target.name} produced no {conversion.entry}", hint=conversion.log[-2000:] or None
-        )
-    options = msgspec.to_builtins(job.options)
-    files = list_files(job.folder)
-    needs = conversion.requirements or resolved.target.requirements(job.device, job.precision)
+    if not (folder / payload.entry).is_file():
+        raise ConversionError(f"{target.name} produced no {payload.entry}", hint=payload.log[-2000:] or None)
+    request, captured = prepared.request, prepared.captured
+    files = list_files(folder)
+    needs = payload.requirements or target.requirements(request.device, request.precision)
     manifest = Manifest(
         deploykit_version=__version__,
-        target=resolved.typed,
-        toolchain=resolved.target.name,
-        device=resolved.device.name,
-        precision=job.precision,
-        status=layout.NEEDS_DEVICE_BUILD if conversion.build else layout.VERIFIED,
-        entry=conversion.entry,
-        inputs=job.captured.inputs,
-        outputs=job.captured.outputs,
+        target=request.target,
+        toolchain=request.toolchain,
+        device=request.device.name,
+        precision=request.precision,
+        status=layout.NEEDS_DEVICE_BUILD if payload.build else layout.VERIFIED,
+        entry=payload.entry,
+        inputs=captured.inputs,
+        outputs=captured.outputs,
         files=files,
-        achieved=conversion.achieved,
-        tool_versions=conversion.tool_versions,
-        fingerprints=_fingerprints(resolved, job, options, calibration),
+        achieved=replace(payload.achieved, float_activations=prepared.float_activations),
+        tool_versions=payload.tool_versions,
+        fingerprints=_fingerprints(request, prepared.fingerprint, calibration),
         calibration=calibration,
-        build=conversion.build,
+        build=payload.build,
         requirements=replace(needs, memory_bytes=sum(entry.size for entry in files)),
-        options=options,
-        metadata=conversion.metadata,
+        options=msgspec.to_builtins(request.options),
+        metadata=recorded(payload),
     )
-    artifact = Artifact(job.folder, manifest)
-    trust(artifact, resolved.target.risk(artifact))
+    artifact = Artifact(folder, manifest)
+    trust(artifact, target.risk(artifact))
     return artifact
 
 
-def _fingerprints(
-    resolved: Resolved, job: ConversionJob, options: object, calibration: CalibrationInfo | None
-) -> dict[str, str]:
-    recipe = {
-        "target": f"{resolved.device.name}:{resolved.target.name}",
-        "precision": job.precision.value,
-        "method": job.method,
-        "include": job.include,
-        "exclude": job.exclude,
-        "options": options,
-        "deploykit": __version__,
-    }
+def recorded(payload: Payload) -> dict[str, Any]:
+    """The facts of a payload as the manifest's metadata; `manifest.Facts` reads those that are not the toolchain's."""
+    facts: dict[str, Any] = dict(payload.metadata)
+    if payload.traffic:
+        facts["traffic"] = {name: list(counts) for name, counts in payload.traffic.items()}
+    if payload.golden_min_sqnr_db is not None:
+        facts["golden_min_sqnr_db"] = payload.golden_min_sqnr_db
+    if payload.notes:
+        facts["notes"] = list(payload.notes)
+    return facts
+
+
+def _fingerprints(request: Request, model: str, calibration: CalibrationInfo | None) -> dict[str, str]:
+    recipe = {**request.recipe, "deploykit": __version__}
     found = {
-        "model": job.captured.fingerprint,
+        "model": model,
         "recipe": hashlib.sha256(msgspec.json.encode(recipe, order="sorted")).hexdigest(),
     }
     return found if calibration is None else {**found, "calibration": calibration.fingerprint}
@@ -121,9 +125,13 @@ def _with_manifest(artifact: Artifact, manifest: Manifest) -> Artifact:
 
 
 @contextlib.contextmanager
-def baseline_artifact(resolved: Resolved, job: ConversionJob, artifact: Artifact) -> Iterator[Artifact]:
-    """Convert the same model in float32, for the time of a measurement."""
-    with tempfile.TemporaryDirectory(prefix="deploykit-baseline-") as folder:
-        float_job = replace(job, precision=Precision.FP32, table=None, folder=Path(folder), is_baseline=True)
-        conversion = resolved.target.convert(float_job)
-        yield draft(resolved, float_job, conversion, calibration=None)
+def baseline_artifact(target: Target, prepared: Prepared) -> Iterator[Artifact]:
+    """Lower the same model in float32, for the time of a measurement."""
+    from deploykit_calibration.prepare import prepare
+
+    request = replace(prepared.request, precision=Precision.FP32, algorithms=())
+    scheme = target.scheme(request, prepared.captured)
+    floating = prepare(request, prepared.captured, scheme, samples=prepared.samples, is_baseline=True)
+    with tempfile.TemporaryDirectory(prefix="deploykit-baseline-") as name:
+        folder = Path(name)
+        yield draft(target, floating, target.lower(floating, folder), folder, calibration=None)

@@ -109,7 +109,7 @@ class Artifact(StoredArtifact):
         reference = FunctionSession(lambda _: next(recorded), self.inputs, self.outputs)
         with self.open() as session:
             link = compare_sessions(reference, session, golden.inputs)
-        misses = failures_of(link, golden_tolerance(self.manifest.precision, self.manifest.metadata))
+        misses = failures_of(link, golden_tolerance(self.manifest.precision, self.manifest.facts.golden_min_sqnr_db))
         if misses:
             message = f"{self.path.name} gives other outputs here than where it was made: {'; '.join(misses)}"
             raise ParityError(message, report=self._require_parity(), candidate=self)

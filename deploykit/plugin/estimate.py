@@ -18,7 +18,7 @@ refuses to estimate without a table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deploykit.contract.devices import Device
@@ -97,12 +97,7 @@ def traffic_in(artifact: StoredArtifact) -> dict[str, tuple[int, ...]]:
     Raises:
         ArtifactError: it is something else.
     """
-    return artifact.manifest.recorded(_Traffic).traffic
-
-
-@dataclass(frozen=True)
-class _Traffic:
-    traffic: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    return artifact.manifest.facts.traffic
 
 
 def _unavoidable_bytes(layer: LayerAchieved, device: Device, traffic: Sequence[int], narrowest: float) -> float:

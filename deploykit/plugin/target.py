@@ -4,8 +4,8 @@ Public methods check and are written once; a plugin writes the underscored hooks
 nothing heavy at module level, because listing targets loads every plugin.
 
     capabilities()            what it supports, and what must be installed for it
-    calibrate(...)            activation ranges for static precisions (shared statistics; ranges per scheme later)
-    convert(job)              captured model -> payload files in a staging folder
+    scheme(request, captured) how a model is quantised for it, as data
+    lower(prepared, folder)   prepared model -> payload files in a staging folder
     build(artifact, ...)      what must be done on the device itself, where a toolchain has such a step
     preflight(artifact)       what this machine lacks of what the artifact needs
     open(artifact)            artifact -> Session, refused where something is lacking
@@ -39,7 +39,9 @@ from deploykit.contract.findings import Finding
 from deploykit.contract.host import ARCHITECTURES, Host, this_host
 from deploykit.contract.optional import Requirement, SystemTool
 from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.request import NoOptions, Request
 from deploykit.contract.requirements import Missing, Preflight, Requirements, check, lacking
+from deploykit.contract.scheme import IN_FLOAT, Scheme
 from deploykit.contract.session import FunctionSession, Session
 from deploykit.contract.tensors import Feeds
 from deploykit.judge.parity import (
@@ -61,12 +63,10 @@ from deploykit.places.place import Here, Place
 from deploykit.plugin.estimate import estimate
 
 if TYPE_CHECKING:
-    import torch
-
     from deploykit.artifact.store import StoredArtifact
     from deploykit.capture import CapturedModel
     from deploykit.places.peer import Program
-    from deploykit_calibration.table import CalibrationTable
+    from deploykit_calibration.prepared import Prepared
 
 
 # Runtimes start as many as they are told; some hang the machine long before they refuse.
@@ -108,11 +108,6 @@ class Capabilities:
     compile_requires: tuple[Requirement, ...] = ()
 
 
-@dataclass(frozen=True)
-class NoOptions:
-    """For toolchains without options."""
-
-
 class Simulation(Protocol):
     """The q/dq graph run in PyTorch: the reference for a quantised artifact.
 
@@ -128,58 +123,33 @@ class Simulation(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ConversionJob:
-    """Everything a conversion may depend on.
+class Payload:
+    """What a lowering wrote, and what is known of it.
 
     Attributes:
-        captured: the normalised float graph.
-        precision: requested; checked against the target and the device.
-        device: that the artifact is for.
-        folder: empty staging folder that takes the payload files.
-        table: activation statistics; None where the precision needs none.
-        method: how ranges are chosen from the statistics.
-        include, exclude: module-path patterns of the layers to quantise; an empty include is all.
-        options: the toolchain's own options dataclass.
-        is_baseline: whether it is made to be compared with and not kept, so that nothing need be proved of it.
-        samples: a few of the calibration data, feeds by input name; empty where there is only a finished table.
-    """
-
-    captured: CapturedModel
-    precision: Precision
-    device: Device
-    folder: Path
-    table: CalibrationTable | None = None
-    method: str = "default"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    options: Any = field(default_factory=NoOptions)
-    samples: Sequence[Mapping[str, torch.Tensor]] = ()
-    is_baseline: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Conversion:
-    """What a conversion made.
-
-    Attributes:
-        entry: payload file, relative to the job's folder, that the runtime opens.
+        entry: payload file, relative to the folder, that the runtime opens.
         achieved: counted in the produced file.
         tool_versions: distributions that took part, by name.
-        simulation: the quantised graph in PyTorch; None where nothing is simulated.
         build: what is left to do on the device; None where the artifact runs as it is.
         log: what the converter printed, kept beside the artifact and never shown on success.
-        metadata: facts that only this toolchain records (JSON values).
         requirements: what the payload needs of a machine; None for what `Target.requirements` says.
+        traffic: what layers move, by name; see `deploykit.plugin.estimate.TRAFFIC`.
+        golden_min_sqnr_db: SQNR in dB from which golden outputs count as reproduced on the device; None for the gate
+            of the precision.
+        notes: what must be said beside the figures.
+        metadata: facts that only this toolchain reads (JSON values).
     """
 
     entry: str
     achieved: Achieved
     tool_versions: dict[str, str]
-    simulation: Simulation | None = None
     build: PendingBuild | None = None
     log: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
     requirements: Requirements | None = None
+    traffic: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    golden_min_sqnr_db: float | None = None
+    notes: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,20 +310,43 @@ class Target(ABC):
 
     # -- steps ----------------------------------------------------------------------------------------------
 
-    def convert(self, job: ConversionJob) -> Conversion:
-        """Write the payload files of `job` into its folder.
+    def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
+        """How the model is quantised for a request; by default not at all, for precisions that are not placed.
 
+        Args:
+            request: for a device and a precision of this toolchain.
+            captured: the normalised float graph.
+        """
+        del request, captured
+        return IN_FLOAT
+
+    def adapt(self, captured: CapturedModel) -> CapturedModel:
+        """The model in the form that this toolchain compiles; by default as it was captured.
+
+        Nodes keep their names where they can: statistics are of the captured graph.
+        """
+        return captured
+
+    def simulate(self, prepared: Prepared) -> Simulation | None:
+        """The quantised graph in PyTorch, the reference of the parity chain; None where nothing is quantised.
+
+        Override it where the toolchain computes between the integers in something else than float32.
+        """
+        found = prepared.simulation
+        return found if found is not None and found.rounds else None
+
+    @abstractmethod
+    def lower(self, prepared: Prepared, folder: Path) -> Payload:
+        """Write the payload of a prepared model.
+
+        Args:
+            prepared: graph, layers and simulation of `scheme`, in whatever precision was asked for.
+            folder: empty; takes the payload files.
         Raises:
-            UnsupportedPrecisionError, MissingDependencyError: see the checks above.
             ConversionError: the converter refused; the message names op, module path and source line.
         """
-        self.check_precision(job.precision, job.device)
-        self.check_installed(export=True)
-        converted = self._convert(job)
-        beside = getattr(converted.simulation, "float_activations", ())
-        return replace(converted, achieved=replace(converted.achieved, float_activations=beside))
 
-    def build(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion:
+    def build(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload:
         """Finish an artifact on its device; see `deploykit.build`.
 
         Args:
@@ -569,10 +562,7 @@ class Target(ABC):
 
     # -- hooks ----------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def _convert(self, job: ConversionJob) -> Conversion: ...
-
-    def _build(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion:
+    def _build(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload:
         raise UsageError(f"{self.name} builds nothing on the device")
 
     @abstractmethod

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from deploykit.contract.scheme import Scheme
-from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.gpu import TENSORRT, TENSORRT_FP8
 from deploykit_targets._schemes.x86 import ONNX_X86, ONNX_X86_NO_VNNI
 from deploykit_targets.aotinductor.scheme import AOTINDUCTOR, AOTINDUCTOR_NO_VNNI
 from deploykit_targets.coreml.scheme import COREML
 from deploykit_targets.litert.scheme import LITERT
-from deploykit_targets.migraphx.scheme import MIGRAPHX
 from deploykit_targets.openvino.scheme import OPENVINO
 from deploykit_targets.tvm.scheme import TVM, TVM_X86, TVM_X86_NO_VNNI
 
@@ -18,6 +17,6 @@ SCHEMES: Mapping[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
         *(ONNX_X86, ONNX_X86_NO_VNNI, OPENVINO, AOTINDUCTOR, AOTINDUCTOR_NO_VNNI),
-        *(TENSORRT, MIGRAPHX, LITERT, COREML, TVM, TVM_X86, TVM_X86_NO_VNNI),
+        *(TENSORRT, TENSORRT_FP8, LITERT, COREML, TVM, TVM_X86, TVM_X86_NO_VNNI),
     )
 }

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deploykit.capture import capture
-from deploykit_calibration.layers import float_layers
+from deploykit.contract.scheme import IN_FLOAT
 from deploykit_calibration.no_products import NO_PRODUCTS
+from deploykit_calibration.placement import float_graph
 from deploykit_calibration.products import PRODUCTS, mac_count, operator_name, weight_count
 
 R = torch.randn
@@ -34,7 +35,7 @@ class Apply(nn.Module):
 
 def counted(model: nn.Module, *inputs: Any) -> tuple[int, int]:
     """Multiply-accumulates and weights of all layers; every operator must be known."""
-    layers = float_layers(capture(model.eval(), example_inputs=inputs))
+    layers = float_graph(capture(model.eval(), example_inputs=inputs), IN_FLOAT).layers
     assert all(layer.counted for layer in layers), layers
     return sum(layer.macs for layer in layers), sum(layer.weights for layer in layers)
 
@@ -180,7 +181,7 @@ def test_an_operator_of_another_library_is_unknown_and_never_nothing() -> None:
         return torch.ops.deploykit_test_products.twice(x)
 
     captured = capture(Apply(twice), example_inputs=(R(2, 3),))
-    (layer,) = float_layers(captured)
+    (layer,) = float_graph(captured, IN_FLOAT).layers
     assert (layer.kind, layer.counted, layer.macs) == ("deploykit_test_products::twice", False, 0)
     (node,) = [node for node in captured.graph_module.graph.nodes if node.op == "call_function"]
     assert mac_count(node) is None and weight_count(node) == 0

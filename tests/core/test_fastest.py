@@ -71,10 +71,10 @@ def test_a_refusal_is_a_row_and_not_the_end(tmp_path: Path, monkeypatch: pytest.
     if plugin is None or not all(r.installed for r in plugin.capabilities().export_requires):
         pytest.skip("needs a second toolchain for x86-cpu: OpenVINO is not installed")
 
-    def refuse(job: Any) -> Any:
+    def refuse(prepared: Any, folder: Path) -> Any:
         raise ConversionError("no kernel for that")
 
-    monkeypatch.setattr(plugin, "_convert", refuse)
+    monkeypatch.setattr(plugin, "lower", refuse)
     choice = export(tmp_path / "a").choice
     assert choice is not None
     refused = {row.target: row for row in choice.candidates}["x86-cpu:openvino"]

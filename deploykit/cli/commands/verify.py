@@ -24,7 +24,7 @@ def verify(artifact: ArtifactPath, board: Board = None, json: Json = False, debu
         metrics = found.verify()
         samples = len(found.golden().inputs)
     files = len(found.manifest.files)
-    tolerance = golden_tolerance(found.manifest.precision, found.manifest.metadata)
+    tolerance = golden_tolerance(found.manifest.precision, found.manifest.facts.golden_min_sqnr_db)
     document = {
         "path": artifact,
         "verified": True,

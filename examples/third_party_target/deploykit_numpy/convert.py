@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import cast
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -17,9 +18,13 @@ from torch.fx import Node
 from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.errors import ConversionError
 from deploykit.contract.precision import Precision
-from deploykit.plugin.target import Conversion, ConversionJob
+from deploykit.plugin.target import Payload
 from deploykit_calibration.products import mac_count, weight_count
 from deploykit_numpy.session import ENTRY
+
+if TYPE_CHECKING:
+    from deploykit_calibration.prepared import Prepared
+
 
 aten = torch.ops.aten
 OPS = {aten.linear.default: "linear", aten.relu.default: "relu", aten.gelu.default: "gelu", aten.tanh.default: "tanh"}
@@ -35,40 +40,40 @@ class _Program:
     layers: list[LayerAchieved] = field(default_factory=list)
 
 
-def convert(job: ConversionJob) -> Conversion:
-    """Write the payload of `job`.
+def convert(prepared: Prepared, folder: Path) -> Payload:
+    """Write the payload of a prepared model.
 
     Raises:
         ConversionError: an operator is not in `OPS`.
     """
-    program = _Program(job.precision)
-    graph = job.captured.graph_module.graph
+    program = _Program(prepared.precision)
+    graph = prepared.captured.graph_module.graph
     for node in graph.nodes:
         if node.op == "get_attr":
-            program.tensors[node.name] = _constant(job, node)
+            program.tensors[node.name] = _constant(prepared, node)
         elif node.op == "call_function":
-            _add_step(job, program, node)
+            _add_step(prepared, program, node)
     inputs = {node.target: node.name for node in graph.nodes if node.op == "placeholder"}
     results = cast("tuple[Node, ...]", graph.output_node().args[0])
-    outputs = {spec.name: node.name for spec, node in zip(job.captured.outputs, results, strict=True)}
+    outputs = {spec.name: node.name for spec, node in zip(prepared.captured.outputs, results, strict=True)}
     text = json.dumps({"inputs": inputs, "outputs": outputs, "steps": program.steps}, sort_keys=True)
-    (job.folder / ENTRY).write_bytes(save(program.tensors, metadata={"program": text}))
-    return Conversion(
+    (folder / ENTRY).write_bytes(save(program.tensors, metadata={"program": text}))
+    return Payload(
         entry=ENTRY,
-        achieved=Achieved.count(job.precision.value, program.layers, source="the program's steps"),
+        achieved=Achieved.count(prepared.precision.value, program.layers, source="the program's steps"),
         tool_versions={"numpy": np.__version__, "torch": str(torch.__version__)},
     )
 
 
-def _constant(job: ConversionJob, node: Node) -> np.ndarray:
+def _constant(prepared: Prepared, node: Node) -> np.ndarray:
     owner, _, name = str(node.target).rpartition(".")
-    return np.ascontiguousarray(getattr(job.captured.graph_module.get_submodule(owner), name).detach().numpy())
+    return np.ascontiguousarray(getattr(prepared.captured.graph_module.get_submodule(owner), name).detach().numpy())
 
 
-def _add_step(job: ConversionJob, program: _Program, node: Node) -> None:
+def _add_step(prepared: Prepared, program: _Program, node: Node) -> None:
     op = OPS.get(node.target)  # type: ignore[call-overload]  # a node's target is any callable; the table has overloads
     if op is None or node.kwargs:
-        origin = job.captured.origins[node.name]
+        origin = prepared.captured.origins[node.name]
         raise ConversionError(
             f"the numpy toolchain has no {origin}",
             hint=f"it has {', '.join(sorted(OPS.values()))}; export to another target",
@@ -76,10 +81,10 @@ def _add_step(job: ConversionJob, program: _Program, node: Node) -> None:
     arguments = [argument.name for argument in node.args if isinstance(argument, Node)]
     program.steps.append({"op": op, "arguments": arguments, "result": node.name})
     if op == "linear":
-        program.layers.append(_layer(job, program, node))
+        program.layers.append(_layer(prepared, program, node))
 
 
-def _layer(job: ConversionJob, program: _Program, node: Node) -> LayerAchieved:
+def _layer(prepared: Prepared, program: _Program, node: Node) -> LayerAchieved:
     """Count a linear layer; its weight becomes int8 where that was asked for and it is a constant."""
     weight = node.args[1]
     name = weight.name if isinstance(weight, Node) else ""
@@ -90,7 +95,7 @@ def _layer(job: ConversionJob, program: _Program, node: Node) -> LayerAchieved:
             precision = "int8"
         else:
             reason = "its weight is not a constant"
-    module_path = job.captured.origins[node.name].module_path
+    module_path = prepared.captured.origins[node.name].module_path
     macs, weights = mac_count(node) or 0, weight_count(node)
     return LayerAchieved(node.name, module_path, "linear", precision, macs, weights, reason)
 

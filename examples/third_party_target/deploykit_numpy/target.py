@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploykit import Precision, Session, Target
 from deploykit.artifact.store import StoredArtifact
 from deploykit.contract.devices import load_devices
 from deploykit.contract.optional import Requirement
-from deploykit.plugin.target import Capabilities, Conversion, ConversionJob
+from deploykit.plugin.target import Capabilities, Payload
+
+if TYPE_CHECKING:
+    from deploykit_calibration.prepared import Prepared
 
 
 class NumpyTarget(Target):
@@ -31,10 +35,11 @@ class NumpyTarget(Target):
             distribution="deploykit-numpy",
         )
 
-    def _convert(self, job: ConversionJob) -> Conversion:
+    def lower(self, prepared: Prepared, folder: Path) -> Payload:
+        """See `Target.lower`."""
         from deploykit_numpy.convert import convert
 
-        return convert(job)
+        return convert(prepared, folder)
 
     def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         from deploykit_numpy.session import NumpySession

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
@@ -25,7 +26,8 @@ from deploykit_targets._float16.values import FLOAT16_MAX, LEAST_DB, SMALLEST_NO
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
-    from deploykit.plugin.target import ConversionJob
+    from deploykit_calibration.prepared import Prepared
+
 
 aten = torch.ops.aten
 
@@ -141,12 +143,17 @@ class Float16Plan:
         )
 
 
-def plan_float16(job: ConversionJob) -> Float16Plan:
-    """Decide for a job, from its samples, its example inputs and (where there is one) its calibration table."""
-    found = observe(job.captured, job.samples)
-    statistics = getattr(job.table, "statistics", {})
-    found = widened(found, {name: (one.minimum, one.maximum) for name, one in statistics.items() if one.count})
-    return _Decision(job.captured, found).plan()
+def plan_float16(prepared: Prepared) -> Float16Plan:
+    """Decide for a model, from its samples, its example inputs and (where there is one) its calibration table; once."""
+    if prepared not in _PLANS:
+        found = observe(prepared.captured, prepared.samples)
+        statistics = getattr(prepared.table, "statistics", {})
+        found = widened(found, {name: (one.minimum, one.maximum) for name, one in statistics.items() if one.count})
+        _PLANS[prepared] = _Decision(prepared.captured, found).plan()
+    return _PLANS[prepared]
+
+
+_PLANS: WeakKeyDictionary[Prepared, Float16Plan] = WeakKeyDictionary()
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""A conversion job -> ONNX for GPUs with explicit quantization, in any precision that TensorRT and MIGraphX have.
+"""A conversion prepared -> ONNX for GPUs with explicit quantization, in any precision that TensorRT and MIGraphX have.
 
 One graph serves both; what differs is data: the scheme, the lint rules, the opset. The lint's verdict is part of the
 result, because neither runtime can be asked here.
@@ -8,23 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-from torch import fx
-
-from deploykit.capture.calls import attribute
 from deploykit.contract.errors import ConversionError
 from deploykit.contract.precision import Precision
-from deploykit.contract.scheme import Scheme
 from deploykit_calibration.layers import reconcile
-from deploykit_calibration.op_kinds import weight_argument
 from deploykit_targets._float16 import Float16Plan, plan_float16
-from deploykit_targets._onnx.float8 import simulated_float8, to_float8
 from deploykit_targets._onnx.lint import Finding, LintRules, errors_of, lint
 from deploykit_targets._onnx.lower import MIN_OPSET
-from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized
+from deploykit_targets._onnx.lowered import lowered
 from deploykit_targets._onnx.retype import BFLOAT16, FLOAT16, retype
 from deploykit_targets._onnx.take_down import take_down
 from deploykit_targets._onnx.traffic import traffic_of
@@ -33,7 +25,9 @@ if TYPE_CHECKING:
     import onnx
 
     from deploykit.contract.achieved import Achieved
-    from deploykit.plugin.target import ConversionJob
+    from deploykit.contract.scheme import Scheme
+    from deploykit_calibration.prepared import Prepared
+
 
 _FLOAT_NAMES = {Precision.FP16: "float16", Precision.BF16: "bfloat16", Precision.MIXED: "float16"}
 _FLOAT_TYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16}
@@ -44,11 +38,11 @@ SOURCE = "q/dq nodes and types of the ONNX file; what the device runs is known a
 
 @dataclass(frozen=True, eq=False)
 class Explicit:
-    """What was made of a job.
+    """What was made of a prepared.
 
     Attributes:
         model: the ONNX file.
-        lowered: layers, simulation and log of the lowering.
+        log: what exporters printed.
         findings: warnings of the lint.
         achieved: layers by the precision that the file asks for.
         traffic: what layers move, as `deploykit.plugin.estimate.TRAFFIC` says.
@@ -56,19 +50,18 @@ class Explicit:
     """
 
     model: onnx.ModelProto
-    lowered: Lowered
+    log: str
     findings: tuple[Finding, ...]
     achieved: Achieved
     traffic: Mapping[str, tuple[int, int, int]]
     rules: LintRules
 
 
-def lower_explicit(job: ConversionJob, scheme: Scheme, rules: LintRules, *, opset: int, typed: bool = True) -> Explicit:
-    """Lower a job and check the result.
+def lower_explicit(prepared: Prepared, rules: LintRules, *, opset: int, typed: bool = True) -> Explicit:
+    """Lower a prepared and check the result.
 
     Args:
-        job: in fp32, fp16, bf16, int8, mixed (int8 with float16 between) or fp8.
-        scheme: places q/dq nodes.
+        prepared: in fp32, fp16, bf16, int8, mixed (int8 with float16 between) or fp8.
         rules: of the toolchain that will read the file.
         opset: newest that the device reads; below 18 the file is written at 18 and taken down.
         typed: whether float16 and bfloat16 are types of the file; False where the builder is told by flags.
@@ -76,18 +69,16 @@ def lower_explicit(job: ConversionJob, scheme: Scheme, rules: LintRules, *, opse
     Raises:
         ConversionError: an operator has no ONNX form, a value does not fit a type, or the runtime will refuse the file.
     """
-    lowered = _lowered(job, scheme, max(opset, MIN_OPSET))
-    if job.precision is Precision.FP8:
-        to_float8(lowered.model, float_weights(job))
-    plain = _float_name(job.precision, scheme)
-    plan = plan_float16(job) if typed and plain == "float16" else Float16Plan()
+    made = lowered(prepared, opset=max(opset, MIN_OPSET))
+    plain = _float_name(prepared.precision, prepared.scheme)
+    plan = plan_float16(prepared) if typed and plain == "float16" else Float16Plan()
     if typed and plain in _FLOAT_TYPES:
-        retype(lowered.model, _FLOAT_TYPES[plain], plan.kept)
-    model = lowered.model if opset >= MIN_OPSET else take_down(lowered.model, opset, job.captured)
+        retype(made.model, _FLOAT_TYPES[plain], plan.kept)
+    model = made.model if opset >= MIN_OPSET else take_down(made.model, opset, prepared.captured)
     findings = checked(model, replace(rules, max_opset=opset))
     notes = () if typed or plain not in _FLOAT_TYPES else (_UNTYPED,)
-    achieved = plan.listed(_achieved(job, lowered, plan, plain, notes), job.captured)
-    return Explicit(model, lowered, findings, achieved, traffic_of(job.captured), rules)
+    achieved = plan.listed(_achieved(prepared, plan, plain, notes), prepared.captured)
+    return Explicit(model, made.log, findings, achieved, traffic_of(prepared.captured), rules)
 
 
 def checked(model: onnx.ModelProto, rules: LintRules) -> tuple[Finding, ...]:
@@ -105,36 +96,15 @@ def checked(model: onnx.ModelProto, rules: LintRules) -> tuple[Finding, ...]:
     return findings
 
 
-def _lowered(job: ConversionJob, scheme: Scheme, opset: int) -> Lowered:
-    if job.precision not in _QUANTIZED_NAMES:
-        return lower_float(job, opset=opset)
-    if job.precision is not Precision.FP8:
-        return lower_quantized(job, scheme, opset=opset)
-    scheme = replace(scheme, bias_correction=False)  # it is for the rounding of weights to int8
-    simulate = partial(simulated_float8, weights=float_weights(job))
-    return lower_quantized(job, scheme, opset=opset, simulate=simulate)
-
-
 def _float_name(precision: Precision, scheme: Scheme) -> str:
     """The type of what is not quantized."""
     return scheme.between if precision is Precision.INT8 else _FLOAT_NAMES.get(precision, "float32")
 
 
-def _achieved(job: ConversionJob, lowered: Lowered, plan: Float16Plan, plain: str, notes: tuple[str, ...]) -> Achieved:
-    quantized = _QUANTIZED_NAMES.get(job.precision, "int8")
+def _achieved(prepared: Prepared, plan: Float16Plan, plain: str, notes: tuple[str, ...]) -> Achieved:
+    quantized = _QUANTIZED_NAMES.get(prepared.precision, "int8")
     executed = {
         layer.name: quantized if layer.precision == "int8" else "float32" if layer.name in plan.kept else plain
-        for layer in lowered.layers
+        for layer in prepared.layers
     }
-    return reconcile(job.precision, lowered.layers, executed, source=SOURCE, notes=notes, placed=quantized)
-
-
-def float_weights(job: ConversionJob) -> dict[str, np.ndarray]:
-    """The float32 weight of every captured layer that has one."""
-    module = job.captured.graph_module
-    found = {}
-    for node in module.graph.nodes:
-        weight = weight_argument(node) if node.op == "call_function" else None
-        if isinstance(weight, fx.Node) and weight.op == "get_attr":
-            found[node.name] = attribute(weight).detach().numpy()
-    return found
+    return reconcile(prepared.precision, prepared.layers, executed, source=SOURCE, notes=notes, placed=quantized)

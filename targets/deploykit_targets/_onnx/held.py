@@ -21,7 +21,7 @@ from deploykit_calibration.patterns import kept_float
 from deploykit_targets._float16 import plan_float16
 from deploykit_targets._onnx.edit import Editor
 from deploykit_targets._onnx.explicit import SOURCE, Explicit, checked
-from deploykit_targets._onnx.lowered import lower_float
+from deploykit_targets._onnx.lowered import lowered
 from deploykit_targets._onnx.retype import FLOAT16, retype
 from deploykit_targets._onnx.traffic import traffic_of
 from deploykit_targets._onnx.weights import Compressed, layers_with_weights, products_with_bias_apart
@@ -29,7 +29,7 @@ from deploykit_targets._onnx.weights import Compressed, layers_with_weights, pro
 if TYPE_CHECKING:
     import onnx
 
-    from deploykit.plugin.target import ConversionJob
+    from deploykit_calibration.prepared import Prepared
     from deploykit_targets._onnx.lint import LintRules
 
 OPSET = 21
@@ -39,8 +39,8 @@ _LIMIT = {4: 7, 8: 127}
 _NO_KERNEL = "weight-only kernels are for matrix products: float16"
 
 
-def lower_held(job: ConversionJob, rules: LintRules, *, block_size: int) -> Explicit:
-    """Lower a job in int8-weight-only or int4-weight-only; activations and arithmetic are float16.
+def lower_held(prepared: Prepared, rules: LintRules, *, block_size: int) -> Explicit:
+    """Lower a prepared in int8-weight-only or int4-weight-only; activations and arithmetic are float16.
 
     Args:
         rules: of the toolchain that will read the file.
@@ -49,25 +49,27 @@ def lower_held(job: ConversionJob, rules: LintRules, *, block_size: int) -> Expl
         ConversionError: an operator has no ONNX form, a value does not fit float16, or the runtime refuses the file.
         UsageError: a pattern matches no layer.
     """
-    lowered = lower_float(job, opset=OPSET)
-    model = lowered.model
-    keep = kept_float(job.captured.origins, layers_with_weights(model), job.include, job.exclude)
-    bits = 4 if job.precision is Precision.INT4_WEIGHT_ONLY else 8
+    made = lowered(prepared, opset=OPSET)
+    model = made.model
+    keep = kept_float(prepared.captured.origins, layers_with_weights(model), prepared.include, prepared.exclude)
+    bits = 4 if prepared.precision is Precision.INT4_WEIGHT_ONLY else 8
     held = hold_weights(model, bits=bits, block_size=block_size, keep=keep)
-    plan = plan_float16(job)
+    plan = plan_float16(prepared)
     retype(model, FLOAT16, plan.kept)
     findings = checked(model, replace(rules, max_opset=OPSET))
-    plain = {layer.name: "float32" if layer.name in plan.kept else "float16" for layer in lowered.layers}
+    plain = {layer.name: "float32" if layer.name in plan.kept else "float16" for layer in prepared.layers}
     achieved = reconcile(
-        job.precision,
-        lowered.layers,
+        prepared.precision,
+        prepared.layers,
         {**plain, **held.executed},
         source=SOURCE,
         reasons=held.reasons,
         kept=keep,
         left=_NO_KERNEL,
     )
-    return Explicit(model, lowered, findings, plan.listed(achieved, job.captured), traffic_of(job.captured), rules)
+    return Explicit(
+        model, made.log, findings, plan.listed(achieved, prepared.captured), traffic_of(prepared.captured), rules
+    )
 
 
 def hold_weights(model: onnx.ModelProto, *, bits: int, block_size: int, keep: Mapping[str, str]) -> Compressed:

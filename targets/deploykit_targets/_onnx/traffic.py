@@ -23,7 +23,7 @@ Owners = Mapping[Node, Node]
 
 def traffic_of(captured: CapturedModel) -> dict[str, tuple[int, int, int]]:
     """Layer name to what `estimate.TRAFFIC` says: elements read, elements written, bytes of the network."""
-    view = GraphView(captured.graph_module.graph)
+    view = GraphView.of(captured)
     owners = _owners(view)
     fused = dict(_fused(view))
     found = {layer: [0, 0, 0] for layer in dict.fromkeys(owners.values())}

@@ -32,7 +32,10 @@ ELEMENT_TYPES: dict[torch.dtype, int] = {
     torch.int8: TensorProto.INT8,
     torch.uint8: TensorProto.UINT8,
     torch.bool: TensorProto.BOOL,
+    torch.float8_e4m3fn: TensorProto.FLOAT8E4M3FN,
 }
+# NumPy has none of these: the same bytes under another name.
+_AS_INTEGERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}
 
 
 def element_type(dtype: torch.dtype) -> int:
@@ -49,8 +52,8 @@ def element_type(dtype: torch.dtype) -> int:
 def raw_bytes(tensor: torch.Tensor) -> bytes:
     """The elements of a tensor in row order, little-endian, as ONNX stores them."""
     flat = tensor.detach().cpu().contiguous()
-    if flat.dtype == torch.bfloat16:  # NumPy has no bfloat16: the same bytes under another name
-        flat = flat.view(torch.int16)
+    if flat.dtype in _AS_INTEGERS:
+        flat = flat.view(_AS_INTEGERS[flat.dtype])
     data: bytes = flat.numpy().tobytes()
     return data
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from deploykit.artifact.golden import GOLDEN_DB, golden_tolerance
+from deploykit.artifact.golden import golden_tolerance
 from deploykit.artifact.manifest import PendingBuild
 from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.errors import DeviceError, MissingDependencyError
@@ -20,14 +20,14 @@ from deploykit.contract.optional import versions
 from deploykit.contract.precision import Evidence
 from deploykit.contract.reading import read_json
 from deploykit.contract.requirements import Requirements
-from deploykit.plugin.estimate import TRAFFIC
-from deploykit.plugin.target import Conversion, ConversionJob
+from deploykit.plugin.target import Payload
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.host import run_recipe
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
     from deploykit.contract.tensors import TensorSpec
+    from deploykit_calibration.prepared import Prepared
     from deploykit_targets._onnx.explicit import Explicit
 
 MODEL, RECIPE, TABLE, REPORT = "model.onnx", "recipe.json", "calibration.safetensors", "build.json"
@@ -38,14 +38,15 @@ _MULTIPLIES = frozenset({"conv", "convtranspose", "einsum", "gemm", "matmul"})
 
 
 def portable(
-    job: ConversionJob,
+    prepared: Prepared,
+    folder: Path,
     made: Explicit,
     program: ModuleType,
     options: Mapping[str, Any],
     notes: Sequence[str] = (),
     golden_db: float | None = None,
     more: Mapping[str, Any] | None = None,
-) -> Conversion:
+) -> Payload:
     """Write ONNX file, calibration table and recipe into the job's folder.
 
     Args:
@@ -56,30 +57,31 @@ def portable(
         golden_db: SQNR of golden outputs on the device from which they count as reproduced; None for the precision's.
         more: what else this toolchain's program reads in `recipe.json`.
     """
-    metadata = {**_metadata(made), **_noted(notes), **({} if golden_db is None else {GOLDEN_DB: golden_db})}
-    (job.folder / MODEL).write_bytes(made.model.SerializeToString(deterministic=True))
+    (folder / MODEL).write_bytes(made.model.SerializeToString(deterministic=True))
     for module in (program, board):
         source = Path(str(module.__file__))
-        shutil.copyfile(source, job.folder / source.name)
-    _write_recipe(job.folder, {**_recipe(job, options, notes, metadata), **(more or {})})
-    if job.table is not None:
-        job.table.save(job.folder / TABLE)
-        (job.folder / TABLE).chmod(0o644)  # on the board another user reads it
+        shutil.copyfile(source, folder / source.name)
+    _write_recipe(folder, {**_recipe(prepared, options, notes, golden_db), **(more or {})})
+    if prepared.table is not None:
+        prepared.table.save(folder / TABLE)
+        (folder / TABLE).chmod(0o644)  # on the board another user reads it
     name = Path(str(program.__file__)).name
-    return Conversion(
+    return Payload(
         entry=MODEL,
         achieved=made.achieved,
         tool_versions=versions("torch", "onnx"),
-        simulation=made.lowered.simulation,
-        build=PendingBuild(COMMAND, _reason(job, name)),
-        log=made.lowered.log,
-        metadata=metadata,
+        build=PendingBuild(COMMAND, _reason(prepared, name)),
+        log=made.log,
+        traffic=_traffic(made),
+        golden_min_sqnr_db=golden_db,
+        notes=tuple(notes),
+        metadata=_linted(made),
     )
 
 
-def _reason(job: ConversionJob, program: str) -> str:
+def _reason(prepared: Prepared, program: str) -> str:
     return (
-        f"{job.device.toolchain} compiles on the GPU that it runs on: build it on {job.device.name}"
+        f"{prepared.device.toolchain} compiles on the GPU that it runs on: build it on {prepared.device.name}"
         f" (without deploykit there: python3 {program} in the artifact's folder)"
     )
 
@@ -89,21 +91,21 @@ def _noted(notes: Sequence[str]) -> dict[str, Any]:
 
 
 def _recipe(
-    job: ConversionJob, options: Mapping[str, Any], notes: Sequence[str], metadata: Mapping[str, Any]
+    prepared: Prepared, options: Mapping[str, Any], notes: Sequence[str], golden_db: float | None
 ) -> dict[str, Any]:
-    examples = [list(example.shape) for example in job.captured.example_inputs]
+    examples = [list(example.shape) for example in prepared.captured.example_inputs]
     return {
         "model": MODEL,
-        "device": job.device.name,
-        "arch": job.device.arch,
-        "precision": job.precision.value,
+        "device": prepared.device.name,
+        "arch": prepared.device.arch,
+        "precision": prepared.precision.value,
         "inputs": [
-            {**_spec(spec), **_bounds(spec, job.captured.symbol_ranges), "example": example}
-            for spec, example in zip(job.captured.inputs, examples, strict=True)
+            {**_spec(spec), **_bounds(spec, prepared.captured.symbol_ranges), "example": example}
+            for spec, example in zip(prepared.captured.inputs, examples, strict=True)
         ],
-        "outputs": [_spec(spec) for spec in job.captured.outputs],
+        "outputs": [_spec(spec) for spec in prepared.captured.outputs],
         "options": dict(options),
-        "tolerance": {"min_sqnr_db": golden_tolerance(job.precision, metadata).min_sqnr_db},
+        "tolerance": {"min_sqnr_db": golden_tolerance(prepared.precision, golden_db).min_sqnr_db},
         **_noted(notes),
     }
 
@@ -128,16 +130,19 @@ def _bound(low: int, high: int | None) -> list[int | None] | None:
     return None if low <= 2 and high is None else [low, high]
 
 
-def _metadata(made: Explicit) -> dict[str, Any]:
+def _linted(made: Explicit) -> dict[str, Any]:
     found = [str(finding) for finding in made.findings]
-    layers = {layer.name for layer in made.achieved.layers}
     return {
         "lint": {
             "verdict": f"lint against {made.rules.name}: {len(found)} finding(s); operators after {made.rules.source}",
             "findings": found,
         },
-        TRAFFIC: {name: list(counts) for name, counts in made.traffic.items() if name in layers},
     }
+
+
+def _traffic(made: Explicit) -> dict[str, list[int]]:
+    layers = {layer.name for layer in made.achieved.layers}
+    return {name: list(counts) for name, counts in made.traffic.items() if name in layers}
 
 
 def build_from(
@@ -149,7 +154,7 @@ def build_from(
     arguments: Sequence[str],
     options: Mapping[str, Any],
     python: str | None,
-) -> Conversion:
+) -> Payload:
     """Run an artifact's recipe on this machine; what it builds goes into `folder`, with what is needed to run it.
 
     Args:
@@ -174,42 +179,48 @@ def build_from(
     report = run_recipe(artifact.path / program, command, python=python, toolchain=toolchain)
     (folder / REPORT).unlink(missing_ok=True)  # it holds times: a record, not identity
     later = bool(options.get("version_compatible"))
-    return _finished(Conversion(entry, artifact.achieved, {}), entry, toolchain, report, later=later)
+    return _finished(Payload(entry, artifact.achieved, {}), entry, toolchain, report, later=later)
 
 
 def build_here(
-    job: ConversionJob, conversion: Conversion, program: str, entry: str, arguments: Sequence[str], python: str | None
-) -> Conversion:
-    """Build at once where the job's device is this machine; else leave the conversion pending."""
-    toolchain = job.device.toolchain
+    prepared: Prepared,
+    folder: Path,
+    payload: Payload,
+    program: str,
+    entry: str,
+    arguments: Sequence[str],
+    python: str | None,
+) -> Payload:
+    """Build at once where the job's device is this machine; else leave the payload pending."""
+    toolchain = prepared.device.toolchain
     try:
-        here = run_recipe(job.folder / program, ["--probe"], python=python, toolchain=toolchain)
+        here = run_recipe(folder / program, ["--probe"], python=python, toolchain=toolchain)
     except (DeviceError, MissingDependencyError):
-        return conversion
-    if here["arch"] != job.device.arch:
-        return conversion
+        return payload
+    if here["arch"] != prepared.device.arch:
+        return payload
     command = ["--runs", "0", "--no-golden", *arguments]  # the pipeline makes and runs golden data, later
-    report = run_recipe(job.folder / program, command, python=python, toolchain=toolchain)
-    (job.folder / REPORT).unlink(missing_ok=True)  # it holds times: a record, not identity
+    report = run_recipe(folder / program, command, python=python, toolchain=toolchain)
+    (folder / REPORT).unlink(missing_ok=True)  # it holds times: a record, not identity
     later = "--version-compatible" in arguments
-    return replace(_finished(conversion, entry, toolchain, report, later=later), build=None)
+    return replace(_finished(payload, entry, toolchain, report, later=later), build=None)
 
 
 def _finished(
-    conversion: Conversion, entry: str, toolchain: str, report: Mapping[str, Any], *, later: bool = False
-) -> Conversion:
+    payload: Payload, entry: str, toolchain: str, report: Mapping[str, Any], *, later: bool = False
+) -> Payload:
     layers = report.get("layers", [])
     runtime = report.get("runtime", toolchain)  # what runs it need not be the toolchain's own library
     facts = {key: report[key] for key in ("device", "arch", runtime)}
     devices = {name: sum(layer["device"] == name for layer in layers) for name in ("gpu", "dla")}
     return replace(
-        conversion,
+        payload,
         entry=entry,
         build=None,
-        achieved=achieved_of(conversion.achieved, layers, source=report["layers_source"]),
-        tool_versions={**conversion.tool_versions, runtime: report[runtime]},
-        log=conversion.log + report["log"],
-        metadata={**conversion.metadata, "built_on": {**facts, "layers_by_device": devices}},
+        achieved=achieved_of(payload.achieved, layers, source=report["layers_source"]),
+        tool_versions={**payload.tool_versions, runtime: report[runtime]},
+        log=payload.log + report["log"],
+        metadata={**payload.metadata, "built_on": {**facts, "layers_by_device": devices}},
         requirements=_needs_of_built(report, runtime, later=later or runtime == "onnxruntime"),
     )
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from deploykit.artifact.manifest import Notes
 from deploykit.contract.devices import Device
 from deploykit.contract.errors import DeviceError, MissingDependencyError, UsageError
 from deploykit.contract.optional import Requirement
@@ -25,7 +24,7 @@ from deploykit.contract.reading import MAX_JSON_BYTES, read_bytes
 from deploykit.contract.requirements import Missing, Preflight, Requirements
 from deploykit.judge.profiling import DEFAULT_EFFORT, Effort, Profile
 from deploykit.plugin.estimate import estimate
-from deploykit.plugin.target import Conversion, Target, Validation
+from deploykit.plugin.target import Payload, Target, Validation
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
@@ -177,7 +176,7 @@ class BuiltOnDevice(Target):
 
         return RecipeSession(artifact, self.program, self.interpreter(artifact))
 
-    def _build(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion:
+    def _build(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload:
         from deploykit_targets._onnx.external import check_external_data
 
         check_shapes(options.shapes, artifact.inputs)
@@ -186,7 +185,7 @@ class BuiltOnDevice(Target):
         return self._build_here(artifact, folder, options)
 
     @abstractmethod
-    def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion: ...
+    def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload: ...
 
 
 def unbuilt_note(artifact: StoredArtifact) -> str:
@@ -208,7 +207,7 @@ class _Verdict:
 
 def notes_of(artifact: StoredArtifact) -> Sequence[str]:
     """What the conversion wants said beside the figures."""
-    return artifact.manifest.recorded(Notes).notes
+    return artifact.manifest.facts.notes
 
 
 def at_least_1(name: str, value: int | None) -> None:

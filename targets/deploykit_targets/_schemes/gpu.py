@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deploykit.contract.formats import INT8_CHANNELS, INT8_SYMMETRIC
-from deploykit.contract.scheme import INT8, PASSENGERS, RECURRENT, RESIDUAL, FixedParams, Inputs, OpRule, Output, Scheme
+from deploykit.contract.formats import FLOAT8, FLOAT8_CHANNELS, INT8_CHANNELS, INT8_SYMMETRIC
+from deploykit.contract.precision import Precision
+from deploykit.contract.scheme import (
+    IN_FLOAT,
+    INT8,
+    PASSENGERS,
+    RECURRENT,
+    RESIDUAL,
+    FixedParams,
+    Inputs,
+    OpRule,
+    Output,
+    Scheme,
+)
 from deploykit_calibration.op_kinds import ACTIVATIONS
 
 # A classifier narrower than an int8 tile of the tensor cores is no faster in int8, and costs 4 dB on a digits ResNet.
@@ -31,3 +43,19 @@ TENSORRT = Scheme(
     fixed_outputs={"softmax": FixedParams(1 / 127, 0)},
     min_linear=16,
 )
+# For float8 E4M3 at the same places: rounding is relative, so that means of rounding errors say nothing.
+TENSORRT_FP8 = replace(
+    TENSORRT,
+    name="tensorrt-fp8",
+    activation=FLOAT8,
+    weight=FLOAT8_CHANNELS,
+    fixed_outputs={"softmax": FixedParams(1 / FLOAT8.quant_max, 0)},
+    bias_correction=False,
+)
+
+
+def explicit_scheme(precision: Precision) -> Scheme:
+    """The scheme of a precision: int8 (`mixed` is int8 with float16 between), float8, or none."""
+    if precision is Precision.FP8:
+        return TENSORRT_FP8
+    return TENSORRT if precision in (Precision.INT8, Precision.MIXED) else IN_FLOAT

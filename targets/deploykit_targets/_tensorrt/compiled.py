@@ -23,10 +23,13 @@ from deploykit_targets._tensorrt.compiler import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import fx
 
     from deploykit.contract.devices import Device
-    from deploykit.plugin.target import Conversion, ConversionJob
+    from deploykit.plugin.target import Payload
+    from deploykit_calibration.prepared import Prepared
     from deploykit_targets._tensorrt.listing import EngineLayer
 
 _WORDS = {
@@ -38,25 +41,25 @@ _NODE = re.compile(r"\(node \d+: \w* ?([^)]*)\)")
 _QUOTED = re.compile(r"'([^']+)'")
 
 
-def prove(job: ConversionJob, conversion: Conversion) -> Conversion:
+def prove(prepared: Prepared, folder: Path, payload: Payload) -> Payload:
     """Have the compiler read what was converted, and count what it says.
 
     Raises:
         ConversionError: it refuses the file; names the ONNX node, the module and the source line.
     """
     try:
-        found = compile_file(job.folder, job.device)
+        found = compile_file(folder, prepared.device)
     except ConversionError as error:
-        raise _located(error, job) from error
+        raise _located(error, prepared) from error
     if isinstance(found, NotCompiled):
-        return replace(conversion, achieved=_noted(conversion.achieved, found.reason))
-    return with_evidence(conversion, found, job.device)
+        return replace(payload, achieved=_noted(payload.achieved, found.reason))
+    return with_evidence(payload, found, prepared.device)
 
 
-def prove_ahead(job: ConversionJob, conversion: Conversion, archs: Sequence[str]) -> Conversion:
+def prove_ahead(prepared: Prepared, folder: Path, payload: Payload, archs: Sequence[str]) -> Payload:
     """Compile the engine that the artifact ships, and count what the compiler says of it.
 
-    Without the compiler here, the conversion is what it was, with a note.
+    Without the compiler here, the payload is what it was, with a note.
 
     Args:
         archs: that the one engine is for, such as `sm_86`.
@@ -64,34 +67,34 @@ def prove_ahead(job: ConversionJob, conversion: Conversion, archs: Sequence[str]
         ConversionError: the compiler refuses the file; names the ONNX node, the module and the source line.
     """
     if not is_installed():
-        return replace(conversion, achieved=_noted(conversion.achieved, not_installed("tensorrt-rtx")))
-    own = [job.device.arch, *(arch for arch in archs if arch != job.device.arch)]
+        return replace(payload, achieved=_noted(payload.achieved, not_installed("tensorrt-rtx")))
+    own = [prepared.device.arch, *(arch for arch in archs if arch != prepared.device.arch)]
     try:
-        found = compile_engine(job.folder, own)
+        found = compile_engine(folder, own)
     except ConversionError as error:
-        raise _located(error, job) from error
-    return with_evidence(conversion, found, job.device)
+        raise _located(error, prepared) from error
+    return with_evidence(payload, found, prepared.device)
 
 
-def with_evidence(conversion: Conversion, found: Compiled, device: Device) -> Conversion:
-    """The conversion with what the compiler said in place of what the file asks for."""
-    achieved = counted(conversion.achieved, found)
-    summary, note = summary_of(found.layers, wanted_of(conversion.achieved)), note_of(found, device)
+def with_evidence(payload: Payload, found: Compiled, device: Device) -> Payload:
+    """The payload with what the compiler said in place of what the file asks for."""
+    achieved = counted(payload.achieved, found)
+    summary, note = summary_of(found.layers, wanted_of(payload.achieved)), note_of(found, device)
     facts = {
         "compiler": f"TensorRT for RTX {found.version}",
         "arch": found.arch,
         "device_arch": device.arch,
         "summary": summary,
-        "findings": list(findings_of(conversion.achieved, achieved)),
+        "findings": list(findings_of(payload.achieved, achieved)),
         "note": note,
         "layers": [_listed(layer) for layer in found.layers],
     }
-    notes = (*conversion.achieved.notes, summary, note)
+    notes = (*payload.achieved.notes, summary, note)
     return replace(
-        conversion,
+        payload,
         achieved=replace(achieved, notes=notes, evidence=Evidence.COMPILED),
-        tool_versions={**conversion.tool_versions, "tensorrt_rtx": found.version},
-        metadata={**conversion.metadata, COMPILED: facts},
+        tool_versions={**payload.tool_versions, "tensorrt_rtx": found.version},
+        metadata={**payload.metadata, COMPILED: facts},
     )
 
 
@@ -118,13 +121,13 @@ def _explained(layer: LayerAchieved, before: LayerAchieved) -> LayerAchieved:
     return replace(layer, reason=f"placed in {before.precision}, and the compiler computes it in {layer.precision}")
 
 
-def tf32_gate(job: ConversionJob) -> tuple[tuple[str, ...], float | None]:
+def tf32_gate(prepared: Prepared) -> tuple[tuple[str, ...], float | None]:
     """What float32 means on a GPU whose builder may use TF32, its default: its mantissa is float16's.
 
     Returns:
         Notes for the reader, and the SQNR in dB from which golden outputs are reproduced; None for the precision's.
     """
-    if job.precision is not Precision.FP32 or "tf32" not in job.device.peak_tops:
+    if prepared.precision is not Precision.FP32 or "tf32" not in prepared.device.peak_tops:
         return (), None
     gate = Precision.FP16.row.min_sqnr_db
     return ("float32 layers may run in TF32 on the device: golden outputs are gated as those of float16",), gate
@@ -171,11 +174,11 @@ def _listed(layer: EngineLayer) -> dict[str, Any]:
     return {"name": layer.name, "type": layer.type, "precision": layer.precision, "nodes": list(layer.nodes)}
 
 
-def _located(error: ConversionError, job: ConversionJob) -> ConversionError:
+def _located(error: ConversionError, prepared: Prepared) -> ConversionError:
     """The error with module path and source line of the node that the compiler named."""
     from deploykit.capture.origins import origin_of
 
-    nodes = {node.name: node for node in job.captured.graph_module.graph.nodes if node.op == "call_function"}
+    nodes = {node.name: node for node in prepared.captured.graph_module.graph.nodes if node.op == "call_function"}
     named = _named(error.message, nodes)
     hint = "replace the operation, or keep the layer in float (exclude=)"
     if named is None:

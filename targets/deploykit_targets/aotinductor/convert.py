@@ -18,20 +18,17 @@ from deploykit.contract.host import this_host
 from deploykit.contract.optional import versions
 from deploykit.contract.precision import Precision
 from deploykit.contract.quiet import kept_quiet
-from deploykit.plugin.target import Conversion, ConversionJob
-from deploykit_calibration.job import quantize
-from deploykit_calibration.layers import float_layers, reconcile
-from deploykit_calibration.placement import LayerPlacement
-from deploykit_calibration.simulate import SimulatedModel
+from deploykit.plugin.target import Payload
+from deploykit_calibration.layers import reconcile
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.aotinductor.compiling import OPTIONS, without_paths
 from deploykit_targets.aotinductor.count import integer_layers
 from deploykit_targets.aotinductor.program import PROGRAM
 from deploykit_targets.aotinductor.retype import retyped
-from deploykit_targets.aotinductor.scheme import scheme_of
 
 if TYPE_CHECKING:
     from deploykit.contract.devices import Device
+    from deploykit_calibration.prepared import Prepared
 
 ENTRY = "model.pt2"
 _HASHED = re.compile(r"/[^/.]+\.wrapper")  # files are called by a hash over this machine's paths
@@ -43,15 +40,13 @@ _NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: 
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """What is compiled: a graph, its layers, and the q/dq graph in PyTorch where there is one."""
+    """What is compiled, and what of it stays float32 in a float16 model."""
 
     graph_module: GraphModule
-    layers: tuple[LayerPlacement, ...]
-    simulation: SimulatedModel | None
     plan: Float16Plan = field(default_factory=Float16Plan)
 
 
-def convert(job: ConversionJob) -> Conversion:
+def convert(prepared: Prepared, folder: Path) -> Payload:
     """Write `model.pt2`.
 
     Raises:
@@ -59,79 +54,75 @@ def convert(job: ConversionJob) -> Conversion:
         CalibrationError: int8 without a table.
         ConversionError: the compiler refused.
     """
-    place = torch_device(job.device)
-    source = _quantized(job) if job.precision is Precision.INT8 else _float(job)
+    place = torch_device(prepared.device)
+    source = _source(prepared)
     log: list[str] = []
     with kept_quiet(log):
-        program: Any = job.captured.export_program(source.graph_module)
+        program: Any = prepared.captured.export_program(source.graph_module)
         if place == "cuda":
             program = move_to_device_pass(program, place)
-        if job.options.runtime == "compile":
-            return _kept(program, job, source, place)
+        if prepared.options.runtime == "compile":
+            return _kept(program, prepared, folder, place)
         try:
-            _compile(program, job, job.folder / ENTRY)
+            _compile(program, prepared, folder / ENTRY)
         except Exception as error:  # the compiler's errors have no common base
             raise ConversionError(
                 f"AOTInductor cannot compile the model: {error}",
                 hint="a C++ compiler is needed; see `deploykit doctor`",
             ) from error
-    counted = reconcile(job.precision, source.layers, _executed(job, source), source="the compiler's generated code")
-    _canonical(job.folder / ENTRY)
-    return Conversion(
+    executed = _executed(prepared, source.plan, folder / ENTRY)
+    counted = reconcile(prepared.precision, prepared.layers, executed, source="the compiler's generated code")
+    _canonical(folder / ENTRY)
+    return Payload(
         entry=ENTRY,
-        achieved=source.plan.listed(counted, job.captured),
+        achieved=source.plan.listed(counted, prepared.captured),
         tool_versions=versions("torch"),
-        simulation=source.simulation,
         log="\n".join(log),
-        metadata={"compiled_for": compiled_for(job.device), "torch_device": place},
+        metadata={"compiled_for": compiled_for(prepared.device), "torch_device": place},
     )
 
 
-def _kept(program: Any, job: ConversionJob, source: _Source, place: str) -> Conversion:
+def _kept(program: Any, prepared: Prepared, folder: Path, place: str) -> Payload:
     """The program itself as payload; what each layer computes in is what its tensors' types say.
 
     Raises:
         UnsupportedPrecisionError: int8, whose kernels only the package's compiler is given.
     """
-    if job.precision is Precision.INT8:
+    if prepared.precision is Precision.INT8:
         raise UnsupportedPrecisionError('runtime="compile" has no int8', hint='runtime="package", or precision="bf16"')
-    torch.export.save(program, job.folder / PROGRAM)
-    executed = {layer.name: _NAMES[job.precision] for layer in source.layers}
-    return Conversion(
+    torch.export.save(program, folder / PROGRAM)
+    executed = {layer.name: _NAMES[prepared.precision] for layer in prepared.layers}
+    return Payload(
         entry=PROGRAM,
-        achieved=reconcile(job.precision, source.layers, executed, source="types of the exported program"),
+        achieved=reconcile(prepared.precision, prepared.layers, executed, source="types of the exported program"),
         tool_versions=versions("torch"),
-        metadata={"compiled_for": compiled_for(job.device), "torch_device": place},
+        metadata={"compiled_for": compiled_for(prepared.device), "torch_device": place},
     )
 
 
-def _float(job: ConversionJob) -> _Source:
-    plan = plan_float16(job) if job.precision is Precision.FP16 else Float16Plan()
-    module = retyped(job.captured, _DTYPES[job.precision], plan.kept)
-    return _Source(module, float_layers(job.captured), None, plan)
+def _source(prepared: Prepared) -> _Source:
+    if prepared.precision is Precision.INT8:
+        return _Source(prepared.graph_module)
+    plan = plan_float16(prepared) if prepared.precision is Precision.FP16 else Float16Plan()
+    return _Source(retyped(prepared.captured, _DTYPES[prepared.precision], plan.kept), plan)
 
 
-def _quantized(job: ConversionJob) -> _Source:
-    quantized = quantize(job, scheme_of(this_host()))
-    return _Source(quantized.graph_module, quantized.layers, SimulatedModel(job.captured, quantized))
-
-
-def _executed(job: ConversionJob, source: _Source) -> dict[str, str]:
+def _executed(prepared: Prepared, plan: Float16Plan, path: Path) -> dict[str, str]:
     """Layer name to precision. Float graphs are typed throughout; int8 is what calls an integer kernel."""
-    if job.precision is not Precision.INT8:
-        own = _NAMES[job.precision]
-        return {layer.name: "float32" if layer.name in source.plan.kept else own for layer in source.layers}
-    integer = integer_layers(job.folder / ENTRY, source.layers)
-    return {layer.name: "int8" if layer.name in integer else "float32" for layer in source.layers if layer.macs}
+    if prepared.precision is not Precision.INT8:
+        own = _NAMES[prepared.precision]
+        return {layer.name: "float32" if layer.name in plan.kept else own for layer in prepared.layers}
+    integer = integer_layers(path, prepared.layers)
+    return {layer.name: "int8" if layer.name in integer else "float32" for layer in prepared.layers if layer.macs}
 
 
-def _compile(program: Any, job: ConversionJob, path: Path) -> None:
+def _compile(program: Any, prepared: Prepared, path: Path) -> None:
     configs = {
-        "max_autotune": job.options.max_autotune,
+        "max_autotune": prepared.options.max_autotune,
         # kernels ask at run time how many threads there are, so that `open(threads=)` means something
         "cpp.dynamic_threads": True,
         # the compiler looks for q/dq patterns only where weights are constants that it may pack
-        "freezing": job.precision is Precision.INT8,
+        "freezing": prepared.precision is Precision.INT8,
         **OPTIONS,
     }
     with torch.no_grad(), without_paths():

@@ -16,11 +16,15 @@ from deploykit.contract.optional import Requirement, SystemTool
 from deploykit.contract.precision import Precision
 from deploykit.contract.requirements import Requirements
 from deploykit.places.first import Risk
-from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
+from deploykit.plugin.target import Capabilities, Payload, Target
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
     from deploykit.contract.session import Session
+    from deploykit_calibration.prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,21 @@ class AotInductorTarget(Target):
         """See `Target.risk`: a package is a library, and PyTorch's loader has been seen to crash on a GPU machine."""
         return Risk.NONE if artifact.manifest.options.get("runtime") == "compile" else Risk.CODE
 
-    def _convert(self, job: ConversionJob) -> Conversion:
+    def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
+        """See `Target.scheme`."""
+        from deploykit_targets.aotinductor.scheme import scheme_of
+
+        return scheme_of(request, captured)
+
+    def lower(self, prepared: Prepared, folder: Path) -> Payload:
+        """See `Target.lower`."""
         from deploykit_targets.aotinductor.convert import convert
 
-        converted, needs, host = convert(job), self.requirements(job.device, job.precision), this_host()
+        converted, needs, host = (
+            convert(prepared, folder),
+            self.requirements(prepared.device, prepared.precision),
+            this_host(),
+        )
         major, minor = converted.tool_versions["torch"].split(".")[:2]  # a package is tied to PyTorch's own library
         packages = {"torch": f"=={major}.{minor}.*"}
         return replace(

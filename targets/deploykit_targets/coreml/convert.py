@@ -15,25 +15,22 @@ from deploykit.contract.optional import versions
 from deploykit.contract.precision import Precision
 from deploykit.contract.quiet import kept_quiet
 from deploykit.judge.profiling import DEFAULT_EFFORT
-from deploykit.plugin.estimate import TRAFFIC
-from deploykit.plugin.target import Conversion, ConversionJob
-from deploykit_calibration.job import quantize
-from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
+from deploykit.plugin.target import Payload
+from deploykit_calibration.layers import layer_aliases, reconcile
 from deploykit_calibration.op_kinds import data_arguments, shape_of
 from deploykit_calibration.placement import LayerPlacement
-from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.coreml import interface, network, package, prescan
 from deploykit_targets.coreml.compress import WEIGHT_ONLY, compress
 from deploykit_targets.coreml.count import Counted, count, origins, sources
 from deploykit_targets.coreml.lower import Exported, exported
 from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
-from deploykit_targets.coreml.scheme import OS_FLOOR, SCHEME, op_set_of
-from deploykit_targets.coreml.simulation import simulated
+from deploykit_targets.coreml.scheme import OS_FLOOR, op_set_of
 from deploykit_targets.coreml.target import BATCH_SIZES
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
+    from deploykit_calibration.prepared import Prepared
     from deploykit_targets.coreml.target import CoreMLOptions
 
 _NOTES = {
@@ -53,7 +50,6 @@ class _Source:
     captured: CapturedModel
     lowered: Exported
     layers: tuple[LayerPlacement, ...]
-    simulation: SimulatedModel | None
     plan: Float16Plan
 
 
@@ -67,7 +63,7 @@ class _Made:
     made_for: dict[str, str]
 
 
-def convert(job: ConversionJob) -> Conversion:
+def convert(prepared: Prepared, folder: Path) -> Payload:
     """Write `model.mlpackage`, or `model.mlmodel` in the old form.
 
     Raises:
@@ -76,65 +72,65 @@ def convert(job: ConversionJob) -> Conversion:
         UnsupportedPrecisionError: the old form does not have it.
         UsageError: an option does not fit the model.
     """
-    options: CoreMLOptions = job.options
-    interface.check(job.captured, options)
-    prescan.check_outputs(job.captured)
+    options: CoreMLOptions = prepared.options
+    interface.check(prepared.captured, options)
+    prescan.check_outputs(prepared.captured)
     if options.form == network.FORM:
-        network.check(job.precision, options)
+        network.check(prepared.precision, options)
     log: list[str] = []
     with kept_quiet(log):
         import_coremltools()
         prescan.register_lstm()
-        source = _source(job)
+        source = _source(prepared)
         prescan.check(source.captured, source.lowered)
         try:
-            model = _network(job, source) if options.form == network.FORM else _program(job, source)
+            model = _network(prepared, source) if options.form == network.FORM else _program(prepared, source)
         except Exception as error:
             raise prescan.refused(source.captured, source.lowered, error) from error
-        made = _written(job, source, model)
-    return Conversion(
+        made = _written(prepared, folder, source, model)
+    return Payload(
         entry=made.entry,
-        achieved=_achieved(job, source, made.counted),
+        achieved=_achieved(prepared, source, made.counted),
         tool_versions=versions("torch", "coremltools"),
-        simulation=source.simulation,
         log="\n".join(log),
-        metadata=_metadata(source, made) | {"made_for": made.made_for, BATCH_SIZES: _batch_sizes(job)},
+        traffic=_traffic(source),
+        metadata=_metadata(source, made) | {"made_for": made.made_for, BATCH_SIZES: _batch_sizes(prepared)},
     )
 
 
-def _source(job: ConversionJob) -> _Source:
-    plan = Float16Plan() if job.precision is Precision.FP32 else plan_float16(job)
-    if job.options.form == network.FORM:
-        plan.refuse(job.captured, "a Core ML neural network is float16 throughout", 'leave out form="neuralnetwork"')
-    if job.precision is not Precision.INT8:
-        return _Source(job.captured, exported(job.captured), float_layers(job.captured), None, plan)
-    placed = quantize(job, SCHEME)
-    lowered = exported(job.captured, placed.graph_module)
-    return _Source(job.captured, lowered, placed.layers, simulated(job.captured, placed, plan.kept), plan)
+def _source(prepared: Prepared) -> _Source:
+    plan = Float16Plan() if prepared.precision is Precision.FP32 else plan_float16(prepared)
+    if prepared.options.form == network.FORM:
+        why = "a Core ML neural network is float16 throughout"
+        plan.refuse(prepared.captured, why, 'leave out form="neuralnetwork"')
+    graph = prepared.graph_module if prepared.scheme.quantizes else None
+    return _Source(prepared.captured, exported(prepared.captured, graph), prepared.layers, plan)
 
 
-def _batch_sizes(job: ConversionJob) -> list[int]:
-    return interface.batch_sizes(job.captured, job.options, DEFAULT_EFFORT.batch_sizes)
+def _batch_sizes(prepared: Prepared) -> list[int]:
+    return interface.batch_sizes(prepared.captured, prepared.options, DEFAULT_EFFORT.batch_sizes)
 
 
-def _op_set(job: ConversionJob) -> str:
-    return op_set_of(job.options.deployment_target or str(job.device.extra["deployment_target"]), job.precision)
+def _op_set(prepared: Prepared) -> str:
+    return op_set_of(
+        prepared.options.deployment_target or str(prepared.device.extra["deployment_target"]), prepared.precision
+    )
 
 
-def _program(job: ConversionJob, source: _Source) -> Any:
+def _program(prepared: Prepared, source: _Source) -> Any:
     """The ML Program as coremltools makes it."""
     import coremltools
 
-    options: CoreMLOptions = job.options
+    options: CoreMLOptions = prepared.options
     precision = coremltools.precision
-    inputs, outputs = interface.types(job.captured, options)
+    inputs, outputs = interface.types(prepared.captured, options)
     return coremltools.convert(
         source.lowered.program,
         inputs=inputs,
         outputs=outputs,
         classifier_config=interface.classifier(options),
-        minimum_deployment_target=coremltools.target[_op_set(job)],
-        compute_precision=precision.FLOAT32 if job.precision is Precision.FP32 else _but(source),
+        minimum_deployment_target=coremltools.target[_op_set(prepared)],
+        compute_precision=precision.FLOAT32 if prepared.precision is Precision.FP32 else _but(source),
         convert_to="mlprogram",
         skip_model_load=True,
     )
@@ -150,27 +146,27 @@ def _but(source: _Source) -> Any:
     )
 
 
-def _network(job: ConversionJob, source: _Source) -> Any:
-    return network.converted(job, source.lowered)
+def _network(prepared: Prepared, source: _Source) -> Any:
+    return network.converted(prepared, source.lowered)
 
 
-def _written(job: ConversionJob, source: _Source, model: Any) -> _Made:
+def _written(prepared: Prepared, folder: Path, source: _Source, model: Any) -> _Made:
     """Compress, declare and write a converted model, and read it again."""
-    options: CoreMLOptions = job.options
+    options: CoreMLOptions = prepared.options
     made_for = sources(model._mil_program, source.lowered.names)
     if options.form == network.FORM:
-        model = network.compressed(model, job.precision, threshold=options.weight_threshold)
-        path = network.write(interface.finished(model, job.captured, options), job.folder)
-        counted, facts = network.count(path, job.precision, made_for)
+        model = network.compressed(model, prepared.precision, threshold=options.weight_threshold)
+        path = network.write(interface.finished(model, prepared.captured, options), folder)
+        counted, facts = network.count(path, prepared.precision, made_for)
         return _Made(network.ENTRY, counted, facts, made_for)
-    if job.precision in WEIGHT_ONLY:
-        model = compress(model, job.precision, threshold=options.weight_threshold, block_size=options.block_size)
-    path = package.write(interface.finished(model, job.captured, options), job.folder)
-    return _Made(package.ENTRY, count(path, made_for), _program_facts(path, _op_set(job)), made_for)
+    if prepared.precision in WEIGHT_ONLY:
+        model = compress(model, prepared.precision, threshold=options.weight_threshold, block_size=options.block_size)
+    path = package.write(interface.finished(model, prepared.captured, options), folder)
+    return _Made(package.ENTRY, count(path, made_for), _program_facts(path, _op_set(prepared)), made_for)
 
 
-def _achieved(job: ConversionJob, source: _Source, counted: Counted) -> Achieved:
-    precision, old = job.precision, job.options.form == network.FORM
+def _achieved(prepared: Prepared, source: _Source, counted: Counted) -> Achieved:
+    precision, old = prepared.precision, prepared.options.form == network.FORM
     tails = layer_aliases(source.captured)
     executed = {tails.get(name, name): found for name, found in counted.executed.items()}
     executed |= counted.executed
@@ -200,12 +196,16 @@ def _program_facts(written: Path, op_set: str) -> dict[str, Any]:
     }
 
 
-def _metadata(source: _Source, made: _Made) -> dict[str, Any]:
+def _traffic(source: _Source) -> dict[str, list[int]]:
     nodes = {node.name: node for node in source.captured.graph_module.graph.nodes}
-    traffic = {layer.name: _elements(nodes[layer.name]) for layer in source.layers if layer.name in nodes}
+    return {layer.name: _elements(nodes[layer.name]) for layer in source.layers if layer.name in nodes}
+
+
+def _metadata(source: _Source, made: _Made) -> dict[str, Any]:
     executed = made.counted.executed
-    moved = sum(sum(elements) * _WIDTHS.get(executed.get(name, "float16"), 2) for name, elements in traffic.items())
-    return {**made.facts, "ops": made.counted.ops, "activation_bytes": moved, TRAFFIC: traffic}
+    elements = ((name, sum(counts)) for name, counts in _traffic(source).items())
+    moved = sum(count * _WIDTHS.get(executed.get(name, "float16"), 2) for name, count in elements)
+    return {**made.facts, "ops": made.counted.ops, "activation_bytes": moved}
 
 
 def _elements(node: Any) -> list[int]:

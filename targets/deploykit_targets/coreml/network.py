@@ -23,7 +23,7 @@ from deploykit_targets.coreml.nn_evaluator.weights import stored
 from deploykit_targets.coreml.package import DROPPED
 
 if TYPE_CHECKING:
-    from deploykit.plugin.target import ConversionJob
+    from deploykit_calibration.prepared import Prepared
     from deploykit_targets.coreml.lower import Exported
     from deploykit_targets.coreml.target import CoreMLOptions
 
@@ -67,12 +67,12 @@ def check(precision: Precision, options: CoreMLOptions) -> None:
         )
 
 
-def converted(job: ConversionJob, lowered: Exported) -> Any:
+def converted(prepared: Prepared, lowered: Exported) -> Any:
     """The model as coremltools makes it, with float32 weights."""
     import coremltools
 
-    options: CoreMLOptions = job.options
-    inputs, outputs = interface.types(job.captured, options)
+    options: CoreMLOptions = prepared.options
+    inputs, outputs = interface.types(prepared.captured, options)
     return coremltools.convert(
         lowered.program,
         inputs=inputs,

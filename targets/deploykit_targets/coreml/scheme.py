@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from deploykit.contract.formats import INT8_AFFINE, INT8_CHANNELS
 from deploykit.contract.precision import Precision
-from deploykit.contract.scheme import INT8_IN_OUT, FixedParams, Scheme, with_rules
+from deploykit.contract.scheme import IN_FLOAT, INT8_IN_OUT, FixedParams, Scheme, with_rules
 from deploykit_targets._schemes.x86 import ONNX_X86
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
 
 # A tensor of an ML Program has at most five axes. coremltools folds reshape, transpose, reshape over six of them
 # (windows of Swin) into what it has, where no quantize stands between.
@@ -19,9 +25,6 @@ COREML = Scheme(
     float16_scales=True,
 )
 
-
-SCHEME: Scheme = COREML
-"""Affine int8 activations, symmetric int8 weights per channel; softmax outputs and residual streams as in `COREML`."""
 
 OP_SETS = ("iOS16", "iOS17", "iOS18")
 """Names of coremltools' deployment targets, oldest first. iOS15 takes no float16 inputs and no `quantize` ops."""
@@ -42,3 +45,9 @@ def op_set_of(wanted: str, precision: Precision) -> str:
     `quantize` and `dequantize` came with iOS17; 4-bit integers and scales per block with iOS18.
     """
     return max(wanted, _NEEDED.get(precision, OP_SETS[0]), key=OP_SETS.index)
+
+
+def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
+    """The scheme for a request; what is rounded in weights alone, coremltools' own optimiser writes."""
+    del captured
+    return COREML if request.precision is Precision.INT8 else IN_FLOAT

@@ -19,13 +19,17 @@ from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.requirements import Missing, Preflight, Requirements, check, fits
 from deploykit.judge.profiling import DEFAULT_EFFORT, Effort, Profile
-from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target, Validation
+from deploykit.plugin.target import Capabilities, Payload, Simulation, Target, Validation
 from deploykit_targets.coreml.units import estimated
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
     from deploykit.contract.session import Session
     from deploykit.judge.parity import ParityReport
+    from deploykit_calibration.prepared import Prepared
 
 EVALUATED_NOTE = "evaluated in PyTorch from the written model; not run by Core ML, and not on the Neural Engine"
 
@@ -141,10 +145,26 @@ class CoreMLTarget(Target):
         said = f"time of the evaluator in PyTorch on this machine; it says nothing of {device.name}"
         return replace(measured, notes=(*measured.notes, said, *facts))
 
-    def _convert(self, job: ConversionJob) -> Conversion:
+    def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
+        """See `Target.scheme`."""
+        from deploykit_targets.coreml.scheme import scheme_of
+
+        return scheme_of(request, captured)
+
+    def simulate(self, prepared: Prepared) -> Simulation | None:
+        """See `Target.simulate`: what is not an integer is float16."""
+        if not prepared.scheme.quantizes:
+            return None
+        from deploykit_targets._float16 import plan_float16
+        from deploykit_targets.coreml.simulation import simulated
+
+        return simulated(prepared.captured, prepared.placed, plan_float16(prepared).kept)
+
+    def lower(self, prepared: Prepared, folder: Path) -> Payload:
+        """See `Target.lower`."""
         from deploykit_targets.coreml.convert import convert
 
-        converted, needs = convert(job), self.requirements(job.device, job.precision)
+        converted, needs = convert(prepared, folder), self.requirements(prepared.device, prepared.precision)
         facts = converted.metadata
         systems = tuple(str(facts["os_floor"]).split(", "))
         opset = {"coreml": int(facts["specification_version"])}

@@ -8,30 +8,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from deploykit.contract.errors import CalibrationError, UsageError
+from deploykit.contract.errors import UsageError
 from deploykit.contract.optional import versions
 from deploykit.contract.precision import Precision
-from deploykit.plugin.target import Conversion, ConversionJob
-from deploykit_calibration.job import BEST, quantize
-from deploykit_calibration.layers import float_layers, layer_aliases, reconcile
+from deploykit.plugin.target import Payload
+from deploykit_calibration.layers import layer_aliases, reconcile
 from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.placement import LayerPlacement
-from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.litert import flatbuffer, program
 from deploykit_targets.litert.count import executed, stored
 from deploykit_targets.litert.delegation import delegation
 from deploykit_targets.litert.quantize import RECIPES
-from deploykit_targets.litert.scheme import scheme
 from deploykit_targets.litert.worker import Request, worker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from deploykit.capture import CapturedModel
     from deploykit.contract.achieved import Achieved
     from deploykit.contract.tensors import TensorSpec
-    from deploykit_calibration.table import CalibrationTable
+    from deploykit_calibration.prepared import Prepared
 
 _ENTRY = "model.tflite"
 _DIALECT = "LiteRT computes with float32 activations"
@@ -58,7 +57,6 @@ class _Source:
         captured: the model whose graph is converted.
         graph_module: its float or q/dq graph.
         layers: every layer and what it was placed as.
-        simulation: the q/dq graph in PyTorch; None for float.
         kept: why layers stay as they are by the user's wish, by name; empty for static int8, where `layers` says it.
         dynamic: layers of a static model that round their input at run time, and write float.
     """
@@ -66,12 +64,11 @@ class _Source:
     captured: CapturedModel
     graph_module: torch.fx.GraphModule
     layers: tuple[LayerPlacement, ...]
-    simulation: SimulatedModel | None
     kept: dict[str, str]
     dynamic: frozenset[str] = frozenset()
 
 
-def convert(job: ConversionJob) -> Conversion:
+def convert(prepared: Prepared, folder: Path) -> Payload:
     """Write `model.tflite`, and count what it computes in.
 
     Raises:
@@ -79,44 +76,45 @@ def convert(job: ConversionJob) -> Conversion:
         CalibrationError: static int8 without a table.
         ConversionError: the converter refused or crashed; the message names op, module path and source line.
     """
-    _check(job)
+    _check(prepared)
     worker().start()  # its imports run beside our own work
-    source = _quantized(job) if job.precision is Precision.INT8 else _float(job)
+    source = _quantized(prepared) if prepared.precision is Precision.INT8 else _float(prepared)
     labels = _labels(source)
     request = Request(
-        settings=_settings(job, source, labels),
+        settings=_settings(prepared, source, labels),
         write_program=lambda path: program.save(path, source.graph_module, source.captured.example_inputs, labels),
         origins=source.captured.origins,
-        destination=job.folder / _ENTRY,
+        destination=folder / _ENTRY,
     )
     interface, log = worker().convert(request)
-    return Conversion(
+    return Payload(
         entry=_ENTRY,
-        achieved=_achieved(job, source),
+        achieved=_achieved(prepared, source, folder / _ENTRY),
         tool_versions=versions("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
-        simulation=source.simulation,
         log=log,
         metadata={"file": {**interface, "rounded_at_run_time": sorted(source.dynamic)}},
     )
 
 
-def _check(job: ConversionJob) -> None:
-    dynamic = sorted(name for name, axes in job.captured.dynamic_axes.items() if axes)
+def _check(prepared: Prepared) -> None:
+    dynamic = sorted(name for name, axes in prepared.captured.dynamic_axes.items() if axes)
     if dynamic:
         raise UsageError(
             f"LiteRT files have fixed shapes here, and {', '.join(dynamic)} was captured with dynamic axes",
             hint="export with example_inputs of the size that the device runs, and no dynamic_batch or dynamic_shapes",
         )
-    _check_normalisation(job)
-    if job.options.io == "int8" and job.precision not in (Precision.INT8, Precision.FP32):
-        raise UsageError(f'io="int8" needs static int8, not {job.precision}', hint='precision="int8", or io="float"')
+    _check_normalisation(prepared)
+    if prepared.options.io == "int8" and prepared.precision not in (Precision.INT8, Precision.FP32):
+        raise UsageError(
+            f'io="int8" needs static int8, not {prepared.precision}', hint='precision="int8", or io="float"'
+        )
 
 
-def _check_normalisation(job: ConversionJob) -> None:
-    mean, std = job.options.mean, job.options.std
+def _check_normalisation(prepared: Prepared) -> None:
+    mean, std = prepared.options.mean, prepared.options.std
     if not mean and not std:
         return
-    images = [spec for spec in job.captured.inputs if spec.layout in ("NCHW", "NHWC")]
+    images = [spec for spec in prepared.captured.inputs if spec.layout in ("NCHW", "NHWC")]
     channels = {int(spec.shape[spec.layout.index("C")]) for spec in images if spec.layout}
     if len(mean) != len(std) or {len(mean)} not in ({1}, channels) or 0.0 in std or not images:
         raise UsageError(
@@ -126,29 +124,24 @@ def _check_normalisation(job: ConversionJob) -> None:
         )
 
 
-def _quantized(job: ConversionJob) -> _Source:
-    own = scheme(job.captured, io=job.options.io)
-    quantized = quantize(job, own)
-    simulation = SimulatedModel(job.captured, quantized)
-    return _Source(job.captured, quantized.graph_module, quantized.layers, simulation, {}, quantized.run_time)
+def _quantized(prepared: Prepared) -> _Source:
+    placed = prepared.placed
+    return _Source(prepared.captured, placed.graph_module, placed.layers, {}, placed.run_time)
 
 
-def _table(job: ConversionJob) -> CalibrationTable:
-    if job.table is None:
-        raise CalibrationError(f"{job.precision} needs a calibration table", hint="pass calibration=")
-    return job.table
+def _float(prepared: Prepared) -> _Source:
+    names = [layer.name for layer in prepared.layers]
+    kept = (
+        kept_float(prepared.captured.origins, names, prepared.include, prepared.exclude)
+        if prepared.include or prepared.exclude
+        else {}
+    )
+    return _Source(prepared.captured, prepared.graph_module, prepared.layers, kept)
 
 
-def _float(job: ConversionJob) -> _Source:
-    layers = float_layers(job.captured)
-    names = [layer.name for layer in layers]
-    kept = kept_float(job.captured.origins, names, job.include, job.exclude) if job.include or job.exclude else {}
-    return _Source(job.captured, job.captured.graph_module, layers, None, kept)
-
-
-def _settings(job: ConversionJob, source: _Source, labels: dict[str, str]) -> dict[str, Any]:
+def _settings(prepared: Prepared, source: _Source, labels: dict[str, str]) -> dict[str, Any]:
     """What the converter's process is told; see `convert_child`."""
-    layout, static = job.options.layout, job.precision is Precision.INT8
+    layout, static = prepared.options.layout, prepared.precision is Precision.INT8
     ends = {
         "inputs": [_wanted(spec, layout) for spec in source.captured.inputs],
         "outputs": [_wanted(spec, layout) for spec in source.captured.outputs],
@@ -157,28 +150,30 @@ def _settings(job: ConversionJob, source: _Source, labels: dict[str, str]) -> di
     return {
         "static": static,
         "float_key": None if static else hashlib.sha256(json.dumps(float_file).encode()).hexdigest(),
-        "recipe": job.precision.value if job.precision.value in RECIPES else None,
+        "recipe": prepared.precision.value if prepared.precision.value in RECIPES else None,
         "kept_float": sorted(source.kept),
         "dynamic": sorted(source.dynamic),
-        "ranges": _ranges(job, source) if job.precision is Precision.INT16X8 else {},
-        "io": job.options.io,
-        "about": _about(job),
+        "ranges": _ranges(prepared, source) if prepared.precision is Precision.INT16X8 else {},
+        "io": prepared.options.io,
+        "about": _about(prepared),
         **ends,
     }
 
 
-def _about(job: ConversionJob) -> dict[str, Any]:
+def _about(prepared: Prepared) -> dict[str, Any]:
     """What the file's metadata says beside what the file itself does."""
-    options, inputs = job.options, [spec.name for spec in job.captured.inputs]
+    options, inputs = prepared.options, [spec.name for spec in prepared.captured.inputs]
     observed = {}
-    if job.table is not None:
-        nodes = {str(node.target): node.name for node in job.captured.graph_module.graph.find_nodes(op="placeholder")}
-        statistics = _table(job).statistics
+    if prepared.table is not None:
+        nodes = {
+            str(node.target): node.name for node in prepared.captured.graph_module.graph.find_nodes(op="placeholder")
+        }
+        statistics = prepared.table.statistics
         seen = {name: statistics[nodes[name]] for name in inputs if nodes[name] in statistics}
         observed = {name: (found.minimum, found.maximum) for name, found in seen.items() if found.count}
     return {
         "name": options.name,
-        "description": options.description or f"{job.precision} for {job.device.name}, exported by deploykit",
+        "description": options.description or f"{prepared.precision} for {prepared.device.name}, exported by deploykit",
         "mean": options.mean,
         "std": options.std,
         "inputs": inputs,
@@ -186,9 +181,9 @@ def _about(job: ConversionJob) -> dict[str, Any]:
     }
 
 
-def _ranges(job: ConversionJob, source: _Source) -> dict[str, tuple[float, float]]:
+def _ranges(prepared: Prepared, source: _Source) -> dict[str, tuple[float, float]]:
     """What our calibration saw, for symmetric 16 bit: of every node, and of the ends by the converter's names."""
-    table, method = _table(job), "default" if job.method == BEST else job.method  # 16 bits are too fine to choose
+    table, method = prepared.statistics, prepared.method
     found = {name: table.range(name, method=method, symmetric=True, bits=16) for name in table.statistics}
     graph = source.captured.graph_module.graph
     (end,) = graph.find_nodes(op="output")
@@ -210,41 +205,41 @@ def _labels(source: _Source) -> dict[str, str]:
     return {name: owner for name, owner in owners if owner != name and owner in layers}
 
 
-def _achieved(job: ConversionJob, source: _Source) -> Achieved:
-    model = flatbuffer.read(job.folder / _ENTRY)
+def _achieved(prepared: Prepared, source: _Source, path: Path) -> Achieved:
+    model = flatbuffer.read(path)
     tails = layer_aliases(source.captured)
     names = {*tails, *(layer.name for layer in source.layers)}
     found = executed(model, names)
-    if job.precision in _HELD:  # the precision is that of the stored weights, not that of the arithmetic
+    if prepared.precision in _HELD:  # the precision is that of the stored weights, not that of the arithmetic
         found.update(stored(model, names))
     renamed = {tails.get(name, name): what for name, what in found.items() if tails.get(name, name) not in found}
     counted = reconcile(
-        job.precision,
+        prepared.precision,
         source.layers,
         {**renamed, **found},
         source="operators and types in the .tflite file",
-        reasons={**_in_float(job, source), **source.kept},
-        notes=(*_NOTES.get(job.precision, ()), *((_DYNAMIC,) if source.dynamic else ()), *_overflows(job)),
+        reasons={**_in_float(prepared, source), **source.kept},
+        notes=(*_NOTES.get(prepared.precision, ()), *((_DYNAMIC,) if source.dynamic else ()), *_overflows(prepared)),
         kept=source.kept,
-        left=_LEFT.get(job.precision, "ai-edge-quantizer leaves this kind of layer in float"),
+        left=_LEFT.get(prepared.precision, "ai-edge-quantizer leaves this kind of layer in float"),
     )
-    if job.options.kernels != "xnnpack":
+    if prepared.options.kernels != "xnnpack":
         return counted
     macs = {layer.name: layer.macs for layer in source.layers if layer.macs}
-    return replace(counted, delegation=delegation(job.folder / _ENTRY, macs, tails))
+    return replace(counted, delegation=delegation(path, macs, tails))
 
 
-def _in_float(job: ConversionJob, source: _Source) -> dict[str, str]:
+def _in_float(prepared: Prepared, source: _Source) -> dict[str, str]:
     """Why layers are in float32 where float16 is a type of storage."""
-    if job.precision is not Precision.FP16:
+    if prepared.precision is not Precision.FP16:
         return {}
     reason = "it has no weights to store in float16, and the file computes in float32"
     return {layer.name: _BEYOND if layer.weights else reason for layer in source.layers}
 
 
-def _overflows(job: ConversionJob) -> Iterator[str]:
+def _overflows(prepared: Prepared) -> Iterator[str]:
     """What overflows in an app that asks for float16 arithmetic; the file itself computes in float32."""
-    plan = plan_float16(job) if job.precision is Precision.FP16 else Float16Plan()
+    plan = plan_float16(prepared) if prepared.precision is Precision.FP16 else Float16Plan()
     for name, why in plan.kept.items():
-        if str(job.captured.origins.get(name, "")):
+        if str(prepared.captured.origins.get(name, "")):
             yield f"in float16 arithmetic {name} fails: {why}"

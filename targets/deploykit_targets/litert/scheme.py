@@ -6,7 +6,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deploykit.contract.formats import INT8_AFFINE, INT8_CHANNELS
-from deploykit.contract.scheme import FOLLOW, INT8_REQUIRED, JOIN, PASSENGERS, RECURRENT, FixedParams, Scheme, no_kernel
+from deploykit.contract.precision import Precision
+from deploykit.contract.scheme import (
+    FOLLOW,
+    IN_FLOAT,
+    INT8_REQUIRED,
+    JOIN,
+    PASSENGERS,
+    RECURRENT,
+    FixedParams,
+    Scheme,
+    no_kernel,
+)
 
 # Every tensor that an int8 kernel writes is int8, or the kernel is not chosen; built-in parameters and equal
 # scales are conditions of the file format.
@@ -46,25 +57,25 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
     from deploykit_calibration.graph_view import GraphView
 
 _INTEGER_ENDS = frozenset({"conv", "conv_transpose", "matmul"})
 
 
-def scheme(captured: CapturedModel, *, io: str) -> Scheme:
+def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
     """The scheme for one model: int8 affine activations, weights rounded in the file's own converter.
 
     Rounding what the model returns costs 0.5 to 7 dB. Where a linear layer writes it, the layer stays out of the static
     graph, and rounds its input at run time instead: int8 products, float results. Other products have no such form that
     is as fast, and write int8.
-
-    Args:
-        io: `float`, or `int8` for a file that gives int8 itself.
     """
     from deploykit_calibration.graph_view import GraphView
 
-    view = GraphView(captured.graph_module.graph)
-    integers = io == "int8" or any(_writer(view, node) in _INTEGER_ENDS for node in view.returned)
+    if request.precision is not Precision.INT8:
+        return IN_FLOAT
+    view = GraphView.of(captured)
+    integers = request.options.io == "int8" or any(_writer(view, node) in _INTEGER_ENDS for node in view.returned)
     return replace(LITERT, float_outputs=not integers)
 
 

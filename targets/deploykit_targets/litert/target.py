@@ -13,11 +13,15 @@ from deploykit.contract.precision import Precision
 from deploykit.contract.requirements import Requirements
 from deploykit.judge.profiling import DEFAULT_EFFORT, Effort, Percentiles, Profile, measure_interleaved
 from deploykit.places.first import Risk
-from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
+from deploykit.plugin.target import Capabilities, Payload, Target
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
     from deploykit.contract.session import Session
+    from deploykit_calibration.prepared import Prepared
 
 
 _PROFILED_THREADS = (1, 2)  # a phone's app gets one or two fast cores
@@ -113,10 +117,17 @@ class LiteRTTarget(Target):
         operators = artifact.manifest.recorded(Operators, "file").operators
         return replace(found, latency_by_threads_ms=by_threads, operators=operators)
 
-    def _convert(self, job: ConversionJob) -> Conversion:
+    def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
+        """See `Target.scheme`."""
+        from deploykit_targets.litert.scheme import scheme_of
+
+        return scheme_of(request, captured)
+
+    def lower(self, prepared: Prepared, folder: Path) -> Payload:
+        """See `Target.lower`."""
         from deploykit_targets.litert.convert import convert
 
-        return convert(job)
+        return convert(prepared, folder)
 
     def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         from deploykit_targets.litert.session import LiteRTSession

@@ -6,23 +6,24 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from deploykit.contract.precision import Precision
-from deploykit.plugin.target import Conversion, ConversionJob
+from deploykit.plugin.target import Payload
 from deploykit_targets._onnx.explicit import lower_explicit
 from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets._recipe.portable import MODEL, build_from, build_here, portable
 from deploykit_targets.migraphx import build_model
 from deploykit_targets.migraphx.build_model import PROGRAM_FILE
-from deploykit_targets.migraphx.scheme import OPSET, notes_of, scheme_of
+from deploykit_targets.migraphx.scheme import OPSET, notes_of
 from deploykit_targets.migraphx.session import MIGRAPHX, PROGRAM, interpreter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.artifact.store import StoredArtifact
+    from deploykit_calibration.prepared import Prepared
     from deploykit_targets.migraphx.target import MigraphxOptions
 
 
-def convert(job: ConversionJob) -> Conversion:
+def convert(prepared: Prepared, folder: Path) -> Payload:
     """Write ONNX file and recipe; where the job's device is this machine, compile it too.
 
     MIGraphX's parser has no bfloat16: such a model is written in float32, and the recipe has MIGraphX convert it.
@@ -31,14 +32,18 @@ def convert(job: ConversionJob) -> Conversion:
         ConversionError: an operator has no ONNX form, or MIGraphX would refuse the file; names node and rule.
     """
     rules = load_rules("migraphx")
-    typed = job.precision is not Precision.BF16
-    made = lower_explicit(job, scheme_of(job.device), rules, opset=OPSET, typed=typed)
-    conversion = portable(job, made, build_model, asdict(job.options), notes_of(job.precision, job.device))
-    python = interpreter(job.options.runtime)
-    return build_here(job, conversion, PROGRAM, entry_of(job.options), arguments_of(job.options), python)
+    typed = prepared.precision is not Precision.BF16
+    made = lower_explicit(prepared, rules, opset=OPSET, typed=typed)
+    payload = portable(
+        prepared, folder, made, build_model, asdict(prepared.options), notes_of(prepared.precision, prepared.device)
+    )
+    python = interpreter(prepared.options.runtime)
+    return build_here(
+        prepared, folder, payload, PROGRAM, entry_of(prepared.options), arguments_of(prepared.options), python
+    )
 
 
-def build(artifact: StoredArtifact, folder: Path, options: MigraphxOptions) -> Conversion:
+def build(artifact: StoredArtifact, folder: Path, options: MigraphxOptions) -> Payload:
     """Compile an artifact into `folder`.
 
     Raises:

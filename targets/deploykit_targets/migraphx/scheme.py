@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from deploykit.contract.devices import Device
 from deploykit.contract.precision import Precision
-from deploykit.contract.scheme import Scheme
-from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.gpu import explicit_scheme
 
-MIGRAPHX = replace(TENSORRT, name="migraphx")
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
 
 
 OPSET = 19
@@ -24,9 +27,10 @@ FP8_NOTES = {
 """By `fp8` of the device table."""
 
 
-def scheme_of(device: Device) -> Scheme:
-    """The scheme for `device`: the same for all, because the matcher is."""
-    return MIGRAPHX
+def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
+    """The scheme for a request: the same for all devices, because the matcher is."""
+    del captured
+    return replace(explicit_scheme(request.precision), name="migraphx")
 
 
 def notes_of(precision: Precision, device: Device) -> tuple[str, ...]:

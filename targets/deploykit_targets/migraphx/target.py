@@ -14,12 +14,16 @@ from deploykit.contract.devices import Device, load_devices
 from deploykit.contract.errors import MissingDependencyError, UsageError
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Evidence, Precision
-from deploykit.plugin.target import Capabilities, Conversion, ConversionJob
+from deploykit.plugin.target import Capabilities, Payload
 from deploykit_targets._recipe.target import BuiltOnDevice, check_shapes
 from deploykit_targets.migraphx import session
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
+    from deploykit_calibration.prepared import Prepared
 
 _RUNTIMES = (session.MIGRAPHX, session.ONNXRUNTIME)
 
@@ -95,13 +99,20 @@ class MigraphxTarget(BuiltOnDevice):
         """See `BuiltOnDevice.interpreter`."""
         return session.interpreter(session.MIGRAPHX if artifact is None else _runtime_of(artifact))
 
-    def _convert(self, job: ConversionJob) -> Conversion:
-        check_shapes(job.options.shapes, job.captured.inputs)
+    def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
+        """See `Target.scheme`."""
+        from deploykit_targets.migraphx.scheme import scheme_of
+
+        return scheme_of(request, captured)
+
+    def lower(self, prepared: Prepared, folder: Path) -> Payload:
+        """See `Target.lower`."""
+        check_shapes(prepared.options.shapes, prepared.captured.inputs)
         from deploykit_targets.migraphx.convert import convert
 
-        return convert(job)
+        return convert(prepared, folder)
 
-    def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion:
+    def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload:
         from deploykit_targets.migraphx.convert import build
 
         return build(artifact, folder, options)

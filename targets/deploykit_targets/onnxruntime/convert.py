@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING
 from deploykit.contract.errors import UsageError
 from deploykit.contract.optional import versions
 from deploykit.contract.precision import Precision
-from deploykit.plugin.target import Conversion, ConversionJob
+from deploykit.plugin.target import Payload
 from deploykit_calibration.layers import layer_aliases, reconcile
 from deploykit_calibration.patterns import kept_float
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.count import count
-from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized, refuse_patterns
+from deploykit_targets._onnx.lowered import Lowered, lowered, refuse_patterns
 from deploykit_targets._onnx.ort_forms import for_onnxruntime
+from deploykit_targets._onnx.vnni import has_wide_weights
 from deploykit_targets._onnx.weights import Compressed, dynamic_int8, float16, layers_with_weights, weight_only
-from deploykit_targets.onnxruntime.scheme import scheme_of
 
 if TYPE_CHECKING:
     import onnx
 
     from deploykit.contract.achieved import Achieved
+    from deploykit_calibration.prepared import Prepared
 
 _ENTRY = "model.onnx"
 _WEIGHTS_NAME = "model.onnx.data"
@@ -48,7 +49,6 @@ class _Made:
     """The finished graph, with what is known of it before it is counted."""
 
     model: onnx.ModelProto
-    lowered: Lowered
     held: Mapping[str, str] | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     kept: Collection[str] = ()
@@ -56,44 +56,40 @@ class _Made:
     plan: Float16Plan = field(default_factory=Float16Plan)
 
 
-def convert(job: ConversionJob) -> Conversion:
+def convert(prepared: Prepared, folder: Path) -> Payload:
     """Write `model.onnx`, and count what it computes in.
 
     Raises:
         ConversionError: an operator has no ONNX form, or ONNX Runtime refuses the graph.
     """
-    made = _make(job)
-    path = job.folder / _ENTRY
+    made = _make(prepared)
+    path = folder / _ENTRY
     _write(for_onnxruntime(made.model), path)
-    return Conversion(
+    return Payload(
         entry=_ENTRY,
-        achieved=_achieved(job, made, path),
+        achieved=_achieved(prepared, made, path),
         tool_versions=versions("torch", "onnx", "onnxruntime"),
-        simulation=made.lowered.simulation,
         log=made.log,
     )
 
 
-def _make(job: ConversionJob) -> _Made:
-    opset, block_size = job.options.opset, job.options.block_size
-    if job.precision is Precision.INT8:
-        lowered = lower_quantized(job, scheme_of(job.device), opset=opset)
-        return _Made(lowered.model, lowered, log=lowered.log)
-    lowered = lower_float(job, opset=opset)
-    model = lowered.model
-    if job.precision is Precision.FP32:
-        return _Made(model, lowered, log=lowered.log)
-    if job.precision is Precision.FP16:
-        refuse_patterns(job)
-        plan = plan_float16(job)
-        return replace(_compressed(lowered, float16(model, plan.kept)), plan=plan)
-    keep = kept_float(job.captured.origins, layers_with_weights(model), job.include, job.exclude)
-    if job.precision is Precision.INT8_DYNAMIC:
-        dynamic = dynamic_int8(model, reduce_range=scheme_of(job.device).reduce_range, keep=keep)
-        return replace(_compressed(lowered, dynamic), kept=keep)
-    bits = 4 if job.precision is Precision.INT4_WEIGHT_ONLY else 8
+def _make(prepared: Prepared) -> _Made:
+    opset, block_size = prepared.options.opset, prepared.options.block_size
+    made = lowered(prepared, opset=opset)
+    model = made.model
+    if prepared.precision in (Precision.FP32, Precision.INT8):
+        return _Made(model, log=made.log)
+    if prepared.precision is Precision.FP16:
+        refuse_patterns(prepared)
+        plan = plan_float16(prepared)
+        return replace(_compressed(made, float16(model, plan.kept)), plan=plan)
+    keep = kept_float(prepared.captured.origins, layers_with_weights(model), prepared.include, prepared.exclude)
+    if prepared.precision is Precision.INT8_DYNAMIC:
+        dynamic = dynamic_int8(model, reduce_range=not has_wide_weights(prepared.device), keep=keep)
+        return replace(_compressed(made, dynamic), kept=keep)
+    bits = 4 if prepared.precision is Precision.INT4_WEIGHT_ONLY else 8
     held = weight_only(model, bits=bits, block_size=_checked(block_size), keep=keep)
-    return replace(_compressed(lowered, held, held=True), kept=keep)
+    return replace(_compressed(made, held, held=True), kept=keep)
 
 
 def _checked(block_size: int) -> int:
@@ -102,10 +98,10 @@ def _checked(block_size: int) -> int:
     return block_size
 
 
-def _compressed(lowered: Lowered, result: Compressed, *, held: bool = False) -> _Made:
+def _compressed(made: Lowered, result: Compressed, *, held: bool = False) -> _Made:
     """`held`: the precision is that of the stored weights, not that of the arithmetic."""
-    log = "\n".join(filter(None, (lowered.log, *result.log)))
-    return _Made(result.model, lowered, result.executed if held else None, result.reasons, log)
+    log = "\n".join(filter(None, (made.log, *result.log)))
+    return _Made(result.model, result.executed if held else None, result.reasons, log)
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:
@@ -118,18 +114,18 @@ def _write(model: onnx.ModelProto, path: Path) -> None:
         onnx.save(model, str(path), save_as_external_data=True, location=_WEIGHTS_NAME)
 
 
-def _achieved(job: ConversionJob, made: _Made, path: Path) -> Achieved:
-    aliases = layer_aliases(job.captured)
-    counted = count(path, {*aliases, *(layer.name for layer in made.lowered.layers)})
+def _achieved(prepared: Prepared, made: _Made, path: Path) -> Achieved:
+    aliases = layer_aliases(prepared.captured)
+    counted = count(path, {*aliases, *(layer.name for layer in prepared.layers)})
     executed = {**{aliases.get(name, name): found for name, found in counted.executed.items()}, **(made.held or {})}
     achieved = reconcile(
-        job.precision,
-        made.lowered.layers,
+        prepared.precision,
+        prepared.layers,
         executed,
         source="ONNX Runtime's optimised graph",
         reasons=made.reasons,
-        notes=_NOTES.get(job.precision, ()),
+        notes=_NOTES.get(prepared.precision, ()),
         kept=made.kept,
-        left=_LEFT.get(job.precision, ""),
+        left=_LEFT.get(prepared.precision, ""),
     )
-    return made.plan.listed(achieved, job.captured)
+    return made.plan.listed(achieved, prepared.captured)

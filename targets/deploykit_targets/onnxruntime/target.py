@@ -10,12 +10,16 @@ from deploykit.contract.devices import Device, load_devices
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
 from deploykit.contract.requirements import VNNI, BestWith, Requirements
-from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
+from deploykit.plugin.target import Capabilities, Payload, Target
 from deploykit_targets._onnx.vnni import has_wide_weights
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
     from deploykit.contract.session import Session
+    from deploykit_calibration.prepared import Prepared
 
 _SINCE_1_21 = 22
 """The operator set that ONNX Runtime reads from 1.21 on; older ones all that are tested read."""
@@ -71,12 +75,21 @@ class OnnxRuntimeTarget(Target):
         wide = precision in (Precision.INT8, Precision.INT8_DYNAMIC) and has_wide_weights(device)
         return Requirements(packages={"onnxruntime": ">=1.20"}, best_with=(_EXACT_SUMS,) if wide else ())
 
-    def _convert(self, job: ConversionJob) -> Conversion:
+    def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
+        """See `Target.scheme`."""
+        from deploykit_targets.onnxruntime.scheme import scheme_of
+
+        return scheme_of(request, captured)
+
+    def lower(self, prepared: Prepared, folder: Path) -> Payload:
+        """See `Target.lower`."""
         from deploykit_targets.onnxruntime.convert import convert
 
-        needs, opset = self.requirements(job.device, job.precision), job.options.opset
+        needs, opset = self.requirements(prepared.device, prepared.precision), prepared.options.opset
         packages = needs.packages if opset < _SINCE_1_21 else {"onnxruntime": ">=1.21"}
-        return replace(convert(job), requirements=replace(needs, packages=packages, opset={"ai.onnx": opset}))
+        return replace(
+            convert(prepared, folder), requirements=replace(needs, packages=packages, opset={"ai.onnx": opset})
+        )
 
     def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         from deploykit_targets.onnxruntime.session import OnnxRuntimeSession

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 from deploykit.contract.errors import ConversionError
 from deploykit.contract.optional import require, versions
 from deploykit.contract.precision import Precision
-from deploykit.plugin.target import Conversion, ConversionJob
+from deploykit.plugin.target import Payload
 from deploykit_calibration.layers import layer_aliases, reconcile
 from deploykit_targets._float16 import Float16Plan, plan_float16
-from deploykit_targets._onnx.lowered import Lowered, lower_float, lower_quantized, refuse_patterns
-from deploykit_targets.openvino.scheme import scheme_of
+from deploykit_targets._onnx.lowered import lowered, refuse_patterns
 from deploykit_targets.openvino.session import executed_precisions
 from deploykit_targets.openvino.wide import mark, write_marks
 
 if TYPE_CHECKING:
     import onnx
+
+    from deploykit_calibration.prepared import Prepared
 
 _ENTRY = "model.xml"
 _NOTES = {
@@ -32,47 +33,46 @@ _LEFT = {
 }
 
 
-def convert(job: ConversionJob) -> Conversion:
+def convert(prepared: Prepared, folder: Path) -> Payload:
     """Write `model.xml` and `model.bin`, and count what they compute in.
 
     Raises:
         ConversionError: an operator has no ONNX form, or OpenVINO refuses the graph.
         UsageError: patterns for a precision that has no choice by layer.
     """
-    if job.precision in _NOTES:
-        refuse_patterns(job)
-    lowered = lower_quantized(job, scheme_of(job.device)) if job.precision is Precision.INT8 else lower_float(job)
-    half = job.precision is Precision.FP16
-    plan = plan_float16(job) if half else Float16Plan()
-    _write_ir(lowered.model, job.folder / _ENTRY, half=half, kept=_written_as(job, plan))
-    return Conversion(
+    if prepared.precision in _NOTES:
+        refuse_patterns(prepared)
+    made = lowered(prepared)
+    half = prepared.precision is Precision.FP16
+    plan = plan_float16(prepared) if half else Float16Plan()
+    _write_ir(made.model, folder / _ENTRY, half=half, kept=_written_as(prepared, plan))
+    return Payload(
         entry=_ENTRY,
-        achieved=plan.listed(_achieved(job, lowered), job.captured),
+        achieved=plan.listed(_achieved(prepared, folder / _ENTRY), prepared.captured),
         tool_versions=versions("torch", "onnx", "openvino"),
-        simulation=lowered.simulation,
-        log=lowered.log,
+        log=made.log,
     )
 
 
-def _achieved(job: ConversionJob, lowered: Lowered) -> Any:
-    aliases = layer_aliases(job.captured)
-    names = {*aliases, *(layer.name for layer in lowered.layers)}
-    shown = executed_precisions(job.folder / _ENTRY, job.precision, names)
+def _achieved(prepared: Prepared, path: Path) -> Any:
+    aliases = layer_aliases(prepared.captured)
+    names = {*aliases, *(layer.name for layer in prepared.layers)}
+    shown = executed_precisions(path, prepared.precision, names)
     executed = {**{aliases[name]: found for name, found in shown.items() if name in aliases}, **shown}
     return reconcile(
-        job.precision,
-        lowered.layers,
+        prepared.precision,
+        prepared.layers,
         executed,
         source="OpenVINO's execution graph",
-        notes=_NOTES.get(job.precision, ()),
-        left=_LEFT.get(job.precision, ""),
+        notes=_NOTES.get(prepared.precision, ()),
+        left=_LEFT.get(prepared.precision, ""),
     )
 
 
-def _written_as(job: ConversionJob, plan: Float16Plan) -> frozenset[str]:
+def _written_as(prepared: Prepared, plan: Float16Plan) -> frozenset[str]:
     """The names that kept operators have in the file: one that makes an output has the output's."""
-    (end,) = job.captured.graph_module.graph.find_nodes(op="output")
-    ends = zip(end.args[0], job.captured.outputs, strict=True)
+    (end,) = prepared.captured.graph_module.graph.find_nodes(op="output")
+    ends = zip(end.args[0], prepared.captured.outputs, strict=True)
     return frozenset(plan.kept) | {spec.name for node, spec in ends if getattr(node, "name", "") in plan.kept}
 
 

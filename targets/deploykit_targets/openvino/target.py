@@ -10,12 +10,16 @@ from deploykit.contract.devices import Device, load_devices
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
 from deploykit.contract.requirements import VNNI, BestWith, Requirements
-from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
+from deploykit.plugin.target import Capabilities, Payload, Target
 from deploykit_targets._onnx.vnni import has_wide_weights
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
     from deploykit.contract.session import Session
+    from deploykit_calibration.prepared import Prepared
 
 _IN_FLOAT = BestWith(
     VNNI,
@@ -48,11 +52,18 @@ class OpenVinoTarget(Target):
         wide = precision is Precision.INT8 and has_wide_weights(device)
         return Requirements(packages={"openvino": ">=2024.6"}, best_with=(_IN_FLOAT,) if wide else ())
 
-    def _convert(self, job: ConversionJob) -> Conversion:
+    def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
+        """See `Target.scheme`."""
+        from deploykit_targets.openvino.scheme import scheme_of
+
+        return scheme_of(request, captured)
+
+    def lower(self, prepared: Prepared, folder: Path) -> Payload:
+        """See `Target.lower`."""
         from deploykit_targets.openvino.convert import convert, opset_of
 
-        needs, converted = self.requirements(job.device, job.precision), convert(job)
-        opset = {"openvino": opset_of(job.folder / converted.entry)}
+        needs, converted = self.requirements(prepared.device, prepared.precision), convert(prepared, folder)
+        opset = {"openvino": opset_of(folder / converted.entry)}
         return replace(converted, requirements=replace(needs, opset=opset))
 
     def _open(self, artifact: StoredArtifact, threads: int) -> Session:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.precision import Precision
-from deploykit.plugin.target import Conversion, ConversionJob
+from deploykit.plugin.target import Payload
 from deploykit_targets._onnx.explicit import lower_explicit
 from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets._recipe.portable import build_from, build_here, portable
@@ -14,31 +14,32 @@ from deploykit_targets._tensorrt import build_engine
 from deploykit_targets._tensorrt.build_engine import ENGINE
 from deploykit_targets._tensorrt.compiled import prove, tf32_gate
 from deploykit_targets._tensorrt.requirements import PROGRAM
-from deploykit_targets.tensorrt.scheme import is_strongly_typed, opset_of, scheme_of
+from deploykit_targets.tensorrt.scheme import is_strongly_typed, opset_of
 from deploykit_targets.tensorrt.session import interpreter
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit_calibration.prepared import Prepared
     from deploykit_targets.tensorrt.target import TensorRtOptions
 
 
-def convert(job: ConversionJob) -> Conversion:
+def convert(prepared: Prepared, folder: Path) -> Payload:
     """Write ONNX file and recipe; where the job's device is this machine, build the engine too.
 
     Raises:
         ConversionError: an operator has no ONNX form, or TensorRT would refuse the file; names node and rule.
     """
     # Scales of q/dq nodes are float32 up to opset 18: older builders are told by flags what to do between them.
-    typed = is_strongly_typed(job.device) or job.precision is not Precision.MIXED
+    typed = is_strongly_typed(prepared.device) or prepared.precision is not Precision.MIXED
     rules = load_rules("tensorrt")
-    made = lower_explicit(job, scheme_of(job.device), rules, opset=opset_of(job.device), typed=typed)
-    conversion = portable(job, made, build_engine, recipe_options(job.options), *tf32_gate(job))
-    if not job.is_baseline:
-        conversion = prove(job, conversion)
-    return build_here(job, conversion, PROGRAM.name, ENGINE, arguments_of(job.options), interpreter())
+    made = lower_explicit(prepared, rules, opset=opset_of(prepared.device), typed=typed)
+    payload = portable(prepared, folder, made, build_engine, recipe_options(prepared.options), *tf32_gate(prepared))
+    if not prepared.is_baseline:
+        payload = prove(prepared, folder, payload)
+    return build_here(prepared, folder, payload, PROGRAM.name, ENGINE, arguments_of(prepared.options), interpreter())
 
 
-def build(artifact: StoredArtifact, folder: Path, options: TensorRtOptions) -> Conversion:
+def build(artifact: StoredArtifact, folder: Path, options: TensorRtOptions) -> Payload:
     """Build the engine of an artifact into `folder`; the timing cache stays with the artifact for the next build.
 
     Raises:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from deploykit.contract.devices import Device
-from deploykit.contract.scheme import Scheme
-from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.gpu import explicit_scheme
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
 
 FIRST_STRONGLY_TYPED = 10
 """Major version of TensorRT from which precision lives in the graph; before, builder flags say it."""
 
 
-def scheme_of(device: Device) -> Scheme:
-    """The scheme for `device`: the same for all, because silicon without int8 is not in the table."""
-    return TENSORRT
+def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
+    """The scheme for a request: the same for all devices, because silicon without it is not in the table."""
+    del captured
+    return explicit_scheme(request.precision)
 
 
 def opset_of(device: Device) -> int:

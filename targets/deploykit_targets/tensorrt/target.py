@@ -15,13 +15,17 @@ from deploykit.contract.errors import UsageError
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.requirements import Requirements
-from deploykit.plugin.target import Capabilities, Conversion, ConversionJob
+from deploykit.plugin.target import Capabilities, Payload
 from deploykit_targets._recipe.target import BuiltOnDevice, at_least_1, check_shapes
 from deploykit_targets._tensorrt.requirements import BINDINGS, EXTRA, LIBRARIES, PROGRAM
 from deploykit_targets.tensorrt import session
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
+    from deploykit_calibration.prepared import Prepared
 
 _HIGHEST_LEVEL = 5
 _HARDWARE = ("none", "ampere+", "same-sm")
@@ -117,13 +121,20 @@ class TensorRtTarget(BuiltOnDevice):
         """See `BuiltOnDevice.interpreter`."""
         return session.interpreter()
 
-    def _convert(self, job: ConversionJob) -> Conversion:
-        check_shapes(job.options.shapes, job.captured.inputs)
+    def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
+        """See `Target.scheme`."""
+        from deploykit_targets.tensorrt.scheme import scheme_of
+
+        return scheme_of(request, captured)
+
+    def lower(self, prepared: Prepared, folder: Path) -> Payload:
+        """See `Target.lower`."""
+        check_shapes(prepared.options.shapes, prepared.captured.inputs)
         from deploykit_targets.tensorrt.convert import convert
 
-        return convert(job)
+        return convert(prepared, folder)
 
-    def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion:
+    def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload:
         from deploykit_targets.tensorrt.convert import build
 
         return build(artifact, folder, options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.artifact.manifest import PendingBuild
 from deploykit.contract.errors import MissingDependencyError
-from deploykit.plugin.target import Conversion, ConversionJob
+from deploykit.plugin.target import Payload
 from deploykit_targets._onnx.explicit import Explicit, lower_explicit
 from deploykit_targets._onnx.held import lower_held
 from deploykit_targets._onnx.lint import load_rules
@@ -18,15 +18,16 @@ from deploykit_targets._tensorrt.build_engine import ENGINE, RTX
 from deploykit_targets._tensorrt.compiled import prove_ahead, tf32_gate
 from deploykit_targets._tensorrt.compiler import is_installed
 from deploykit_targets._tensorrt.requirements import BINDINGS, PROGRAM
-from deploykit_targets.tensorrt_rtx.scheme import OPSET, architectures_of, scheme_of
+from deploykit_targets.tensorrt_rtx.scheme import OPSET, architectures_of
 from deploykit_targets.tensorrt_rtx.session import interpreter
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit_calibration.prepared import Prepared
     from deploykit_targets.tensorrt_rtx.target import TensorRtRtxOptions
 
 
-def convert(job: ConversionJob) -> Conversion:
+def convert(prepared: Prepared, folder: Path) -> Payload:
     """Write ONNX file and recipe, and compile the engine; where the job's device is this machine, finish it too.
 
     Without the compiler here (it is for x86-64) the engine is compiled by `deploykit build`.
@@ -35,25 +36,25 @@ def convert(job: ConversionJob) -> Conversion:
         ConversionError: an operator has no ONNX form, or the compiler refuses it; names node, module and source line.
         MissingDependencyError: an engine for several architectures is asked for, and there is no compiler here.
     """
-    archs = architectures_of(job.device, job.options.compute_capabilities)
-    ahead = is_installed() and not job.is_baseline
-    if job.options.compute_capabilities and not is_installed():
+    archs = architectures_of(prepared.device, prepared.options.compute_capabilities)
+    ahead = is_installed() and not prepared.is_baseline
+    if prepared.options.compute_capabilities and not is_installed():
         raise MissingDependencyError(BINDINGS.project, extra="tensorrt-rtx", purpose="compile for several GPUs")
-    made = _lowered(job)
-    notes, gate = tf32_gate(job)
+    made = _lowered(prepared)
+    notes, gate = tf32_gate(prepared)
     more = {"library": RTX, "compute_capabilities": list(archs), **(_engine() if ahead else {})}
-    conversion = portable(job, made, build_engine, recipe_options(job.options), notes, gate, more=more)
-    conversion = replace(conversion, build=PendingBuild(COMMAND, _reason(job, ahead=ahead)))
-    if not job.is_baseline:
-        conversion = prove_ahead(job, conversion, archs)
-    return build_here(job, conversion, PROGRAM.name, ENGINE, arguments_of(job.options), interpreter())
+    payload = portable(prepared, folder, made, build_engine, recipe_options(prepared.options), notes, gate, more=more)
+    payload = replace(payload, build=PendingBuild(COMMAND, _reason(prepared, ahead=ahead)))
+    if not prepared.is_baseline:
+        payload = prove_ahead(prepared, folder, payload, archs)
+    return build_here(prepared, folder, payload, PROGRAM.name, ENGINE, arguments_of(prepared.options), interpreter())
 
 
-def _lowered(job: ConversionJob) -> Explicit:
+def _lowered(prepared: Prepared) -> Explicit:
     rules = load_rules("tensorrt")
-    if job.precision.is_weight_only:
-        return lower_held(job, rules, block_size=job.options.block_size)
-    return lower_explicit(job, scheme_of(job.device), rules, opset=OPSET)
+    if prepared.precision.is_weight_only:
+        return lower_held(prepared, rules, block_size=prepared.options.block_size)
+    return lower_explicit(prepared, rules, opset=OPSET)
 
 
 def _engine() -> dict[str, Any]:
@@ -61,13 +62,13 @@ def _engine() -> dict[str, Any]:
     return {"engine": ENGINE, "engine_version": BINDINGS.version}
 
 
-def _reason(job: ConversionJob, *, ahead: bool) -> str:
+def _reason(prepared: Prepared, *, ahead: bool) -> str:
     done = "the engine is compiled, and is finished and proved" if ahead else "the engine is compiled"
-    where = f"on the GPU that runs it: build it on {job.device.name}"
+    where = f"on the GPU that runs it: build it on {prepared.device.name}"
     return f"{done} {where} (without deploykit there: python3 {PROGRAM.name} in the artifact's folder)"
 
 
-def build(artifact: StoredArtifact, folder: Path, options: TensorRtRtxOptions) -> Conversion:
+def build(artifact: StoredArtifact, folder: Path, options: TensorRtRtxOptions) -> Payload:
     """Finish the engine of an artifact on this machine's GPU, into `folder`, with the kernels made for it.
 
     Raises:
@@ -87,7 +88,7 @@ def build(artifact: StoredArtifact, folder: Path, options: TensorRtRtxOptions) -
     return _needing_the_bindings(built)
 
 
-def _needing_the_bindings(built: Conversion) -> Conversion:
+def _needing_the_bindings(built: Payload) -> Payload:
     """The library is imported under another name than it is installed by."""
     if built.requirements is None:
         return built

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from deploykit.contract.devices import Device
+from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import FOLLOW, Inputs, OpRule, Scheme, with_rules
-from deploykit_targets._schemes.gpu import TENSORRT
+from deploykit_targets._schemes.gpu import TENSORRT, explicit_scheme
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
 
 _TURING = "sm_75"
 OPSET = 19
@@ -41,9 +47,12 @@ SCHEME_TURING = replace(
 )
 
 
-def scheme_of(device: Device) -> Scheme:
-    """The scheme for `device`."""
-    return SCHEME_TURING if device.arch == _TURING else SCHEME
+def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
+    """The scheme for a request; weight-only precisions hold weights that the lowering rounds."""
+    del captured
+    if request.precision in (Precision.INT8, Precision.MIXED):
+        return SCHEME_TURING if request.device.arch == _TURING else SCHEME
+    return explicit_scheme(request.precision)
 
 
 def architectures_of(device: Device, others: Sequence[str]) -> tuple[str, ...]:

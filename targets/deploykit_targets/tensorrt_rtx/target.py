@@ -16,13 +16,17 @@ from deploykit.contract.errors import UsageError
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.requirements import Requirements
-from deploykit.plugin.target import Capabilities, Conversion, ConversionJob
+from deploykit.plugin.target import Capabilities, Payload
 from deploykit_targets._recipe.target import BuiltOnDevice, check_shapes
 from deploykit_targets._tensorrt.requirements import ARCHITECTURES, BINDINGS, LIBRARIES, PROGRAM
 from deploykit_targets.tensorrt_rtx import session
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
+    from deploykit_calibration.prepared import Prepared
 
 _BLOCKS = (32, 64, 128)
 _TURING = "sm_75"
@@ -107,21 +111,28 @@ class TensorRtRtxTarget(BuiltOnDevice):
         """See `BuiltOnDevice.interpreter`."""
         return session.interpreter()
 
-    def _convert(self, job: ConversionJob) -> Conversion:
-        check_shapes(job.options.shapes, job.captured.inputs)
-        self._check_types(job)
+    def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
+        """See `Target.scheme`."""
+        from deploykit_targets.tensorrt_rtx.scheme import scheme_of
+
+        return scheme_of(request, captured)
+
+    def lower(self, prepared: Prepared, folder: Path) -> Payload:
+        """See `Target.lower`."""
+        check_shapes(prepared.options.shapes, prepared.captured.inputs)
+        self._check_types(prepared)
         from deploykit_targets.tensorrt_rtx.convert import convert
 
-        return convert(job)
+        return convert(prepared, folder)
 
-    def _check_types(self, job: ConversionJob) -> None:
+    def _check_types(self, prepared: Prepared) -> None:
         """Refuse an engine for GPUs of which one lacks the precision."""
         for device in self.capabilities().devices.values():
-            if device.arch in job.options.compute_capabilities and job.precision not in device.precisions:
-                message = f"compute_capabilities: {device.arch} has no {job.precision}"
+            if device.arch in prepared.options.compute_capabilities and prepared.precision not in device.precisions:
+                message = f"compute_capabilities: {device.arch} has no {prepared.precision}"
                 raise UsageError(message, hint=f"leave {device.arch} out, and export once more for {device.name}")
 
-    def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Conversion:
+    def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload:
         from deploykit_targets.tensorrt_rtx.convert import build
 
         return build(artifact, folder, options)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from deploykit.contract.formats import INT8_AFFINE, INT8_CHANNELS, UINT8_AFFINE
-from deploykit.contract.scheme import INT8_IN_OUT, FixedParams, Scheme, with_rules
+from deploykit.contract.precision import Precision
+from deploykit.contract.scheme import IN_FLOAT, INT8_IN_OUT, FixedParams, Scheme, with_rules
 from deploykit_targets._schemes.x86 import ONNX_X86
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
 
 # The generated kernels multiply int8 by int8 (sdot), fold the zero-point into the bias and requantize at once.
 TVM = Scheme(
@@ -22,8 +28,15 @@ TVM_X86 = replace(TVM, name="tvm-x86", activation=UINT8_AFFINE, fixed_outputs={"
 TVM_X86_NO_VNNI = replace(TVM_X86, name="tvm-x86-no-vnni", reduce_range=True)
 
 
-def scheme_of(activation: str, weight_bits: int = 8) -> Scheme:
-    """The scheme for kernels that read `uint8` (x86) or `int8` (Arm) activations, and weights of 8 or 7 bits."""
-    if activation != "uint8":
+def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
+    """The scheme for the kernels of the device: they read uint8 (x86) or int8 (Arm), and weights of 8 or 7 bits."""
+    from deploykit_targets.tvm.kernels.isa import isa
+    from deploykit_targets.tvm.processor import processor_of
+
+    del captured
+    if request.precision is not Precision.INT8:
+        return IN_FLOAT
+    kernels = isa(processor_of(request.device).isa).int8
+    if kernels.activation != "uint8":
         return TVM
-    return TVM_X86 if weight_bits == 8 else TVM_X86_NO_VNNI
+    return TVM_X86 if kernels.weight_bits == 8 else TVM_X86_NO_VNNI

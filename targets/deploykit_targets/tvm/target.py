@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from deploykit.contract.devices import load_devices
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
-from deploykit.plugin.target import Capabilities, Conversion, ConversionJob
+from deploykit.plugin.target import Capabilities, Payload
 from deploykit_targets.tvm.running import RunsCompiled
 from deploykit_targets.tvm.tools import system_tools
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
+    from deploykit_calibration.prepared import Prepared
 
 
 class TvmTarget(RunsCompiled):
@@ -32,7 +38,20 @@ class TvmTarget(RunsCompiled):
             system_tools=system_tools(),
         )
 
-    def _convert(self, job: ConversionJob) -> Conversion:
+    def adapt(self, captured: CapturedModel) -> CapturedModel:
+        """See `Target.adapt`: recurrent layers are unrolled."""
+        from deploykit_targets.tvm.convert import adapt
+
+        return adapt(captured)
+
+    def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
+        """See `Target.scheme`."""
+        from deploykit_targets.tvm.scheme import scheme_of
+
+        return scheme_of(request, captured)
+
+    def lower(self, prepared: Prepared, folder: Path) -> Payload:
+        """See `Target.lower`."""
         from deploykit_targets.tvm.convert import convert
 
-        return convert(job)
+        return convert(prepared, folder)

@@ -26,7 +26,7 @@ from deploykit.judge.parity import LayerParity, Link, Metrics, ParityReport, tol
 from deploykit.judge.profiling import Percentiles, Profile
 from deploykit.pipeline.staging import list_files
 from deploykit.plugin.artifact import Artifact, load
-from deploykit.plugin.target import Capabilities, Conversion, ConversionJob, Target
+from deploykit.plugin.target import Capabilities, Payload, Target
 
 MATRIX = np.arange(12, dtype=np.float32).reshape(4, 3)
 HOST = Host("toy64", ("toy_vnni",), 2, "ToyOS")
@@ -75,12 +75,12 @@ class ToyTarget(Target):
             ),
         )
 
-    def _convert(self, job: ConversionJob) -> Conversion:
+    def lower(self, prepared: Any, folder: Path) -> Payload:
         raise ConversionError("the toy converts nothing")
 
-    def _build(self, artifact: Artifact, folder: Path, options: Any) -> Conversion:
+    def _build(self, artifact: Artifact, folder: Path, options: Any) -> Payload:
         np.save(folder / "built.npy", np.load(artifact.entry) * np.float32(options.gain))
-        return Conversion("built.npy", artifact.achieved, {"toy-compiler": "2.0"}, log="built")
+        return Payload("built.npy", artifact.achieved, {"toy-compiler": "2.0"}, log="built")
 
     def _open(self, artifact: Artifact, threads: int) -> Session:
         return MatrixSession(np.load(artifact.entry, allow_pickle=False), artifact, threads)

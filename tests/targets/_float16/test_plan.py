@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import deploykit
 from deploykit.capture import capture
-from deploykit.plugin.target import ConversionJob
+from deploykit.contract.request import Request
+from deploykit.contract.scheme import IN_FLOAT
+from deploykit_calibration.prepared import Prepared
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._float16.values import fits_float16
 
@@ -46,7 +48,8 @@ def silent(h: Tensor) -> Tensor:
 
 def plan(model: nn.Module, x: Tensor = X) -> Float16Plan:
     captured = capture(model.eval(), example_inputs=(x,))
-    return plan_float16(ConversionJob(captured, deploykit.Precision.FP16, None, Path()))  # type: ignore[arg-type]
+    request = Request("any", "any", None, deploykit.Precision.FP16)  # type: ignore[arg-type]
+    return plan_float16(Prepared(request, captured, IN_FLOAT))
 
 
 OVERFLOWS: dict[str, tuple[Callable[[Tensor], Any], str]] = {

@@ -12,8 +12,7 @@ from deploykit_calibration.observe import calibrate
 from deploykit_calibration.placement import place
 from deploykit_targets._onnx.lint import lint, load_rules
 from deploykit_targets._onnx.lower import to_onnx
-from deploykit_targets._schemes.gpu import TENSORRT
-from deploykit_targets.migraphx.scheme import MIGRAPHX
+from deploykit_targets._schemes.gpu import TENSORRT, TENSORRT_FP8
 
 
 class Residual(nn.Module):
@@ -47,7 +46,7 @@ class Plain(Residual):
         return self.last(torch.relu(self.conv1(x) + y))
 
 
-@pytest.mark.parametrize("scheme", [TENSORRT, MIGRAPHX], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("scheme", [TENSORRT, TENSORRT_FP8], ids=lambda scheme: scheme.name)
 @pytest.mark.parametrize("model", [Scaled, ReadElsewhere, BehindActivation, Plain])
 def test_no_finding_in_a_file_of_our_own(model: type[Residual], scheme: Scheme) -> None:
     torch.manual_seed(0)

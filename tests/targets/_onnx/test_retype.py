@@ -1,4 +1,4 @@
-"""float16, bfloat16 and float8 forms of an ONNX file, compared with NumPy's own rounding."""
+"""float16 and bfloat16 forms of an ONNX file, compared with NumPy's own rounding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploykit.contract.errors import ConversionError
-from deploykit_targets._onnx.float8 import to_float8
 from deploykit_targets._onnx.retype import BFLOAT16, FLOAT16, emulated, retype
 
 X = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
@@ -94,29 +93,3 @@ def quantized(weight: np.ndarray = W, *, zero: int = 0, name: str = "linear.matm
         helper.make_node("MatMul", ["xdq", "wdq"], ["y"], name=name),
     ]
     return linear(codes, *nodes, more=more)
-
-
-def test_int8_pairs_become_float8_with_weights_from_float_values() -> None:
-    model = quantized()
-    to_float8(model, {"linear": W})
-    types = {TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
-    assert types == {"FLOAT", "FLOAT8E4M3FN"}
-    scale = np.abs(X).max() / 448
-    x8 = (X / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
-    w_scale = np.abs(W).max(0) / 448
-    w8 = (W / w_scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * w_scale
-    np.testing.assert_allclose(run(model), x8 @ w8, rtol=1e-3, atol=1e-3)
-
-
-def test_a_square_weight_stored_transposed_is_found_by_its_signs() -> None:
-    model, other = quantized(), quantized()
-    to_float8(model, {"linear": W})
-    to_float8(other, {"linear": np.ascontiguousarray(W.T)})
-    assert model.SerializeToString(deterministic=True) == other.SerializeToString(deterministic=True)
-
-
-def test_float8_refuses_affine_pairs_and_unknown_weights() -> None:
-    with pytest.raises(ConversionError, match="not a symmetric int8"):
-        to_float8(quantized(zero=3), {"linear": W})
-    with pytest.raises(ConversionError, match=r"weight of linear\.matmul is not known"):
-        to_float8(quantized(), {})

@@ -40,7 +40,7 @@ from deploykit.judge.profiling import Effort
 from deploykit.pipeline.staging import list_files
 from deploykit.plugin.artifact import Artifact, load
 from deploykit.plugin.registry import resolve
-from deploykit.plugin.target import Conversion, Target
+from deploykit.plugin.target import Payload, Target
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.host import interpreter_with, run_recipe
 from deploykit_targets._recipe.portable import achieved_of, build_from, build_here
@@ -277,7 +277,7 @@ def test_a_baseline_that_cannot_be_measured_is_refused_first(artifact: Artifact)
 
 def test_what_is_built_here_keeps_its_timing_cache(artifact: Artifact) -> None:
     job = SimpleNamespace(folder=artifact.path, device=SimpleNamespace(toolchain="toy", arch="toy"))
-    pending = Conversion(PROGRAM, artifact.achieved, {})
+    pending = Payload(PROGRAM, artifact.achieved, {})
     (artifact.path / "timing.cache").write_bytes(b"cache")
     made = build_here(job, pending, PROGRAM, "built.json", ["--out", str(artifact.path)], None)  # type: ignore[arg-type]
     assert made.entry == "built.json" and (artifact.path / "timing.cache").is_file()

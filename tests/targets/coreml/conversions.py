@@ -10,8 +10,9 @@ import pytest
 
 from deploykit.capture import capture
 from deploykit.contract.precision import Precision
-from deploykit.plugin.registry import resolve
-from deploykit.plugin.target import Conversion, ConversionJob
+from deploykit.pipeline.plan import make_request
+from deploykit.pipeline.steps import lower, prepare
+from deploykit.plugin.target import Payload
 
 NEEDS_COREMLTOOLS = pytest.mark.skipif(find_spec("coremltools") is None, reason="coremltools is not installed")
 
@@ -24,15 +25,8 @@ def convert(
     precision: Precision = Precision.FP16,
     options: dict[str, Any] | None = None,
     **capturing: Any,
-) -> Conversion:
+) -> Payload:
     """Capture and convert a model of the zoo into `folder`."""
     model, inputs = example
-    found = resolve(target)
-    job = ConversionJob(
-        captured=capture(model.eval(), example_inputs=inputs, **capturing),
-        precision=precision,
-        device=found.device,
-        folder=folder,
-        options=found.target.parse_options(options),
-    )
-    return found.target.convert(job)
+    request = make_request(target, precision, options=options)
+    return lower(prepare(request, capture(model.eval(), example_inputs=inputs, **capturing)), folder)

@@ -19,10 +19,11 @@ from test_convert import ZOO
 import deploykit
 from deploykit.capture import CapturedModel, capture
 from deploykit.contract.precision import Precision
-from deploykit.plugin.registry import resolve
-from deploykit.plugin.target import ConversionJob
+from deploykit.pipeline.plan import make_request
+from deploykit.pipeline.steps import lower, prepare
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
+from deploykit_calibration.observe import CalibrationRun
 from deploykit_targets.coreml.mil_evaluator import load
 
 pytestmark = NEEDS_COREMLTOOLS
@@ -45,7 +46,7 @@ RECURRENT = ("lstm_classifier", "gru_classifier")
 
 
 @cache
-def prepared(name: str) -> Prepared:
+def calibrated(name: str) -> Prepared:
     """A captured model, its calibration, and the samples, in the order of its inputs."""
     model, example = ZOO[name]()
     data = batches(example)
@@ -74,18 +75,9 @@ def sqnr_db(package: Path, captured: CapturedModel, samples: list[tuple[torch.Te
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", FLOORS_DB)
 def test_parity(name: str, precision: str, tmp_path: Path) -> None:
-    captured, table, samples = prepared(name)
-    found = resolve("coreml")
-    asked = Precision(precision)
-    job = ConversionJob(
-        captured=captured,
-        precision=asked,
-        device=found.device,
-        folder=tmp_path,
-        table=table if asked.is_static else None,
-        options=found.target.parse_options(None),
-    )
-    conversion = found.target.convert(job)
+    captured, table, samples = calibrated(name)
+    run = CalibrationRun(table) if Precision(precision).is_static else None
+    conversion = lower(prepare(make_request("coreml", precision), captured, run), tmp_path)
     assert (
         sqnr_db(tmp_path / "model.mlpackage", captured, samples)
         > dict(zip(PRECISIONS, FLOORS_DB[name], strict=True))[precision]

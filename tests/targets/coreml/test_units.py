@@ -14,7 +14,6 @@ from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.precision import Evidence
 from deploykit.judge.profiling import rounded
 from deploykit.plugin.artifact import Artifact
-from deploykit.plugin.estimate import TRAFFIC
 from deploykit.plugin.registry import resolve
 from deploykit.testing import models
 from deploykit_targets.coreml.units import estimated
@@ -43,7 +42,7 @@ def made(exported: Artifact, precision: str, counted: str, units: str = "all") -
             precision=deploykit.Precision(precision),
             achieved=Achieved.count(precision, [layer], source="test"),
             options={**manifest.options, "compute_units": units},
-            metadata={**manifest.metadata, TRAFFIC: {"linear": [0, 0]}},
+            metadata={**manifest.metadata, "traffic": {"linear": [0, 0]}},
         ),
     )
 

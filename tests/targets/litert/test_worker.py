@@ -164,17 +164,18 @@ def test_float_files_keep_what_was_used_last(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "int8"])
 def test_a_graph_computes_the_same_in_the_other_process(name: str, quantized: bool, tmp_path: Path) -> None:
     from deploykit.capture import capture
+    from deploykit.pipeline.plan import make_request
     from deploykit_calibration.observe import calibrate
     from deploykit_calibration.placement import place
     from deploykit_targets.litert import program
-    from deploykit_targets.litert.scheme import scheme
+    from deploykit_targets.litert.scheme import scheme_of
 
     module, example_inputs = models.ZOO[name]()
     captured = capture(module, example_inputs=example_inputs)
     graph_module = captured.graph_module
     if quantized:
         table = calibrate(captured, batches(example_inputs), progress=False)
-        graph_module = place(captured, table, scheme(captured, io="float")).graph_module
+        graph_module = place(captured, table, scheme_of(make_request("android"), captured)).graph_module
     last = [node.name for node in graph_module.graph.nodes if node.op == "call_function"][-1]
     program.save(tmp_path / "p", graph_module, captured.example_inputs, {last: "label"})
     loaded, examples = program.load(tmp_path / "p")

@@ -17,7 +17,7 @@ from deploykit.artifact.manifest import NEEDS_DEVICE_BUILD
 from deploykit.contract.achieved import Achieved
 from deploykit.contract.precision import Evidence
 from deploykit.plugin.registry import toolchain
-from deploykit.plugin.target import Conversion
+from deploykit.plugin.target import Payload
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_targets._recipe.portable import _finished
@@ -132,7 +132,7 @@ def test_a_build_is_recorded_with_the_version_of_what_runs_it() -> None:
         "layers_source": "", "log": "",
     }  # fmt: skip
     planned = Achieved.count("int8", (), source="plan")
-    made = _finished(Conversion("model.onnx", planned, {}), "model.onnx", "migraphx", report)
+    made = _finished(Payload("model.onnx", planned, {}), "model.onnx", "migraphx", report)
     assert made.tool_versions == {"onnxruntime": "1.31.1"}
     assert made.metadata["built_on"]["onnxruntime"] == "1.31.1" and "migraphx" not in made.metadata["built_on"]
 

@@ -26,7 +26,7 @@ from deploykit_calibration.simulate import SimulatedModel
 from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower
 from deploykit_targets.tvm.program import Program, Region
-from deploykit_targets.tvm.scheme import scheme_of
+from deploykit_targets.tvm.scheme import TVM, TVM_X86
 
 sys.path.insert(0, str(Path(__file__).parent))
 from execution import execute, host_isa, sqnr_db
@@ -81,7 +81,7 @@ def test_int8_equals_the_simulation(case: Any) -> None:
     captured, example, feeds, _ = case
     run = run_calibration(captured, batches(example), progress=False)
     kernels = isa(host_isa())
-    quantized = place(captured, run.table, scheme_of(kernels.int8.activation))
+    quantized = place(captured, run.table, TVM if kernels.int8.activation == "int8" else TVM_X86)
     simulated = SimulatedModel(captured, quantized).run(feeds)
     finished = lower(captured, kernels, quantized.graph_module)
     found = execute(finished, feeds)

@@ -7,7 +7,10 @@ import torch
 from deploykit_targets._onnx.ops.table import Call, translates
 from deploykit_targets._onnx.writer import element_type
 
-_LIMITS = {dtype: torch.iinfo(dtype) for dtype in (torch.uint8, torch.int8, torch.uint16, torch.int16)}
+_LIMITS: dict[torch.dtype, torch.iinfo | torch.finfo] = {
+    **{dtype: torch.iinfo(dtype) for dtype in (torch.uint8, torch.int8, torch.uint16, torch.int16)},
+    torch.float8_e4m3fn: torch.finfo(torch.float8_e4m3fn),
+}
 
 
 def scale_and_zero_point(c: Call) -> tuple[str, str]:

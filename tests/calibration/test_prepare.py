@@ -1,8 +1,7 @@
-"""A conversion job's q/dq graph: the methods, and the best of several."""
+"""A prepared model: the methods of ranges, and the best of several."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,18 +12,22 @@ from deploykit.contract.decibels import sqnr_db
 from deploykit.contract.devices import Device
 from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit.contract.precision import Precision
-from deploykit.plugin.target import ConversionJob
-from deploykit_calibration.job import CANDIDATES, quantize
+from deploykit.contract.request import Request
+from deploykit.contract.scheme import Scheme
+from deploykit_calibration.algorithms.best import CANDIDATES
 from deploykit_calibration.placement import QuantizedGraph
+from deploykit_calibration.prepare import prepare
 from deploykit_calibration.simulate import fuse, run
 from deploykit_targets._schemes.gpu import TENSORRT
 from deploykit_targets._schemes.x86 import ONNX_X86
 
 
-def job_of(case: Any, **changes: Any) -> ConversionJob:
+def quantized(case: Any, scheme: Scheme, **changes: Any) -> QuantizedGraph:
     device = Device("any", "any", "any", "x86-64", (Precision.INT8,))
-    known = {"table": case.table, "samples": case.feeds, **changes}
-    return ConversionJob(case.captured, Precision.INT8, device, Path(), **known)
+    of_case = {"table": case.table, "samples": case.feeds}
+    known = {key: changes.get(key, value) for key, value in of_case.items()}
+    asked = {key: value for key, value in changes.items() if key not in known}
+    return prepare(Request("any", "any", device, Precision.INT8, **asked), case.captured, scheme, **known).placed
 
 
 def quality(case: Any, quantized: QuantizedGraph) -> float:
@@ -42,15 +45,15 @@ def quality(case: Any, quantized: QuantizedGraph) -> float:
 @pytest.mark.parametrize("name", ["residual_cnn", "mobilenet_like"])
 def test_best_is_as_accurate_as_the_best_candidate(zoo: Any, name: str, scheme: Any) -> None:
     case = zoo(name)
-    each = {method: quality(case, quantize(job_of(case, method=method), scheme)) for method in CANDIDATES}
+    each = {method: quality(case, quantized(case, scheme, method=method)) for method in CANDIDATES}
     assert len(set(each.values())) > 1, "else the choice says nothing"
-    assert quality(case, quantize(job_of(case, method="best"), scheme)) == max(each.values())
+    assert quality(case, quantized(case, scheme, method="best")) == max(each.values())
 
 
 def test_best_takes_the_example_inputs_where_there_are_no_samples(zoo: Any) -> None:
     case = zoo("residual_cnn")
-    quantized = quantize(job_of(case, method="best", samples=()), ONNX_X86)
-    assert any(layer.precision == "int8" for layer in quantized.layers)
+    found = quantized(case, ONNX_X86, method="best", samples=())
+    assert any(layer.precision == "int8" for layer in found.layers)
 
 
 def test_an_input_may_be_called_like_a_builtin(case_of: Any) -> None:
@@ -66,25 +69,25 @@ def test_an_input_may_be_called_like_a_builtin(case_of: Any) -> None:
 
     case = case_of(Doubled(), (torch.randn(2, 16),))
     assert case.captured.inputs[0].name == "input"
-    assert any(layer.precision == "int8" for layer in quantize(job_of(case, method="best"), ONNX_X86).layers)
+    assert any(layer.precision == "int8" for layer in quantized(case, ONNX_X86, method="best").layers)
 
 
 def test_best_is_the_same_every_time(zoo: Any) -> None:
     case = zoo("mobilenet_like")
-    first, second = (quantize(job_of(case, method="best"), ONNX_X86).graph_module for _ in range(2))
+    first, second = (quantized(case, ONNX_X86, method="best").graph_module for _ in range(2))
     for a, b in zip(run(first, case.feeds[0]), run(second, case.feeds[0]), strict=True):
         assert torch.equal(a, b)
 
 
 def test_patterns_and_methods_reach_the_placement(zoo: Any) -> None:
     case = zoo("residual_cnn")
-    (first, *_) = [layer.module_path for layer in quantize(job_of(case), ONNX_X86).layers if layer.kind == "conv"]
-    kept = {layer.module_path: layer for layer in quantize(job_of(case, exclude=(first,)), ONNX_X86).layers}
+    (first, *_) = [layer.module_path for layer in quantized(case, ONNX_X86).layers if layer.kind == "conv"]
+    kept = {layer.module_path: layer for layer in quantized(case, ONNX_X86, exclude=(first,)).layers}
     assert kept[first].precision == "float"
     with pytest.raises(UsageError, match="no calibration method 'guess'"):
-        quantize(job_of(case, method="guess"), ONNX_X86)
+        quantized(case, ONNX_X86, method="guess")
 
 
 def test_without_a_table_there_is_no_int8(zoo: Any) -> None:
-    with pytest.raises(CalibrationError, match="needs a calibration table"):
-        quantize(job_of(zoo("residual_cnn"), table=None), ONNX_X86)
+    with pytest.raises(CalibrationError, match="int8 needs a calibration table"):
+        quantized(zoo("residual_cnn"), ONNX_X86, table=None)

@@ -1,0 +1,106 @@
+"""Algorithms over a prepared model: each a function with a name, a cost and what it needs, found by name.
+
+    Prepared, samples ─▶ Prepared
+
+An algorithm never writes a q/dq node: it changes what placement starts from (the method of ranges, the weights of the
+float graph, whether biases are corrected), so that one written once serves every target and precision. Those of other
+distributions are entry points of the group `deploykit.algorithms`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from deploykit.contract.errors import CalibrationError, DeploykitError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deploykit_calibration.prepared import Prepared
+
+GROUP = "deploykit.algorithms"
+STATISTICS, SAMPLES = "statistics", "samples"
+
+Samples = Sequence[Mapping[str, "Tensor"]]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One algorithm.
+
+    Attributes:
+        name: by which it is asked for.
+        run: (prepared, samples) to what is prepared better; samples are feeds by input name. It changes neither.
+        cost: in words, what it costs beside a plain export, such as "five placements and runs on samples".
+        needs: of `STATISTICS` (a calibration table) and `SAMPLES` (calibration data itself).
+        source: the publication that it is after; "" for our own.
+    """
+
+    name: str
+    run: Callable[[Prepared, Samples], Prepared]
+    cost: str
+    needs: frozenset[str] = field(default_factory=frozenset)
+    source: str = ""
+
+
+def algorithm(name: str) -> Algorithm:
+    """Find an algorithm.
+
+    Raises:
+        UsageError: there is none of that name; the hint lists those there are.
+        DeploykitError: it is registered and cannot be loaded, or is registered twice.
+    """
+    from deploykit_calibration.algorithms.best import BEST
+    from deploykit_calibration.algorithms.bias_correction import BIAS_CORRECTION
+
+    own = {each.name: each for each in (BIAS_CORRECTION, BEST)}
+    if name in own:
+        return own[name]
+    entries = [entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.name == name]
+    if not entries:
+        others = {entry.name for entry in importlib.metadata.entry_points(group=GROUP)}
+        raise UsageError(f"there is no algorithm {name!r}", hint=f"one of {', '.join(sorted({*own, *others}))}")
+    if len({entry.value for entry in entries}) > 1:
+        raise DeploykitError(f"algorithm {name!r} is registered twice", hint="uninstall one of its distributions")
+    return _loaded(entries[0])
+
+
+def _loaded(entry: importlib.metadata.EntryPoint) -> Algorithm:
+    try:
+        found = entry.load()
+    except Exception as error:  # foreign code: whatever it raises is reported with its owner
+        raise DeploykitError(
+            f"algorithm {entry.name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}",
+            hint="update or uninstall its distribution",
+        ) from error
+    if not isinstance(found, Algorithm):
+        raise DeploykitError(
+            f"algorithm {entry.name!r} ({entry.value}) is no Algorithm", hint="update its distribution"
+        )
+    return found
+
+
+def apply(prepared: Prepared, names: Iterable[str]) -> Prepared:
+    """Run algorithms one after the other.
+
+    Raises:
+        UsageError: one does not exist.
+        CalibrationError: one needs statistics or samples, and there are none.
+    """
+    for name in names:
+        found = algorithm(name)
+        _check_needs(prepared, found)
+        prepared = found.run(prepared, prepared.samples)
+        prepared = replace(prepared, applied=(*prepared.applied, name))
+    return prepared
+
+
+def _check_needs(prepared: Prepared, found: Algorithm) -> None:
+    if STATISTICS in found.needs and prepared.table is None:
+        raise CalibrationError(f"algorithm {found.name!r} needs calibration statistics", hint="pass calibration=")
+    if SAMPLES in found.needs and not prepared.samples:
+        hint = "pass the data itself as calibration=, not a finished table"
+        raise CalibrationError(f"algorithm {found.name!r} needs samples of the calibration data", hint=hint)

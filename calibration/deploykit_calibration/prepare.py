@@ -1,0 +1,66 @@
+"""Captured model, scheme and statistics -> `Prepared`: the step before every lowering, the same for all precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from deploykit_calibration.algorithms import apply
+from deploykit_calibration.prepared import Prepared
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
+    from deploykit_calibration.table import CalibrationTable
+
+BEST = "best"
+
+
+def prepare(
+    request: Request,
+    captured: CapturedModel,
+    scheme: Scheme,
+    *,
+    table: CalibrationTable | None = None,
+    samples: Sequence[Mapping[str, Tensor]] = (),
+    fingerprint: str = "",
+    is_baseline: bool = False,
+) -> Prepared:
+    """Prepare a model as a request asks, and run the algorithms that scheme, method and request name.
+
+    Args:
+        scheme: what `Target.scheme` gives for the request.
+        table: activation statistics; for schemes that quantise activations.
+        samples: a few of the calibration data, feeds by input name.
+        fingerprint: of the model as it was captured; that of `captured` where nothing is given.
+        is_baseline: it is made to be compared with, and not kept.
+
+    Raises:
+        UsageError: an algorithm or a pattern does not exist.
+        CalibrationError: scheme or algorithm need statistics, and there are none.
+    """
+    method = "default" if request.method == BEST else request.method
+    prepared = Prepared(
+        request,
+        captured,
+        scheme,
+        table,
+        samples,
+        method,
+        fingerprint=fingerprint or captured.fingerprint,
+        is_baseline=is_baseline,
+    )
+    if scheme.quantizes:
+        _ = prepared.statistics  # refused here, before an algorithm asks for them
+    return apply(prepared, _asked(request, scheme))
+
+
+def _asked(request: Request, scheme: Scheme) -> Iterator[str]:
+    if scheme.quantizes and scheme.bias_correction:
+        yield "bias-correction"
+    if scheme.quantizes and request.method == BEST:
+        yield BEST
+    yield from request.algorithms

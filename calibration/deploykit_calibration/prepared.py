@@ -1,0 +1,133 @@
+"""`Prepared`: a captured model on its way to a target, in any precision: what every lowering starts from.
+
+The float model, the scheme of the target and the statistics are its values; the graph with its q/dq nodes, the report
+of every layer and the simulated reference follow from them, once, when they are first asked for. Algorithms change the
+values (another method, corrected biases, other weights) and leave what follows to follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from deploykit.contract.achieved import FloatActivation
+from deploykit.contract.devices import Device
+from deploykit.contract.errors import CalibrationError
+from deploykit.contract.precision import Precision
+from deploykit.contract.request import Request
+from deploykit.contract.scheme import Scheme
+from deploykit_calibration.placement import LayerPlacement, QuantizedGraph, float_graph, place
+from deploykit_calibration.simulate import SimulatedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import GraphModule
+
+    from deploykit.capture import CapturedModel
+    from deploykit_calibration.table import CalibrationTable
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a target lowers.
+
+    Attributes:
+        request: what the artifact shall be.
+        captured: the normalised float graph; algorithms may have replaced its weights.
+        scheme: how the target wants it quantised; one that quantises nothing for float precisions.
+        table: activation statistics; None where the precision needs none.
+        samples: a few of the calibration data, feeds by input name; empty where there is only a finished table.
+        method: how ranges are chosen from the statistics.
+        corrects_bias: the shift of a layer's mean that rounding its weight causes is taken out of its bias.
+        fingerprint: of the model as it was captured, whatever a target or an algorithm made of it since.
+        applied: names of the algorithms that were run.
+        is_baseline: made to be compared with and not kept, so that nothing need be proved of it.
+    """
+
+    request: Request
+    captured: CapturedModel
+    scheme: Scheme
+    table: CalibrationTable | None = None
+    samples: Sequence[Mapping[str, Tensor]] = ()
+    method: str = "default"
+    corrects_bias: bool = False
+    fingerprint: str = ""
+    applied: tuple[str, ...] = ()
+    is_baseline: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        """The requested precision."""
+        return self.request.precision
+
+    @property
+    def device(self) -> Device:
+        """That the artifact is for."""
+        return self.request.device
+
+    @property
+    def options(self) -> Any:
+        """The toolchain's own options dataclass."""
+        return self.request.options
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        """Patterns of the layers to quantise; empty is all."""
+        return self.request.include
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Patterns of the layers that stay float."""
+        return self.request.exclude
+
+    @property
+    def statistics(self) -> CalibrationTable:
+        """The table.
+
+        Raises:
+            CalibrationError: there is none.
+        """
+        if self.table is None:
+            raise CalibrationError(f"{self.precision} needs a calibration table", hint="pass calibration=")
+        return self.table
+
+    @cached_property
+    def placed(self) -> QuantizedGraph:
+        """The graph with the q/dq nodes of the scheme, and the report of every layer.
+
+        Raises:
+            CalibrationError: the scheme needs statistics, and there are none.
+            UsageError: a pattern matches nothing.
+        """
+        if not self.scheme.quantizes:
+            return float_graph(self.captured, self.scheme)
+        return place(
+            self.captured,
+            self.statistics,
+            replace(self.scheme, bias_correction=self.corrects_bias),
+            method=self.method,
+            include=self.include,
+            exclude=self.exclude,
+        )
+
+    @property
+    def graph_module(self) -> GraphModule:
+        """What is lowered: the graph with q/dq nodes, or the float graph itself."""
+        return self.placed.graph_module
+
+    @property
+    def layers(self) -> tuple[LayerPlacement, ...]:
+        """Every layer in execution order, and what it was placed as."""
+        return self.placed.layers
+
+    @property
+    def float_activations(self) -> tuple[FloatActivation, ...]:
+        """What computes in float beside the integer layers, largest first."""
+        return self.placed.float_activations
+
+    @cached_property
+    def simulation(self) -> SimulatedModel | None:
+        """The quantised graph in PyTorch, the reference of the parity chain; None where nothing is quantised."""
+        return SimulatedModel(self.captured, self.placed) if self.scheme.quantizes else None
