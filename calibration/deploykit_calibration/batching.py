@@ -33,12 +33,19 @@ class Batch:
         feeds: by input name.
         rows: samples in it, without padding.
         first, last: the user's batches that it was made of, counted from 0.
+        by_rows: whether axis 0 of every input counts samples.
     """
 
     feeds: Feeds
     rows: int
     first: int
     last: int
+    by_rows: bool = True
+
+    @property
+    def length(self) -> int:
+        """Of the axis that counts samples, repeated ones included; 0 where there is none."""
+        return rows_of(self.feeds) if self.by_rows else 0
 
     @property
     def repeats(self) -> bool:
@@ -66,7 +73,7 @@ class Gatherer:
         Copies: loaders may fill the same buffer again while a batch still waits or is computed.
         """
         if not self.by_rows:
-            yield Batch({name: x.clone() for name, x in feeds.items()}, rows_of(feeds), index, index)
+            yield Batch({name: x.clone() for name, x in feeds.items()}, rows_of(feeds), index, index, by_rows=False)
             return
         if self._waiting and _trailing(self._waiting[0][1]) != _trailing(feeds):
             yield from self.rest()

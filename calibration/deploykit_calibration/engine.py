@@ -96,7 +96,8 @@ class Engine(AbstractContextManager["Engine"]):
             observer = self._mine.observer = Observer(self._captured, self._seed)
             with self._lock:
                 self._observers.append(observer)
-        observer.begin(str(batch), number, batch.rows, means=number == 0 or not batch.repeats)
+        means = number == 0 or not batch.repeats
+        observer.begin(str(batch), number, batch.rows, length=batch.length, means=means)
         executor.run(batch.feeds, observer.see)
 
     def _begin_with_first(self, *, compare: bool) -> None:

@@ -145,7 +145,7 @@ def _finished_table(captured: CapturedModel, data: Any) -> CalibrationTable | No
 def _cache_of(captured: CapturedModel, folder: str | Path | None, seed: int) -> TableCache | None:
     if folder is None:
         return None
-    return TableCache(folder, captured.fingerprint, f"v2 seed={seed} sample={SAMPLE_SIZE} bins={BINS}")
+    return TableCache(folder, captured.fingerprint, f"v3 seed={seed} sample={SAMPLE_SIZE} bins={BINS}")
 
 
 def _from_cache(

@@ -29,6 +29,7 @@ from deploykit_calibration.op_kinds import (
     kind_of,
     weight_argument,
 )
+from deploykit_calibration.sample_extremes import SampleExtremes
 from deploykit_calibration.sampling import Observation, Sampler, Values, extremes
 from deploykit_calibration.statistics import StatisticsBuilder, TensorStatistics
 
@@ -94,18 +95,19 @@ class Observer:
         self._may_be_infinite = _may_be_infinite(captured)
         self._batch, self._means = "", True
 
-    def begin(self, batch: str, number: int, rows: int, *, means: bool = True) -> None:
+    def begin(self, batch: str, number: int, rows: int, *, length: int = 0, means: bool = True) -> None:
         """Start a batch.
 
         Args:
             batch: its name in errors, such as `batch 3`.
             number: counts the batches of the pass; the random positions depend on it, whoever observes it.
             rows: samples in it.
+            length: of axis 0 of what counts samples there, repeated ones included; 0 where nothing does.
             means: whether it counts in the means of layers' inputs.
         """
         self._batch, self._means = batch, means
         self._recent.clear()
-        self._sampler.begin(number, rows)
+        self._sampler.begin(number, rows, length)
 
     def see(self, name: str, value: Any) -> None:
         """Take in the value of a node."""
@@ -119,7 +121,14 @@ class Observer:
             raise self._not_finite(name, "NaN" if math.isnan(observed.minimum) else "infinity")
         if name in self._kept:
             self._recent[name] = observed
-        builder.add(observed.minimum, observed.maximum, observed.count, observed.sample, nonfinite=observed.infinite)
+        builder.add(
+            observed.minimum,
+            observed.maximum,
+            observed.count,
+            observed.sample,
+            nonfinite=observed.infinite,
+            samples=observed.samples,
+        )
 
     def statistics(self) -> dict[str, TensorStatistics]:
         """By node name, in no order; the views share the object of what they view."""
@@ -149,7 +158,9 @@ class Observer:
         if seen is None or clamp is None or seen.infinite or not seen.count:
             return self._sampler.observe(value)
         low, high = clamp(np.array([seen.minimum, seen.maximum])).tolist()
-        return replace(seen, minimum=low, maximum=high, sample=clamp(seen.sample))
+        return replace(
+            seen, minimum=low, maximum=high, sample=clamp(seen.sample), samples=_clamped(seen.samples, clamp)
+        )
 
     def _not_finite(self, name: str, what: str) -> CalibrationError:
         origin = self._captured.origins.get(name)
@@ -234,6 +245,12 @@ def _as_clamp(node: fx.Node) -> Monotone | None:
         return None
     low, high = (None if bound is None else np.float32(bound) for bound in bounds)
     return lambda values: np.clip(values, low, high)
+
+
+def _clamped(samples: SampleExtremes, clamp: Monotone) -> SampleExtremes:
+    """Extremes of samples after a function that keeps their order."""
+    lowest, highest = (tuple((clamp(np.array(ends)) + 0.0).tolist()) for ends in (samples.lowest, samples.highest))
+    return SampleExtremes(samples.count, lowest, highest)
 
 
 def _nan_weight(module: fx.GraphModule) -> str | None:

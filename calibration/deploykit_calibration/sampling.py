@@ -16,7 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deploykit_calibration.sample_extremes import NONE_SEEN, SampleExtremes
+
 SAMPLE_SIZE = 65_536  # per tensor and batch, at most
+_SMALL = 4_096  # elements of a sample
 SAMPLES_PER_ROW = 8_192  # per tensor and sample of a batch: a batch of one must not cost as much as one of eight
 
 Values = NDArray[np.float32]
@@ -31,6 +34,7 @@ class Observation:
         count: finite elements.
         infinite: infinite elements.
         sample: finite values, float32, all of them or a part at random positions.
+        samples: the extremes of the batch's samples, one where axis 0 does not count them; none beside infinities.
     """
 
     minimum: float
@@ -38,6 +42,7 @@ class Observation:
     count: int
     infinite: int
     sample: Values
+    samples: SampleExtremes = NONE_SEEN
 
 
 class Sampler:
@@ -49,10 +54,17 @@ class Sampler:
         self._shifted: dict[int, Tensor] = {}
         self._noise = np.random.default_rng(seed).integers(-0x8000, 0x8000, SAMPLE_SIZE, dtype=np.int32)
         self._batch, self._size = 0, SAMPLE_SIZE
+        self._rows = self._length = 1
 
-    def begin(self, batch: int, rows: int) -> None:
-        """Move to the positions of a batch, given its number and how many samples it has."""
-        self._batch = batch
+    def begin(self, batch: int, rows: int, length: int = 0) -> None:
+        """Move to the positions of a batch.
+
+        Args:
+            batch: its number.
+            rows: how many samples it has.
+            length: of the axis that counts them, repeated ones included; 0 where there is no such axis.
+        """
+        self._batch, self._rows, self._length = batch, rows, length
         self._size = min(rows * SAMPLES_PER_ROW, SAMPLE_SIZE)
         self._shifted.clear()
 
@@ -61,17 +73,30 @@ class Sampler:
         flat = _flat(value)
         if flat.numel() == 0:
             return Observation(np.inf, -np.inf, 0, 0, np.zeros(0, dtype=np.float32))
-        minimum, maximum = extremes(flat)
-        if np.isinf(minimum) or np.isinf(maximum):
+        lows, highs = self._extremes(value, flat)
+        minimum, maximum = float(np.min(lows)), float(np.max(highs))  # NaN goes through
+        if not np.isfinite(minimum + maximum):
             return self._finite_part(flat)
         sample = flat if flat.numel() <= self._size else flat.index_select(0, self._positions_in(flat.numel()))
-        return Observation(minimum, maximum, flat.numel(), 0, self._values(sample, minimum, maximum))
+        samples = SampleExtremes.of(lows[: self._rows], highs[: self._rows])
+        return Observation(minimum, maximum, flat.numel(), 0, self._values(sample, minimum, maximum), samples)
+
+    def _extremes(self, value: Tensor, flat: Tensor) -> tuple[list[float], list[float]]:
+        """Minima and maxima of the samples along axis 0; of the whole where that does not count them."""
+        if not (1 < self._length == (value.shape[0] if value.ndim else 0)):
+            low, high = torch.aminmax(flat)
+            return [float(low)], [float(high)]
+        if value.numel() <= _SMALL * self._length:  # one call for small samples, one for each that is large: faster
+            lows, highs = torch.aminmax(value.reshape(self._length, -1), dim=1)
+            return lows.tolist(), highs.tolist()
+        pairs = [torch.aminmax(_flat(row)) for row in value]
+        return [float(low) for low, _ in pairs], [float(high) for _, high in pairs]
 
     def _finite_part(self, flat: Tensor) -> Observation:
         if bool(flat.isnan().any()):
             return Observation(np.nan, np.nan, 0, 0, np.zeros(0, dtype=np.float32))
         finite = flat[flat.isfinite()]
-        part = self.observe(finite)
+        part = self.observe(finite.reshape(-1))
         return Observation(part.minimum, part.maximum, part.count, flat.numel() - finite.numel(), part.sample)
 
     def _positions_in(self, size: int) -> Tensor:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit_calibration.sample_extremes import NONE_SEEN, SampleExtremes
+
 HALF_BINS = 2048
 BINS = 2 * HALF_BINS
 _HALF_BITS = HALF_BINS.bit_length() - 1
@@ -79,6 +81,8 @@ class TensorStatistics:
         histogram: int64, shape (BINS,), read-only; counts of the sampled elements (all or a random part of `count`).
         zeros: how many of the sampled elements are exactly zero (they lie in bin HALF_BINS).
         nonfinite: infinite elements that the model makes on purpose (attention masks), exact.
+        samples: the outermost extremes of single samples; none in tables of before schema 3, and where infinite
+            elements were seen.
     """
 
     count: int
@@ -89,6 +93,7 @@ class TensorStatistics:
     histogram: Counts
     zeros: int = 0
     nonfinite: int = 0
+    samples: SampleExtremes = NONE_SEEN
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no pass can have seen: a table is a file, and files are damaged or made up."""
@@ -104,6 +109,8 @@ class TensorStatistics:
             raise ValueError(f"{self.count} elements cannot have the extremes {self.minimum} and {self.maximum}")
         if self.magnitude > HALF_BINS * self.bin_width or float(self.histogram.sum(dtype=np.float64)) > self.count:
             raise ValueError("the histogram does not fit the extremes or the count")
+        if self.samples.count and (self.samples.lowest[0] < self.minimum or self.samples.highest[0] > self.maximum):
+            raise ValueError("extremes of samples lie outside of those of the tensor")
         if self.zeros > self.histogram[HALF_BINS]:
             raise ValueError(f"{self.zeros} zeros are not among {self.histogram[HALF_BINS]} elements of their bin")
 
@@ -114,12 +121,20 @@ class TensorStatistics:
 
     @classmethod
     def of(cls, array: NDArray[np.floating[Any]], *, batches: int = 1) -> TensorStatistics:
-        """Statistics of every element of an array of any shape; infinite and NaN elements are only counted."""
-        flat = np.asarray(array).reshape(-1)
+        """Statistics of every element of an array of any shape; infinite and NaN elements are only counted.
+
+        Axis 0 counts samples.
+        """
+        rows = np.atleast_1d(np.asarray(array))
+        flat = rows.reshape(-1)
         finite = flat[np.isfinite(flat)]
         builder = StatisticsBuilder()
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
-        builder.add(low, high, finite.size, finite, nonfinite=flat.size - finite.size)
+        extremes = SampleExtremes()
+        if 0 < flat.size == finite.size:
+            samples = rows.reshape(len(rows), -1)
+            extremes = SampleExtremes.of(samples.min(axis=1).tolist(), samples.max(axis=1).tolist())
+        builder.add(low, high, finite.size, finite, nonfinite=flat.size - finite.size, samples=extremes)
         built = builder.build()
         return cls(**{**built.__dict__, "batches": batches})
 
@@ -155,6 +170,7 @@ class TensorStatistics:
             histogram=_frozen(mine + coarsen(other.histogram, exponent - other.exponent)),
             zeros=self.zeros + other.zeros,
             nonfinite=self.nonfinite + other.nonfinite,
+            samples=self.samples.merge(other.samples),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -175,9 +191,17 @@ class StatisticsBuilder:
         self._minimum, self._maximum = math.inf, -math.inf
         self._exponent = MIN_EXPONENT
         self._histogram: Counts = np.zeros(BINS, dtype=np.int64)
+        self._samples = SampleExtremes()
 
     def add(
-        self, minimum: float, maximum: float, count: int, sample: NDArray[np.floating[Any]], *, nonfinite: int = 0
+        self,
+        minimum: float,
+        maximum: float,
+        count: int,
+        sample: NDArray[np.floating[Any]],
+        *,
+        nonfinite: int = 0,
+        samples: SampleExtremes | None = None,
     ) -> None:
         """Add one batch.
 
@@ -186,12 +210,14 @@ class StatisticsBuilder:
             count: finite elements of the whole batch.
             sample: finite values, shape (n,), within the extremes; what the histogram counts.
             nonfinite: elements left out because they are infinite.
+            samples: the extremes of the batch's samples; left out, the batch counts as one sample.
         """
         self._batches += 1
         self._nonfinite += nonfinite
         if count == 0:
             return
         self._count += count
+        self._samples = self._samples.merge(samples or SampleExtremes.of([minimum], [maximum]))
         # Adding 0.0 turns -0.0 into 0.0: equal values must give equal bytes on disk.
         self._minimum, self._maximum = min(self._minimum, minimum) + 0.0, max(self._maximum, maximum) + 0.0
         exponent = max(self._exponent, bin_exponent(max(abs(minimum), abs(maximum))))
@@ -212,6 +238,7 @@ class StatisticsBuilder:
             histogram=_frozen(self._histogram.copy()),
             zeros=self._zeros,
             nonfinite=self._nonfinite,
+            samples=self._samples,
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -27,10 +28,11 @@ from deploykit.contract.errors import CalibrationError
 from deploykit.contract.reading import MAX_ARRAY_BYTES, MAX_JSON_BYTES, convert, decode_json, open_regular, read_bytes
 from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.ranges import Range, choose_range
+from deploykit_calibration.sample_extremes import KEPT, SampleExtremes
 from deploykit_calibration.statistics import BINS, TensorStatistics
 from deploykit_calibration.unseen import widened
 
-SCHEMA_VERSION = 2  # 1 had no layer_inputs
+SCHEMA_VERSION = 3  # 1 had no layer_inputs, 2 no extremes of single samples
 SUFFIX = ".calibration"
 _HEADER = "deploykit_calibration"
 _MAX_ROWS = 100_000
@@ -96,7 +98,7 @@ class CalibrationTable:
             )
         statistics = self.statistics[tensor]
         chosen = choose_range(statistics, method, symmetric=symmetric, bits=bits)
-        return widened(statistics, chosen, self.samples, symmetric=symmetric) if method == "default" else chosen
+        return widened(statistics, chosen, symmetric=symmetric, bits=bits) if method == "default" else chosen
 
     def merge(self, other: CalibrationTable) -> CalibrationTable:
         """The table of both tables' samples. Associative and commutative; an empty table is the identity.
@@ -250,6 +252,12 @@ def _columns(rows: list[TensorStatistics]) -> Arrays:
         ).reshape(-1, 7),
         "extremes": np.array([[r.minimum, r.maximum] for r in rows], dtype=np.float64).reshape(-1, 2),
         "counts": np.concatenate([*parts, np.zeros(0, dtype=np.int64)]),
+        "sample_counts": np.array([row.samples.count for row in rows], dtype=np.int64),
+        "sample_extremes": np.concatenate(
+            [np.array([row.samples.lowest, row.samples.highest], dtype=np.float64) for row in rows]
+            + [np.zeros((2, 0))],
+            axis=1,
+        ),
     }
 
 
@@ -347,16 +355,19 @@ def _decode(header: dict[str, Any], arrays: Arrays) -> CalibrationTable:
     if len(arrays["integers"]) > _MAX_ROWS:  # each takes a histogram of 32 kB
         raise ValueError(f"more than {_MAX_ROWS} tensors")
     rows, at = [], 0
-    for integers, (minimum, maximum) in zip(arrays["integers"].tolist(), arrays["extremes"].tolist(), strict=True):
+    version = header["schema_version"]
+    samples = _decode_samples(arrays) if version > 2 else [SampleExtremes()] * len(arrays["integers"])
+    extremes = zip(arrays["extremes"].tolist(), samples, strict=True)
+    for integers, ((minimum, maximum), seen) in zip(arrays["integers"].tolist(), extremes, strict=True):
         count, batches, exponent, zeros, nonfinite, first, last = integers
         histogram = np.zeros(BINS, dtype=np.int64)
         histogram[first:last] = arrays["counts"][at : at + last - first]
         histogram.flags.writeable = False
         at += last - first
-        rows.append(TensorStatistics(count, batches, minimum, maximum, exponent, histogram, zeros, nonfinite))
+        rows.append(TensorStatistics(count, batches, minimum, maximum, exponent, histogram, zeros, nonfinite, seen))
     if at != len(arrays["counts"]):
         raise ValueError(f"{len(arrays['counts'])} counts instead of {at}")
-    sums = _decode_sums(arrays) if header["schema_version"] > 1 else []
+    sums = _decode_sums(arrays) if version > 1 else []
     return CalibrationTable(
         model_fingerprint=str(header["model_fingerprint"]),
         data_fingerprint=str(header["data_fingerprint"]),
@@ -365,6 +376,15 @@ def _decode(header: dict[str, Any], arrays: Arrays) -> CalibrationTable:
         statistics={name: rows[_row(row)] for name, row in header["tensors"].items()},
         layer_inputs={name: sums[_row(row)] for name, row in header.get("layer_inputs", {}).items()},
     )
+
+
+def _decode_samples(arrays: Arrays) -> list[SampleExtremes]:
+    counts, values = arrays["sample_counts"].tolist(), arrays["sample_extremes"]
+    ends = np.cumsum([0, *(min(max(count, 0), KEPT) for count in counts)])
+    if values.dtype != np.float64 or values.shape != (2, ends[-1]):
+        raise ValueError(f"extremes of shape {values.shape} for {ends[-1]} samples")
+    parts = (values[:, start:stop].tolist() for start, stop in itertools.pairwise(ends))
+    return [SampleExtremes(count, tuple(low), tuple(high)) for count, (low, high) in zip(counts, parts, strict=True)]
 
 
 def _decode_sums(arrays: Arrays) -> list[ChannelSums]:

@@ -1,11 +1,12 @@
-"""How far values go that calibration has not seen yet, and when it has seen too few samples to say.
+"""Room in a range for what calibration has not seen yet.
 
-The largest value of eight samples is not the largest of the next eight: ranges that end there clip fresh inputs, which
-costs 8 to 20 dB of SQNR on small networks. Large values of most tensors fall off exponentially or faster; then the
-largest of m times as many values lies further out by ln(m) times their mean excess over a threshold (Coles, "An
-Introduction to Statistical Modeling of Extreme Values", sections 3 and 4). Ranges are widened to what `HORIZON` samples
-would show, up to `MOST` times; tensors with a bound that is often reached (ReLU6, images) have no excess and stay, and
-so does an end that was chosen inside of what was seen: more of the same would not move it.
+The largest value of a dozen samples is not the largest of the next dozen. Of a large tensor, a value outside of the
+range is one among thousands and costs next to nothing; of a small one it costs 8 to 20 dB. So a range ends where the
+expected cost of rounding, which grows with it, and that of clipping what is still to come, which falls, are least
+together, both in the loss that ranges are chosen with. How far values go is told by their `tails`.
+
+A bound that is often reached (ReLU6, images) has no tail and stays. So does an end that was chosen inside of what was
+seen: more of the same would not move it.
 
 NumPy only.
 """
@@ -15,62 +16,62 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from deploykit_calibration.statistics import HALF_BINS, TensorStatistics
+from deploykit_calibration.statistics import TensorStatistics
+from deploykit_calibration.tails import Tail, tails_of
 
-HORIZON = 256
-"""Number of samples that ranges shall hold for."""
-MOST = 1.5
-"""How many times wider a range may become: a guess from few samples must not cost more than half a bit."""
+MOST = 2.0
+"""How many times further a range may go than what was seen: a guess must not cost more than one bit."""
 
-_TAIL, _LEAST_TAIL = 0.001, 8.0  # share, and number, of values whose mean excess is taken
 _INSIDE = 0.95  # of the extreme: a range that ends before was not ended by what was seen, and stays
+_POWER = 2.5  # of the loss
+_ROUNDED = 0.5**_POWER / (_POWER + 1.0)  # mean of |x|^p, x uniform within half a step of zero, in steps
+_CLIPPED = math.gamma(_POWER + 1.0)  # mean of x^p, x exponential, in mean excesses; of normal noise a little less
+_CANDIDATES = 65
 
 Range = tuple[float, float]
-Floats = NDArray[np.float64]
 
 
-def widened(statistics: TensorStatistics, chosen: Range, samples: int, *, symmetric: bool) -> Range:
+def widened(statistics: TensorStatistics, chosen: Range, *, symmetric: bool, bits: int = 8) -> Range:
     """A range with room for what further samples would show.
 
     Args:
         chosen: (lo, hi) from the statistics, lo <= 0 <= hi.
-        samples: that the statistics were taken from; 0 where nobody knows, and the range stays.
         symmetric: whether the result is to be (-a, a).
+        bits: of the quantized type.
     Returns:
-        (lo, hi), finite, holding `chosen`, and at most `MOST` times as wide on either side.
+        (lo, hi), finite, holding `chosen`; neither end further than `MOST` times the larger of both extremes.
     """
-    steps = math.log(HORIZON / samples) if 0 < samples < HORIZON else 0.0
-    if steps == 0.0 or statistics.sampled == 0:
+    ends = np.array([-chosen[0], chosen[1]])
+    if not ends.any() or not statistics.samples.count or not math.isfinite(MOST * statistics.magnitude):
         return chosen
-    seen = (-statistics.minimum, statistics.maximum)
-    ends = [
-        end if end < _INSIDE * most else min(end + steps * _mean_excess(statistics, end, sign), MOST * end)
-        for (end, sign), most in zip(_ends(chosen), seen, strict=True)
-    ]
-    if not all(math.isfinite(end) for end in ends):
-        return chosen
-    lo, hi = (-max(ends), max(ends)) if symmetric else (-ends[0], ends[1])
-    return lo + 0.0, hi
+    seen = np.array([-statistics.minimum, statistics.maximum])
+    ended = (ends > 0.0) & (ends >= _INSIDE * seen)
+    tails = [tail if here else None for tail, here in zip(tails_of(statistics), ended, strict=True)]
+    elements, steps = statistics.count / statistics.samples.count, 2**bits - 1
+    if symmetric:
+        ends[:] = _least_loss(ends.max(), None, [tail for tail in tails if tail], elements, steps)
+        return -float(ends[0]) + 0.0, float(ends[1])
+    for side in (1, 0):
+        if (tail := tails[side]) is not None:
+            ends[side] = _least_loss(ends[side], ends[1 - side], [tail], elements, steps)
+    return -float(ends[0]) + 0.0, float(ends[1])
 
 
-def _ends(chosen: Range) -> tuple[tuple[float, int], tuple[float, int]]:
-    """Distance from zero and sign of both ends."""
-    return (-chosen[0], -1), (chosen[1], 1)
+def _least_loss(end: float, other: float | None, tails: list[Tail], elements: float, steps: int) -> float:
+    """The end, from `end` on, of least expected loss of a sample.
 
-
-def _mean_excess(statistics: TensorStatistics, end: float, sign: int) -> float:
-    """Mean distance of the outermost values of one sign from the innermost of them; values count up to `end`."""
-    half = statistics.histogram[HALF_BINS:] if sign > 0 else statistics.histogram[HALF_BINS - 1 :: -1]
-    counts = half.astype(np.float64)
-    counts[0] -= statistics.zeros if sign > 0 else 0
-    used = np.flatnonzero(counts)[::-1]
-    if used.size == 0:
-        return 0.0
-    values: Floats = np.minimum((used + 0.5) * statistics.bin_width, end)
-    outer = np.cumsum(counts[used])
-    wanted = min(max(_LEAST_TAIL, _TAIL * statistics.sampled), 0.5 * outer[-1])
-    tail = slice(0, int(np.searchsorted(outer, wanted)) + 1)
-    excess = values[tail] - values[tail][-1]
-    return float(excess @ counts[used][tail] / outer[tail][-1])
+    Args:
+        other: magnitude of the range's other end; None where it is the same.
+        tails: of what lies beyond the end.
+        elements: of one sample.
+        steps: of the quantizer.
+    """
+    most = max([end, *(MOST * tail.reach for tail in tails)])
+    ends = np.linspace(end, most, _CANDIDATES) / most
+    width = ends + (ends if other is None else other / most)
+    loss = elements * _ROUNDED * (width / steps) ** _POWER
+    for tail in tails:
+        values, excess = tail.beyond(np.maximum(ends * most, tail.threshold))
+        loss += _CLIPPED * values * (excess / most) ** _POWER
+    return max(end, float(ends[np.argmin(loss)] * most))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from deploykit_calibration.sample_extremes import SampleExtremes
 from deploykit_calibration.sampling import SAMPLE_SIZE, SAMPLES_PER_ROW, Sampler, extremes
 
 RNG = torch.Generator().manual_seed(0)
@@ -106,3 +107,37 @@ def test_nan_is_told_and_infinity_counted(dtype: torch.dtype) -> None:
 
 def test_an_empty_tensor_counts_nothing() -> None:
     assert sampler().observe(torch.zeros(0, 3)).count == 0
+
+
+@pytest.mark.parametrize("size", [6, 20_000])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "with holes"])
+def test_each_sample_along_axis_0_has_extremes_and_repeated_ones_have_none(size: int, layout: str) -> None:
+    x = LAYOUTS[layout](torch.randn(4, 2, size // 2, 1, generator=RNG))
+    made = Sampler(seed=0)
+    made.begin(0, rows=3, length=4)  # a batch of three that a static graph got filled up
+    seen = made.observe(x)
+    rows = x[:3].reshape(3, -1)
+    assert seen.samples == SampleExtremes.of(rows.amin(1).tolist(), rows.amax(1).tolist())
+    assert (seen.minimum, seen.maximum) == (float(x.min()), float(x.max()))
+
+
+def test_a_tensor_without_an_axis_of_samples_is_one_sample() -> None:
+    made = Sampler(seed=0)
+    made.begin(0, rows=4, length=4)
+    for x in (torch.randn(8, 3), torch.tensor(2.0), torch.randn(1, 4)):
+        assert made.observe(x).samples == SampleExtremes.of([float(x.min())], [float(x.max())])
+    made.begin(0, rows=4)
+    assert made.observe(torch.randn(4, 3)).samples.count == 1
+
+
+@pytest.mark.parametrize("size", [3, 5_000])
+def test_nan_and_infinity_in_any_sample_are_told(size: int) -> None:
+    made = Sampler(seed=0)
+    made.begin(0, rows=3, length=3)
+    for row in range(3):
+        x = torch.randn(3, size)
+        x[row, 1] = torch.nan
+        assert np.isnan(made.observe(x).minimum)
+        x[row, 1] = -torch.inf
+        seen = made.observe(x)
+        assert (seen.infinite, seen.samples.count) == (1, 0)

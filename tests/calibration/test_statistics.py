@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from deploykit_calibration.sample_extremes import SampleExtremes
 from deploykit_calibration.statistics import (
     BINS,
     HALF_BINS,
@@ -53,7 +54,7 @@ def test_the_builder_agrees_with_merge(a: np.ndarray, b: np.ndarray) -> None:
     builder = StatisticsBuilder()
     for part in (a, b):
         low, high = (float(part.min()), float(part.max())) if part.size else (np.inf, -np.inf)
-        builder.add(low, high, part.size, part)
+        builder.add(low, high, part.size, part, samples=SampleExtremes.of(part.tolist(), part.tolist()))
     assert builder.build() == TensorStatistics.of(a).merge(TensorStatistics.of(b))
 
 

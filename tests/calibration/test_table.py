@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from deploykit.contract.errors import CalibrationError
 from deploykit_calibration import table as table_module
 from deploykit_calibration.channel_sums import ChannelSums
+from deploykit_calibration.sample_extremes import SampleExtremes
 from deploykit_calibration.statistics import TensorStatistics
 from deploykit_calibration.table import CalibrationTable, is_table_file
 
@@ -127,23 +128,31 @@ def test_other_files_are_refused_with_the_reason(tmp_path: Path) -> None:
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     header = {"deploykit_calibration": json.dumps({"schema_version": 99})}
     save_file({"a": np.zeros(2)}, tmp_path / "n", metadata=header)
-    with pytest.raises(CalibrationError, match="schema version is 99, this deploykit reads up to 2"):
+    with pytest.raises(CalibrationError, match="schema version is 99, this deploykit reads up to 3"):
         CalibrationTable.load(tmp_path / "n")
 
 
-def test_a_table_of_the_first_schema_has_no_layer_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def first(header: dict[str, Any], arrays: dict[str, Any]) -> str:
-        header["schema_version"] = 1
-        for of_the_second, store in (("layer_inputs", header), ("channels", arrays), ("sums", arrays)):
-            store.pop(of_the_second, None)
+OF_THE_SECOND, OF_THE_THIRD = ("layer_inputs", "channels", "sums"), ("sample_counts", "sample_extremes")
+
+
+@pytest.mark.parametrize(("version", "without"), [(1, (*OF_THE_SECOND, *OF_THE_THIRD)), (2, OF_THE_THIRD)])
+def test_tables_of_earlier_schemas_are_read(
+    version: int, without: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def earlier(header: dict[str, Any], arrays: dict[str, Any]) -> str:
+        header["schema_version"] = version
+        for name in without:
+            header.pop(name, None)
+            arrays.pop(name, None)
         return digest(header, arrays)
 
-    digest = table_module._digest
-    content = make_table()
+    digest, content = table_module._digest, make_table()
     with monkeypatch.context() as patched:
-        patched.setattr(table_module, "_digest", first)
+        patched.setattr(table_module, "_digest", earlier)
         (tmp_path / "old").write_bytes(table_module._encode(content))
-    assert CalibrationTable.load(tmp_path / "old") == replace(content, layer_inputs={})
+    known = {name: replace(found, samples=SampleExtremes()) for name, found in content.statistics.items()}
+    inputs = content.layer_inputs if version > 1 else {}
+    assert CalibrationTable.load(tmp_path / "old") == replace(content, layer_inputs=inputs, statistics=known)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +192,9 @@ X = 0  # row of the first tensor: count, batches, exponent, zeros, nonfinite, an
         *[("integers", (X, column), bound) for column in (5, 6) for bound in (-7, 2**40)],
         *[("extremes", (X, column), value) for column in (0, 1) for value in (np.nan, np.inf, -np.inf, 1e300)],
         ("extremes", (X, 0), 1e9),
+        *[("sample_counts", X, count) for count in (-1, 0, 31, 2**62)],
+        *[("sample_extremes", (0, X), value) for value in (np.nan, -np.inf, -1e9, 1e9)],
+        *[("sample_extremes", (1, X), value) for value in (np.nan, np.inf, -1e9, 1e9)],
         ("counts", 0, -1),
         ("counts", 0, 2**62),
         ("channels", (0, 0), -1),
