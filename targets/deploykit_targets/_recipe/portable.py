@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 MODEL, RECIPE, TABLE, REPORT = "model.onnx", "recipe.json", "calibration.safetensors", "build.json"
 COMMAND = "deploykit build ."
 _LARGEST_SIZE = 2**31 - 1  # of an axis in TensorRT and MIGraphX
-# ONNX operators that multiply and accumulate, as they are written into the names of nodes: `linear.matmul_1`.
-_MULTIPLIES = frozenset({"conv", "convtranspose", "einsum", "gemm", "matmul"})
+# ONNX operators that multiply and accumulate, as they are written into the names of nodes: `linear.matmul_1`. Of a
+# recurrent one a compiler may name only what it made of its gates, and not the products of each step.
+_MULTIPLIES = frozenset({"conv", "convtranspose", "einsum", "gemm", "gru", "lstm", "matmul", "rnn"})
 
 
 def portable(

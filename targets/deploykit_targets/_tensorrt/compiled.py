@@ -114,11 +114,12 @@ def _as_asked(layer: LayerAchieved, achieved: Achieved) -> LayerAchieved:
 
 def _explained(layer: LayerAchieved, before: LayerAchieved) -> LayerAchieved:
     """Why a layer is not as the file asks; what has no products is a step of a chain, which computes in float."""
-    if layer.precision == before.precision or before.reason or layer.precision == "unknown":
+    if layer.precision in (before.precision, "unknown") or (before.reason and before.precision in _FLOATS):
         return layer
     if not layer.macs:
-        return replace(layer, reason=f"a step of a fused chain, which computes in {layer.precision}")
-    return replace(layer, reason=f"placed in {before.precision}, and the compiler computes it in {layer.precision}")
+        return replace(layer, reason=before.reason or f"a step of a fused chain, which computes in {layer.precision}")
+    other = f"placed in {before.precision}, and the compiler computes it in {layer.precision}"
+    return replace(layer, reason=f"{before.reason}; {other}" if before.reason else other)
 
 
 def tf32_gate(prepared: Prepared) -> tuple[tuple[str, ...], float | None]:

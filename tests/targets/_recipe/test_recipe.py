@@ -198,6 +198,17 @@ def test_looking_at_a_built_artifact_runs_nothing_of_it(
     assert not told.exists() and loaded.preflight().ok == found["ok"]
 
 
+def test_of_a_recurrent_layer_its_gates_decide_and_not_what_brings_its_input() -> None:
+    """A compiler that unrolls it names no product: what moves the input in float32 is no word on the steps."""
+    planned = Achieved.count("fp16", [LayerAchieved("lstm", "rnn", "lstm", "float16", macs=10)], source="the file")
+    layers = [
+        {"nodes": ["x.cast", "lstm.transpose_0"], "precision": "float32", "role": "other"},
+        {"nodes": [], "precision": "float16", "role": "multiplies"},
+        {"nodes": ["lstm.lstm_3"], "precision": "float16", "role": "other"},
+    ]
+    assert achieved_of(planned, layers, source="a test").macs == {"float16": 10}
+
+
 def test_achieved_is_what_was_built_and_unnamed_layers_are_unknown() -> None:
     planned = Achieved.count("int8", LAYERS, source="plan")
     built = achieved_of(planned, [{"nodes": ["fc.matmul_0"], "precision": "float16"}], source="inspector")

@@ -101,3 +101,12 @@ def test_a_layer_that_the_compiler_made_as_asked_has_no_reason_left() -> None:
     layers = [LayerAchieved("conv2d", "conv", "conv", "float32", macs=10, reason="no neighbour computes in integers")]
     (layer,) = counted(Achieved.count("int8", layers, source="the file"), compiled()).layers
     assert (layer.precision, layer.reason) == ("int8", "")
+
+
+def test_a_layer_in_another_type_than_it_was_left_in_has_both_reasons() -> None:
+    """Of a weight that fits no 4-bit block the file holds 8 bits, and the compiler may expand these, too."""
+    layer = LayerAchieved("linear", "fc", "linear", "int8-weights", macs=10, reason="no multiple of a block of 32")
+    (found,) = counted(Achieved.count("int4-weight-only", [layer], source="the file"), compiled()).layers
+    assert found.precision == "float32"
+    other = "placed in int8-weights, and the compiler computes it in float32"
+    assert found.reason == f"no multiple of a block of 32; {other}"
