@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.errors import UsageError
 from deploykit.contract.findings import Finding, Severity, errors_of
@@ -62,7 +62,7 @@ def load_rules(name: str) -> LintRules:
     known = {path.stem: path for path in sorted(_FOLDER.glob("*.toml"))}
     if name not in known:
         raise UsageError(f"no lint rules are called {name!r}", hint=f"there are {', '.join(known)}")
-    table = tomllib.loads(known[name].read_text(encoding="utf-8"))
+    table = _read(known[name])
     return LintRules(
         name=table["name"],
         source=table["source"],
@@ -74,6 +74,13 @@ def load_rules(name: str) -> LintRules:
         unsupported=frozenset(table["operators"]["unsupported"].split()),
         severities=table["rules"],
     )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A table of rules, over the one that it extends, where it does."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    base = table.pop("extends", None)
+    return table if base is None else {**_read(path.with_name(f"{base}.toml")), **table}
 
 
 def lint(model: onnx.ModelProto | str | Path, rules: LintRules) -> tuple[Finding, ...]:

@@ -43,11 +43,9 @@ class BuiltOnDevice(Target):
 
     Attributes:
         program: file name of the recipe in an artifact.
-        lint_rules: name of the rules that a file is checked against; "" for those of the toolchain's own name.
     """
 
     program: ClassVar[str]
-    lint_rules: ClassVar[str] = ""
 
     @abstractmethod
     def interpreter(self, artifact: StoredArtifact | None = None) -> str | None:
@@ -169,7 +167,7 @@ class BuiltOnDevice(Target):
             raise MissingDependencyError("onnx", extra=self.capabilities().export_extra, purpose="check an ONNX file")
         from deploykit_targets._onnx.lint import lint, load_rules
 
-        return lint(path, load_rules(self.lint_rules or self.name))
+        return lint(path, load_rules(self.name))
 
     def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         from deploykit_targets._recipe.session import RecipeSession

@@ -496,6 +496,7 @@ class Engine:
         return {
             "latency_ms": board.percentiles(whole),
             "notes": [
+                f"measured on {self._cuda.device_name} ({arch_of(self._cuda)})",
                 f"CUDA events, with copies; kernels alone: p50 {kernels['p50']:.3f} ms, p99 {kernels['p99']:.3f} ms",
                 "memory is what the engine and its context took on the GPU",
             ],

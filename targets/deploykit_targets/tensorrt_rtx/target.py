@@ -57,7 +57,6 @@ class TensorRtRtxTarget(BuiltOnDevice):
 
     name: ClassVar[str] = "tensorrt-rtx"
     program: ClassVar[str] = PROGRAM.name
-    lint_rules: ClassVar[str] = "tensorrt"
     options_type: ClassVar[type[TensorRtRtxOptions]] = TensorRtRtxOptions
 
     def capabilities(self) -> Capabilities:

@@ -81,6 +81,13 @@ def test_a_file_is_read_and_something_else_is_refused(tmp_path: Path) -> None:
         load_rules("tensorflow")
 
 
+def test_rules_may_extend_those_of_another_toolchain() -> None:
+    base, rtx = load_rules("tensorrt"), load_rules("tensorrt-rtx")
+    assert (rtx.name, rtx.supported, rtx.severities) == ("tensorrt-rtx", base.supported, base.severities)
+    assert lint(residual(Graph(opset=21)), rtx) == () and "INT4" in rtx.quantized_types - base.quantized_types
+    assert [finding.rule for finding in lint(residual(Graph(opset=21)), base)] == ["opset"]
+
+
 def uint8_pair(graph: Graph) -> onnx.ModelProto:
     value = graph.pair("x", "x.dq", zero=np.uint8(0))
     return graph.model(graph.conv(value, graph.weight("w", (4, 4, 3, 3)), "conv"))

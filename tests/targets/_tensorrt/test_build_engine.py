@@ -192,6 +192,7 @@ def test_a_profile_reports_percentiles_and_sets_a_profiler(version: str) -> None
     trt = FakeTensorRT(version)
     report = recipe_program.Engine(trt, FakeCuda(), b"engine", RECIPE).profile(FEEDS[0], 5)
     assert report["runs"] == 5 and {"p50", "p90", "p99"} <= report["latency_ms"].keys()
+    assert report["notes"][0] == "measured on a fake Orin (sm_87)", "other cards of an architecture take its artifacts"
     assert len(trt.calls("IExecutionContext.profiler=")) == 1
 
 

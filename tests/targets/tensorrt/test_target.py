@@ -133,7 +133,10 @@ def test_golden_outputs_of_float32_are_gated_for_tf32_where_the_gpu_has_it(tmp_p
         found = export(tmp_path / device, "fp32", target=device, profile=False)
         recipe = json.loads((found.path / "recipe.json").read_text())
         gates[device] = recipe["tolerance"]["min_sqnr_db"]
-        assert golden_tolerance(found.manifest.precision, found.manifest.facts.golden_min_sqnr_db).min_sqnr_db == gates[device]
+        assert (
+            golden_tolerance(found.manifest.precision, found.manifest.facts.golden_min_sqnr_db).min_sqnr_db
+            == gates[device]
+        )
         assert any("TF32" in note for note in recipe.get("notes", ())) is (device == "a100")
     assert gates == {"a100": 40.0, "t4": 80.0}
 

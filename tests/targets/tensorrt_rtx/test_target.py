@@ -134,6 +134,7 @@ def test_held_weights_are_multiplied_from_4_and_8_bits(target: str, bits: int, t
     assert {layer.precision for layer in products} == {"float16"} and all(layer.reason for layer in products)
     assert found.evidence is Evidence.COMPILED and found.parity is not None and found.parity.passed
     assert found.profile is not None and found.profile.evidence is Evidence.ESTIMATE
+    assert PLUGIN.lint(found.entry) == (), "a file of ours keeps its own rules"
 
 
 def test_blocks_are_of_the_sizes_that_the_kernels_have(tmp_path: Path) -> None:
