@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 
 from deploykit.contract.errors import DeviceError
+from deploykit.contract.precision import Evidence
 from deploykit.contract.requirements import Preflight, Requirements, check
 from deploykit.places import frames
 from deploykit.places.frames import Frame
@@ -49,6 +50,10 @@ class Place:
         Raises:
             DeviceError: the place cannot be reached, or has no deploykit of this version.
         """
+        return None
+
+    def evidence(self, artifact: StoredArtifact, wants: Wants) -> Evidence | None:
+        """What running an artifact there proves, as the deploykit there says; None where its target here knows."""
         return None
 
     def open(self, artifact: StoredArtifact, wants: Wants, threads: int | None) -> Session | None:
@@ -106,17 +111,32 @@ def opening(artifact: StoredArtifact, threads: int | None) -> dict[str, object]:
     }
 
 
-def ask_preflight(peer: Peer, artifact: StoredArtifact) -> Preflight:
+@dataclass(frozen=True)
+class Verdict:
     """What the deploykit at the other end says of its machine and an artifact.
 
-    Raises:
-        DeploykitError: it does not know the artifact's toolchain, say.
+    Attributes:
+        preflight: what the machine has and lacks.
+        evidence: what running the artifact there proves.
     """
-    found = peer.ask(Frame(frames.PREFLIGHT, {"manifest": artifact.manifest.to_json().decode()}))
+
+    preflight: Preflight
+    evidence: Evidence
+
+
+def ask_verdict(peer: Peer, artifact: StoredArtifact) -> Verdict:
+    """Ask, and close.
+
+    Raises:
+        DeploykitError: the other end does not know the artifact's toolchain, say.
+    """
     try:
-        return msgspec.convert(found.facts, Preflight)
+        found = peer.ask(Frame(frames.PREFLIGHT, {"manifest": artifact.manifest.to_json().decode()}))
+        return msgspec.convert(found.facts, Verdict)
     except msgspec.ValidationError as error:
         raise DeviceError(f"the deploykit there gave no preflight: {error}", hint="install the same version") from error
+    finally:
+        peer.close()
 
 
 def program_preflight(needs: Requirements, host: Host) -> Preflight:

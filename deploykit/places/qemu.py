@@ -22,7 +22,7 @@ from deploykit.contract.errors import DeviceError
 from deploykit.contract.host import this_host
 from deploykit.contract.optional import SystemTool
 from deploykit.places.peer import Peer, Program, RemoteSession, Wants
-from deploykit.places.place import SERVER, Place, ask_preflight, opening, program_preflight
+from deploykit.places.place import SERVER, Place, ask_verdict, opening, program_preflight
 from deploykit.places.process import Process, import_path, module_command, server_code, time_limit
 
 if TYPE_CHECKING:
@@ -142,11 +142,7 @@ class Qemu(Place):
                 notes=(note,),
                 native=False,
             )
-        peer = self._server(artifact)
-        try:
-            return ask_preflight(peer, artifact)
-        finally:
-            peer.close()
+        return ask_verdict(self._server(artifact), artifact).preflight
 
     def open(self, artifact: StoredArtifact, wants: Wants, threads: int | None) -> Session:
         """See `Place.open`."""

@@ -26,7 +26,7 @@ from deploykit.contract.session import Session
 from deploykit.places import frames
 from deploykit.places.frames import Channel, Frame
 from deploykit.places.memory import peak_bytes, resident_bytes
-from deploykit.places.place import Here
+from deploykit.places.place import Here, Verdict
 from deploykit.plugin.artifact import Artifact, load
 
 _GRACE_S = 10.0
@@ -66,7 +66,8 @@ class Server:
         return Frame(frames.ANSWER, {"version": __version__, "host": msgspec.to_builtins(this_host())})
 
     def _preflight(self, request: Frame) -> Frame:
-        found = _being(Path(), request.facts).preflight()
+        artifact = _being(Path(), request.facts)
+        found = Verdict(artifact.preflight(), artifact.plugin().evidence(artifact))
         return Frame(frames.ANSWER, msgspec.to_builtins(found))
 
     def _open(self, request: Frame) -> Frame:

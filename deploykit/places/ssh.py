@@ -28,11 +28,12 @@ from deploykit.contract.optional import SystemTool
 from deploykit.places import frames
 from deploykit.places.frames import Frame
 from deploykit.places.peer import Peer, RemoteSession, Wants
-from deploykit.places.place import Place, ask_preflight, program_preflight
+from deploykit.places.place import Place, Verdict, ask_verdict, program_preflight
 from deploykit.places.process import OTHER_VERSION, Process, server_code, time_limit
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit.contract.precision import Evidence
     from deploykit.contract.requirements import Preflight
     from deploykit.contract.session import Session
 
@@ -91,7 +92,7 @@ class Ssh(Place):
         self.address = address
         self._python = python
         self._host: Host | None = None
-        self._preflights: dict[bytes, Preflight] = {}
+        self._verdicts: dict[bytes, Verdict] = {}
 
     def host(self) -> Host:
         """What machine it is; asked once, of its system.
@@ -109,18 +110,21 @@ class Ssh(Place):
         return self._host
 
     def preflight(self, artifact: StoredArtifact, wants: Wants) -> Preflight:
-        """See `Place.preflight`; asked once for each artifact."""
+        """See `Place.preflight`."""
+        if wants.program is not None:
+            return program_preflight(wants.needs, self.host())
+        return self._verdict(artifact, wants).preflight
+
+    def evidence(self, artifact: StoredArtifact, wants: Wants) -> Evidence | None:
+        """See `Place.evidence`."""
+        return None if wants.program is not None else self._verdict(artifact, wants).evidence
+
+    def _verdict(self, artifact: StoredArtifact, wants: Wants) -> Verdict:
+        """What the board says, asked once for each artifact."""
         key = artifact.manifest.to_json()
-        if key not in self._preflights:
-            if wants.program is not None:
-                self._preflights[key] = program_preflight(wants.needs, self.host())
-            else:
-                peer = self._connected(wants.extra)
-                try:
-                    self._preflights[key] = ask_preflight(peer, artifact)
-                finally:
-                    peer.close()
-        return self._preflights[key]
+        if key not in self._verdicts:
+            self._verdicts[key] = ask_verdict(self._connected(wants.extra), artifact)
+        return self._verdicts[key]
 
     def open(self, artifact: StoredArtifact, wants: Wants, threads: int | None) -> Session:
         """See `Place.open`; what the board has not yet is copied there first."""

@@ -537,8 +537,12 @@ class Target(ABC):
 
         Never `device` where this machine lacks what the device has, or computes otherwise without it.
         """
-        if self.place(artifact).is_emulated:
+        place = self.place(artifact)
+        if place.is_emulated:
             return Evidence.EMULATOR
+        told = place.evidence(artifact, self._wants(artifact))
+        if told is not None:
+            return told
         best = self.capabilities().evidence
         short = best is Evidence.DEVICE and (self._lacking(artifact) or not self.preflight(artifact).native)
         return Evidence.REFERENCE if short else best

@@ -106,11 +106,17 @@ class CoreMLTarget(Target):
 
     def preflight(self, artifact: StoredArtifact) -> Preflight:
         """See `Target.preflight`; where Core ML is not, the evaluator runs the file, and needs no Apple system."""
+        if not self.place(artifact).is_here:
+            return super().preflight(artifact)
         if has_core_ml():
             found = super().preflight(artifact)
             return replace(found, missing=(*found.missing, *_too_old(self.needs(artifact).os)))
         elsewhere = check(replace(self.needs(artifact), os=()), self.host())
         return replace(elsewhere, notes=(EVALUATED_NOTE,), native=False)
+
+    def _by_core_ml(self, artifact: StoredArtifact) -> bool:
+        """Whether Apple's own runtime runs it: here, or on a board that is a Mac."""
+        return has_core_ml() if self.place(artifact).is_here else self.evidence(artifact) is Evidence.DEVICE
 
     def requirements(self, device: Device, precision: Precision) -> Requirements:
         """See `Target.requirements`."""
@@ -119,7 +125,7 @@ class CoreMLTarget(Target):
     def validate(self, artifact: StoredArtifact, validation: Validation) -> ParityReport:
         """See `Target.validate`; the report says what ran the artifact."""
         report = super().validate(artifact, validation)
-        note = _mac_note(artifact) if has_core_ml() else EVALUATED_NOTE
+        note = _mac_note(artifact) if self._by_core_ml(artifact) else EVALUATED_NOTE
         return replace(report, notes=(*report.notes, note))
 
     def profile(
@@ -135,7 +141,7 @@ class CoreMLTarget(Target):
         recorded = artifact.manifest.recorded(_BatchSizes).batch_sizes
         allowed = effort.batch_sizes if recorded is None else recorded
         effort = replace(effort, batch_sizes=tuple(size for size in effort.batch_sizes if size in allowed))
-        if has_core_ml():
+        if self._by_core_ml(artifact):
             measured = super().profile(artifact, baseline=baseline, effort=effort)
             return replace(measured, notes=(*measured.notes, _mac_note(artifact), *facts))
         found = estimated(artifact, device, baseline)
