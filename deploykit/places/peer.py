@@ -33,10 +33,13 @@ class Peer:
     Args:
         process: started, and speaking the protocol.
         place: where it runs, for messages, such as "pi@board"; "" for this machine, whose errors keep their types.
+        failure: the error of an ERROR's object, where that has its own form.
     """
 
-    def __init__(self, process: Process, place: str = "") -> None:
-        self.process, self._place = process, place
+    def __init__(
+        self, process: Process, place: str = "", *, failure: Callable[[Mapping[str, Any]], DeploykitError] | None = None
+    ) -> None:
+        self.process, self._place, self._failure = process, place, failure or self._said
 
     def exchange(self, request: Frame) -> Frame:
         """Its answer, an error included.
@@ -72,7 +75,7 @@ class Peer:
             self.process.send(*frames.encode(Frame(frames.CLOSE)))
         self.process.close()
 
-    def _failure(self, facts: Mapping[str, Any]) -> DeploykitError:
+    def _said(self, facts: Mapping[str, Any]) -> DeploykitError:
         message, hint = str(facts.get("message", "it failed")), str(facts.get("hint") or "")
         if not self._place:
             return _TYPES.get(str(facts.get("type")), DeviceError)(message, hint=hint or None)

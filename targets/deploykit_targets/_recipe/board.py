@@ -14,7 +14,7 @@ import struct
 import sys
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -217,60 +217,31 @@ def write_whole(path: Path, data: bytes) -> None:
 # -- serving ------------------------------------------------------------------------------------------------
 
 
-def write_frame(stream: BinaryIO, header: dict[str, Any], arrays: dict[str, Any]) -> None:
-    """Send a JSON header and arrays: length of the header, header, then the bytes of every array in turn."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    described = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
-    text = json.dumps({**header, "arrays": described}).encode()
-    stream.write(struct.pack("<I", len(text)) + text)
-    for array in arrays.values():
-        stream.write(array.tobytes())
-    stream.flush()
-
-
-def read_frame(stream: BinaryIO) -> tuple[Any, ...]:
-    """Receive what `write_frame` sent; `(None, {})` where the other side has gone."""
-    size = stream.read(4)
-    if len(size) < 4:
-        return None, {}
-    header = json.loads(stream.read(struct.unpack("<I", size)[0]))
-    arrays = {}
-    for name, dtype, shape in header.pop("arrays"):
-        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        arrays[name] = np.frombuffer(stream.read(count), dtype).reshape(shape)
-    return header, arrays
-
-
 def serve(open_engine: Any) -> None:
-    """Open an engine and answer frames on stdin until it closes.
+    """Answer frames on standard input: deploykit starts this program for that, and brings the module of frames.
 
     Args:
-        open_engine: makes an object with `run(feeds) -> outputs` and `profile(feeds, runs) -> report`. That it cannot
-            be opened is the first answer.
+        open_engine: makes an object with `run(feeds) -> outputs` and `profile(feeds, runs) -> report`.
+    Raises:
+        RecipeError: code 2; somebody else started it.
     """
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a vendor library prints must not land between two frames
-    try:
-        engine = open_engine()
-        write_frame(replies, {"ready": True}, {})
-        while _answer(engine, replies):
-            pass
-    except RecipeError as failure:
-        write_frame(replies, _described(failure), {})
-
-
-def _answer(engine: Any, replies: BinaryIO) -> bool:
-    header, arrays = read_frame(sys.stdin.buffer)
-    if header is None:
-        return False
-    try:
-        if header["command"] == "profile":
-            write_frame(replies, {"report": engine.profile(arrays, header["runs"])}, {})
-        else:
-            write_frame(replies, {}, engine.run(arrays))
-    except RecipeError as failure:
-        write_frame(replies, _described(failure), {})
-    return True
+    frames: Any = sys.modules.get("frames")
+    if frames is None:
+        raise RecipeError(2, "--serve is for deploykit, which opens the artifact with it", "deploykit run --help")
+    channel, engine = frames.Channel(), None  # type: Any, Any
+    request = channel.receive()
+    while request is not None and request.kind != frames.CLOSE:
+        try:
+            if request.kind == frames.OPEN:
+                engine, answer = open_engine(), frames.Frame(frames.ANSWER)
+            elif request.kind == frames.PROFILE:
+                answer = frames.Frame(frames.ANSWER, engine.profile(request.tensors, request.runs))
+            else:
+                answer = frames.Frame(frames.ANSWER, {}, engine.run(request.tensors))
+        except RecipeError as failure:
+            answer = frames.Frame(frames.ERROR, _described(failure))
+        channel.send(answer)
+        request = channel.receive()
 
 
 def _described(failure: RecipeError) -> dict[str, Any]:

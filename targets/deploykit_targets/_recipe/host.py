@@ -25,6 +25,7 @@ from deploykit.contract.errors import (
     PlacementError,
     UsageError,
 )
+from deploykit.places import frames
 from deploykit.places.process import code_command, ending
 from deploykit_targets._recipe.board import LIFELINE
 
@@ -32,13 +33,13 @@ _FINDS = "import importlib.util as u; sys.exit(not all(u.find_spec(m) for m in s
 # Python would also take a compiled `board` of `__pycache__`, and any module beside the program.
 _RUNS = """import os, runpy, types
 del sys.argv[0]
-path = os.path.join(os.path.dirname(sys.argv[0]), "board.py")
-board = types.ModuleType("board")
-board.__file__ = path
-if os.path.isfile(path):
-    sys.modules["board"] = board
-    with open(path, "rb") as file:
-        exec(compile(file.read(), path, "exec"), board.__dict__)
+frames = sys.argv.pop(0)
+for name, path in (("frames", frames), ("board", os.path.join(os.path.dirname(sys.argv[0]), "board.py"))):
+    if os.path.isfile(path):
+        sys.modules[name] = module = types.ModuleType(name)
+        module.__file__ = path
+        with open(path, "rb") as file:
+            exec(compile(file.read(), path, "exec"), module.__dict__)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -71,14 +72,16 @@ def interpreter_where(code: str, *arguments: str) -> str | None:
 
 
 def recipe_command(program: Path, arguments: Sequence[str], *, python: str | None) -> list[str]:
-    """The command line that runs a recipe: of the artifact's folder its two files alone, from their source.
+    """The command line that runs a recipe: of its folder its two files alone, from their source.
+
+    The module of frames is this deploykit's, for a recipe that serves.
 
     Args:
         program: the recipe inside an artifact.
         arguments: of its command line.
         python: interpreter; None for ours.
     """
-    return code_command(python or sys.executable, _RUNS, program, *arguments)
+    return code_command(python or sys.executable, _RUNS, str(frames.__file__), program, *arguments)
 
 
 def run_recipe(program: Path, arguments: Sequence[str], *, python: str | None, toolchain: str) -> dict[str, Any]:

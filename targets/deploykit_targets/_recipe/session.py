@@ -1,26 +1,23 @@
-"""A session whose engine lives in a child process that runs the artifact's own recipe.
+"""A session whose engine lives in a child process that runs a recipe.
 
 A vendor library that crashes on a foreign engine ends that process, and becomes a `DeviceError` here.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import math
-import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from deploykit.contract.errors import DeviceError, UsageError
 from deploykit.contract.host import this_host
 from deploykit.contract.precision import Evidence
-from deploykit.contract.session import OpTime, Session
+from deploykit.contract.session import OpTime
 from deploykit.contract.tensors import Feeds
 from deploykit.judge.profiling import Percentiles, Profile, batch_size
+from deploykit.places import frames
+from deploykit.places.frames import Frame
+from deploykit.places.peer import Peer, RemoteSession
 from deploykit.places.process import Process, time_limit
-from deploykit_targets._recipe.board import write_frame
 from deploykit_targets._recipe.host import failure_of, recipe_command
 
 if TYPE_CHECKING:
@@ -28,47 +25,36 @@ if TYPE_CHECKING:
     from deploykit.judge.profiling import Effort
 
 _TIMEOUT_S = 1800.0  # of opening an engine, or of one answer
-_HEADER_BYTES = 1 << 26
-_ELEMENTS = 1 << 36
 
 
-class RecipeSession(Session):
-    """Talks to `<recipe> --serve` over pipes.
+class RecipeSession(RemoteSession):
+    """Talks to `<recipe> --serve`.
 
     Args:
         artifact: a built one.
-        program: name of its recipe.
+        program: the recipe; a name is of the artifact's own.
         python: interpreter that has the vendor library; None for ours.
 
     Raises:
         DeviceError, MissingDependencyError: the child could not open the engine.
     """
 
-    def __init__(self, artifact: StoredArtifact, program: str, python: str | None) -> None:
-        super().__init__(artifact.inputs, artifact.outputs, threads=1)
-        self._toolchain = artifact.manifest.toolchain
+    def __init__(self, artifact: StoredArtifact, program: str | Path, python: str | None) -> None:
+        toolchain = artifact.manifest.toolchain
         self._module_paths = artifact.achieved.module_paths
-        self._child = Process(
-            recipe_command(artifact.path / program, ["--serve"], python=python),
-            what=f"the {self._toolchain} process",
-            failed=lambda code, log: failure_of(None, code, log, toolchain=self._toolchain),
+        command = recipe_command(artifact.path / program, ["--artifact", str(artifact.path), "--serve"], python=python)
+        process = Process(
+            command,
+            what=f"the {toolchain} process",
+            failed=lambda code, log: failure_of(None, code, log, toolchain=toolchain),
             timeout_s=time_limit(_TIMEOUT_S),
         )
-        try:
-            with self._child.exchange():
-                ready, _ = self._receive()
-            if "error" in ready:
-                raise failure_of(ready, 0, "", toolchain=self._toolchain)
-        except BaseException:
-            self.close()
-            raise
+        peer = Peer(process, failure=lambda facts: failure_of(facts, 0, "", toolchain=toolchain))
+        super().__init__(artifact, peer, {"threads": 1})
 
-    def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        arrays = self._ask({"command": "run"}, feeds)[1]
-        absent = [spec.name for spec in self.outputs if spec.name not in arrays]
-        if absent:
-            raise DeviceError(f"the {self._toolchain} process gave no {', '.join(absent)}", hint="build it again")
-        return {spec.name: arrays[spec.name].copy() for spec in self.outputs}
+    def times_ms(self, feeds: Feeds, *, runs: int) -> list[float]:
+        """See `Session.times_ms`: on the device's clock."""
+        return [float(value) for value in self.measured(feeds, runs=runs)["run_ms"]]
 
     def measured(self, feeds: Feeds, *, runs: int) -> dict[str, Any]:
         """The recipe's own timing on the device: latency in ms, throughput, memory, and microseconds by layer."""
@@ -76,9 +62,7 @@ class RecipeSession(Session):
             return self._measured(feeds, runs)
 
     def _measured(self, feeds: Feeds, runs: int) -> dict[str, Any]:
-        header, _ = self._ask({"command": "profile", "runs": runs}, feeds)
-        report: dict[str, Any] = header["report"]
-        return report
+        return self._peer.ask(Frame(frames.PROFILE, {}, dict(feeds), runs=runs)).facts
 
     def _op_times(self, feeds: Feeds, runs: int) -> tuple[OpTime, ...]:
         return self.op_times_of(self._measured(feeds, runs))
@@ -90,33 +74,6 @@ class RecipeSession(Session):
             for name, mean_us in report.get("layers", {}).items()
         ]
         return tuple(sorted(times, key=lambda time: -time.median_us))
-
-    def _ask(self, header: dict[str, Any], feeds: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        frame = io.BytesIO()
-        write_frame(frame, header, dict(feeds))
-        with self._child.exchange():
-            self._child.send(frame.getbuffer())
-            answer, arrays = self._receive()
-        if "error" in answer:
-            raise failure_of(answer, 0, "", toolchain=self._toolchain)
-        return answer, arrays
-
-    def _receive(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """A frame, of which every size is checked before it is waited for; see `board.write_frame`."""
-        (size,) = struct.unpack("<I", self._child.receive(4))
-        if size > _HEADER_BYTES:
-            raise ValueError(f"a header of {size} bytes")
-        header = json.loads(self._child.receive(size))
-        arrays = {}
-        for name, text, shape in header.pop("arrays"):
-            dtype, count = np.dtype(text), math.prod(shape)
-            if dtype.hasobject or not all(isinstance(axis, int) and axis >= 0 for axis in shape) or count > _ELEMENTS:
-                raise ValueError(f"an array {name!r} of {text} and {shape}")
-            arrays[name] = np.frombuffer(self._child.receive(count * dtype.itemsize), dtype).reshape(shape)
-        return header, arrays
-
-    def _close(self) -> None:
-        self._child.close()
 
 
 def _check_baseline(name: str, baseline: StoredArtifact, feeds: Feeds) -> None:
@@ -133,7 +90,7 @@ def _check_baseline(name: str, baseline: StoredArtifact, feeds: Feeds) -> None:
 
 def measure(
     artifact: StoredArtifact,
-    program: str,
+    program: str | Path,
     python: str | None,
     effort: Effort,
     baseline: tuple[str, StoredArtifact] | None = None,

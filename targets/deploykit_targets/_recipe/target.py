@@ -159,7 +159,8 @@ class BuiltOnDevice(Target):
             return super().profile(artifact, baseline=baseline, effort=effort)
         from deploykit_targets._recipe.session import measure
 
-        return measure(artifact, self.program, self.interpreter(artifact), effort, baseline)
+        with self._own_recipe(artifact) as program:
+            return measure(artifact, program, self.interpreter(artifact), effort, baseline)
 
     def _lint(self, path: Path) -> tuple[Finding, ...]:
         """See `Target.lint`: any ONNX file, against the toolchain's parser and its explicit quantization."""
@@ -172,7 +173,8 @@ class BuiltOnDevice(Target):
     def _open(self, artifact: StoredArtifact, threads: int) -> Session:
         from deploykit_targets._recipe.session import RecipeSession
 
-        return RecipeSession(artifact, self.program, self.interpreter(artifact))
+        with self._own_recipe(artifact) as program:  # which is read when it has answered
+            return RecipeSession(artifact, program, self.interpreter(artifact))
 
     def _build(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload:
         from deploykit_targets._onnx.external import check_external_data

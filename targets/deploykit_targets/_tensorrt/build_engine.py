@@ -495,6 +495,7 @@ class Engine:
         kernels = board.percentiles(compute)
         return {
             "latency_ms": board.percentiles(whole),
+            "run_ms": whole,
             "notes": [
                 f"measured on {self._cuda.device_name} ({arch_of(self._cuda)})",
                 f"CUDA events, with copies; kernels alone: p50 {kernels['p50']:.3f} ms, p99 {kernels['p99']:.3f} ms",

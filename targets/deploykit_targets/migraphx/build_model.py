@@ -242,6 +242,7 @@ def timed(engine: Any, feeds: dict[str, Any], runs: int, note: str) -> dict[str,
     rows = next(iter(feeds.values())).shape[:1]
     return {
         "latency_ms": board.percentiles(times),
+        "run_ms": times,
         "throughput_per_s": runs * int(rows[0] if rows else 1) / (sum(times) / 1e3),
         "warm_up": WARM_UP,
         "runs": runs,

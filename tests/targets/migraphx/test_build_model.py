@@ -18,8 +18,10 @@ import pytest
 
 import deploykit_targets.migraphx.build_model as recipe_program
 from deploykit.artifact.golden import Golden, golden_bytes
+from deploykit.places import frames
 from deploykit_targets._recipe import board
 from deploykit_targets._recipe.board import RecipeError
+from deploykit_targets._recipe.host import recipe_command
 
 RECIPE: dict[str, Any] = {
     "model": "model.onnx",
@@ -295,10 +297,16 @@ def run_program(folder: Path, *arguments: str) -> tuple[int, str]:
 )
 @pytest.mark.parametrize("mode", [(), ("--serve",)])
 def test_a_damaged_recipe_is_said_so(tmp_path: Path, recipe: Any, mode: tuple[str, ...]) -> None:
-    command = [sys.executable, str(artifact_folder(tmp_path, recipe) / "build_model.py"), *mode]
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    command = recipe_command(artifact_folder(tmp_path, recipe) / "build_model.py", mode, python=None)
+    asked = b"".join(frames.encode(frames.Frame(frames.OPEN)))
+    done = subprocess.run(command, capture_output=True, input=asked, check=False)
     assert b"Traceback" not in done.stderr and b"recipe.json beside this program is damaged" in done.stdout
     assert done.returncode == (0 if mode else 9), "a served engine answers with its error"
+
+
+def test_serving_is_for_deploykit(tmp_path: Path) -> None:
+    code, said = run_program(artifact_folder(tmp_path), "--serve")
+    assert code == 2 and "--serve is for deploykit" in said
 
 
 @pytest.mark.parametrize(
