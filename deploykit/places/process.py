@@ -162,12 +162,10 @@ class Process:
     Args:
         command: program and arguments.
         what: it is, for messages.
-        explain: turns an exit code and what was printed to standard error into the end of a sentence ("was killed by
-            ..."); "" where it cannot tell.
         environment: of the process; None for ours.
         timeout_s: how long one `receive` may take.
         error: that its end, its silence and its junk become.
-        failed: the error of an end, from exit code and log, in place of `explain` and `error`.
+        failed: the error of an end, from exit code and log, in place of `error`.
         answers: whether its standard output is read by us, instead of going into the log.
     """
 
@@ -177,13 +175,12 @@ class Process:
         *,
         what: str,
         timeout_s: float,
-        explain: Callable[[int, str], str] = lambda code, said: "",
         environment: Mapping[str, str] | None = None,
         error: type[DeploykitError] = DeviceError,
         failed: Callable[[int, str], Exception] | None = None,
         answers: bool = True,
     ) -> None:
-        self._what, self._explain, self._timeout_s = what, explain, timeout_s
+        self._what, self._timeout_s = what, timeout_s
         self._error, self._failed = error, failed
         self._owner, self._found, self._broken = os.getpid(), bytearray(), False
         self._why: DeploykitError | None = None
@@ -270,20 +267,6 @@ class Process:
         del self._found[:count]
         return data
 
-    def receive_line(self, limit: int = 1 << 20) -> str:
-        """One line, without its end.
-
-        Raises:
-            DeploykitError: as `receive`.
-            ValueError: it is longer than `limit` bytes, or no UTF-8.
-        """
-        wait = _Limit(self._timeout_s)
-        while (end := self._found.find(b"\n")) < 0:
-            if len(self._found) > limit:
-                raise ValueError(f"a line of more than {limit} bytes")
-            self._found += self._chunk(wait)
-        return self.receive(end + 1)[:-1].decode()
-
     def finish(self) -> int:
         """Close its input and wait for its end.
 
@@ -369,7 +352,7 @@ class Process:
         if self._failed is not None:
             return self._failed(code, self.log)
         said = self.log.strip()[-_LOG_CHARACTERS:]
-        how = self._explain(code, said) or ending(code)
+        how = ending(code)
         if self._error is not DeviceError:
             return self._error(f"{self._what} {how}", hint=said or None)
         return EndedError(self._what, how, said)

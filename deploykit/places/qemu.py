@@ -23,7 +23,7 @@ from deploykit.contract.host import this_host
 from deploykit.contract.optional import SystemTool
 from deploykit.places.peer import Peer, Program, RemoteSession, Wants
 from deploykit.places.place import SERVER, Place, ask_verdict, opening, program_preflight
-from deploykit.places.process import Process, import_path, module_command, server_code, time_limit
+from deploykit.places.process import EndedError, Process, ending, import_path, module_command, server_code, time_limit
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
@@ -173,7 +173,7 @@ class Qemu(Place):
         process = Process(
             command,
             what=what,
-            explain=lambda code, _: crash_of(code, self.emulator.cpu),
+            failed=lambda code, log: EndedError(what, crash_of(code, self.emulator.cpu) or ending(code), log.strip()),
             environment=bare_environment(),
             timeout_s=time_limit(_ANSWER_S),
         )

@@ -1,15 +1,14 @@
 """The conversions, in a process of its own: `python -m deploykit_targets.litert.convert_child <folder>`.
 
 litert-torch prints at C level, changes global state of PyTorch and JAX, and can crash in native code. Here it can do
-all that. The process serves one request after the other, because its imports cost seconds: a line of JSON on standard
-input, a line of JSON on what was standard output. All that is printed goes to standard error, which is the parent's
-log file. It ends when its parent does, or when nothing was asked for a while.
+all that. The process serves one request after the other, because its imports cost seconds: CALLs of the session
+protocol. All that is printed goes to standard error, which is the parent's log file. It ends when its parent does, or
+when nothing was asked for a while.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import select
 import shutil
@@ -18,8 +17,10 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from deploykit.places import frames
+from deploykit.places.frames import Frame
 from deploykit_targets.litert import program
 from deploykit_targets.litert.boundary import finish
 from deploykit_targets.litert.float_files import FloatFiles
@@ -36,45 +37,35 @@ def main(folder: Path) -> int:
 
     The slow imports come first: the parent has other work meanwhile.
     """
-    answers = _answers()
+    channel = frames.Channel()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it ends this process
     import litert_torch  # noqa: F401
 
     gc.collect()
     gc.freeze()  # what the imports left is never garbage: not looking at it makes conversions a fifth faster
     floats = FloatFiles(folder)
-    while request := _next_request():
-        answers.write(json.dumps(_answer(json.loads(request), floats, folder / LOG)) + "\n")
-        answers.flush()
+    while _is_asked() and (request := channel.receive()) is not None and request.kind == frames.CALL:
+        channel.send(_answer(request.facts, floats, folder / LOG))
     shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 
-def _answers() -> TextIO:
-    """Standard output for ourselves; what anyone else prints there goes to the log."""
-    sys.stdout.flush()
-    own = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return own
-
-
-def _next_request() -> str:
-    """The next line; "" where there is none: the parent is gone, or has nothing to convert any more."""
+def _is_asked() -> bool:
+    """Whether there is a request; not where the parent is gone, or has nothing to convert any more."""
     parent, began = os.getppid(), time.monotonic()
-    while not select.select([sys.stdin], [], [], _LOOK_SECONDS)[0]:
+    while not select.select([0], [], [], _LOOK_SECONDS)[0]:
         if os.getppid() != parent or time.monotonic() - began > IDLE_SECONDS:
-            return ""
-    return sys.stdin.readline()
+            return False
+    return True
 
 
-def _answer(request: dict[str, Any], floats: FloatFiles, log: Path) -> dict[str, Any]:
-    """`interface` on success, else `error`."""
-    found: dict[str, Any]
+def _answer(request: dict[str, Any], floats: FloatFiles, log: Path) -> Frame:
+    """What the file takes and gives; or an error, which the parent turns into words, whatever it is."""
     try:
-        found = {"interface": _convert(request, floats, log)}
-    except Exception as error:  # whatever it is, the parent turns it into words
+        found = Frame(frames.ANSWER, _convert(request, floats, log))
+    except Exception as error:
         traceback.print_exc()
-        found = {"error": str(error) or type(error).__name__}
+        found = frames.failure(str(error) or type(error).__name__)
     sys.stdout.flush()
     sys.stderr.flush()
     return found

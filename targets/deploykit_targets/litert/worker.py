@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.contract.errors import ConversionError
+from deploykit.places import frames
+from deploykit.places.frames import Frame
+from deploykit.places.peer import Peer
 from deploykit.places.process import Process, module_command, time_limit
 from deploykit_targets.litert import convert_child
 from deploykit_targets.litert.failures import HasSource, crashed, translated
@@ -57,19 +59,14 @@ class _Running:
         """Whether it can be asked; without its folder, which somebody cleaned up, it cannot."""
         return self.process.alive and self.folder.is_dir()
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Its answer.
+    def ask(self, request: Mapping[str, Any]) -> Frame:
+        """Its answer, an error included.
 
         Raises:
             ConversionError: it ended, was stopped or took too long.
         """
         self.process.forget_log()
-        with self.process.exchange():
-            self.process.send(json.dumps(request).encode() + b"\n")
-            found = json.loads(self.process.receive_line())
-            if not isinstance(found, dict) or not ({"error", "interface"} & found.keys()):
-                raise ValueError(f"{str(found)[:80]}")
-        return found
+        return Peer(self.process).exchange(Frame(frames.CALL, dict(request)))
 
     def end(self) -> None:
         """Kill it and remove its folder."""
@@ -105,12 +102,11 @@ class Worker:
         """
         with self._lock, self._ended_on_error():
             answer, log = self._asked(request)
-            if "error" in answer:
-                raise translated(answer["error"], log, request.origins)
-            interface: dict[str, Any] = answer["interface"]
-            return interface, log
+            if answer.kind == frames.ERROR:
+                raise translated(answer.facts["message"], log, request.origins)
+            return answer.facts, log
 
-    def _asked(self, request: Request) -> tuple[dict[str, Any], str]:
+    def _asked(self, request: Request) -> tuple[Frame, str]:
         for _ in range(2):
             with contextlib.suppress(_Left):
                 return _ask(self._process(), request)
@@ -171,7 +167,7 @@ def _ended(code: int, log: str) -> Exception:
     return _Left() if code == 0 else crashed(code, log)
 
 
-def _ask(running: _Running, request: Request) -> tuple[dict[str, Any], str]:
+def _ask(running: _Running, request: Request) -> tuple[Frame, str]:
     """The answer and the log.
 
     Raises:
@@ -183,7 +179,7 @@ def _ask(running: _Running, request: Request) -> tuple[dict[str, Any], str]:
         if key is None or not has(running.folder, key):
             request.write_program(folder / convert_child.PROGRAM)
         answer = running.ask({**request.settings, "folder": str(folder)})
-        if "interface" in answer:
+        if answer.kind == frames.ANSWER:
             shutil.copyfile(folder / convert_child.OUTPUT, request.destination)
     except OSError as error:
         message = f"the temporary folder of litert-torch cannot be used: {error}"

@@ -11,6 +11,7 @@ import pytest
 
 import deploykit
 from deploykit.contract.errors import ConversionError, DeviceError
+from deploykit.places import frames
 from deploykit.places import process as child_module
 from deploykit.places.process import Process, code_command, ending, import_path, module_command, time_limit
 
@@ -85,7 +86,7 @@ def test_it_answers():
     child = script("import sys\nfor line in sys.stdin: sys.stdout.write(line.upper()); sys.stdout.flush()")
     with child.exchange():
         child.send(b"one\ntwo\n")
-        assert (child.receive_line(), child.receive(2), child.receive_line()) == ("ONE", b"TW", "O")
+        assert (child.receive(4), child.receive(2), child.receive(2)) == (b"ONE\n", b"TW", b"O\n")
     assert child.alive
     child.close()
     assert not child.alive
@@ -125,11 +126,11 @@ def test_a_stopped_process_ends_the_wait(monkeypatch):
 def test_a_process_that_goes_on_is_waited_for(monkeypatch):
     monkeypatch.setattr(child_module, "_LOOK_S", 0.05)
     child = script("import sys\nprint('ready', flush=True)\ninput()\nprint('done', flush=True)")
-    assert child.receive_line() == "ready"
+    assert child.receive(6) == b"ready\n"
     os.kill(child.pid, signal.SIGSTOP)
     child.send(b"\n")
     threading.Timer(0.4, os.kill, (child.pid, signal.SIGCONT)).start()
-    assert child.receive_line() == "done"
+    assert child.receive(5) == b"done\n"
     child.close()
 
 
@@ -157,14 +158,12 @@ def test_an_end_in_the_middle_of_an_answer_has_its_last_words():
     child.close()
 
 
-@pytest.mark.parametrize("junk", [b"\xff\xfe\n", b"x" * (2 << 20), b"not JSON\n"])
+@pytest.mark.parametrize("junk", [b"\xff\xfe\n--", b"x" * (2 << 20), b"not JSON\n", b"dkpf\x01@" + b"\xff" * 14])
 def test_junk_is_no_answer(junk):
-    import json
-
     written = f"sys.stdout.buffer.write({junk[:20]!r} * {len(junk) // 20 or 1})"
     child = script(f"import sys, time\n{written}\nsys.stdout.flush()\ntime.sleep(60)")
     with pytest.raises(DeviceError, match="no answer"), child.exchange():
-        json.loads(child.receive_line())
+        frames.decode(child.receive)
     child.close()
 
 
@@ -174,7 +173,7 @@ def test_an_interrupted_exchange_ends_the_process_as_its_answer_would_be_taken_f
     with pytest.raises(KeyboardInterrupt), child.exchange():
         raise KeyboardInterrupt
     with pytest.raises(DeviceError, match="interrupted"), child.exchange():
-        child.receive_line()
+        child.receive(6)
     child.close()
 
 

@@ -138,9 +138,14 @@ def test_idle_process_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert_child, "IDLE_SECONDS", 0.0)
     monkeypatch.setattr(convert_child, "_LOOK_SECONDS", 0.01)
     reading, writing = os.pipe()
-    with os.fdopen(reading) as nothing, os.fdopen(writing, "w"):
-        monkeypatch.setattr(sys, "stdin", nothing)
-        assert convert_child._next_request() == ""
+    kept = os.dup(0)
+    try:
+        os.dup2(reading, 0)
+        assert not convert_child._is_asked()
+    finally:
+        os.dup2(kept, 0)
+        for descriptor in (kept, reading, writing):
+            os.close(descriptor)
 
 
 def test_float_files_keep_what_was_used_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +227,7 @@ def test_a_stopped_process_does_not_hang_the_export(fresh: Worker, tmp_path: Pat
 
 
 def test_junk_for_an_answer_is_an_error(monkeypatch: Any, tmp_path: Path) -> None:
-    code = "import sys, time; sys.stdin.readline(); print('[1, 2', flush=True); time.sleep(60)"
+    code = "import sys, time; sys.stdin.buffer.read(20); print('[1, 2', flush=True); time.sleep(60)"
     monkeypatch.setattr(worker_module, "module_command", lambda *_: [sys.executable, "-c", code])
     own = Worker()
     with pytest.raises(deploykit.ConversionError, match="no answer"):
