@@ -121,7 +121,7 @@ def whole(folder: Path) -> Artifact:
     assert Manifest.from_json(artifact.manifest.to_json()) == artifact.manifest
     artifact.summary()
     artifact.golden()
-    golden_tolerance(artifact.manifest.precision, artifact.manifest.metadata)
+    golden_tolerance(artifact.manifest.precision, artifact.manifest.facts.golden_min_sqnr_db)
     return artifact
 
 
@@ -335,7 +335,7 @@ def metadata(target: str) -> Callable[[Any, Path], Subject]:
                 with refused():
                     traffic_in(artifact)
                 with refused():
-                    golden_tolerance(artifact.manifest.precision, artifact.manifest.metadata)
+                    golden_tolerance(artifact.manifest.precision, artifact.manifest.facts.golden_min_sqnr_db)
                 if meant.device.peak_tops:
                     with refused():
                         estimate(artifact, meant.device)
