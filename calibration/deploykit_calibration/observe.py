@@ -64,7 +64,8 @@ def calibrate(
     """Observe a captured model over calibration data.
 
     Args:
-        data: batches in any form of `deploykit_calibration.data`, "synthetic", or a finished table or its file.
+        data: batches in any form of `deploykit_calibration.data`, "synthetic", a finished table or its file, or a
+            `CalibrationRun`.
         progress: show a progress bar, on a terminal only.
         limit: use at most this many samples.
         cache_dir: look for, and keep, the table of this model, data and seed in this folder.
@@ -97,9 +98,9 @@ def run_calibration(
     """
     if extend is not None:
         extend.check_model(captured.fingerprint)
-    finished = _finished_table(captured, data)
+    finished = _finished(captured, data)
     if finished is not None:
-        run = CalibrationRun(finished)
+        run = finished
     else:
         opened = open_data(captured, data, limit=limit, seed=seed)
         cache = _cache_of(captured, cache_dir, seed)
@@ -116,12 +117,13 @@ def first_samples(captured: CapturedModel, data: Any, *, limit: int) -> list[dic
     Args:
         limit: at most so many; `KEPT_SAMPLES` and `KEPT_BYTES` hold too. Data that has fewer is no error.
     Returns:
-        Feeds by input name; empty where `data` is a finished table.
+        Feeds by input name; empty where `data` is a finished table, which keeps none.
     Raises:
         CalibrationError, UsageError: as `calibrate`.
     """
-    if _finished_table(captured, data) is not None:
-        return []
+    finished = _finished(captured, data)
+    if finished is not None:
+        return [*finished.held_out, *finished.samples][:limit]
     keeper = _SampleKeeper(captured)
     for batch in open_data(captured, data).stream(captured):
         keeper.see(batch)
@@ -130,15 +132,17 @@ def first_samples(captured: CapturedModel, data: Any, *, limit: int) -> list[dic
     return keeper.samples[:limit]
 
 
-def _finished_table(captured: CapturedModel, data: Any) -> CalibrationTable | None:
-    """Data that is a table already, or the file of one, checked against the model."""
+def _finished(captured: CapturedModel, data: Any) -> CalibrationRun | None:
+    """Data that is a calibration already, a table, or the file of one, checked against the model."""
     if isinstance(data, str | Path):
         path = Path(data)
         if path.suffix == SUFFIX or (path.is_file() and is_table_file(path)):
             data = CalibrationTable.load(path)
-    if not isinstance(data, CalibrationTable):
+    if isinstance(data, CalibrationTable):
+        data = CalibrationRun(data)
+    if not isinstance(data, CalibrationRun):
         return None
-    data.check_model(captured.fingerprint)
+    data.table.check_model(captured.fingerprint)
     return data
 
 

@@ -26,7 +26,7 @@ def prepare(
     *,
     table: CalibrationTable | None = None,
     samples: Sequence[Mapping[str, Tensor]] = (),
-    fingerprint: str = "",
+    reference: CapturedModel | None = None,
     is_baseline: bool = False,
 ) -> Prepared:
     """Prepare a model as a request asks, and run the algorithms that scheme, method and request name.
@@ -35,7 +35,7 @@ def prepare(
         scheme: what `Target.scheme` gives for the request.
         table: activation statistics; for schemes that quantise activations.
         samples: a few of the calibration data, feeds by input name.
-        fingerprint: of the model as it was captured; that of `captured` where nothing is given.
+        reference: the model as it was captured; `captured` itself where nothing is given.
         is_baseline: it is made to be compared with, and not kept.
 
     Raises:
@@ -44,14 +44,7 @@ def prepare(
     """
     method = "default" if request.method == BEST else request.method
     prepared = Prepared(
-        request,
-        captured,
-        scheme,
-        table,
-        samples,
-        method,
-        fingerprint=fingerprint or captured.fingerprint,
-        is_baseline=is_baseline,
+        request, captured, scheme, reference or captured, table, samples, method, is_baseline=is_baseline
     )
     if scheme.quantizes:
         _ = prepared.statistics  # refused here, before an algorithm asks for them

@@ -37,11 +37,11 @@ class Prepared:
         request: what the artifact shall be.
         captured: the normalised float graph; algorithms may have replaced its weights.
         scheme: how the target wants it quantised; one that quantises nothing for float precisions.
+        reference: the model as it was captured, whatever target or algorithms made of it since: parity is against it.
         table: activation statistics; None where the precision needs none.
         samples: a few of the calibration data, feeds by input name; empty where there is only a finished table.
         method: how ranges are chosen from the statistics.
         corrects_bias: the shift of a layer's mean that rounding its weight causes is taken out of its bias.
-        fingerprint: of the model as it was captured, whatever a target or an algorithm made of it since.
         applied: names of the algorithms that were run.
         is_baseline: made to be compared with and not kept, so that nothing need be proved of it.
     """
@@ -49,11 +49,11 @@ class Prepared:
     request: Request
     captured: CapturedModel
     scheme: Scheme
+    reference: CapturedModel
     table: CalibrationTable | None = None
     samples: Sequence[Mapping[str, Tensor]] = ()
     method: str = "default"
     corrects_bias: bool = False
-    fingerprint: str = ""
     applied: tuple[str, ...] = ()
     is_baseline: bool = False
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit.pipeline.capturing import captured_of
+
 if TYPE_CHECKING:
     from deploykit_calibration.table import CalibrationTable
 
@@ -36,9 +38,9 @@ def calibrate(
         CaptureError: the model cannot be traced.
         CalibrationError: the data is empty, malformed or not finite.
     """
-    from deploykit.capture import capture, open_model
     from deploykit_calibration.observe import run_calibration
 
-    model, inputs, data = open_model(model, example_inputs, data)
-    captured = capture(model, example_inputs=inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+    captured, data = captured_of(
+        model, example_inputs, data, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes
+    )
     return run_calibration(captured, data, progress=progress, cache_dir=cache_dir, extend=extend, limit=limit).table

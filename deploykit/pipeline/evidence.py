@@ -12,14 +12,14 @@ import numpy as np
 from deploykit.contract.errors import UsageError
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.session import Session
-from deploykit.judge.parity import ParityReport, TaskMetric
+from deploykit.judge.parity import ParityReport, TaskMetric, Tolerance
 from deploykit.judge.profiling import Profile
 from deploykit.judge.slower import explained
 from deploykit.pipeline.plan import Plan
 from deploykit.pipeline.reference import reference_session
-from deploykit.pipeline.staging import baseline_artifact
+from deploykit.pipeline.staging import baseline_artifact, make_golden
 from deploykit.plugin.artifact import Artifact
-from deploykit.plugin.target import Simulation, Target, Validation
+from deploykit.plugin.target import Target, Validation
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -70,15 +70,16 @@ _SEEN = "that its ranges were taken from"
 HELD_OUT, SEEN, EXAMPLE = "held-out {}", f"{{}} {_SEEN}", "example inputs"
 
 
-def choose_samples(captured: CapturedModel, run: CalibrationRun | None, data: Any, macs: int) -> Samples:
+def choose_samples(prepared: Prepared, run: CalibrationRun | None, data: Any) -> Samples:
     """What parity is judged on: samples that calibration did not see, where there are any.
 
     That is what was held back; without calibration the user's data; else, and said so, what calibration saw, or the
     example inputs. Samples of the other kinds are compared beside them.
     """
+    captured, macs = prepared.reference, sum(layer.macs for layer in prepared.layers)
     least, most = _PARITY_SAMPLES
     limit = int(np.clip(_PARITY_MACS // max(1, macs), least, most))
-    example = [{spec.name: tensor for spec, tensor in zip(captured.inputs, captured.example_inputs, strict=True)}]
+    example = [captured.example_feeds()]
     if run is None:
         given = _given(captured, data, limit) if data is not None else []
         return _named({"the given data": given, EXAMPLE: example}, limit)
@@ -105,28 +106,37 @@ def _named(found: Mapping[str, Sequence[Mapping[str, Any]]], limit: int) -> Samp
     return Samples(feeds, judged, {data: samples[: _PARITY_SAMPLES[0]] for data, samples in others})
 
 
-def validate(
-    plan: Plan,
+def prove(
+    target: Target,
     artifact: Artifact,
-    captured: CapturedModel,
+    prepared: Prepared,
     samples: Samples,
-    simulation: Simulation | None,
-    task: Task | None,
-    run: CalibrationRun | None,
-) -> ParityReport:
-    """The parity chain with its gate, and the task metric where there is one; remarks where data were few."""
-    target, reference = plan.target, reference_session(captured)
+    tolerance: Tolerance,
+    *,
+    run: CalibrationRun | None = None,
+    task: Task | None = None,
+) -> tuple[Artifact, ParityReport]:
+    """Open an artifact once: golden data, the parity chain with its gate, the task metric where there is one.
+
+    Returns:
+        The artifact with its golden data, and the report, with remarks where data were few.
+    """
+    reference = reference_session(prepared.reference)
     judged = Validation(
         reference,
         samples.feeds,
         samples.described,
-        plan.gates.tolerance,
-        simulation=simulation,
+        tolerance,
+        simulation=target.simulate(prepared),
         others=samples.others,
     )
-    report = target.validate(artifact, judged)
-    report = replace(report, notes=(*report.notes, *_remarks(report, run)))
-    return report if task is None else report.with_metric(_measure(task, reference, artifact, target))
+    with target.open_for_parity(artifact) as session:
+        artifact = make_golden(artifact, samples.feeds, session)
+        report = target.validate(artifact, judged, session)
+        report = replace(report, notes=(*report.notes, *_remarks(report, run)))
+        if task is not None:
+            report = report.with_metric(_measure(task, reference, session))
+    return artifact, report
 
 
 _CLIPPED_DB = 3.0  # what samples that calibration saw reach more than others
@@ -149,12 +159,11 @@ def _remarks(report: ParityReport, run: CalibrationRun | None) -> Iterator[str]:
         yield f"judged on {report.samples} held-out sample(s): pass more calibration data for a figure that is sure"
 
 
-def _measure(task: Task, reference: Session, artifact: Artifact, target: Target) -> TaskMetric:
+def _measure(task: Task, reference: Session, session: Session) -> TaskMetric:
     expected = task.measure(reference)
     if not np.isfinite(expected):
         raise UsageError(f"evaluate= returned {expected} for the float model, where a finite figure was expected")
-    with target.open_for_parity(artifact) as session:
-        got = task.measure(session)
+    got = task.measure(session)
     # Not finite is the worst there can be; a manifest is JSON and holds finite figures only.
     got = got if np.isfinite(got) else float(np.finfo(np.float64).min)
     return TaskMetric(expected, got, task.max_drop)

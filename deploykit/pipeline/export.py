@@ -6,20 +6,21 @@ plan ─▶ capture ─▶ calibrate ─▶ convert ─▶ golden ─▶ validat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.artifact.manifest import CalibrationInfo
 from deploykit.artifact.replace import check_replaceable, failed_path
 from deploykit.artifact.storage import publish_folder, staging_folder
 from deploykit.contract.errors import CalibrationError
 from deploykit.contract.session import Session
 from deploykit.judge.parity import Tolerance
 from deploykit.pipeline import evidence as _evidence
+from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.fastest import SUFFIX, export_fastest
 from deploykit.pipeline.plan import Goals, Plan, make_plan
 from deploykit.pipeline.progress import Steps
-from deploykit.pipeline.staging import draft, finish, make_golden
+from deploykit.pipeline.staging import calibration_info, draft, finish
 from deploykit.pipeline.steps import lower, prepare
 from deploykit.plugin.artifact import Artifact, load
 
@@ -56,8 +57,8 @@ def export(
     """Export a PyTorch model to a target, prove that the export is right, and publish it as an artifact.
 
     Args:
-        model: `nn.Module`, `LightningModule`, `torch.export.ExportedProgram`, or `"package.module:factory"`
-            (which returns the model, or model and example inputs). Never changed.
+        model: `nn.Module`, `LightningModule`, `torch.export.ExportedProgram`, `"package.module:factory"` (which
+            returns the model, or model and example inputs), or what `deploykit.pipeline.capture` gave. Never changed.
         target: device, toolchain, or `"device:toolchain"`; `deploykit.targets()` lists them. `"device:fastest"`
             exports with each installed toolchain of the device, which must be this machine, and keeps the fastest that
             passes; `artifact.choice` has the table.
@@ -65,7 +66,8 @@ def export(
         example_inputs: tuple (positional) or dict (by name) of tensors; not needed where the model, the factory or a
             calibration file tells the inputs.
         calibration: for static precisions: iterable of tensors, `(inputs, labels)` tuples or dicts, a DataLoader, a
-            `.npz` or `.safetensors` path, a `CalibrationTable`, or `"synthetic"` (made-up data, marked as such).
+            `.npz` or `.safetensors` path, a `CalibrationTable`, what `deploykit.pipeline.calibrate` gave, or
+            `"synthetic"` (made-up data, marked as such).
         calibration_method: `minmax`, `percentile` (99.99, or `percentile:99.9`), `entropy`, `mse`, `default` (chosen
             for each tensor), or `best` (several are tried on a few samples, and the most accurate is kept).
         dynamic_batch: keep axis 0 of every input dynamic.
@@ -111,7 +113,14 @@ def export(
     task = None if evaluate is None else _evidence.Task(evaluate, max_drop)
     steps = Steps(enabled=progress)
     with steps.step("capture"):
-        captured, data = _capture(plan, model, example_inputs, dynamic_batch, dynamic_shapes, calibration)
+        captured, data = captured_of(
+            model,
+            example_inputs,
+            calibration,
+            dynamic_batch=dynamic_batch,
+            dynamic_shapes=dynamic_shapes,
+            check=partial(_refuse_missing, plan),
+        )
     with steps.step("calibrate", spinner=False):
         run = _calibrate(plan, captured, data, cache_dir, progress)
     with staging_folder(plan.output, check_replaceable) as folder:
@@ -119,12 +128,11 @@ def export(
             prepared = prepare(plan.request, captured, run, target=plan.target)
             payload = lower(prepared, folder, target=plan.target)
         with steps.step("validate"):
-            macs = sum(layer.macs for layer in prepared.layers)
-            samples = _evidence.choose_samples(captured, run, data, macs)
-            info = _calibration_info(run, plan.request.method)
-            artifact = draft(plan.target, prepared, payload, folder, calibration=info)
-            artifact = make_golden(artifact, samples.feeds, plan.target)
-            report = _evidence.validate(plan, artifact, captured, samples, plan.target.simulate(prepared), task, run)
+            samples = _evidence.choose_samples(prepared, run, data)
+            drafted = draft(plan.target, prepared, payload, folder, calibration=calibration_info(run, prepared))
+            artifact, report = _evidence.prove(
+                plan.target, drafted, prepared, samples, plan.gates.tolerance, run=run, task=task
+            )
         with steps.step("profile"):
             measured = _evidence.profile(plan, artifact, prepared)
         misses = plan.gates.misses(artifact.achieved, report, measured)
@@ -137,20 +145,16 @@ def export(
     return published
 
 
-def _capture(
-    plan: Plan, model: Any, example_inputs: Any, dynamic_batch: bool, dynamic_shapes: Any, calibration: Any
-) -> tuple[CapturedModel, Any]:
-    from deploykit.capture import capture, open_model
-
-    found, inputs, data = open_model(model, example_inputs, calibration)
-    if data is None and plan.request.precision.is_static:
-        instead = f' choose "{plan.gates.instead}",' if plan.gates.instead else ""
-        raise CalibrationError(
-            f"{plan.request.precision} fixes activation ranges at export, and there is no data to take them from",
-            hint=f"pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable),{instead}"
-            ' or say calibration="synthetic" for made-up ranges',
-        )
-    return capture(found, example_inputs=inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes), data
+def _refuse_missing(plan: Plan, data: Any) -> None:
+    """Refuse a static precision without data, before the model is captured."""
+    if data is not None or not plan.request.precision.is_static:
+        return
+    instead = f' choose "{plan.gates.instead}",' if plan.gates.instead else ""
+    raise CalibrationError(
+        f"{plan.request.precision} fixes activation ranges at export, and there is no data to take them from",
+        hint=f"pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable),{instead}"
+        ' or say calibration="synthetic" for made-up ranges',
+    )
 
 
 def _calibrate(
@@ -161,10 +165,3 @@ def _calibrate(
     from deploykit_calibration.observe import run_calibration
 
     return run_calibration(captured, data, progress=progress, cache_dir=cache_dir, hold_out=True)
-
-
-def _calibration_info(run: CalibrationRun | None, method: str) -> CalibrationInfo | None:
-    if run is None:
-        return None
-    table = run.table
-    return CalibrationInfo(table.source, table.samples, method, table.data_fingerprint, len(run.held_out))

@@ -20,6 +20,7 @@ from deploykit.artifact.manifest import CalibrationInfo, FileEntry, Manifest
 from deploykit.artifact.storage import sha256_of, write_file
 from deploykit.contract.errors import ConversionError
 from deploykit.contract.precision import Precision
+from deploykit.contract.session import Session
 from deploykit.judge.parity import ParityReport
 from deploykit.judge.profiling import Profile
 from deploykit.places.first import trust
@@ -28,6 +29,7 @@ from deploykit.plugin.target import Payload, Target
 
 if TYPE_CHECKING:
     from deploykit.contract.request import Request
+    from deploykit_calibration.observe import CalibrationRun
     from deploykit_calibration.prepared import Prepared
 
 _GOLDEN_SAMPLES = 2
@@ -59,7 +61,7 @@ def draft(
         files=files,
         achieved=replace(payload.achieved, float_activations=prepared.float_activations),
         tool_versions=payload.tool_versions,
-        fingerprints=_fingerprints(request, prepared.fingerprint, calibration),
+        fingerprints=_fingerprints(request, prepared.reference.fingerprint, calibration),
         calibration=calibration,
         build=payload.build,
         requirements=replace(needs, memory_bytes=sum(entry.size for entry in files)),
@@ -69,6 +71,14 @@ def draft(
     artifact = Artifact(folder, manifest)
     trust(artifact, target.risk(artifact))
     return artifact
+
+
+def calibration_info(run: CalibrationRun | None, prepared: Prepared) -> CalibrationInfo | None:
+    """Where the activation ranges came from; None where there are none."""
+    if run is None:
+        return None
+    table, method = run.table, prepared.request.method
+    return CalibrationInfo(table.source, table.samples, method, table.data_fingerprint, len(run.held_out))
 
 
 def recorded(payload: Payload) -> dict[str, Any]:
@@ -95,17 +105,21 @@ def _fingerprints(request: Request, model: str, calibration: CalibrationInfo | N
 def list_files(folder: Path) -> tuple[FileEntry, ...]:
     """Size and hash of every payload file, sorted by path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in layout.RECORD_NAMES)
-    return tuple(FileEntry(p.relative_to(folder).as_posix(), p.stat().st_size, sha256_of(p)) for p in paths)
+    return tuple(_listed(folder, path) for path in paths)
 
 
-def make_golden(artifact: Artifact, samples: Sequence[dict[str, np.ndarray]], target: Target) -> Artifact:
+def _listed(folder: Path, path: Path) -> FileEntry:
+    return FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of(path))
+
+
+def make_golden(artifact: Artifact, samples: Sequence[dict[str, np.ndarray]], session: Session) -> Artifact:
     """Run the first samples through the artifact, and keep inputs and outputs so that any device can test itself."""
     inputs = tuple(dict(feeds) for feeds in samples[:_GOLDEN_SAMPLES])
-    with target.open_for_parity(artifact) as session:
-        outputs = tuple({name: array.copy() for name, array in session.run(feeds).items()} for feeds in inputs)
-    write_file(artifact.path / layout.GOLDEN_NAME, golden_bytes(Golden(inputs, outputs)))
-    manifest = replace(artifact.manifest, files=list_files(artifact.path))
-    return _with_manifest(artifact, manifest)
+    outputs = tuple({name: array.copy() for name, array in session.run(feeds).items()} for feeds in inputs)
+    path = artifact.path / layout.GOLDEN_NAME
+    write_file(path, golden_bytes(Golden(inputs, outputs)))
+    files = (*artifact.manifest.files, _listed(artifact.path, path))
+    return _with_manifest(artifact, replace(artifact.manifest, files=tuple(sorted(files, key=lambda each: each.path))))
 
 
 def finish(artifact: Artifact, report: ParityReport, profile: Profile | None, *, failed: bool, log: str) -> Artifact:

@@ -1,10 +1,24 @@
-"""The steps between a captured model and a payload, to be called one by one; `export` is all of them in a row."""
+"""The steps of an export, to be called one by one; `deploykit.export` is all of them in a row.
+
+    request = pipeline.request("jetson-orin", "int8")
+    captured = pipeline.capture(model, example_inputs=(x,))
+    run = pipeline.calibrate(captured, loader)
+    prepared = pipeline.prepare(request, captured, run)
+    payload = pipeline.lower(prepared, folder)
+    report = pipeline.judge(prepared, payload, folder, run)
+
+One capture and one calibration serve any number of requests.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from deploykit.judge.parity import ParityReport, Tolerance, tolerance_of
+from deploykit.pipeline.capturing import captured_of
+from deploykit.pipeline.evidence import choose_samples, prove
+from deploykit.pipeline.staging import calibration_info, draft
 from deploykit.plugin.registry import toolchain
 from deploykit.plugin.target import Payload, Target
 
@@ -13,6 +27,34 @@ if TYPE_CHECKING:
     from deploykit.contract.request import Request
     from deploykit_calibration.observe import CalibrationRun
     from deploykit_calibration.prepared import Prepared
+
+
+def capture(
+    model: Any, *, example_inputs: Any = None, dynamic_batch: bool = False, dynamic_shapes: Any = None
+) -> CapturedModel:
+    """Capture a model as one flat, normalised graph; arguments as those of `deploykit.export`.
+
+    Raises:
+        UsageError, CaptureError: see `deploykit.export`.
+    """
+    return captured_of(model, example_inputs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)[0]
+
+
+def calibrate(
+    captured: CapturedModel, data: Any, *, cache_dir: str | Path | None = None, progress: bool = True
+) -> CalibrationRun:
+    """Observe a captured model over data; some samples are held back for parity.
+
+    Args:
+        data: as `calibration=` of `deploykit.export`.
+    Returns:
+        The statistics, some samples that they are of, and those held back.
+    Raises:
+        CalibrationError, UsageError: the data is empty, malformed or not finite.
+    """
+    from deploykit_calibration.observe import run_calibration
+
+    return run_calibration(captured, data, progress=progress, cache_dir=cache_dir, hold_out=True)
 
 
 def prepare(
@@ -34,10 +76,9 @@ def prepare(
     target = target or toolchain(request.toolchain)
     adapted = target.adapt(captured)
     scheme = target.scheme(request, adapted)
-    model = captured.fingerprint
     if run is None:
-        return place(request, adapted, scheme, fingerprint=model)
-    return place(request, adapted, scheme, table=run.table, samples=run.samples, fingerprint=model)
+        return place(request, adapted, scheme, reference=captured)
+    return place(request, adapted, scheme, table=run.table, samples=run.samples, reference=captured)
 
 
 def lower(prepared: Prepared, folder: Path, *, target: Target | None = None) -> Payload:
@@ -53,3 +94,31 @@ def lower(prepared: Prepared, folder: Path, *, target: Target | None = None) -> 
     target.check_precision(prepared.precision, prepared.device)
     target.check_installed(export=True)
     return target.lower(prepared, folder)
+
+
+def judge(
+    prepared: Prepared,
+    payload: Payload,
+    folder: Path,
+    run: CalibrationRun | None = None,
+    *,
+    data: Any = None,
+    tolerance: Tolerance | None = None,
+    target: Target | None = None,
+) -> ParityReport:
+    """Run a payload beside the float model and the simulated graph, on samples that calibration did not see.
+
+    Args:
+        folder: that the payload was written to; golden data and a manifest are written beside it.
+        run: of `calibrate`; its held-out samples are judged.
+        data: samples to judge on where there was no calibration; None for the example inputs.
+        tolerance: the gate; None for that of the precision.
+        target: the plugin; None for the one that the request names.
+    Raises:
+        DeviceError, MissingDependencyError: the payload cannot be run here.
+    """
+    target = target or toolchain(prepared.request.toolchain)
+    drafted = draft(target, prepared, payload, folder, calibration=calibration_info(run, prepared))
+    samples = choose_samples(prepared, run, data)
+    gate = tolerance_of(prepared.precision) if tolerance is None else tolerance
+    return prove(target, drafted, prepared, samples, gate, run=run)[1]

@@ -493,14 +493,13 @@ class Target(ABC):
         """
         return self.open(artifact, threads=1)
 
-    def validate(self, artifact: StoredArtifact, validation: Validation) -> ParityReport:
+    def validate(self, artifact: StoredArtifact, validation: Validation, session: Session) -> ParityReport:
         """Compare float model, simulated graph and artifact on the samples, and judge.
 
-        Raises:
-            DeviceError, MissingDependencyError: the artifact cannot be run here.
+        Args:
+            session: of `open_for_parity`, which golden data and the task metric are taken from, too.
         """
-        with self.open_for_parity(artifact) as session:
-            report = judge(session, self.evidence(artifact), validation)
+        report = judge(session, self.evidence(artifact), validation)
         return replace(report, notes=(*report.notes, *self.notes_on_evidence(artifact)))
 
     def profile(

@@ -168,7 +168,7 @@ def test_a_failing_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deploykit.pipeline.export.make_golden", interrupt)
+    monkeypatch.setattr("deploykit.pipeline.evidence.make_golden", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]

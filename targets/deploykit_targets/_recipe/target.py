@@ -130,9 +130,9 @@ class BuiltOnDevice(Target):
         model = reference_model(artifact.entry, bfloat16=artifact.manifest.precision is Precision.BF16)
         return ReferenceSession(artifact.inputs, artifact.outputs, model)
 
-    def validate(self, artifact: StoredArtifact, validation: Validation) -> ParityReport:
+    def validate(self, artifact: StoredArtifact, validation: Validation, session: Session) -> ParityReport:
         """See `Target.validate`; before the build, the report says what it does not prove."""
-        report = super().validate(artifact, validation)
+        report = super().validate(artifact, validation, session)
         if artifact.manifest.build is None:
             return report
         return replace(

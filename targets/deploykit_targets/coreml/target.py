@@ -122,9 +122,9 @@ class CoreMLTarget(Target):
         """See `Target.requirements`."""
         return Requirements(os=("iOS", "macOS"), packages={"coremltools": ">=9.0"})
 
-    def validate(self, artifact: StoredArtifact, validation: Validation) -> ParityReport:
+    def validate(self, artifact: StoredArtifact, validation: Validation, session: Session) -> ParityReport:
         """See `Target.validate`; the report says what ran the artifact."""
-        report = super().validate(artifact, validation)
+        report = super().validate(artifact, validation, session)
         note = _mac_note(artifact) if self._by_core_ml(artifact) else EVALUATED_NOTE
         return replace(report, notes=(*report.notes, note))
 

@@ -1,0 +1,109 @@
+"""The steps of an export one by one, and what of one is shared by several."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+from torch import nn  # noqa: E402  (after the check that it is there)
+
+import deploykit  # noqa: E402
+from deploykit import pipeline  # noqa: E402
+from deploykit.plugin.registry import toolchains  # noqa: E402
+
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+DATA = [torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(12)]
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5))
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> Any:
+    captured = pipeline.capture(net(), example_inputs=(X,))
+    return captured, pipeline.calibrate(captured, DATA, progress=False)
+
+
+def test_the_steps_in_a_row_are_an_export(calibrated: Any, tmp_path: Path) -> None:
+    captured, run = calibrated
+    request = pipeline.request("x86-cpu", "int8")
+    prepared = pipeline.prepare(request, captured, run)
+    (tmp_path / "steps").mkdir()
+    payload = pipeline.lower(prepared, tmp_path / "steps")
+    report = pipeline.judge(prepared, payload, tmp_path / "steps", run)
+    exported = deploykit.export(
+        net(), "x86-cpu", example_inputs=(X,), calibration=DATA, output=tmp_path / "a", profile=False, progress=False
+    )
+    assert exported.entry.read_bytes() == (tmp_path / "steps" / payload.entry).read_bytes()
+    assert exported.parity is not None and report.sqnr_db == exported.parity.sqnr_db
+    assert report.data == exported.parity.data == "held-out calibration data"
+    assert [link.candidate for link in report.chain] == ["simulated q/dq", "artifact", "artifact"]
+
+
+def test_one_capture_and_one_calibration_serve_several_targets(
+    calibrated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured, run = calibrated
+    alone = deploykit.export(
+        net(), "x86-cpu", example_inputs=(X,), calibration=DATA, output=tmp_path / "a", profile=False, progress=False
+    )
+    monkeypatch.setattr("deploykit.capture.capture", None)  # nothing is captured or observed again
+    monkeypatch.setattr("deploykit_calibration.observe._observed", None)
+    shared = deploykit.export(
+        captured, "x86-cpu", calibration=run, output=tmp_path / "b", profile=False, progress=False
+    )
+    assert (alone.path / "manifest.json").read_bytes() == (shared.path / "manifest.json").read_bytes()
+    other = deploykit.export(
+        captured, "x86-cpu-avx2", calibration=run, output=tmp_path / "c", profile=False, progress=False
+    )
+    assert other.parity is not None and other.parity.data == "held-out calibration data"
+
+
+def test_a_captured_model_has_its_inputs(calibrated: Any, tmp_path: Path) -> None:
+    with pytest.raises(deploykit.UsageError, match="captured model has its inputs") as caught:
+        deploykit.export(calibrated[0], "x86-cpu", "fp32", example_inputs=(X,), output=tmp_path / "a")
+    assert "deploykit.pipeline.capture" in str(caught.value)
+
+
+def test_a_calibration_of_another_model_is_refused(calibrated: Any, tmp_path: Path) -> None:
+    with pytest.raises(deploykit.CalibrationError, match="calibration table is of model"):
+        deploykit.export(
+            nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval(),
+            "x86-cpu",
+            example_inputs=(X,),
+            calibration=calibrated[1],
+            output=tmp_path / "a",
+        )
+
+
+@pytest.mark.parametrize("target", sorted(toolchains()))
+def test_a_request_is_values(target: str) -> None:
+    request = pipeline.request(target, str(toolchains()[target].capabilities().precisions[0]), exclude=["layer1.*"])
+    copy = pickle.loads(pickle.dumps(request))
+    assert copy == request and copy.recipe == request.recipe
+
+
+def test_what_a_request_cannot_be() -> None:
+    with pytest.raises(deploykit.UsageError, match="no algorithm 'gptqq'"):
+        pipeline.request("x86-cpu", algorithms=("gptqq",))
+    with pytest.raises(deploykit.UnsupportedPrecisionError):
+        pipeline.request("x86-cpu", "fp8")
+    with pytest.raises(AttributeError, match="no attribute 'prepair'"):
+        _ = pipeline.prepair  # type: ignore[attr-defined]
+
+
+def test_importing_the_pipeline_loads_no_framework() -> None:
+    code = "import sys, deploykit.pipeline; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
