@@ -121,7 +121,8 @@ def vit() -> Made:
 def efficientnet() -> Made:
     from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
-    made = _floats(lambda: EfficientNetForImageClassification(EfficientNetConfig(image_size=224)), 1, 3, 224, 224)
+    b0 = EfficientNetConfig(image_size=224, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280)
+    made = _floats(lambda: EfficientNetForImageClassification(b0), 1, 3, 224, 224)
     return models.ImageLogits(made[0]), made[1]
 
 

@@ -57,6 +57,7 @@ class Planner:
         self._stream = residual_stream(view) if scheme.residual_policy == "auto" else ResidualStream()
         self._unrounded = self._stream.tensors | self._stream.starts
         self._returned = view.returned - self._rounded_outputs() if scheme.float_outputs else frozenset()
+        self._heads = self._small_heads() if scheme.float_head else frozenset()
         self._plan = Plan()
         self._possible: list[Node] = []
 
@@ -95,6 +96,14 @@ class Planner:
         most = self.scheme.output_share * sum(macs.values())
         large = (op for op, count in macs.items() if count > most and self._rule(op).output is Output.REQUIRED)
         return {result for op in large for result in self.results(op)}
+
+    def _small_heads(self) -> frozenset[Node]:
+        """Linear layers whose result is returned and that are a small share of what may be quantized."""
+        ops = [op for op in self._view.ops() if self._view.kinds[op] in MACS and op.name not in self._kept]
+        macs = {op: mac_count(op) or 0 for op in ops}
+        least = self.scheme.float_head * sum(macs.values())
+        linear = (op for op in ops if self._view.kinds[op] == "linear" and macs[op] < least)
+        return frozenset(op for op in linear if not self._view.returned.isdisjoint(self._view.results(op)))
 
     # Why an op cannot be an integer op, whatever its neighbours do.
 
@@ -138,6 +147,8 @@ class Planner:
             return "its weight is computed at run time"
         if self._view.kinds[op] == "linear" and min(shape_of(weight)) < self.scheme.min_linear:
             return f"fewer than {self.scheme.min_linear} inputs or outputs: no faster in int8"
+        if op in self._heads:
+            return f"returned, and less than {self.scheme.float_head:.0%} of the multiply-accumulates: exact in float"
         if bias is not None and self.scheme.bias == "int32" and not is_constant(bias):
             return "its bias is computed at run time"
         return None
@@ -195,9 +206,11 @@ class Planner:
             return True
         if rule.inputs is Inputs.RESIDUAL:
             return self._fused_layer(op) is not None
-        if rule.inputs is Inputs.FOLLOW:
-            return all(tensor in self._plan.hard for tensor in operands)
         wanted = rule.pull and any(result in self._plan.demanded for result in self.results(op))
+        if rule.inputs is Inputs.FOLLOW:
+            shares = wanted or (rule.pull and rule.output is Output.ON_DEMAND)
+            have = self._plan.quantized if shares else self._plan.hard
+            return all(tensor in have for tensor in operands)
         return wanted or any(tensor in self._plan.hard for tensor in operands)
 
     def _accept(self, op: Node, rule: OpRule) -> None:

@@ -153,10 +153,31 @@ def plain_ops(editor: Editor) -> None:
 
 
 def explicit_pools(editor: Editor) -> None:
-    """Write the stride of a pool out where it defaults to the kernel size (some converters need it)."""
+    """Write the stride of a pool out where it defaults to the kernel size (some converters need it).
+
+    A window larger than what it slides over, which `ceil_mode` admits, becomes as large as that: runtimes refuse it.
+    """
     for node in editor.calls(*_POOLS):
+        axes = _POOLS[node.target]
         if len(node.args) < 3 or not node.args[2]:
-            node.args = (*node.args[:2], list(_listed(node.args[1], _POOLS[node.target])), *node.args[3:])
+            node.args = (*node.args[:2], list(_listed(node.args[1], axes)), *node.args[3:])
+        _fit_window(node, axes)
+
+
+def _fit_window(node: Call, axes: int) -> None:
+    source, kernel, stride, *rest = node.args
+    padding = _listed(rest[0], axes) if rest else [0] * axes
+    sizes = shape_of(source)[-axes:]
+    dilated = "max" in str(node.target) and len(rest) > 1 and set(_listed(rest[1], axes)) != {1}
+    if dilated or not is_static(sizes):
+        return
+    kernel, stride = _listed(kernel, axes), _listed(stride, axes)
+    whole = [size + 2 * pad for size, pad in zip(sizes, padding, strict=True)]
+    if any(window > most for window, most in zip(kernel, whole, strict=True)):
+        fitted = [min(pair) for pair in zip(kernel, whole, strict=True)]
+        # there is one window along such an axis, so its stride says nothing
+        steps = [most if window > most else step for window, most, step in zip(kernel, whole, stride, strict=True)]
+        node.args = (source, fitted, steps, *rest)
 
 
 _POOLS = {

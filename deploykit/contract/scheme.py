@@ -42,7 +42,8 @@ class OpRule:
     Attributes:
         inputs: when its activations are quantized.
         output: when its result is.
-        pull: an op with JOIN also quantizes all its inputs where a consumer wants its output quantized.
+        pull: an op with JOIN also quantizes all its inputs where a consumer wants its output quantized; one with
+            FOLLOW also follows inputs that other ops want as integers, where its own output is wanted so or is float.
         reason: why it stays float, for the report; "" where it does not.
     """
 
@@ -92,7 +93,10 @@ class Scheme:
         output_share: a layer whose kernel has to write integers, and whose result is returned, is rounded all the same
             where it has more than this share of the multiply-accumulates; below it, float costs little and is exact.
         min_linear: a linear layer with fewer inputs or outputs than this stays float.
-        between: type of what stays float in a static int8 model, where the target's file says types.
+        float_head: a linear layer whose result is returned stays float below this share of the multiply-accumulates.
+        between: type of what stays float in a static int8 model, where the target's file says types; `by products` is
+            float16 where products of matrices are the larger part of what is int8, else float32.
+        split_attention: a product that attention cuts into queries, keys and values is written as one for each.
         max_rank: an op that reads or writes a tensor of more axes stays float; 0 is no limit.
         reduce_range: weights use one bit less, so that sums of two uint8 x int8 products cannot exceed 16 bits.
         float16_scales: scales of activations and weights are values of float16, the type that the file holds them in.
@@ -114,7 +118,9 @@ class Scheme:
     run_time_outputs: frozenset[str] = frozenset()
     output_share: float = 1.0
     min_linear: int = 0
-    between: Literal["float32", "float16"] = "float32"
+    float_head: float = 0.0
+    between: Literal["float32", "float16", "by products"] = "float32"
+    split_attention: bool = False
     max_rank: int = 0
     reduce_range: bool = False
     float16_scales: bool = False

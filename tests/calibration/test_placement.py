@@ -30,6 +30,7 @@ from deploykit_targets.openvino.scheme import OPENVINO
 from deploykit_targets.tvm.scheme import TVM, TVM_X86
 
 Zoo = Callable[[str], Any]
+IMAGE = (torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)),)
 CNNS = ("residual_cnn", "mobilenet_like", "squeeze_excite_cnn", "concat_cnn", "unet_like")
 
 
@@ -357,6 +358,44 @@ def test_a_rule_can_be_replaced(zoo: Zoo) -> None:
     scheme = replace(ONNX_X86, rules=with_rules(ONNX_X86, add=FLOAT))
     quantized = _placed(zoo("residual_cnn"), scheme)
     assert {layer.reason for layer in quantized.layers if layer.kind == "add"} == {"onnx-x86 keeps add in float"}
+
+
+class Shared(nn.Module):
+    """A pool and a concatenation read one value, as in a U-Net; a mean reads what a convolution reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(32, 32, 1)
+        self.head, self.gate = nn.Linear(32, 24), nn.Conv2d(16, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.one(x).relu()
+        down = self.two(nn.functional.max_pool2d(value, 2))
+        joined = torch.cat([value, nn.functional.interpolate(down, size=value.shape[-2:], mode="bilinear")], 1)
+        deep = self.three(joined).relu()
+        return self.head(deep.mean((2, 3))) + nn.functional.avg_pool2d(value, 30).flatten(1).mean(1, keepdim=True)
+
+
+def test_what_two_ops_want_as_integers_is_written_once_for_what_only_moves_or_averages_it(case_of: Any) -> None:
+    """By the listings of NVIDIA's compiler: else the skip connection of a U-Net is moved in float beside its int8."""
+    torch.manual_seed(0)
+    quantized = _placed(case_of(Shared(), (torch.randn(1, 3, 32, 32),)), TENSORRT)
+    nodes = _nodes(quantized)
+    assert len(_q(nodes["relu"])) == 1
+    readers = {reader.name for q in _q(nodes["relu"]) for dq in q.users for reader in dq.users}
+    assert {"max_pool2d", "cat", "avg_pool2d"} <= readers
+    assert "mean" in _reasons(quantized), "rounding for the sake of an average alone gains nothing"
+
+
+def test_a_small_classifier_that_is_returned_stays_float_and_a_large_one_does_not(case_of: Any) -> None:
+    torch.manual_seed(0)
+    small = case_of(nn.Sequential(nn.Conv2d(3, 64, 3), nn.Flatten(), nn.AvgPool1d(900), nn.Linear(64, 32)), IMAGE)
+    reason = "returned, and less than 2% of the multiply-accumulates: exact in float"
+    assert _reasons(_placed(small, TENSORRT))["linear"] == reason
+    alone = _placed(small, TENSORRT, include=["3"])
+    assert {layer.name for layer in alone.layers if layer.precision == "int8"} == {"linear"}, "as it was asked for"
+    large = case_of(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32)), (torch.randn(2, 64),))
+    assert not _reasons(_placed(large, TENSORRT))
 
 
 def test_residual_policies(zoo: Zoo) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto
-from onnx.shape_inference import infer_shapes
 
 from deploykit_targets._onnx.lint import LintRules
 from deploykit_targets._onnx.lint_view import MOVES, GraphView, attribute, node_name
@@ -349,21 +348,9 @@ def check_idle_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
 
 def check_vector_position(view: GraphView, rules: LintRules) -> Iterator[Report]:
     """No position or order is asked of a tensor with one axis, which the parser refuses: it wants two."""
-    asked = [node for node in view.nodes if node.op_type in ("ArgMax", "ArgMin", "TopK")]
-    ranks = _ranks(view) if asked else {}
-    for node in asked:
-        if node.input and ranks.get(node.input[0]) == 1:
+    for node in view.nodes:
+        if node.op_type in ("ArgMax", "ArgMin", "TopK") and node.input and view.ranks.get(node.input[0]) == 1:
             yield _at(node, f"reads a tensor with one axis, and {rules.name} wants two: reshape it to one row")
-
-
-def _ranks(view: GraphView) -> dict[str, int]:
-    """Number of axes of the values whose shape the file says or standard inference finds."""
-    large = view.model.ByteSize() >= 2_000_000_000  # more than protobuf passes on to the inference
-    graph = view.graph if large or view.outer is not None else infer_shapes(view.model).graph
-    infos = (*graph.value_info, *graph.input, *graph.output)
-    shapes = {info.name: info.type.tensor_type for info in infos}
-    found = {name: len(kind.shape.dim) for name, kind in shapes.items() if kind.HasField("shape")}
-    return found | {tensor.name: len(tensor.dims) for tensor in graph.initializer}
 
 
 CHECKS: Mapping[str, Check] = {

@@ -14,6 +14,7 @@ from graphlib import CycleError, TopologicalSorter
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
+from onnx.shape_inference import infer_shapes
 
 from deploykit.contract.errors import UsageError
 
@@ -62,6 +63,16 @@ class GraphView:
     def opset(self) -> int:
         """Version of the standard operator set; 0 where the model imports none."""
         return next((entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """Number of axes of the values whose shape the file says or standard inference finds."""
+        large = self.model.ByteSize() >= 2_000_000_000  # more than protobuf passes on to the inference
+        graph = self.graph if large or self.outer is not None else infer_shapes(self.model).graph
+        infos = (*graph.value_info, *graph.input, *graph.output)
+        shapes = {info.name: info.type.tensor_type for info in infos}
+        found = {name: len(kind.shape.dim) for name, kind in shapes.items() if kind.HasField("shape")}
+        return found | {tensor.name: len(tensor.dims) for tensor in graph.initializer}
 
     def views(self) -> Iterator[GraphView]:
         """This graph, then every graph inside its `If`, `Loop` and `Scan` nodes, to any depth."""

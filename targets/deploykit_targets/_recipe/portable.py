@@ -17,7 +17,7 @@ from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.errors import DeviceError, MissingDependencyError
 from deploykit.contract.host import this_host
 from deploykit.contract.optional import versions
-from deploykit.contract.precision import Evidence
+from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.reading import read_json
 from deploykit.contract.requirements import Requirements
 from deploykit.plugin.target import Payload
@@ -62,7 +62,7 @@ def portable(
     for module in (program, board):
         source = Path(str(module.__file__))
         shutil.copyfile(source, folder / source.name)
-    _write_recipe(folder, {**_recipe(prepared, options, notes, golden_db), **(more or {})})
+    _write_recipe(folder, {**_recipe(prepared, options, notes, golden_db), **_between(prepared, made), **(more or {})})
     if prepared.table is not None:
         prepared.table.save(folder / TABLE)
         (folder / TABLE).chmod(0o644)  # on the board another user reads it
@@ -85,6 +85,11 @@ def _reason(prepared: Prepared, program: str) -> str:
         f"{prepared.device.toolchain} compiles on the GPU that it runs on: build it on {prepared.device.name}"
         f" (without deploykit there: python3 {program} in the artifact's folder)"
     )
+
+
+def _between(prepared: Prepared, made: Explicit) -> dict[str, str]:
+    """Of int8, the type of what is between q/dq nodes, for builders that must be told."""
+    return {"between": made.plain} if prepared.precision is Precision.INT8 and made.plain != "float32" else {}
 
 
 def _noted(notes: Sequence[str]) -> dict[str, Any]:

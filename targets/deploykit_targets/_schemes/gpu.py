@@ -7,6 +7,7 @@ from dataclasses import replace
 from deploykit.contract.formats import FLOAT8, FLOAT8_CHANNELS, INT8_CHANNELS, INT8_SYMMETRIC
 from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import (
+    FOLLOW,
     IN_FLOAT,
     INT8,
     PASSENGERS,
@@ -20,28 +21,39 @@ from deploykit.contract.scheme import (
 )
 from deploykit_calibration.op_kinds import ACTIVATIONS
 
+_SHARED = replace(FOLLOW, pull=True)
+_AVERAGE = replace(_SHARED, output=Output.ON_DEMAND)
+_DECONVOLUTION = OpRule(Inputs.FLOAT, reason="NVIDIA's compiler computes transposed convolutions in float")
+
 # A classifier narrower than an int8 tile of the tensor cores is no faster in int8, and costs 4 dB on a digits ResNet.
 # After NVIDIA's explicit-quantization guide: inputs only, symmetric, and of a residual addition only the skip
-# connection, so that convolution, addition and activation fuse into one kernel.
+# connection, so that convolution, addition and activation fuse into one kernel. By the listings of NVIDIA's compiler
+# (TensorRT for RTX 1.7; benchmarks/tensorrt_compiled.py): averages are steps of a chain and computed in float, so that
+# rounding for their sake alone gains nothing; a value that other ops want as integers is written once, where what only
+# moves or averages it reads those too; a float classifier is one layer, an int8 one two, as a chain scales its sums; an
+# int8 product of matrices writes the type of the file, and an int8 convolution float32 whatever the file says.
 TENSORRT = Scheme(
     name="tensorrt",
     activation=replace(INT8_SYMMETRIC, quant_min=-128),
     weight=INT8_CHANNELS,
     rules={
-        **PASSENGERS,
+        **dict.fromkeys(PASSENGERS, _SHARED),
         **RECURRENT,
         "conv": INT8,
-        "conv_transpose": INT8,
+        "conv_transpose": _DECONVOLUTION,
         "linear": INT8,
         "matmul": INT8,
         "add": RESIDUAL,
         "concat": OpRule(Inputs.JOIN, Output.REQUIRED, pull=True),
-        "avg_pool": INT8,
-        "mean": INT8,
+        "avg_pool": _AVERAGE,
+        "mean": _AVERAGE,
     },
     fused_activations=ACTIVATIONS,
     fixed_outputs={"softmax": FixedParams(1 / 127, 0)},
     min_linear=16,
+    float_head=0.02,
+    between="by products",
+    split_attention=True,
 )
 # For float8 E4M3 at the same places: rounding is relative, so that means of rounding errors say nothing.
 TENSORRT_FP8 = replace(

@@ -96,6 +96,8 @@ POINTWISE = "kgen"
 # A product that TensorRT for RTX finishes on the GPU, whose weights may be narrower than what it multiplies.
 FUSED = "runtime_fusion"
 NARROW = ("int4", "int8", "fp8", "fp4")
+# Chains with a product among their steps (`__myl_FcAdd_myl0_51`), and attention as one kernel (`_gemm_mha_v2`).
+PRODUCTS = re.compile(r"(?:^__myl_(?:[A-Z][a-z]+)*Fc)|(?:^_gemm_mha)")
 # Types that never do: what they compute in says nothing about the layer that they follow or feed.
 MOVES = (
     *("pointwise", "elementwise", "reformat", "activation", "scale", "shuffle", "constant", "noop", "reduce", "cast"),
@@ -361,7 +363,8 @@ def _configure(trt: Any, config: Any, recipe: dict[str, Any], options: Any) -> N
         if not options.no_gpu_fallback:
             config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     if not is_strongly_typed(trt, options):
-        for name in LEGACY_FLAGS.get(recipe["precision"], ()):
+        half = recipe.get("between") == "float16"  # of an int8 file, what is between its q/dq nodes
+        for name in LEGACY_FLAGS.get("mixed" if half else recipe["precision"], ()):
             config.set_flag(getattr(trt.BuilderFlag, name))
 
 
@@ -622,22 +625,21 @@ def describe_layer(layer: dict[str, Any]) -> dict[str, Any]:
         "type": kind,
         "nodes": re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(layer.get("Metadata", ""))),
         "precision": _computes_in(layer, kind),
-        "role": role_of(kind),
+        "role": "multiplies" if PRODUCTS.match(str(layer.get("Name", ""))) else role_of(kind),
         "device": "dla" if kind.upper().startswith("DLA") else "gpu",
     }
 
 
 def _computes_in(layer: dict[str, Any], kind: str) -> str:
-    read, written = _formats(layer, "Inputs"), _formats(layer, "Outputs")
-    if kind == POINTWISE:
-        floats = {narrowest([text]) for text in read + written + _formats(layer, "Constants")}
-        widest = [name for name in ("float64", "float32", "bfloat16", "float16") if name in floats]
-        if widest:
-            return widest[0]
-    if kind == FUSED and narrowest(read) not in NARROW:
-        held = narrowest(_formats(layer, "Constants"))
-        if held in NARROW:
-            return held + "-weights"
+    read, written, held = (_formats(layer, side) for side in ("Inputs", "Outputs", "Constants"))
+    weights = narrowest(held) if kind == FUSED and narrowest(read) not in NARROW and narrowest(held) in NARROW else ""
+    if kind in (POINTWISE, FUSED) and not weights:
+        types = {narrowest([text]) for text in (read if kind == FUSED else read + written + held)}
+        floats = [name for name in ("float64", "float32", "bfloat16", "float16") if name in types]
+        if floats:  # a chain widens what it reads; a product in it has the type of its two operands
+            return floats[-1] if kind == FUSED else floats[0]
+    if weights:
+        return weights + "-weights"
     return narrowest(read) or narrowest(written) or "unknown"
 
 

@@ -63,8 +63,8 @@ class EngineLayer:
 
     @property
     def is_chain(self) -> bool:
-        """Whether it is a fused chain of pointwise steps."""
-        return self.type == POINTWISE
+        """Whether it is a fused chain of pointwise steps that holds no product."""
+        return self.type == POINTWISE and self.role != "multiplies"
 
     @property
     def is_reformat(self) -> bool:

@@ -28,9 +28,12 @@ FP8_NOTES = {
 
 
 def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
-    """The scheme for a request: the same for all devices, because the matcher is."""
+    """The scheme for a request: the same for all devices, because the matcher is.
+
+    What is written so for NVIDIA's compiler alone is left out.
+    """
     del captured
-    return replace(explicit_scheme(request.precision), name="migraphx")
+    return replace(explicit_scheme(request.precision), name="migraphx", between="float32", split_attention=False)
 
 
 def notes_of(precision: Precision, device: Device) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deploykit.contract.devices import Device
@@ -17,9 +18,10 @@ FIRST_STRONGLY_TYPED = 10
 
 
 def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
-    """The scheme for a request: the same for all devices, because silicon without it is not in the table."""
+    """The scheme for a request: what is between q/dq nodes has a type of its own only where the graph says types."""
     del captured
-    return explicit_scheme(request.precision)
+    scheme = explicit_scheme(request.precision)
+    return scheme if is_strongly_typed(request.device) else replace(scheme, between="float32", split_attention=False)
 
 
 def opset_of(device: Device) -> int:

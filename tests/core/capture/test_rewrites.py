@@ -151,6 +151,23 @@ def test_pool_stride_is_written_out() -> None:
     assert pool.args[1:3] == ([2, 2], [2, 2])
 
 
+@pytest.mark.parametrize(
+    ("pool", "window"),
+    [
+        (nn.AvgPool2d(2560, ceil_mode=True), [7, 9]),  # the head of Hugging Face's EfficientNet
+        (nn.AvgPool2d((20, 3), (20, 2), (1, 1), ceil_mode=True), [9, 3]),
+        (nn.AvgPool2d((20, 3), (20, 2), (1, 1), ceil_mode=True, count_include_pad=False), [9, 3]),
+        (nn.MaxPool2d((3, 40), (2, 50), ceil_mode=True), [3, 9]),
+        (nn.MaxPool2d(3), [3, 3]),
+    ],
+)
+def test_a_window_is_no_larger_than_what_it_slides_over(pool: nn.Module, window: list[int]) -> None:
+    """PyTorch admits larger ones with `ceil_mode`; capture itself checks that the values stay."""
+    captured = captured_of(lambda m, x: pool(x), torch.randn(1, 3, 7, 9))
+    node = next(n for n in captured.graph_module.graph.nodes if n.op == "call_function")
+    assert node.args[1] == window
+
+
 def test_writes_through_views_are_functionalised() -> None:
     def write(m: nn.Module, x: Tensor) -> Tensor:
         y = x * 1.5

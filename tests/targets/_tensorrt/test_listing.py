@@ -51,6 +51,28 @@ def test_a_reformat_is_a_chain_that_only_moves(name: str, is_reformat: bool) -> 
     assert layer.is_chain and layer.is_reformat is is_reformat
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "read", "written", "precision", "is_product"),
+    [
+        ("__myl_FcAddCast_myl0_51", "runtime_fusion", "Half", "Float", "float16", True),
+        ("__myl_CastMulFc_myl0_2", "runtime_fusion", "Int8 Half", "Float", "float16", True),
+        ("_gemm_mha_v2_myl0_5", "kgen", "Int8 Int8", "Int8", "int8", True),
+        ("__myl_ReluMulMinMaxRounCast_myl0_1", "kgen", "Half", "Int8", "float16", False),
+    ],
+)
+def test_a_product_within_a_chain_is_a_product(
+    name: str, kind: str, read: str, written: str, precision: str, is_product: bool
+) -> None:
+    """One that dequantizes what it reads multiplies in float; attention in one kernel reads and multiplies int8."""
+    tensors = ", ".join(chain("X", each).partition("Inputs: [ ")[2].partition("], Outputs")[0] for each in read.split())
+    text = chain("X", "Bool", written).replace(
+        chain("X", "Bool").partition("Inputs: [ ")[2].partition("], Out")[0], tensors
+    )
+    (layer,) = parse_listing(text.replace("__myl_X_myl0_0", name).replace("kgen", kind))
+    assert (layer.role == "multiplies", layer.precision) == (is_product, precision)
+    assert layer.is_chain is (not is_product)
+
+
 def test_a_line_in_another_form_is_an_error() -> None:
     with pytest.raises(ConversionError, match="cannot be read: conv2d, int8"):
         parse_listing("Layers:\nconv2d, int8\n\n")
