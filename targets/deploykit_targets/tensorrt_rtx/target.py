@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
 
 _BLOCKS = (32, 64, 128)
+_OF_THE_EXPORT = ("compute_capabilities", "block_size")
 _TURING = "sm_75"
 """An engine for it and newer GPUs computes in what Turing has, which is little; NVIDIA advises against such engines."""
 
 
 @dataclass(frozen=True)
 class TensorRtRtxOptions:
-    """Options of the TensorRT for RTX toolchain.
+    """Options of the TensorRT for RTX toolchain; the first two are of the export, the others can be changed by a build.
 
     Attributes:
         compute_capabilities: GPU architectures beside the device's own that the same engine is compiled for, such as
@@ -132,6 +133,11 @@ class TensorRtRtxTarget(BuiltOnDevice):
                 raise UsageError(message, hint=f"leave {device.arch} out, and export once more for {device.name}")
 
     def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload:
+        exported = self.parse_options(artifact.manifest.options)
+        for name in _OF_THE_EXPORT:
+            if getattr(options, name) != getattr(exported, name):
+                message = f"{name} is of the export, and this artifact has {getattr(exported, name)!r}"
+                raise UsageError(message, hint=f"export the model again with it, or leave {name} out")
         from deploykit_targets.tensorrt_rtx.convert import build
 
         return build(artifact, folder, options)

@@ -84,6 +84,15 @@ def test_a_build_without_a_driver_says_so(artifact: Artifact, tmp_path: Path) ->
         deploykit.build(artifact.path, output=tmp_path / "built")
 
 
+@needs_compiler
+@pytest.mark.parametrize("options", [{"compute_capabilities": ["sm_80"]}, {"block_size": 32}])
+def test_a_build_cannot_change_what_is_of_the_export(
+    artifact: Artifact, options: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(deploykit.UsageError, match=f"{next(iter(options))} is of the export"):
+        deploykit.build(artifact.path, output=tmp_path / "built", options=options)
+
+
 class Head(nn.Module):
     def __init__(self) -> None:
         super().__init__()
