@@ -20,6 +20,7 @@ from deploykit.contract.errors import ConversionError
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
 from deploykit_calibration.products import mac_count, weight_count
+from deploykit_numpy.formats import pack
 from deploykit_numpy.session import ENTRY
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class _Program:
     precision: Precision
     steps: list[dict[str, object]] = field(default_factory=list)
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    packed: dict[str, int] = field(default_factory=dict)  # tensor of 12 bits -> its columns
     layers: list[LayerAchieved] = field(default_factory=list)
 
 
@@ -56,7 +58,8 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
     inputs = {node.target: node.name for node in graph.nodes if node.op == "placeholder"}
     results = cast("tuple[Node, ...]", graph.output_node().args[0])
     outputs = {spec.name: node.name for spec, node in zip(prepared.captured.outputs, results, strict=True)}
-    text = json.dumps({"inputs": inputs, "outputs": outputs, "steps": program.steps}, sort_keys=True)
+    found = {"inputs": inputs, "outputs": outputs, "steps": program.steps, "packed": program.packed}
+    text = json.dumps(found, sort_keys=True)
     (folder / ENTRY).write_bytes(save(program.tensors, metadata={"program": text}))
     return Payload(
         entry=ENTRY,
@@ -85,14 +88,13 @@ def _add_step(prepared: Prepared, program: _Program, node: Node) -> None:
 
 
 def _layer(prepared: Prepared, program: _Program, node: Node) -> LayerAchieved:
-    """Count a linear layer; its weight becomes int8 where that was asked for and it is a constant."""
+    """Count a linear layer; its weight is rounded where that was asked for and it is a constant."""
     weight = node.args[1]
     name = weight.name if isinstance(weight, Node) else ""
     precision, reason = "float32", ""
-    if program.precision is Precision.INT8_WEIGHT_ONLY:
+    if program.precision.is_weight_only:
         if name in program.tensors:
-            program.tensors[name], program.tensors[f"{name}.scale"] = quantize_rows(program.tensors[name])
-            precision = "int8"
+            precision = _round(program, name)
         else:
             reason = "its weight is not a constant"
     module_path = prepared.captured.origins[node.name].module_path
@@ -100,14 +102,29 @@ def _layer(prepared: Prepared, program: _Program, node: Node) -> LayerAchieved:
     return LayerAchieved(node.name, module_path, "linear", precision, macs, weights, reason)
 
 
-def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 with one scale per row.
+def _round(program: _Program, name: str) -> str:
+    """Round a weight as the precision's row says; returns what it is counted in."""
+    scheme = program.precision.row.weights
+    counted = "int8" if scheme.bits == 8 else f"int{scheme.bits}-weights"
+    if f"{name}.scale" in program.tensors:  # of two layers: it has been rounded for the first one
+        return counted
+    rounded, program.tensors[f"{name}.scale"] = quantize_rows(program.tensors[name], scheme.quant_max)
+    if scheme.bits == 8:
+        program.tensors[name] = rounded.astype(np.int8)
+    else:
+        program.tensors[name], program.packed[name] = pack(rounded), rounded.shape[1]
+    return counted
+
+
+def quantize_rows(weight: np.ndarray, quant_max: int) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric integers with one scale per row.
 
     Args:
         weight: float32 (out, in).
+        quant_max: the largest integer; its negative is the smallest.
 
     Returns:
-        int8 (out, in) from -127 to 127, and scales float32 (out,) > 0 with `weight ~ q * scale`.
+        int16 (out, in) from -quant_max to quant_max, and scales float32 (out,) > 0 with `weight ~ q * scale`.
     """
-    scale = np.maximum(np.abs(weight).max(axis=1) / 127.0, np.finfo(np.float32).tiny).astype(np.float32)
-    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
+    scale = np.maximum(np.abs(weight).max(axis=1) / quant_max, np.finfo(np.float32).tiny).astype(np.float32)
+    return np.clip(np.rint(weight / scale[:, None]), -quant_max, quant_max).astype(np.int16), scale

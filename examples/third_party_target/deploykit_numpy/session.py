@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from deploykit import ArtifactError, Session
 from deploykit.artifact.store import StoredArtifact
 from deploykit.contract.tensors import Feeds
+from deploykit_numpy.formats import unpack
 
 ENTRY = "model.safetensors"
 Array = np.ndarray
@@ -28,7 +29,7 @@ _ELEMENTWISE: dict[str, Callable[[Array], Array]] = {"relu": lambda x: np.maximu
 
 
 class NumpySession(Session):
-    """Interprets the steps; constants stay as they were written, int8 weights included."""
+    """Interprets the steps; int8 weights stay as they were written, those of 12 bits are unpacked to int16."""
 
     def __init__(self, artifact: StoredArtifact) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=1)
@@ -36,6 +37,8 @@ class NumpySession(Session):
             with safe_open(artifact.path / artifact.manifest.entry, framework="numpy") as file:
                 self._program = json.loads(file.metadata()["program"])
                 self._constants: dict[str, Array] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            for name, columns in self._program["packed"].items():
+                self._constants[name] = unpack(self._constants[name], columns)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{ENTRY} cannot be read: {error}", hint="export the model again") from error
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class NumpyTarget(Target):
-    """Linear networks in NumPy: fp32, or int8 weights with one scale per output channel."""
+    """Linear networks in NumPy: fp32, or weights of 12 or 8 bits with one scale per output channel."""
 
     name = "numpy"
 
@@ -26,7 +26,7 @@ class NumpyTarget(Target):
         """Exporting needs PyTorch; running needs nothing that deploykit does not bring."""
         return Capabilities(
             summary="linear networks in plain NumPy",
-            precisions=(Precision.FP32, Precision.INT8_WEIGHT_ONLY),
+            precisions=(Precision.FP32, Precision("int12-weight-only"), Precision.INT8_WEIGHT_ONLY),
             devices=load_devices(Path(__file__).with_name("devices.toml"), toolchain=self.name),
             export_extra="export",
             runtime_extra="",
