@@ -17,8 +17,8 @@ import msgspec
 
 from deploykit.artifact.storage import is_part
 from deploykit.contract.achieved import Achieved
-from deploykit.contract.errors import ArtifactError
-from deploykit.contract.precision import Precision
+from deploykit.contract.errors import ArtifactError, DeploykitError
+from deploykit.contract.precision import Precision, known
 from deploykit.contract.reading import convert, decode_json
 from deploykit.contract.requirements import Requirements
 from deploykit.contract.tensors import TensorSpec
@@ -201,8 +201,7 @@ class Manifest:
             ArtifactError: not JSON, of a newer schema, a field missing or of the wrong type, or an unsafe path;
                 the message says which.
         """
-        _check_version(data)
-        manifest = decode_json(data, cls, what=MANIFEST_NAME, hint="export the model again")
+        manifest = decode_json(data, cls, what=MANIFEST_NAME, hint=_hint(_checked_head(data)))
         for path in (manifest.entry, *(entry.path for entry in manifest.files)):
             check_relative(path)
         wrong = next(_mistakes(manifest), None)
@@ -230,18 +229,38 @@ def _mistakes(manifest: Manifest) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class _Versioned:
+class _Head:
+    """What is read before the rest, for it decides whether, and with what installed, the rest can be read."""
+
     schema_version: int
+    precision: Any = None
 
 
-def _check_version(data: bytes) -> None:
+def _checked_head(data: bytes) -> _Head:
     hint = "copy or export the artifact again"
-    found = decode_json(data, _Versioned, what=f"{MANIFEST_NAME}, as an artifact's manifest,", hint=hint).schema_version
-    if not 1 <= found <= SCHEMA_VERSION:
+    head = decode_json(data, _Head, what=f"{MANIFEST_NAME}, as an artifact's manifest,", hint=hint)
+    if not 1 <= head.schema_version <= SCHEMA_VERSION:
         raise ArtifactError(
-            f"{MANIFEST_NAME} has schema version {found}; this deploykit reads versions up to {SCHEMA_VERSION}",
+            f"{MANIFEST_NAME} has schema version {head.schema_version}; this deploykit reads versions up to"
+            f" {SCHEMA_VERSION}",
             hint="pip install --upgrade deploykit",
         )
+    return head
+
+
+def _hint(head: _Head) -> str:
+    """What to do about a manifest that cannot be read.
+
+    Raises:
+        ArtifactError: its precision is another distribution's, and broken: the decoder would only call it unknown.
+    """
+    try:
+        unknown = isinstance(head.precision, str) and known(head.precision) is None
+    except DeploykitError as error:
+        raise ArtifactError(f"{MANIFEST_NAME}: {error.message}", hint=error.hint) from error
+    if unknown:
+        return f"install the distribution that brings precision {head.precision[:80]!r}, or export the model again"
+    return "export the model again"
 
 
 def is_part_of_record(path: str) -> bool:

@@ -1,6 +1,7 @@
 """Formats: what follows from a row, and precisions that another distribution brings."""
 
 import copy
+import json
 import pickle
 import sys
 import threading
@@ -9,10 +10,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from deploykit.artifact.manifest import Manifest
 from deploykit.contract import formats
 from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.devices import load_devices
-from deploykit.contract.errors import DeploykitError, PlacementError, UsageError
+from deploykit.contract.errors import ArtifactError, DeploykitError, PlacementError, UsageError
 from deploykit.contract.formats import FLOAT8, FLOAT32, Format, PerAxis, PerGroup, PerTensor, TensorScheme
 from deploykit.contract.precision import GROUP, Precision, known, registered
 from deploykit.judge.parity import Tolerance, tolerance_of
@@ -179,6 +181,16 @@ def test_what_is_no_precision():
     assert caught.value.hint == f"one of {', '.join(Precision)}"
 
 
+def manifest_of(toy, precision: str) -> bytes:
+    return json.dumps({**json.loads(toy.make_manifest().to_json()), "precision": precision}).encode()
+
+
+def test_a_manifest_of_an_unknown_precision_says_what_may_be_missing(toy):
+    with pytest.raises(ArtifactError, match="Invalid enum value 'int5'") as caught:
+        Manifest.from_json(manifest_of(toy, "int5"))
+    assert caught.value.hint == "install the distribution that brings precision 'int5', or export the model again"
+
+
 # -- a precision of another distribution ------------------------------------------------------------------------
 
 
@@ -262,6 +274,19 @@ def test_a_broken_row_is_reported_with_its_owner(row, which, said):
     with pytest.raises(DeploykitError, match=said) as caught:
         Precision("int5")
     assert caught.value.hint == "update or uninstall that distribution"
+
+
+def test_a_manifest_of_a_broken_row_names_its_owner(row, toy):
+    row("int5", "ABSENT")
+    with pytest.raises(ArtifactError, match=r"precision 'int5' of a-stranger .* cannot be loaded") as caught:
+        Manifest.from_json(manifest_of(toy, "int5"))
+    assert caught.value.hint == "update or uninstall that distribution"
+
+
+def test_a_manifest_has_it(row, toy):
+    found = Manifest.from_json(manifest_of(toy, row("int5", "BOTH")))
+    assert found.precision is Precision("int5")
+    assert json.loads(found.to_json())["precision"] == "int5"
 
 
 def test_two_owners_of_one_name_are_refused(row):
