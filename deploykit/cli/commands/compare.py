@@ -66,7 +66,8 @@ def published(artifact: Artifact) -> Answer:
         failures = artifact.parity.failures if artifact.parity else ()
         for failure in failures or ("it missed a placement or performance gate",):
             note(f"the artifact is marked failed: {failure}")
-    for remark in artifact.parity.notes if artifact.parity else ():
+    said = (*artifact.achieved.notes, *(artifact.parity.notes if artifact.parity else ()))
+    for remark in dict.fromkeys(said):
         note(remark)
     page: list[RenderableType] = [comparison_table([column(str(shown_path(artifact)), artifact)])]
     if artifact.choice is not None:
@@ -112,6 +113,7 @@ def record(one: Column) -> dict[str, Any]:
         "status": manifest.status,
         "size_bytes": one.artifact.size_bytes,
         "achieved_macs": {name: manifest.achieved.macs_fraction(name) for name in manifest.achieved.macs},
+        "achieved_evidence": one.artifact.achieved.evidence,
         "parity_evidence": parity and parity.evidence,
         "sqnr_db": parity and parity.sqnr_db,
         "parity_samples": parity and {"data": parity.data, "samples": parity.samples},
@@ -165,7 +167,11 @@ def _labelled(figure: str, evidence: str) -> str:
 
 
 def _evidence(one: Column) -> str:
-    parts = (("parity", one.parity and one.parity.evidence), ("profile", one.profile and one.profile.evidence))
+    parts = (
+        ("achieved", one.artifact.achieved.evidence),
+        ("parity", one.parity and one.parity.evidence),
+        ("profile", one.profile and one.profile.evidence),
+    )
     found = {what: str(evidence) for what, evidence in parts if evidence}
     if len(set(found.values())) == 1:
         return next(iter(found.values()))

@@ -307,3 +307,11 @@ def test_compare_one_and_one_without_figures(cli, toy, artifact):
     rows = rows_of(cli("compare", "bare").out)
     assert rows["SQNR"].strip() == "-" and rows["throughput"].strip() == "-"
     assert "task metric" not in rows
+
+
+def test_a_table_says_what_a_vendors_compiler_proved(cli, toy, artifact):
+    achieved = replace(artifact.achieved, evidence=Evidence.COMPILED)
+    toy.write_artifact(artifact.path.with_name("made"), achieved=achieved)
+    assert "achieved compiled, parity" in cli("compare", "made").out
+    (record,) = cli("compare", "made", "--json").document["artifacts"]
+    assert record["achieved_evidence"] == "compiled"
