@@ -35,6 +35,7 @@ def test_every_example_is_covered_here() -> None:
         "geforce_rtx.py",
         "jetson_orin.py",
         "litert_android.py",
+        "own_algorithm.py",
         "own_calibration.py",
         "raspberry_pi_5.py",
         "third_party_target",
@@ -57,6 +58,13 @@ def test_own_calibration(tmp_path: Path) -> None:
     printed = _run(str(EXAMPLES / "own_calibration.py"), "--output", str(tmp_path))
     assert [line.split()[0] for line in printed.splitlines()] == ["minmax", "percentile", "mse"]
     assert all(deploykit.load(tmp_path / f"calibrated-{method}") for method in ("minmax", "percentile", "mse"))
+
+
+def test_own_algorithm(tmp_path: Path) -> None:
+    printed = _run(str(EXAMPLES / "own_algorithm.py"), "--output", str(tmp_path))
+    plain, better, *_ = (float(line.split()[-2]) for line in printed.splitlines())
+    assert better > plain - 0.2
+    assert deploykit.load(tmp_path / "algorithm-jetson-orin-gptq").status == "needs device build"
 
 
 def test_geforce_rtx(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 
 An algorithm never writes a q/dq node: it changes what placement starts from (the method of ranges, the weights of the
 float graph, whether biases are corrected), so that one written once serves every target and precision. Those of other
-distributions are entry points of the group `deploykit.algorithms`.
+distributions are entry points of the group `deploykit.algorithms`; a script's own are given to `register`.
 """
 
 from __future__ import annotations
@@ -53,10 +53,7 @@ def algorithm(name: str) -> Algorithm:
         UsageError: there is none of that name; the hint lists those there are.
         DeploykitError: it is registered and cannot be loaded, or is registered twice.
     """
-    from deploykit_calibration.algorithms.best import BEST
-    from deploykit_calibration.algorithms.bias_correction import BIAS_CORRECTION
-
-    own = {each.name: each for each in (BIAS_CORRECTION, BEST)}
+    own = _own()
     if name in own:
         return own[name]
     entries = [entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.name == name]
@@ -66,6 +63,28 @@ def algorithm(name: str) -> Algorithm:
     if len({entry.value for entry in entries}) > 1:
         raise DeploykitError(f"algorithm {name!r} is registered twice", hint="uninstall one of its distributions")
     return _loaded(entries[0])
+
+
+def register(found: Algorithm) -> Algorithm:
+    """Make an algorithm of this program known by its name, for as long as the program runs.
+
+    Raises:
+        UsageError: another one has that name.
+    """
+    if _own().get(found.name, found) is not found:
+        raise UsageError(f"there is an algorithm {found.name!r} already", hint="give yours another name")
+    _registered[found.name] = found
+    return found
+
+
+_registered: dict[str, Algorithm] = {}
+
+
+def _own() -> dict[str, Algorithm]:
+    from deploykit_calibration.algorithms.best import BEST
+    from deploykit_calibration.algorithms.bias_correction import BIAS_CORRECTION
+
+    return {**_registered, **{each.name: each for each in (BIAS_CORRECTION, BEST)}}
 
 
 def _loaded(entry: importlib.metadata.EntryPoint) -> Algorithm:

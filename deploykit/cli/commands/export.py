@@ -52,6 +52,9 @@ def export(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Keep these layers in float; repeatable.")
     ] = None,
+    algorithm: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Run this algorithm over the prepared model; repeatable.")
+    ] = None,
     option: Options = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Keep axis 0 of every input dynamic.")] = False,
     no_profile: NoProfile = False,
@@ -102,6 +105,7 @@ def export(
         strict=not no_strict,
         output=output,
         cache_dir=cache_dir,
+        algorithms=tuple(algorithm or ()),
     )
     answer = published(artifact)
     build = artifact.manifest.build
