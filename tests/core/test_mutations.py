@@ -307,7 +307,7 @@ def readers_of_metadata(toolchain: str) -> list[tuple[Any, str | None]]:
         "tensorrt": [(recipe._Verdict, "lint"), (recipe._Compiled, recipe.COMPILED)],
         "tvm": [(build.Recorded, build.METADATA)],
     }
-    return [(layout.Notes, None), *own.get(toolchain, [])]
+    return [(layout.Facts, None), *own.get(toolchain, [])]
 
 
 def metadata(target: str) -> Callable[[Any, Path], Subject]:
