@@ -21,11 +21,7 @@ the API: the exit codes are those of the command line, and are stable.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from deploykit.judge.parity import ParityReport
-    from deploykit.plugin.artifact import Artifact
+from typing import Any, ClassVar
 
 
 class DeploykitError(Exception):
@@ -119,7 +115,7 @@ class GateError(DeploykitError):
         candidate: the artifact, kept on disk and marked failed; None where none was written.
     """
 
-    def __init__(self, message: str, *, candidate: Artifact | None = None, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, candidate: Any = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.candidate = candidate
 
@@ -138,8 +134,8 @@ class ParityError(GateError):
         self,
         message: str,
         *,
-        report: ParityReport | None = None,
-        candidate: Artifact | None = None,
+        report: Any = None,
+        candidate: Any = None,
         hint: str | None = None,
     ) -> None:
         super().__init__(message, candidate=candidate, hint=hint)
