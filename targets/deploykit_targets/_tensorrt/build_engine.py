@@ -442,7 +442,8 @@ class Engine:
             hint = "build it again here: engines belong to one GPU model and one TensorRT version"
             raise RecipeError(10, f"TensorRT {trt.__version__} refuses the engine: {_last(self._messages)}", hint)
         self._cache: Any = None
-        self._context = self._engine.create_execution_context(*self._finished_by(recipe.get("runtime_cache")))
+        self._settings = self._finished_by(recipe.get("runtime_cache"))
+        self._context = self._engine.create_execution_context(*self._settings)
         if self._context is None:
             raise RecipeError(10, f"no memory for an execution context: {_last(self._messages)}")
         self.device_memory_bytes = max(0, before - cuda.free_bytes())
@@ -578,7 +579,7 @@ class Engine:
         def add(layer: str, milliseconds: float) -> None:
             times[layer] = times.get(layer, 0.0) + milliseconds * 1e3 / runs
 
-        ordinary, self._context = self._context, self._engine.create_execution_context()
+        ordinary, self._context = self._context, self._engine.create_execution_context(*self._settings)
         try:
             if self._context is not None:  # a second context takes memory, which a small board may not have
                 self._context.profiler = profiler_of(self._trt, add)

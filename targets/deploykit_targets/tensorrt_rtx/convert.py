@@ -47,7 +47,9 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
     payload = replace(payload, build=PendingBuild(COMMAND, _reason(prepared, ahead=ahead)))
     if not prepared.is_baseline:
         payload = prove_ahead(prepared, folder, payload, archs)
-    return build_here(prepared, folder, payload, PROGRAM.name, ENGINE, arguments_of(prepared.options), interpreter())
+    arguments = arguments_of(prepared.options)
+    built = build_here(prepared, folder, payload, PROGRAM.name, ENGINE, arguments, interpreter())
+    return _needing_the_bindings(built)
 
 
 def _lowered(prepared: Prepared) -> Explicit:

@@ -89,10 +89,14 @@ def test_a_kept_cache_is_given_to_the_next_session(tmp_path: Path, monkeypatch: 
     trt = FakeTensorRT(RTX)
     assert run(tmp_path, monkeypatch, trt) == 0
     trt.log.clear()
-    recipe_program.open_engine(tmp_path)
+    engine = recipe_program.open_engine(tmp_path)
     assert trt.calls("IRuntimeCache.deserialize") == [(b"kernels",)]
     order = [name for name, _ in trt.log]
     assert order.index("IRuntimeConfig.set_runtime_cache") < order.index("ICudaEngine.create_execution_context")
+    engine.profile({"x": np.ones((1, 4), np.float32)}, 2)
+    assert len(trt.calls("ICudaEngine.create_runtime_config")) == 1, "the context that times layers takes them, too"
+    contexts = trt.calls("ICudaEngine.create_execution_context")
+    assert len(contexts) == 2 and all(len(arguments) == 1 for arguments in contexts)
     trt.answers["IRuntimeCache.deserialize"] = False
     recipe_program.open_engine(tmp_path)  # of another driver: kernels are made again
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 import deploykit
 from deploykit.artifact.manifest import NEEDS_DEVICE_BUILD
 from deploykit.contract.precision import Evidence
+from deploykit.contract.requirements import Requirements
 from deploykit.plugin.artifact import Artifact
 from deploykit.plugin.registry import toolchain
 from deploykit.testing import models
@@ -188,6 +190,19 @@ def test_without_the_compiler_the_engine_is_left_to_the_device(tmp_path: Path, m
     assert build is not None and build.reason.startswith("the engine is compiled on the GPU that runs it")
     with pytest.raises(deploykit.MissingDependencyError, match="compile for several GPUs"):
         export(tmp_path / "b", options={"compute_capabilities": ["sm_86"]})
+
+
+def test_what_is_finished_at_export_needs_the_bindings_by_the_name_that_pip_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library is imported as `tensorrt_rtx...`, and no distribution is called so."""
+
+    def finished(*arguments: Any) -> Any:
+        return replace(arguments[2], requirements=Requirements(gpu="sm_89", packages={"tensorrt_rtx": "==1.7.1.116"}))
+
+    monkeypatch.setattr(convert, "build_here", finished)
+    needs = export(tmp_path / "a", "fp16").manifest.requirements
+    assert needs is not None and needs.packages == {"tensorrt_rtx_cu13_bindings": "==1.7.1.116"}
 
 
 WRONG = [
