@@ -11,6 +11,7 @@ A place says what its machine has, and opens what it is given; which of them an 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -124,19 +125,40 @@ class Verdict:
     evidence: Evidence
 
 
-def ask_verdict(peer: Peer, artifact: StoredArtifact) -> Verdict:
-    """Ask, and close.
+class Elsewhere(Place, ABC):
+    """A place that is another machine, or another CPU: the deploykit there is asked, once for each artifact."""
 
-    Raises:
-        DeploykitError: the other end does not know the artifact's toolchain, say.
-    """
-    try:
-        found = peer.ask(Frame(frames.PREFLIGHT, {"manifest": artifact.manifest.to_json().decode()}))
-        return msgspec.convert(found.facts, Verdict)
-    except msgspec.ValidationError as error:
-        raise DeviceError(f"the deploykit there gave no preflight: {error}", hint="install the same version") from error
-    finally:
-        peer.close()
+    is_here: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self._verdicts: dict[bytes, Verdict] = {}
+
+    @abstractmethod
+    def start(self, artifact: StoredArtifact, wants: Wants) -> Peer:
+        """The server there, which has opened nothing yet.
+
+        Raises:
+            DeviceError: there is none, or one of another version.
+        """
+
+    def verdict(self, artifact: StoredArtifact, wants: Wants) -> Verdict:
+        """What the server there says.
+
+        Raises:
+            DeploykitError: it does not know the artifact's toolchain, say.
+        """
+        key = artifact.manifest.to_json()
+        if key not in self._verdicts:
+            peer = self.start(artifact, wants)
+            try:
+                found = peer.ask(Frame(frames.PREFLIGHT, {"manifest": key.decode()})).facts
+                self._verdicts[key] = msgspec.convert(found, Verdict)
+            except msgspec.ValidationError as error:
+                message = f"the deploykit there gave no preflight: {error}"
+                raise DeviceError(message, hint="install the same version there") from error
+            finally:
+                peer.close()
+        return self._verdicts[key]
 
 
 def program_preflight(needs: Requirements, host: Host) -> Preflight:

@@ -22,7 +22,7 @@ from deploykit.contract.errors import DeviceError
 from deploykit.contract.host import this_host
 from deploykit.contract.optional import SystemTool
 from deploykit.places.peer import Peer, Program, RemoteSession, Wants
-from deploykit.places.place import SERVER, Place, ask_verdict, opening, program_preflight
+from deploykit.places.place import SERVER, Elsewhere, opening, program_preflight
 from deploykit.places.process import EndedError, Process, ending, import_path, module_command, server_code, time_limit
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Emulator:
         return f"an emulated {self.cpu}"
 
 
-class Qemu(Place):
+class Qemu(Elsewhere):
     """An emulated CPU: of a program that an artifact brings for it, or of this Python, or of one of another machine.
 
     Results count, and times do not: profiles are estimates.
@@ -116,10 +116,10 @@ class Qemu(Place):
         root: an arm64 Python with what the artifact's runtime needs; see `arm_root`. None for this Python (an x86 CPU).
     """
 
-    is_here: ClassVar[bool] = False
     is_emulated: ClassVar[bool] = True
 
     def __init__(self, *cpus: str, root: ArmRoot | None = None) -> None:
+        super().__init__()
         self._cpus, self._root = cpus, root
 
     @functools.cached_property
@@ -142,13 +142,13 @@ class Qemu(Place):
                 notes=(note,),
                 native=False,
             )
-        return ask_verdict(self._server(artifact), artifact).preflight
+        return self.verdict(artifact, wants).preflight
 
     def open(self, artifact: StoredArtifact, wants: Wants, threads: int | None) -> Session:
         """See `Place.open`."""
         program = wants.program
         if program is None:
-            return RemoteSession(artifact, self._server(artifact), opening(artifact, threads))
+            return RemoteSession(artifact, self.start(artifact, wants), opening(artifact, threads))
         threads = threads or this_host().cores
         words, scratch = program.words(str(artifact.path), threads), contextlib.ExitStack()
         try:
@@ -159,8 +159,8 @@ class Qemu(Place):
             scratch.close()
             raise
 
-    def _server(self, artifact: StoredArtifact) -> Peer:
-        """The server of this Python, or of the root's, on the emulated CPU."""
+    def start(self, artifact: StoredArtifact, wants: Wants) -> Peer:
+        """See `Elsewhere.start`: the server of this Python, or of the root's, on the emulated CPU."""
         if self._root is None:
             command = self.emulator.command(*module_command(SERVER))
         else:

@@ -17,7 +17,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from deploykit._version import __version__
 from deploykit.artifact import manifest as layout
@@ -28,7 +28,7 @@ from deploykit.contract.optional import SystemTool
 from deploykit.places import frames
 from deploykit.places.frames import Frame
 from deploykit.places.peer import Peer, RemoteSession, Wants
-from deploykit.places.place import Place, Verdict, ask_verdict, program_preflight
+from deploykit.places.place import Elsewhere, program_preflight
 from deploykit.places.process import OTHER_VERSION, Process, server_code, time_limit
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ exit {absent}
 """
 
 
-class Ssh(Place):
+class Ssh(Elsewhere):
     """A machine that `ssh ADDRESS` reaches.
 
     Args:
@@ -84,15 +84,13 @@ class Ssh(Place):
         UsageError: it is not an address.
     """
 
-    is_here: ClassVar[bool] = False
-
     def __init__(self, address: str, *, python: str | None = None) -> None:
         if not _ADDRESS.fullmatch(address):
             raise UsageError(f"{address!r} is not an address that ssh takes", hint="user@host")
+        super().__init__()
         self.address = address
         self._python = python
         self._host: Host | None = None
-        self._verdicts: dict[bytes, Verdict] = {}
 
     def host(self) -> Host:
         """What machine it is; asked once, of its system.
@@ -113,24 +111,17 @@ class Ssh(Place):
         """See `Place.preflight`."""
         if wants.program is not None:
             return program_preflight(wants.needs, self.host())
-        return self._verdict(artifact, wants).preflight
+        return self.verdict(artifact, wants).preflight
 
     def evidence(self, artifact: StoredArtifact, wants: Wants) -> Evidence | None:
         """See `Place.evidence`."""
-        return None if wants.program is not None else self._verdict(artifact, wants).evidence
-
-    def _verdict(self, artifact: StoredArtifact, wants: Wants) -> Verdict:
-        """What the board says, asked once for each artifact."""
-        key = artifact.manifest.to_json()
-        if key not in self._verdicts:
-            self._verdicts[key] = ask_verdict(self._connected(wants.extra), artifact)
-        return self._verdicts[key]
+        return None if wants.program is not None else self.verdict(artifact, wants).evidence
 
     def open(self, artifact: StoredArtifact, wants: Wants, threads: int | None) -> Session:
         """See `Place.open`; what the board has not yet is copied there first."""
         program = wants.program
         if program is None:
-            peer = self._connected(wants.extra)
+            peer = self.start(artifact, wants)
             try:
                 folder = self.upload(artifact)
             except BaseException:
@@ -162,16 +153,13 @@ class Ssh(Place):
                 self._send(artifact.path / name, f"{folder}/{name}", digest, "700" if name in only[:1] else "600")
         return folder
 
-    def _connected(self, extra: str) -> Peer:
-        """The deploykit that is installed on the board.
-
-        Raises:
-            DeviceError: there is none, or one of another version.
-        """
+    def start(self, artifact: StoredArtifact, wants: Wants) -> Peer:
+        """See `Elsewhere.start`: the deploykit that is installed on the board."""
         own = self._python or os.environ.get(PYTHON)
         pythons = " ".join(map(shlex.quote, (own,) if own else _PYTHONS))
         looks, serves = shlex.quote(server_code(looks=True)), shlex.quote(server_code())
         script = _SERVE.format(pythons=pythons, looks=looks, serves=serves, absent=_NO_DEPLOYKIT)
+        extra = wants.extra
         install = f'on {self}: pip install "deploykit{f"[{extra}]" if extra else ""}=={__version__}"'
         peer = self._peer(script, "deploykit", install)
         try:
