@@ -204,10 +204,13 @@ def dtype_of(found: str) -> Dtype:
     """The row of what a layer was counted in; that of float32 for a name that has none.
 
     Integers that are merely stored (`int4-weights`, `6-bit palette`) stand beside activations that are float16 at best.
+    Those of fewer than 8 bits (`int4`) have no published rate: that of int8 is taken.
     """
     match = _INTEGERS.fullmatch(found)
     if match and (match["held"] or match["palette"]):
         return replace(DTYPES["float16"], held=int(match["bits"] or match["palette"]) / 8)
+    if match and int(match["bits"]) < 8:
+        return Dtype(int(match["bits"]) / 8, wider="int8")
     return DTYPES.get(found, DTYPES["float32"])
 
 

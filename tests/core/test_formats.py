@@ -147,14 +147,16 @@ def test_rates_of_a_dtype_are_its_own_and_then_wider_ones():
         ("uint5-weights", 2.0, 0.625),
         ("6-bit palette", 2.0, 0.75),
         ("int8", 1.0, 1.0),
+        ("int4", 0.5, 0.5),
+        ("uint6", 0.75, 0.75),
         ("float32", 4.0, 4.0),
         ("whatever", 4.0, 4.0),
     ],
 )
-def test_weights_that_are_stored_stand_beside_float16(found, bytes, held):
+def test_widths_are_in_the_name_and_stored_weights_stand_beside_float16(found, bytes, held):
     dtype = formats.dtype_of(found)
     assert (dtype.bytes, dtype.weight_bytes) == (bytes, held)
-    assert formats.rates_of(found)[0] == ("fp16" if held < bytes else {"int8": "int8"}.get(found, "tf32"))
+    assert formats.rates_of(found)[0] == ("fp16" if held < bytes else "int8" if bytes <= 1 else "tf32")
 
 
 # -- members ----------------------------------------------------------------------------------------------------
