@@ -19,6 +19,8 @@ from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.litert import flatbuffer, program
 from deploykit_targets.litert.count import executed, stored
 from deploykit_targets.litert.delegation import delegation
+from deploykit_targets.litert.lower import lowered
+from deploykit_targets.litert.opens import check_opens
 from deploykit_targets.litert.quantize import RECIPES
 from deploykit_targets.litert.worker import Request, worker
 
@@ -80,13 +82,15 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
     worker().start()  # its imports run beside our own work
     source = _quantized(prepared) if prepared.precision is Precision.INT8 else _float(prepared)
     labels = _labels(source)
+    graph_module = lowered(source.captured, source.graph_module)
     request = Request(
         settings=_settings(prepared, source, labels),
-        write_program=lambda path: program.save(path, source.graph_module, source.captured.example_inputs, labels),
+        write_program=lambda path: program.save(path, graph_module, source.captured.example_inputs, labels),
         origins=source.captured.origins,
         destination=folder / _ENTRY,
     )
     interface, log = worker().convert(request)
+    check_opens(folder / _ENTRY, source.captured, prepared.options.kernels)
     return Payload(
         entry=_ENTRY,
         achieved=_achieved(prepared, source, folder / _ENTRY),

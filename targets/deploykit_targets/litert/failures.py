@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from deploykit.contract.errors import ConversionError
 from deploykit.places.process import ending, from_outside
+from deploykit_targets.litert import flatbuffer
+from deploykit_targets.litert.flatbuffer import Operator
 
 _NO_LOWERING = re.compile(r"Lowering not found: (?P<op>[\w.]+)")
 _EXECUTING = re.compile(r"target=(?:torch\.ops\.)?(?P<op>[\w.]+)")
 _ILLEGAL = re.compile(r"error: (?:loc\(.*?\): ?)?(?P<reason>[^\n]*(?:failed to legalize|violate|op)[^\n]*)")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_ERROR_AT = re.compile(r"(?P<file>[^\s\"'():]+\.py):(?P<line>\d+):\d+: error: (?P<said>[^\n]*)")
+_NOT_TAKEN = re.compile(r"builtin opcode '(?P<kind>\w+)'|Node number (?P<index>\d+) \((?P<node>\w+)\)")
 _KEPT_LOG_CHARACTERS = 2000
+_KEEP_OUT = "write that part with other operators, or keep it out of the exported model"
 
 
 class HasSource(Protocol):
@@ -40,15 +45,38 @@ def translated(message: str, log: str, origins: Mapping[str, HasSource]) -> Conv
     missing = _NO_LOWERING.search(message)
     named = missing or _EXECUTING.search(message)
     op = named["op"] if named else None
-    where = _where(op, origins.values()) or _by_line(message, origins.values())
+    known = list(origins.values())
+    where = _where(op, known) or _by_line(message, known) or _by_error(f"{message}\n{log}", known)
     if missing:
         said = f"LiteRT has no form of {op}{where}"
-        hint = "write that part with other operators, or keep it out of the exported model"
-        return ConversionError(said, hint=hint)
+        return ConversionError(said, hint=_KEEP_OUT)
     first = message.strip().splitlines()[0] if message.strip() else "no message"
     refused = _ILLEGAL.search(log)
     reason = f"{first}; {refused['reason'].strip()}" if refused and refused["reason"].strip() not in first else first
-    return ConversionError(f"litert-torch refuses the model{where}: {reason}", hint=_tail(log))
+    hint = "; ".join(filter(None, (_KEEP_OUT, _tail(log))))
+    return ConversionError(f"litert-torch refuses the model{where}: {reason}", hint=hint)
+
+
+def not_taken(message: str, model: Any, origins: Mapping[str, HasSource]) -> ConversionError:
+    """The converter has written a file that the runtime refuses.
+
+    Args:
+        message: of the runtime; it names the kind of an operator, or one by its number.
+        model: the file, a `ModelT`.
+        origins: of the captured graph, by node name, which the file's tensors carry.
+    """
+    operators = list(flatbuffer.operators(model))
+    named = _NOT_TAKEN.search(message)
+    found: Iterable[Operator] = ()
+    if named and named["index"] and int(named["index"]) < len(operators):
+        found = [op for op in (operators[int(named["index"])],) if op.kind == named["node"]]
+    elif named and named["kind"]:
+        found = [op for op in operators if op.kind == named["kind"]]
+    nodes = (name for op in found for tensor in op.outputs for name in tensor.name.split(";"))
+    where = next((f": {origins[name]}" for name in nodes if name in origins), "")
+    return ConversionError(
+        f"LiteRT does not run what litert-torch makes of the model{where}: {message}", hint=_KEEP_OUT
+    )
 
 
 def crashed(code: int, log: str) -> ConversionError:
@@ -75,6 +103,19 @@ def _by_line(message: str, origins: Iterable[HasSource]) -> str:
         found = next((origin for origin in origins if (origin.source or "").startswith(f"{line} ")), None)
         if found is not None:
             return f", a part of {found}"
+    return ""
+
+
+def _by_error(text: str, origins: Sequence[HasSource]) -> str:
+    """The user's line that the converter's passes name, with the operator where only one of it fits."""
+    for error in _ERROR_AT.finditer(text):
+        line = f"{error['file'].rsplit('/', 1)[-1]}:{error['line']} "
+        here = [origin for origin in origins if (origin.source or "").startswith(line)]
+        named = [origin for origin in here if f".{origin.op.split('.')[1]}" in error["said"]] if len(here) > 1 else here
+        if len({origin.op for origin in named}) == 1:
+            return f", a part of {named[0]}"
+        if here:
+            return f", in {here[0].source}"
     return ""
 
 
