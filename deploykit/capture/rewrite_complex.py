@@ -112,6 +112,10 @@ def _product(editor: Editor, node: Call, a: Pair, b: Pair, target: Any = aten.mu
     return _filled(editor, node, (real, _plus(editor, node, times(a[0], b[1]), times(a[1], b[0]))))
 
 
+def _matrices(editor: Editor, node: Call, operands: list[Pair]) -> Pair:
+    return _product(editor, node, operands[0], operands[1], node.target)
+
+
 def _filled(editor: Editor, node: Call, pair: Pair) -> Pair:
     """The pair with tensors of the result's shape in place of numbers and of what is still to be spread."""
     other = next(part for part in pair if isinstance(part, fx.Node))
@@ -203,10 +207,7 @@ _RULES: Mapping[Any, Callable[[Editor, Call, list[Pair]], Pair]] = {
     aten.conj.default: _conjugate,
     aten._conj.default: _conjugate,
     aten.conj_physical.default: _conjugate,
-    **{
-        target: (lambda editor, node, of, own=target: _product(editor, node, of[0], of[1], own))
-        for target in (aten.matmul.default, aten.mm.default, aten.bmm.default)
-    },
+    **dict.fromkeys((aten.matmul.default, aten.mm.default, aten.bmm.default), _matrices),
 }
 """What gives a complex tensor."""
 

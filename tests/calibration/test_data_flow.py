@@ -174,7 +174,11 @@ FLOAT_ONLY: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], frozenset[st
         frozenset({"inputs_1", "unsqueeze"}),
     ),
     "rotary angles": (_rotary, (FLOATS, torch.arange(4)), frozenset({"to_copy", "matmul", "cos", "sin"})),
-    "rotary angles by row": (_rotary_by_row, (FLOATS, torch.arange(4)), frozenset({"to_copy", "linear", "polar"})),
+    "rotary angles by row": (
+        _rotary_by_row,
+        (FLOATS, torch.arange(4)),
+        frozenset({"to_copy", "linear", "cos", "sin"}),
+    ),
 }
 
 

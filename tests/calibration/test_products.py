@@ -91,7 +91,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], int]] = {
         lambda s, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         (R(1, 2, 5, 4), R(1, 2, 5, 4), R(1, 2, 5, 4)), 2 * 2 * 25 * 4,
     ),
-    "complex": (lambda s, a: (torch.complex(a, a) @ torch.complex(a, a)).abs(), (R(3, 3),), 4 * 27),
+    "complex": (lambda s, a: (torch.complex(a, 2 * a) @ torch.complex(a, 2 * a)).abs(), (R(3, 3),), 4 * 27),
     "rfft": (lambda s, x: torch.fft.rfft(x).abs(), (R(2, 64),), 2 * 64 * 6),
     "fft": (lambda s, x: torch.fft.fft(torch.complex(x, x)).abs(), (R(2, 64),), 2 * 2 * 64 * 6),
     "irfft": (lambda s, x: torch.fft.irfft(torch.complex(x, x)), (R(2, 33),), 2 * 64 * 6),

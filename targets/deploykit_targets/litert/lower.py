@@ -153,7 +153,7 @@ def _rows(node: Call, axis: int, sizes: tuple[int, ...]) -> torch.Tensor:
     shape = [1] * len(sizes)
     shape[axis] = sizes[axis]
     numbers = torch.arange(sizes[axis], dtype=torch.float64).reshape(shape).expand(sizes)[None, None]
-    taken = node.target(numbers.contiguous(), *node.args[1:], **node.kwargs)[0, 0]
+    taken: torch.Tensor = node.target(numbers.contiguous(), *node.args[1:], **node.kwargs)[0, 0]
     return taken.movedim(axis, 0).reshape(taken.shape[axis], -1)[:, 0].long()
 
 
