@@ -46,10 +46,12 @@ class Server:
 
     def answer(self, request: Frame) -> Frame:
         """The answer; what goes wrong is one, too."""
+        known = self._answers.get(request.kind)
+        if known is None:
+            message = f"a request of kind {request.kind} is not known here"
+            return frames.failure(message, "install the same version on both machines")
         try:
-            return self._answers[request.kind](self, request)
-        except KeyError as unknown:
-            return frames.failure(f"request {unknown} is not known here", "install the same version on both machines")
+            return known(self, request)
         except DeploykitError as error:
             return frames.failure(error.message, error.hint or "", type(error).__name__)
         except MemoryError:
@@ -116,9 +118,12 @@ def main(fixed: Path | None = None) -> None:
     """Serve until CLOSE, or until the other side has gone."""
     channel, server, busy = Channel(), Server(fixed), _Busy()
     threading.Thread(target=_end_with_parent, args=(busy,), daemon=True).start()
-    while (request := channel.receive()) is not None and request.kind != frames.CLOSE:
-        with busy:
-            channel.send(server.answer(request))
+    try:
+        while (request := channel.receive()) is not None and request.kind != frames.CLOSE:
+            with busy:
+                channel.send(server.answer(request))
+    except frames.OtherVersionError as other:
+        channel.send(frames.failure(str(other)))  # in our version, which says all
     server.close()
 
 

@@ -46,7 +46,7 @@ PYTHON = "DEPLOYKIT_BOARD_PYTHON"
 # Never ask for a password in the middle of a run, and notice a dead line within seconds.
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=5", "ServerAliveInterval=2", "ServerAliveCountMax=3")
 _ADDRESS = re.compile(r"(?!-)[A-Za-z0-9_.:@%/\[\]-]+")
-_SHORT_S, _COPY_S, _ANSWER_S = 60.0, 3600.0, 300.0
+_SHORT_S, _COPY_S, _ANSWER_S = 60.0, 3600.0, 1800.0
 _UNREACHABLE, _DAMAGED, _NO_DEPLOYKIT = 255, 65, 69
 _PYTHONS = (
     "python3",

@@ -16,7 +16,7 @@ import pytest
 
 import deploykit
 from deploykit.contract.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
-from deploykit.contract.precision import Evidence
+from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.requirements import Requirements
 from deploykit.judge.profiling import Effort
 from deploykit.places import Child, Here, Ssh, frames, memory
@@ -312,3 +312,27 @@ def test_what_is_no_address(address: str) -> None:
 @pytest.mark.parametrize("address", ["pi", "pi@10.0.0.2", "me@pi.local", "ssh://pi@host:2222", "pi@[fe80::1%eth0]"])
 def test_addresses(address: str) -> None:
     assert str(Ssh(address)) == address
+
+
+def test_a_runtime_that_the_board_lacks(toy: Any, toy_children: None, stand_in: Any, tmp_path: Path) -> None:
+    artifact = toy.write_artifact(tmp_path / "art", toolchain="absent", target="absent-board", device="absent-board")
+    wanted = r"(?s)art cannot run on board: no-such-module is needed.*-> on board: pip install .*absent-runtime"
+    with pytest.raises(DeviceError, match=wanted):
+        artifact.open(place=Ssh("board"))
+    assert stand_in.files == []
+
+
+def test_a_float_build_is_measured_there_in_turns(toy: Any, artifact: Any, stand_in: Any) -> None:
+    other = toy.write_artifact(artifact.path.with_name("float"), precision=Precision.FP32)
+    target = artifact.on_board("board").plugin()
+    profile = target.profile(artifact, baseline=("float", other), effort=Effort(seconds=0.02))
+    assert profile.baseline == "float" and profile.worth_it > 0
+    assert len(list((stand_in.folder / "home/.cache/deploykit").glob("*/manifest.json"))) == 2
+
+
+def test_a_server_says_its_version_to_a_client_of_another(toy_children: None) -> None:
+    request = bytearray(b"".join(map(bytes, frames.encode(frames.Frame(frames.HELLO)))))
+    request[4] = 9
+    command = module_command("deploykit.places.serve")
+    done = subprocess.run(command, input=bytes(request), capture_output=True, check=True, timeout=60)
+    assert done.stdout[:5] == b"dkpf\x01" and done.stdout[5] == frames.ERROR
