@@ -5,7 +5,9 @@
 
 The second line shows a CPU without VNNI on one that has it. Small models of the zoo, and networks of `quality.py`; a
 target that is not installed is left out and named. Fresh inputs are drawn as the calibration data were, by another
-seed, or are the test set. Goals: `artifact` at most 1 dB below `simulation`, `claimed` at most 2 dB from `fresh`.
+seed, or are the test set; integers are drawn anew, too. `claimed` is the SQNR of the report, `at least` the lower end
+of what its samples tell of others, which the gate takes. Goals: `claimed` at most 1 dB below `simulation`, and `fresh`
+at most 2 dB below `at least` and at most 2 dB above `claimed`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import quality
 import torch
@@ -55,7 +58,16 @@ def case(name: str, samples: int) -> Case:
         model, example = two_tower()
         return Case(model, example, drawn(example, samples, 1), drawn(example, 64, 2))
     found = quality.CASES[name]()
-    return Case(found.model, found.calibration[0], found.calibration, found.test[:64])
+    return Case(found.model, found.calibration[0], found.calibration, _fresh(name, found.test)[:64])
+
+
+def _fresh(name: str, test: list[Inputs]) -> list[Inputs]:
+    """The test samples; of networks with random weights as many as of the others."""
+    more = {
+        "vit": lambda: [(image[None],) for image in models.images(64, 64, seed=9)],
+        "bert": lambda: models.token_batches(64, 64, seed=9),
+    }
+    return more[name]() if name in more else test
 
 
 def two_tower() -> tuple[torch.nn.Module, Inputs]:
@@ -77,15 +89,16 @@ def two_tower() -> tuple[torch.nn.Module, Inputs]:
 
 
 def drawn(example: Any, count: int, seed: int) -> list[Any]:
-    """Normal noise in the shapes of the example; integers are drawn from those that it holds, truth values stay."""
+    """Normal noise in the shapes of the example; integers up to the largest of the example, truth values as often."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_floating_point():
             return torch.randn(tensor.shape, generator=generator)
         if tensor.dtype == torch.bool:
-            return tensor
-        return tensor.flatten()[torch.randint(tensor.numel(), tensor.shape, generator=generator)]
+            return torch.rand(tensor.shape, generator=generator) < float(tensor.double().mean())
+        low, high = int(tensor.min()), int(tensor.max())
+        return torch.randint(low, high + 1, tensor.shape, generator=generator, dtype=tensor.dtype)
 
     if isinstance(example, dict):
         return [{name: noise(tensor) for name, tensor in example.items()} for _ in range(count)]
@@ -145,15 +158,20 @@ def claims(name: str, samples: int, targets: Sequence[str], folder: Path) -> Ite
         simulated = next((link.worst.sqnr_db for link in parity.chain if link.candidate == SIMULATED), None)
         row |= {"status": artifact.status, "evidence": str(parity.evidence)}
         row |= {"simulation dB": "nothing is int8" if simulated is None else round(simulated, 1)}
-        row |= {"claimed dB": round(claimed, 1), "fresh dB": round(measured, 1)}
+        least = parity.spread.low_db if parity.spread else claimed
+        row |= {"claimed dB": round(claimed, 1), "at least dB": round(least, 1), "fresh dB": round(measured, 1)}
         yield row | {
             "as simulated": simulated is None or claimed >= simulated - WITHIN_SIMULATION_DB,
-            "as claimed": abs(claimed - measured) <= WITHIN_FRESH_DB,
+            "as claimed": least - WITHIN_FRESH_DB <= measured <= claimed + WITHIN_FRESH_DB,
         }
 
 
 def _count(rows: Sequence[Mapping[str, Any]], column: str) -> str:
     return f"{sum(bool(row[column]) for row in rows)} of {len(rows)}"
+
+
+def _near(rows: Sequence[Mapping[str, Any]]) -> int:
+    return sum(abs(row["claimed dB"] - row["fresh dB"]) <= WITHIN_FRESH_DB for row in rows)
 
 
 def main() -> None:
@@ -172,7 +190,8 @@ def main() -> None:
     judged = [row for row in rows if "as claimed" in row]
     notes = [
         f"as simulated (at most {WITHIN_SIMULATION_DB:g} dB below): {_count(judged, 'as simulated')}",
-        f"as claimed (within {WITHIN_FRESH_DB:g} dB of fresh inputs): {_count(judged, 'as claimed')}",
+        f"as claimed (fresh inputs within {WITHIN_FRESH_DB:g} dB of what is claimed): {_count(judged, 'as claimed')}",
+        f"`claimed` itself within {WITHIN_FRESH_DB:g} dB of `fresh`: {_near(judged)} of {len(judged)}",
         f"{arguments.samples} calibration samples of the small models, fresh ones 64; the networks as in quality.py",
     ]
     notes += [f"not installed, left out: {', '.join(left_out)}"] if left_out else []

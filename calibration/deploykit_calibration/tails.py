@@ -1,11 +1,10 @@
 """`Tail`: how the outermost values of a tensor fall off, estimated from what calibration remembers of them.
 
-The extremes of single samples tell it: values of one sample are often large together, and a channel that is always
-the largest has no tail. Of one sample alone, its outermost values do. Beyond a threshold among them they are taken to
-fall off as normal noise does, of the scale that has their mean excess there.
-An exponential tail, the other usual choice (Coles, "An Introduction to
-Statistical Modeling of Extreme Values", section 4), promises values at twice the extreme that networks do not have.
-Two ends that look alike tell of each other: of twice as many values.
+The extremes of single samples tell it: values of one sample are often large together, and a channel that is always the
+largest has no tail. Of one sample alone, its outermost values do. Beyond a threshold among them they are taken to fall
+off as normal noise does, of the scale that has their mean excess there. An exponential tail, the other usual choice
+(Coles, "An Introduction to Statistical Modeling of Extreme Values", section 4), promises values at twice the extreme
+that networks do not have. Two ends that look alike tell of each other: of twice as many values.
 
 NumPy only.
 """

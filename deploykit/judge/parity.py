@@ -3,8 +3,8 @@
     float PyTorch ─▶ simulated q/dq ─▶ artifact in its runtime
           └──────────────────────────────────▲   (this link is gated, the others say where the error arose)
 
-Metrics are accumulated in float64 over all samples, so memory does not grow with their number. Nothing here
-imports a framework: the links are `Session`s.
+Metrics are accumulated in float64 over all samples, so memory hardly grows with their number (two figures for each).
+Nothing here imports a framework: the links are `Session`s.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.session import Session
 from deploykit.contract.tensors import Feeds, TensorSpec
 from deploykit.judge.parts import Part, PartSearch
+from deploykit.judge.spread import Spread, spread_of
 
 SIMULATED = "simulated q/dq"
 """What the chain calls the quantised graph run in PyTorch."""
@@ -30,7 +31,8 @@ class Tolerance:
     """The gate. A figure that is None is not gated.
 
     Attributes:
-        min_sqnr_db: signal to quantisation noise ratio of the worst output, in dB.
+        min_sqnr_db: signal to quantisation noise ratio of the worst output, in dB. On export, the lower end of what the
+            samples tell of others (`Spread.low_db`) must reach it.
         min_cosine: cosine similarity of the worst output, -1 to 1.
         min_top1_agreement: share of samples whose largest class is the same, 0 to 1; not gated without classes.
         min_part_sqnr_db: SQNR of the worst part of an output (`Metrics.part`), in dB; None for `min_sqnr_db`.
@@ -43,12 +45,24 @@ class Tolerance:
     min_part_sqnr_db: float | None = None
     min_equal: float | None = None
 
-    def misses(self, metrics: Metrics) -> tuple[str, ...]:
-        """Say in words which figures of `metrics` are below the gate; empty where all pass."""
-        part = metrics.part
+    def misses(self, metrics: Metrics, *, of_others: bool = False) -> tuple[str, ...]:
+        """Say in words which figures of `metrics` are below the gate; empty where all pass.
+
+        Args:
+            of_others: judge the SQNR by what the samples tell of other samples.
+        """
+        part, spread = metrics.part, metrics.spread if of_others else None
+        of_whole = (
+            ("SQNR", metrics.sqnr_db)
+            if spread is None or metrics.sqnr_db is None
+            else (
+                f"SQNR to expect of other samples ({metrics.sqnr_db:.4g} dB on these {spread.samples})",
+                spread.low_db,
+            )
+        )
         least = self.min_sqnr_db if self.min_part_sqnr_db is None else self.min_part_sqnr_db
         gates = (
-            ("SQNR", metrics.sqnr_db, self.min_sqnr_db, " dB"),
+            (*of_whole, self.min_sqnr_db, " dB"),
             (f"SQNR of {part}", part.sqnr_db if part else None, least, " dB"),
             ("cosine", metrics.cosine, self.min_cosine, ""),
             ("top-1 agreement", metrics.top1_agreement, self.min_top1_agreement, ""),
@@ -82,6 +96,8 @@ class Metrics:
         equal: share of equal elements, of integers and truth values; None of floats.
         constant: the only value that the reference ever had; None where it varies.
         largest: largest magnitude of the reference.
+        spread: what the samples tell of others, and the figure of each; None of one sample, of integers, and
+            where nothing differs.
     """
 
     sqnr_db: float | None
@@ -92,6 +108,7 @@ class Metrics:
     equal: float | None = None
     constant: float | None = None
     largest: float | None = None
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -175,12 +192,13 @@ class ParityReport:
     Attributes:
         passed: whether no gate was missed.
         evidence: how the artifact was run.
-        sqnr_db, cosine, max_abs, top1_agreement: float PyTorch against the artifact, worst output.
+        sqnr_db, cosine, max_abs, top1_agreement: float PyTorch against the artifact, worst output, over `samples`.
         chain: every comparison, in the order of the pipeline.
         layers: SQNR per layer of the simulated graph, worst first; empty where nothing is quantised.
         failures: the missed gates in words.
         tolerance: the gate that was used.
-        samples: number of samples compared, and `data` says which.
+        samples: number of samples compared, and `data` says which: those that calibration did not see, and, where they
+            fare worse, those that it saw, too.
         other_samples: the same figures on samples that calibration saw, and on the example inputs.
         host: the machine that ran the artifact.
         metric: the task metric where one was given.
@@ -216,6 +234,11 @@ class ParityReport:
         failures = self.failures + missed
         return replace(self, metric=metric, failures=failures, passed=not failures)
 
+    @property
+    def spread(self) -> Spread | None:
+        """What the samples tell of others: the interval of `sqnr_db`, whose lower end is gated; None of one sample."""
+        return self.chain[-1].worst.spread if self.chain else None
+
     def worst_layers(self, count: int = 3) -> tuple[LayerParity, ...]:
         """The `count` layers with the lowest SQNR."""
         return self.layers[:count]
@@ -236,7 +259,8 @@ class OutputComparison:
         self._rows = self._agree = self._equal = 0
         self._values = self._nans = self._compared = 0
         self._finite, self._kind = True, "f"
-        self._parts = PartSearch(batch)
+        self._parts, self._by_rows = PartSearch(batch), batch
+        self._powers: tuple[list[float], list[float]] = ([], [])  # signal and noise of each sample
 
     def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
         """Accumulate one batch; the arrays have the same shape.
@@ -267,6 +291,7 @@ class OutputComparison:
         noise = ref - got
         if self._kind == "f":
             self._parts.add(ref, noise)
+            self._note_samples(ref, noise)
         self._lowest = min(self._lowest, float(ref.min(initial=np.inf, where=both)))
         self._highest = max(self._highest, float(ref.max(initial=-np.inf, where=both)))
         self._compared += int(np.count_nonzero(both))
@@ -276,6 +301,11 @@ class OutputComparison:
         self._dot += float(ref @ got)
         self._power += float(got @ got)
         self._max_abs = max(self._max_abs, float(np.abs(noise).max()))
+
+    def _note_samples(self, ref: np.ndarray, noise: np.ndarray) -> None:
+        for powers, values in zip(self._powers, (ref, noise), strict=True):
+            rows = values.reshape(len(values) if self._by_rows and values.ndim else 1, -1)
+            powers.extend(np.square(rows).sum(axis=1).tolist())
 
     def _has_classes(self, array: np.ndarray) -> bool:
         ranked = array.ndim == 2 or (self._name.endswith("logits") and array.ndim > 2)
@@ -295,7 +325,8 @@ class OutputComparison:
         if constant == 0.0 or self._kind == "b" or not self._compared:  # no elements, or none finite: no SQNR
             return Metrics(None, 1.0, self._max_abs, agreement, None, equal, constant, self._largest)
         decibels, part = sqnr_db(self._signal, self._noise), self._parts.worst
-        return Metrics(decibels, self._cosine, self._max_abs, agreement, part, equal, constant, self._largest)
+        spread = spread_of(*self._powers)
+        return Metrics(decibels, self._cosine, self._max_abs, agreement, part, equal, constant, self._largest, spread)
 
     @property
     def _cosine(self) -> float:
@@ -327,6 +358,7 @@ def worst_of(outputs: Iterable[Metrics]) -> Metrics:
         _least(m.equal for m in outputs if m.sqnr_db is None),
         constants.pop() if len(constants) == 1 else None,
         max((m.largest for m in outputs if m.largest is not None), default=None),
+        min((m.spread for m in judged if m.spread is not None), key=lambda spread: spread.low_db, default=None),
     )
 
 
@@ -343,28 +375,41 @@ class Stage:
     evidence: Evidence
 
 
-def compare_chain(stages: Sequence[Stage], samples: Iterable[Feeds]) -> tuple[tuple[Link, ...], int]:
-    """Run every sample through every stage once; compare each stage with the one before, and the last with the first.
+class ChainComparison:
+    """Runs samples through every stage of a chain; compares each stage with the one before, the last with the first.
 
     Args:
         stages: at least two; the first is the reference.
-        samples: feeds by input name; consumed once.
-    Returns:
-        The links (the last one is always first stage against last stage) and the number of samples.
     """
-    pairs = [(i, i + 1) for i in range(len(stages) - 1)]
-    if len(stages) > 2:
-        pairs.append((0, len(stages) - 1))
-    specs = [(spec.name, _is_batch(stages[0].session, spec)) for spec in stages[0].session.outputs]
-    comparisons = {pair: {name: OutputComparison(name, batch=batch) for name, batch in specs} for pair in pairs}
-    count = 0
-    for feeds in samples:
-        results = [stage.session.run(feeds) for stage in stages]
-        for (first, second), outputs in comparisons.items():
-            for name, comparison in outputs.items():
-                comparison.add(results[first][name], results[second][name])
-        count += 1
-    return tuple(_link(stages[a], stages[b], comparisons[a, b]) for a, b in pairs), count
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = stages
+        self._pairs = [(i, i + 1) for i in range(len(stages) - 1)]
+        if len(stages) > 2:
+            self._pairs.append((0, len(stages) - 1))
+        specs = [(spec.name, _is_batch(stages[0].session, spec)) for spec in stages[0].session.outputs]
+        self._outputs = {pair: {n: OutputComparison(n, batch=batch) for n, batch in specs} for pair in self._pairs}
+        self.count = 0
+
+    def add(self, samples: Iterable[Feeds]) -> None:
+        """Run and compare samples, feeds by input name; consumed once."""
+        for feeds in samples:
+            results = [stage.session.run(feeds) for stage in self._stages]
+            for (first, second), outputs in self._outputs.items():
+                for name, comparison in outputs.items():
+                    comparison.add(results[first][name], results[second][name])
+            self.count += 1
+
+    def links(self) -> tuple[Link, ...]:
+        """The comparisons so far; the last one is always first stage against last stage."""
+        return tuple(_link(self._stages[a], self._stages[b], self._outputs[a, b]) for a, b in self._pairs)
+
+
+def compare_chain(stages: Sequence[Stage], samples: Iterable[Feeds]) -> tuple[tuple[Link, ...], int]:
+    """Compare the stages of a chain over samples, see `ChainComparison`; the links and the number of samples."""
+    comparison = ChainComparison(stages)
+    comparison.add(samples)
+    return comparison.links(), comparison.count
 
 
 def _is_batch(session: Session, output: TensorSpec) -> bool:
@@ -373,8 +418,11 @@ def _is_batch(session: Session, output: TensorSpec) -> bool:
     return bool(output.shape) and sizes == {output.shape[0]}
 
 
-def failures_of(link: Link, tolerance: Tolerance) -> tuple[str, ...]:
+def failures_of(link: Link, tolerance: Tolerance, *, of_others: bool = False) -> tuple[str, ...]:
     """The missed gates of a comparison in words; empty where all pass.
+
+    Args:
+        of_others: judge the SQNR by what the samples tell of other samples.
 
     An output that is zero everywhere has no SQNR. It may differ by as much of the largest value of the model's outputs
     (of 1, where all are zero) as the SQNR gate allows of noise.
@@ -388,7 +436,7 @@ def failures_of(link: Link, tolerance: Tolerance) -> tuple[str, ...]:
         for name, found in link.outputs.items()
         if gated and found.constant == 0.0 and found.max_abs > allowed
     )
-    return tolerance.misses(link.worst) + zeros
+    return tolerance.misses(link.worst, of_others=of_others) + zeros
 
 
 def remarks_on(link: Link) -> tuple[str, ...]:

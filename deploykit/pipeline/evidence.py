@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Enough samples for a verdict within a few seconds of PyTorch on two cores: fewer for heavy models.
 _PARITY_MACS = 40_000_000_000
 _PARITY_SAMPLES = (8, 64)
+_OTHERS = 16
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Samples:
     feeds: Sequence[dict[str, np.ndarray]]
     described: str
     others: Mapping[str, Sequence[dict[str, np.ndarray]]] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> str:
+        """Which of the others calibration saw; "" for none."""
+        return next((name for name in self.others if name.endswith(_SEEN)), "")
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def _named(found: Mapping[str, Sequence[Mapping[str, Any]]], limit: int) -> Samp
         if samples
     }
     (judged, feeds), *others = arrays.items()
-    return Samples(feeds, judged, {data: samples[: _PARITY_SAMPLES[0]] for data, samples in others})
+    return Samples(feeds, judged, {data: samples[:_OTHERS] for data, samples in others})
 
 
 def prove(
@@ -129,6 +135,7 @@ def prove(
         tolerance,
         simulation=target.simulate(prepared),
         others=samples.others,
+        seen=samples.seen,
     )
     with target.open_for_parity(artifact) as session:
         artifact = make_golden(artifact, samples.feeds, session)
@@ -156,7 +163,7 @@ def _remarks(report: ParityReport, run: CalibrationRun | None) -> Iterator[str]:
             f" samples that were held out, {seen:.1f} dB on those that the ranges were taken from; more samples help"
         )
     if run.held_out and len(run.held_out) < _FEW:
-        yield f"judged on {report.samples} held-out sample(s): pass more calibration data for a figure that is sure"
+        yield f"judged on {len(run.held_out)} held-out sample(s): pass more calibration data for a figure that is sure"
 
 
 def _measure(task: Task, reference: Session, session: Session) -> TaskMetric:

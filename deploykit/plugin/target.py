@@ -46,7 +46,9 @@ from deploykit.contract.session import FunctionSession, Session
 from deploykit.contract.tensors import Feeds
 from deploykit.judge.parity import (
     SIMULATED,
+    ChainComparison,
     LayerParity,
+    Metrics,
     OtherSamples,
     ParityReport,
     Stage,
@@ -163,6 +165,7 @@ class Validation:
         tolerance: the gate.
         simulation: the quantised graph in PyTorch, or None.
         others: further samples, by what they are; compared, and not gated.
+        seen: which of the others calibration saw: judged with `samples` where they fare worse; "" for none.
     """
 
     reference: Session
@@ -171,6 +174,7 @@ class Validation:
     tolerance: Tolerance
     simulation: Simulation | None = None
     others: Mapping[str, Sequence[Feeds]] = field(default_factory=dict)
+    seen: str = ""
 
 
 class Target(ABC):
@@ -592,11 +596,17 @@ def judge(session: Session, evidence: Evidence, validation: Validation) -> Parit
         simulated = FunctionSession(simulation.run, session.inputs, session.outputs)
         stages.append(Stage(SIMULATED, simulated, Evidence.REFERENCE))
     stages.append(Stage("artifact", session, evidence))
-    chain, count = compare_chain(stages, validation.samples)
+    comparison = ChainComparison(stages)
+    comparison.add(validation.samples)
+    chain, data, ends = comparison.links(), validation.data, (stages[0], stages[-1])
+    links = {name: compare_chain(ends, samples) for name, samples in validation.others.items()}
+    others = [OtherSamples(name, count, found[-1].worst) for name, (found, count) in links.items()]
+    if validation.seen in links and _fares_worse(links[validation.seen][0][-1].worst, chain[-1].worst):
+        others.insert(0, OtherSamples(data, comparison.count, chain[-1].worst))
+        comparison.add(validation.others[validation.seen])
+        chain, data = comparison.links(), f"{data} and {validation.seen}"
     whole = chain[-1].worst
-    failures = failures_of(chain[-1], validation.tolerance)
-    ends = (stages[0], stages[-1])
-    others = [(data, *compare_chain(ends, samples)) for data, samples in validation.others.items()]
+    failures = failures_of(chain[-1], validation.tolerance, of_others=True)
     layers = tuple(simulation.compare_layers(validation.samples[:4])) if simulation is not None else ()
     return ParityReport(
         passed=not failures,
@@ -609,9 +619,17 @@ def judge(session: Session, evidence: Evidence, validation: Validation) -> Parit
         layers=layers,
         failures=failures,
         tolerance=validation.tolerance,
-        samples=count,
-        data=validation.data,
+        samples=comparison.count,
+        data=data,
         host=this_host(),
         notes=(*remarks_on(chain[-1]), *((_UNROUNDED,) if unrounded else ())),
-        other_samples=tuple(OtherSamples(data, n, links[-1].worst) for data, links, n in others),
+        other_samples=tuple(others),
     )
+
+
+def _fares_worse(seen: Metrics, held_out: Metrics) -> bool:
+    """Whether samples that calibration saw lose no less than others.
+
+    Then nothing of the others is clipped, both are draws of the same noise, and more of them tell more.
+    """
+    return seen.sqnr_db is not None and held_out.sqnr_db is not None and seen.sqnr_db <= held_out.sqnr_db

@@ -116,6 +116,8 @@ def record(one: Column) -> dict[str, Any]:
         "achieved_evidence": one.artifact.achieved.evidence,
         "parity_evidence": parity and parity.evidence,
         "sqnr_db": parity and parity.sqnr_db,
+        "sqnr_db_interval": parity and parity.spread and [parity.spread.low_db, parity.spread.high_db],
+        "sqnr_db_of_each_sample": parity and parity.spread and list(parity.spread.sample_db),
         "parity_samples": parity and {"data": parity.data, "samples": parity.samples},
         "sqnr_db_of_others": parity
         and [{"data": o.data, "samples": o.samples, "sqnr_db": o.worst.sqnr_db} for o in parity.other_samples],
@@ -178,6 +180,15 @@ def _evidence(one: Column) -> str:
     return ", ".join(f"{what} {evidence}" for what, evidence in found.items()) or figures.UNKNOWN
 
 
+def _sqnr(report: ParityReport) -> str:
+    """Over the samples compared, and the lower end of what they tell of others."""
+    spread = report.spread
+    least = (
+        f"\nat least {figures.decibel(spread.low_db)} on others" if spread and spread.low_db < spread.high_db else ""
+    )
+    return figures.decibel(report.sqnr_db) + least
+
+
 def _others(report: ParityReport) -> str:
     """The same figure on samples that the verdict does not rest on."""
     found = [f"{figures.decibel(other.worst.sqnr_db)} on {other.data}" for other in report.other_samples]
@@ -222,7 +233,7 @@ _ROWS: dict[str, Callable[[Column], str | Text]] = {
     "size": lambda one: figures.size(one.artifact.size_bytes),
     "achieved (MACs)": lambda one: figures.achieved(one.artifact.achieved),
     "float activations": lambda one: _float_activations(one.artifact),
-    "SQNR": _parity(lambda report: figures.decibel(report.sqnr_db)),
+    "SQNR": _parity(_sqnr),
     "SQNR of other samples": _parity(_others),
     "cosine": _parity(lambda report: figures.cosine(report.cosine)),
     "top-1 agreement": _parity(lambda report: figures.share(report.top1_agreement)),

@@ -151,6 +151,11 @@ def _parity(report: ParityReport) -> Iterator[RenderableType]:
     if report.chain and report.chain[-1].worst.part is not None:
         part = report.chain[-1].worst.part
         rows.append(("worst part", f"{part}: {figures.decibel(part.sqnr_db)}"))
+    if (spread := report.spread) is not None:
+        between = f"{figures.decibel(spread.low_db)} to {figures.decibel(spread.high_db)}, the lower end is gated"
+        rows.append(("on other samples", between))
+        least = f"{figures.decibel(spread.sample_db[0])} at least, {figures.decibel(spread.median_db)} in the middle"
+        rows.append((f"of each sample ({spread.samples})", least))
     for other in report.other_samples:
         rows.append((f"{other.data} ({other.samples})", figures.decibel(other.worst.sqnr_db)))
     yield pairs("Parity", [*rows, *(("note", text) for text in report.notes)])
