@@ -116,7 +116,8 @@ def _constant_value(module: GraphModule, node: Node) -> Tensor | None:
         return None
     args: Any = map_arg(node.args, operands.__getitem__)
     with torch.no_grad():
-        result: Tensor = _float8_value(*args) if args[0].dtype.is_floating_point else node.target(*args)
+        stored8 = args[0].dtype is torch.float8_e4m3fn
+        result: Tensor = _float8_value(*args) if stored8 else node.target(*args)
     return result
 
 
