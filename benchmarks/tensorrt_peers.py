@@ -59,11 +59,13 @@ def ours(case: Case, folder: Path, method: str) -> Path:
     return artifact.path / "model.onnx"
 
 
-def modelopt(python: str, source: Path, folder: Path, batches: list[dict[str, np.ndarray]], method: str) -> Path:
-    """nvidia-modelopt in its own interpreter."""
-    data, made = folder / "calibration.npz", folder / f"modelopt-{method}.onnx"
+def modelopt(
+    python: str, source: Path, folder: Path, batches: list[dict[str, np.ndarray]], method: str, rest: str = "fp32"
+) -> Path:
+    """nvidia-modelopt in its own interpreter; `rest` is the type of what it leaves in float."""
+    data, made = folder / "calibration.npz", folder / f"modelopt-{method}-{rest}.onnx"
     np.savez(data, **{name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
-    command = [python, "-c", MODELOPT, str(source), str(made), str(data), method, "fp32"]
+    command = [python, "-c", MODELOPT, str(source), str(made), str(data), method, rest]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not made.is_file():
         raise RuntimeError(done.stderr[-500:] or done.stdout[-500:])

@@ -4,14 +4,14 @@
 
 Works on any ONNX file, whoever wrote it, and runs nothing: it reads the graph and its constants. The rules are data
 (`lint_rules/*.toml`: opsets, operators from the parser's published table, types, what each broken rule costs); how a
-rule is checked is in `lint_checks.py`, one function each.
+rule is checked is in `lint_checks.py` and `lint_limits.py`, one function each.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,12 @@ class LintRules:
         element_types_refused: ONNX element types that no tensor may have.
         supported, unsupported: operators of the published table; one that is in neither is reported as unknown.
         severities: rule -> what breaking it costs; a rule that is absent is off.
+        provenance: rule -> who said so: a compiler with its version, a page, or we.
+        max_rank: axes of a tensor; 0 is no limit.
+        max_window: elements that windows of pools and convolutions stay below; 0 is no limit.
+        attributes: operator -> attribute -> the values that it may have.
+        constant_operands: operator -> positions of inputs that must be constant.
+        single_output: operators that have their first output alone.
     """
 
     name: str
@@ -50,6 +56,12 @@ class LintRules:
     supported: frozenset[str]
     unsupported: frozenset[str]
     severities: Mapping[str, Severity]
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    max_rank: int = 0
+    max_window: int = 0
+    attributes: Mapping[str, Mapping[str, Sequence[object]]] = field(default_factory=dict)
+    constant_operands: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    single_output: frozenset[str] = frozenset()
 
 
 @cache
@@ -73,14 +85,24 @@ def load_rules(name: str) -> LintRules:
         supported=frozenset(table["operators"]["supported"].split()),
         unsupported=frozenset(table["operators"]["unsupported"].split()),
         severities=table["rules"],
+        provenance=table["provenance"],
+        max_rank=table.get("max_rank", 0),
+        max_window=table.get("max_window", 0),
+        attributes=table.get("attributes", {}),
+        constant_operands=table.get("constant_operands", {}),
+        single_output=frozenset(table.get("single_output", "").split()),
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A table of rules, over the one that it extends, where it does."""
+    """A table of rules, over the one that it extends, where it does; tables in it are joined."""
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     base = table.pop("extends", None)
-    return table if base is None else {**_read(path.with_name(f"{base}.toml")), **table}
+    if base is None:
+        return table
+    below = _read(path.with_name(f"{base}.toml"))
+    joined = {key: {**below[key], **found} for key, found in table.items() if isinstance(found, dict) and key in below}
+    return {**below, **table, **joined}
 
 
 def lint(model: onnx.ModelProto | str | Path, rules: LintRules) -> tuple[Finding, ...]:

@@ -18,6 +18,7 @@ from onnx.shape_inference import infer_shapes
 
 from deploykit.contract.errors import UsageError
 
+_LARGE_BYTES = 4096
 # Ops that only move values: a constant or a dequantized tensor seen through them is still one.
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand"})
 
@@ -67,12 +68,16 @@ class GraphView:
     @cached_property
     def ranks(self) -> dict[str, int]:
         """Number of axes of the values whose shape the file says or standard inference finds."""
-        large = self.model.ByteSize() >= 2_000_000_000  # more than protobuf passes on to the inference
-        graph = self.graph if large or self.outer is not None else infer_shapes(self.model).graph
+        graph = self.graph
+        if self.outer is None:
+            try:
+                graph = infer_shapes(_without_weights(self.model)).graph
+            except Exception:  # of a broken file, of which other rules tell; it raises types of its own
+                graph = self.graph
         infos = (*graph.value_info, *graph.input, *graph.output)
         shapes = {info.name: info.type.tensor_type for info in infos}
         found = {name: len(kind.shape.dim) for name, kind in shapes.items() if kind.HasField("shape")}
-        return found | {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+        return found | {tensor.name: len(tensor.dims) for tensor in self.graph.initializer}
 
     def views(self) -> Iterator[GraphView]:
         """This graph, then every graph inside its `If`, `Loop` and `Scan` nodes, to any depth."""
@@ -169,6 +174,22 @@ class GraphView:
             return proto.data_type
         maker = self.origin(node.input[0])
         return self.quantized_type(maker) if maker is not None and maker.op_type == "QuantizeLinear" else None
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with large constants as their types and sizes alone, which is all that shape inference reads."""
+    plain = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = model.graph
+    plain.graph.node.extend(graph.node)
+    plain.graph.input.extend(graph.input)
+    plain.graph.output.extend(graph.output)
+    plain.graph.value_info.extend(graph.value_info)
+    for tensor in graph.initializer:
+        if tensor.ByteSize() > _LARGE_BYTES:
+            plain.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        else:
+            plain.graph.initializer.append(tensor)
+    return plain
 
 
 def node_name(node: NodeProto) -> str:

@@ -37,6 +37,8 @@ NEAREST: Mapping[str, str] = {
     "sm_103": "sm_120",
     "sm_110": "sm_120",
 }
+# Operators that TensorRT has as plugins, and TensorRT for RTX has not: its refusal says nothing of TensorRT.
+PLUGINS = ("DeformConv", "NonZero", "RoiAlign")
 # Offered, and no evidence of TensorRT: see `tensorrt_rtx/scheme.py` for what it lacks there.
 UNLIKE: Mapping[str, str] = {
     "sm_75": "not compiled: TensorRT has float32 products and int8 convolutions for sm_75, TensorRT for RTX has neither"
@@ -95,8 +97,21 @@ def compile_file(folder: Path, device: Device, arguments: Sequence[str] = ()) ->
     if not is_installed():
         return NotCompiled(not_installed(EXTRA))
     with tempfile.TemporaryDirectory(prefix="deploykit-compile-") as out:
-        report = _compile(folder, (arch,), Path(out), arguments)
+        try:
+            report = _compile(folder, (arch,), Path(out), arguments)
+        except ConversionError as error:
+            if plugin := _missing_plugin(error.message):
+                return NotCompiled(f"not compiled: TensorRT has a plugin for {plugin}, and TensorRT for RTX has not")
+            raise
     return Compiled(report[RTX], arch, parse_listing(_one(report["listings"])))
+
+
+def _missing_plugin(message: str) -> str | None:
+    """The operator that a refusal is about, where it is for want of a plugin that TensorRT itself ships."""
+    lower = message.lower()
+    if "unsupported reduction type" in lower:
+        return "reductions of ScatterElements"
+    return next((name for name in PLUGINS if "plugin" in lower and name.lower() in lower), None)
 
 
 def compile_onnx(model: Path, arch: str) -> Compiled:

@@ -229,8 +229,6 @@ BROKEN: dict[Callable[[Graph], onnx.ModelProto], tuple[str, str]] = {
     float_skip: ("residual-input", "sum"),
     unequal_concat: ("concat-scales", "concat"),
     half_concat: ("concat-scales", "concat"),
-    pair_behind_pair: ("surplus-pair", "b.q"),
-    pair_twice: ("surplus-pair", "b.q"),
     pair_for_nothing: ("idle-pair", "x.dq"),
     matmul_behind_a_transposition: ("weight-axis", "w"),
     constant_of_a_refused_type: ("element-type", "k"),
@@ -251,6 +249,87 @@ def test_a_broken_rule_is_named_with_its_node(broken: Callable[[Graph], onnx.Mod
     assert {finding.rule for finding in findings} == {rule}
     assert node in {finding.node for finding in findings}
     assert all(rule in str(finding) for finding in findings)
+
+
+@pytest.mark.parametrize("surplus", [pair_behind_pair, pair_twice])
+def test_a_pair_too_many_is_a_finding_where_nothing_folds_it(surplus: Callable[[Graph], onnx.ModelProto]) -> None:
+    """NVIDIA's compiler makes the same engine without it."""
+    (finding,) = lint(surplus(Graph()), load_rules("migraphx"))
+    assert (finding.rule, finding.node) == ("surplus-pair", "b.q")
+    assert lint(surplus(Graph()), load_rules("tensorrt")) == ()
+
+
+def vector(graph: Graph, op: str, **attributes: object) -> onnx.ModelProto:
+    row = graph.node("Reshape", ["x", graph.constant("all", np.array([-1]))], "row")
+    return graph.model(graph.node(op, [row], "y", axis=0, **attributes))
+
+
+def large_window(graph: Graph) -> onnx.ModelProto:
+    return graph.model(graph.node("AveragePool", ["x"], "y", kernel_shape=[320, 320], ceil_mode=1))
+
+
+def moved_integers(graph: Graph) -> onnx.ModelProto:
+    turned = graph.node("Transpose", [graph.constant("w", np.ones((4, 4, 3, 3), np.int8))], "y", perm=[1, 0, 2, 3])
+    scale, zero = graph.constant("s", np.ones(4, np.float32)), graph.constant("z", np.zeros(4, np.int8))
+    weight = graph.node("DequantizeLinear", [turned, scale, zero], "w.dq", axis=0)
+    return graph.model(graph.conv(graph.pair("x", "x.dq"), weight, "conv"))
+
+
+def computed_axes(graph: Graph) -> onnx.ModelProto:
+    axes = graph.node("Cast", [graph.node("ReduceMax", ["x"], "most", keepdims=0)], "axes", to=TensorProto.INT64)
+    axes = graph.node("Reshape", [axes, graph.constant("one", np.array([1]))], "listed")
+    return graph.model(graph.node("ReduceSum", ["x", axes], "y"))
+
+
+def indices_of_a_pool(graph: Graph) -> onnx.ModelProto:
+    graph.nodes.append(helper.make_node("MaxPool", ["x"], ["most", "where"], name="y", kernel_shape=[2, 2]))
+    return graph.model(graph.node("Cast", ["where"], "cast", to=FLOAT))
+
+
+def nine_axes(graph: Graph) -> onnx.ModelProto:
+    wide = graph.constant("wide", np.array([1, 4, 2, 2, 2, 2, 2, 2, 1]))
+    return graph.model(graph.node("Reshape", ["x", wide], "y"))
+
+
+LIMITS: dict[str, Callable[[Graph], onnx.ModelProto]] = {
+    "vector": lambda graph: vector(graph, "Softmax"),
+    "vector ArgMax": lambda graph: vector(graph, "ArgMax"),
+    "rank": nine_axes,
+    "window": large_window,
+    "quantized-constant": moved_integers,
+    "attribute": lambda graph: graph.model(
+        graph.node("AveragePool", ["x"], "y", kernel_shape=[2, 2], dilations=[2, 2])
+    ),
+    "attribute of ScatterND": lambda graph: graph.model(
+        graph.node("ScatterND", ["x", graph.constant("i", np.zeros((1, 1), np.int64)), "x"], "y", reduction="add")
+    ),
+    "constant-operand": computed_axes,
+    "single-output": indices_of_a_pool,
+}
+
+
+@pytest.mark.parametrize("named", LIMITS)
+def test_what_the_compiler_refuses_is_an_error_for_tensorrt(named: str) -> None:
+    """Each of these was given to TensorRT for RTX 1.7, which refused it; see `provenance`."""
+    graph = Graph()
+    graph.opset = 20 if "pool" in named or named == "attribute" else 19
+    findings = lint(LIMITS[named](graph), load_rules("tensorrt"))
+    assert {finding.rule for finding in errors_of(findings)} == {named.partition(" ")[0]}
+    assert not {finding.rule for finding in lint(LIMITS[named](Graph()), load_rules("migraphx"))} & set(LIMITS)
+
+
+def test_a_pair_behind_a_concatenation_makes_its_inputs_alike() -> None:
+    graph = Graph()
+    joined = graph.node("Concat", [graph.pair("x", "a", 0.1), "x"], "concat", axis=1)
+    value = graph.pair(joined, "b", 0.3)
+    assert rules_found(graph.model(graph.conv(value, graph.weight("w", (4, 8, 3, 3)), "conv"))) == set()
+
+
+@pytest.mark.parametrize("toolchain", ["tensorrt", "tensorrt-rtx", "migraphx"])
+def test_every_rule_says_who_said_so(toolchain: str) -> None:
+    rules = load_rules(toolchain)
+    assert set(rules.provenance) == set(rules.severities)
+    assert all(len(text) > 20 for text in rules.provenance.values())
 
 
 def test_scales_on_the_output_channels_pass() -> None:

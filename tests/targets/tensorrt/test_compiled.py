@@ -121,6 +121,34 @@ def test_without_the_compiler_evidence_stays_reference_and_one_line_says_what_is
     assert "compiled" not in artifact.manifest.metadata
 
 
+@pytest.mark.parametrize(
+    ("words", "plugin"),
+    [
+        ("ROIAlign plugin was not found in the plugin registry! (node 0)", "RoiAlign"),
+        (
+            "Plugin not found, are the plugin name, version, and namespace correct? (node 3: DeformConv offset)",
+            "DeformConv",
+        ),
+        ("Unsupported reduction type (node 2: ScatterElements scatter)", "reductions of ScatterElements"),
+        ("Plugin not found, are the plugin name, version, and namespace correct? (node 3: Unheard y)", None),
+    ],
+)
+def test_a_plugin_that_only_tensorrt_ships_is_no_refusal(
+    words: str, plugin: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise deploykit.ConversionError(words)
+
+    monkeypatch.setattr(compiler, "is_installed", lambda: True)
+    monkeypatch.setattr(compiler, "_compile", refuse)
+    if plugin is None:
+        with pytest.raises(deploykit.ConversionError, match="Unheard"):
+            compile_file(tmp_path, DEVICES["jetson-orin"])
+    else:
+        found = compile_file(tmp_path, DEVICES["jetson-orin"])
+        assert isinstance(found, NotCompiled) and f"a plugin for {plugin}" in found.reason
+
+
 def test_a_crash_of_the_compiler_is_a_conversion_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "build_engine.py").write_text("import os\nos.abort()\n")
     monkeypatch.setattr(compiler, "is_installed", lambda: True)

@@ -127,4 +127,8 @@ def shrink(c: Call) -> str:
 def softmax(c: Call) -> str:
     """Softmax over one axis, or its logarithm, in the result's dtype."""
     op_type = "LogSoftmax" if "log_softmax" in str(c.node.target) else "Softmax"
-    return c.op(op_type, c.as_dtype(c["self"], c.out.dtype), axis=c.axis(c["dim"], c.meta("self").dim()))
+    value, rank = c.as_dtype(c["self"], c.out.dtype), c.meta("self").dim()
+    if rank == 1:  # as one row: TensorRT refuses vectors
+        row = c.op(op_type, c.op("Reshape", value, c.ints([1, -1])), axis=1)
+        return c.op("Reshape", row, c.ints([-1]))
+    return c.op(op_type, value, axis=c.axis(c["dim"], rank))
