@@ -134,6 +134,8 @@ class Manifest:
         fingerprints: `model`, `recipe` and, where calibrated, `calibration`; sha256 hex.
         options: the toolchain's options, as given.
         requirements: what the payload needs of a machine; None in artifacts that older versions wrote.
+        min_placement: share of multiply-accumulates that was asked for on export, and that a build on the device must
+            keep; None for the default of the precision.
         parent: fingerprint of the artifact that this one was built from, "" for none.
     """
 
@@ -154,6 +156,7 @@ class Manifest:
     calibration: CalibrationInfo | None = None
     build: PendingBuild | None = None
     requirements: Requirements | None = None
+    min_placement: float | None = None
     parent: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)

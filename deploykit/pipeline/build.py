@@ -22,11 +22,13 @@ from deploykit.contract.host import this_host
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import FunctionSession
 from deploykit.judge.parity import Link, ParityReport, Stage, compare_chain, failures_of
+from deploykit.pipeline.gates import Gates, Miss
 from deploykit.pipeline.staging import finish, list_files, recorded
 from deploykit.plugin.artifact import Artifact, load
 from deploykit.plugin.target import Payload, Target
 
 _NOTE = "compared with the golden outputs; how far those are from the float model, the earlier links of the chain say"
+_UNKNOWN = "unknown"  # what targets call the precision of layers that the builder does not tell of
 
 
 def build(
@@ -44,7 +46,8 @@ def build(
         output: folder of the built artifact; default `<path>-built`.
         options: of the toolchain, over those that the artifact was exported with.
         profile: measure latency, throughput and memory.
-        strict: raise when the golden outputs are not reproduced; False returns the artifact marked `failed`.
+        strict: raise when the golden outputs are not reproduced, or when less runs in the precision than was asked for
+            on export (`min_placement`, or its default); False returns the artifact marked `failed`.
     Returns:
         The built artifact; its manifest's `parent` is the fingerprint of the one it was built from.
     Raises:
@@ -53,6 +56,7 @@ def build(
         DeviceError, MissingDependencyError: no device, driver or vendor library here.
         ConversionError: the vendor's builder refused.
         ParityError: the device computes something else; `.candidate` is kept at `<output>.failed`.
+        PlacementError: the vendor's builder left too much in another precision; likewise.
     """
     parent = load(path)
     if parent.manifest.build is None:
@@ -65,16 +69,32 @@ def build(
         artifact, log = _built(parent, target, folder, options)
         report = _parity(parent, artifact, target)
         measured = target.profile(artifact) if profile else None
-        finish(artifact, report, measured, failed=not report.passed, log=log)
-        if strict and not report.passed:
+        misses = _misses(artifact, report)
+        finish(artifact, report, measured, failed=bool(misses), log=log)
+        if strict and misses:
             kept = failed_path(kept)
         publish_folder(folder, kept, check_replaceable)
     published = load(kept)
-    if strict and not report.passed:
+    if strict and misses:
+        raise misses[0].error(published)
+    return published
+
+
+def _misses(artifact: Artifact, report: ParityReport) -> list[Miss]:
+    """The gates that the built artifact misses: it is judged by what the vendor's builder made, not by what was asked.
+
+    Layers that the builder does not tell are not held against it where nothing was asked for.
+    """
+    found: list[Miss] = []
+    if not report.passed:
         message = f"the device computes something else than the reference: {'; '.join(report.failures)}"
         hint = "the device's library may choose kernels of lower precision; strict=False returns the candidate"
-        raise ParityError(message, report=report, candidate=published, hint=hint)
-    return published
+        found.append(Miss(message, lambda kept: ParityError(message, report=report, candidate=kept, hint=hint)))
+    manifest = artifact.manifest
+    if manifest.min_placement is None and manifest.achieved.macs.get(_UNKNOWN):
+        return found
+    gates = Gates(manifest.precision, min_placement=manifest.min_placement)
+    return [*found, *gates.placement_misses(manifest.achieved)]
 
 
 def _built(parent: Artifact, target: Target, folder: Path, options: Mapping[str, Any] | None) -> tuple[Artifact, str]:

@@ -129,7 +129,14 @@ def export(
             payload = lower(prepared, folder, target=plan.target)
         with steps.step("validate"):
             samples = _evidence.choose_samples(prepared, run, data)
-            drafted = draft(plan.target, prepared, payload, folder, calibration=calibration_info(run, prepared))
+            drafted = draft(
+                plan.target,
+                prepared,
+                payload,
+                folder,
+                calibration=calibration_info(run, prepared),
+                min_placement=plan.gates.min_placement,
+            )
             artifact, report = _evidence.prove(
                 plan.target, drafted, prepared, samples, plan.gates.tolerance, run=run, task=task
             )

@@ -53,13 +53,13 @@ class Gates:
 
     def misses(self, achieved: Achieved, report: ParityReport, profile: Profile | None) -> list[Miss]:
         """The missed gates, parity first; empty where the artifact may be published as verified."""
-        found = (
-            self._parity(report),
-            self._placement(achieved),
-            self._delegation(achieved),
-            self._performance(profile),
-        )
+        parity, performance = self._parity(report), self._performance(profile)
+        found = (parity, *self.placement_misses(achieved), performance)
         return [miss for miss in found if miss is not None]
+
+    def placement_misses(self, achieved: Achieved) -> list[Miss]:
+        """The missed gates on what runs in the precision, and in the runtime's accelerated part."""
+        return [miss for miss in (self._placement(achieved), self._delegation(achieved)) if miss is not None]
 
     def _parity(self, report: ParityReport) -> Miss | None:
         if report.passed:

@@ -36,10 +36,18 @@ _GOLDEN_SAMPLES = 2
 
 
 def draft(
-    target: Target, prepared: Prepared, payload: Payload, folder: Path, *, calibration: CalibrationInfo | None
+    target: Target,
+    prepared: Prepared,
+    payload: Payload,
+    folder: Path,
+    *,
+    calibration: CalibrationInfo | None,
+    min_placement: float | None = None,
 ) -> Artifact:
     """Describe the payload files as an artifact that has not been run yet.
 
+    Args:
+        min_placement: that was asked for, for a later build.
     Raises:
         ConversionError: the converter left no entry file.
     """
@@ -64,6 +72,7 @@ def draft(
         fingerprints=_fingerprints(request, prepared.reference.fingerprint, calibration),
         calibration=calibration,
         build=payload.build,
+        min_placement=min_placement if payload.build else None,
         requirements=replace(needs, memory_bytes=sum(entry.size for entry in files)),
         options=msgspec.to_builtins(request.options),
         metadata=recorded(payload),

@@ -1,9 +1,12 @@
 """`deploykit build`: an artifact that is finished on its device."""
 
+from dataclasses import replace
+
 import numpy
 import pytest
 
 from deploykit.artifact.manifest import PendingBuild
+from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.errors import UsageError
 from deploykit.plugin.artifact import load
 
@@ -83,3 +86,35 @@ def test_only_an_artifact_is_replaced_and_never_the_one_that_is_built(cli, pendi
     result = cli("build", "pending", "-o", "pending")
     assert result.code == 2 and "left as it is" in result.err
     assert load("pending").fingerprint == pending.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("asked", "macs", "code"),
+    [
+        (None, {"int8": 8, "float32": 8}, 0),
+        (None, {"int8": 7, "float32": 9}, 8),
+        (None, {"int8": 7, "unknown": 9}, 0),  # what the builder does not tell of is held against it only when asked
+        (0.5, {"int8": 7, "unknown": 9}, 8),
+        (0.9, {"int8": 8, "float32": 8}, 8),
+        (0.4, {"int8": 7, "float32": 9}, 0),
+    ],
+)
+def test_what_the_builder_left_in_another_precision_is_gated_as_on_export(
+    cli, toy, pending, monkeypatch, asked, macs, code
+):
+    build = toy.ToyTarget._build
+
+    def otherwise(self, *arguments):
+        payload = build(self, *arguments)
+        layers = [LayerAchieved(name, name, "linear", name, macs=count) for name, count in macs.items()]
+        return replace(payload, achieved=Achieved.count("int8", layers, source="the builder"))
+
+    monkeypatch.setattr(toy.ToyTarget, "_build", otherwise)
+    fields = {"build": pending.manifest.build, "status": pending.status, "min_placement": asked}
+    toy.write_artifact(pending.path.with_name("asked"), **fields)
+    result = cli("build", "asked", "-o", "b", "--no-profile")
+    assert result.code == code, result.err
+    if code:
+        assert "multiply-accumulates" in result.err and load("b.failed").status == "failed"
+    kept = cli("build", "asked", "-o", "c", "--no-profile", "--no-strict", "--json")
+    assert kept.document["status"] == ("failed" if code else "verified")
