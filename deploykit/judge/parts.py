@@ -7,7 +7,11 @@ changes from one level to another, both sides are parts that are judged as if th
 Slices are not judged one by one: a class that is nearly silent is a slice of poor SQNR in a good model. A cut therefore
 needs two sides that differ by `STEP_DB` on average, slices that lie close to their side's average (`EXPLAINED`), and
 enough values on both sides (`LEAST_VALUES`). A stretch between two sides that are alike (boxes, scores, masks) is
-looked for where no single cut explains the levels.
+looked for where no single cut explains the levels, and parts that repeat (anchors, each with boxes and scores) where no
+stretch does: the slices of all repetitions are then one.
+
+A part of few slices among many may be a class that is nearly silent, wherever it lies: a part has a sixth of the slices
+or four of them. One score behind four numbers of a box is a part, the first class of ten is none.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ LEAST_VALUES = 16
 
 _SLICES = 4096  # per axis; longer axes are taken in groups of neighbours
 _DEPTH = 3  # cuts of cuts
+_SHARE = 6  # of the slices, one in so many: fewer may be a class that is nearly silent
 _LEAST_STRETCH = 4  # slices: fewer between others may be a class that is nearly silent
 _STRETCHES = 512  # positions of a longer axis at which a stretch may begin or end
 _SILENT = 1e-12  # of the loudest slice's power: a slice below has no signal to compare
@@ -49,15 +54,18 @@ class Part:
         axis: along which it was cut, counted from 0.
         start, stop: its slices, `stop` not included.
         sqnr_db: of this part alone, over all samples.
+        period: the part is the same slices of every stretch of so many; None where it does not repeat.
     """
 
     axis: int
     start: int
     stop: int
     sqnr_db: float
+    period: int | None = None
 
     def __str__(self) -> str:
-        return f"part {self.start}:{self.stop} of axis {self.axis}"
+        repeated = f" in every {self.period}" if self.period else ""
+        return f"part {self.start}:{self.stop}{repeated} of axis {self.axis}"
 
 
 @dataclass
@@ -111,15 +119,57 @@ class PartSearch:
         for axis, (signal, noise) in self._sums.items():
             size = self._shape[axis] if self._shape else 0
             width = -(-size // _SLICES)
-            heard = np.flatnonzero(signal > _SILENT * signal.max(initial=0.0))
             least = math.ceil(LEAST_VALUES / (self._values[axis] * width))
-            cuts = _cuts(_levels(signal[heard], noise[heard]), _DEPTH, least)
-            edges = [0, *(int(heard[cut]) for cut in cuts), len(signal)]
-            if not cuts:
-                continue
-            for start, stop in itertools.pairwise(edges):
-                figure = sqnr_db(float(signal[start:stop].sum()), float(noise[start:stop].sum()))
-                yield Part(axis, start * width, min(stop * width, size), figure)
+            for start, stop, figure, period in _found(signal, noise, least):
+                repeats = period * width if period else None
+                yield Part(axis, start * width, min(stop * width, size), figure, repeats)
+
+
+def _found(signal: Floats, noise: Floats, least: int) -> list[tuple[int, int, float, int | None]]:
+    """Start, stop, SQNR and period of the parts of one axis; empty where it is of one kind.
+
+    Args:
+        signal, noise: power of each slice.
+        least: slices that a part has for the number of its values.
+    """
+    cut = _split(signal, noise, max(least, _least_slices(len(signal))))
+    if cut:
+        return [(*part, None) for part in cut]
+    for period in _periods(signal, noise):
+        repeats = len(signal) // period
+        folded = [power.reshape(repeats, period).sum(axis=0) for power in (signal, noise)]
+        fewest = max(math.ceil(least / repeats), _least_slices(period), 2 if repeats == 2 and period > 2 else 1)
+        if parts := _split(folded[0], folded[1], fewest):
+            return [(*part, period) for part in parts]
+    return []
+
+
+def _split(signal: Floats, noise: Floats, least: int) -> list[tuple[int, int, float]]:
+    """Start, stop and SQNR of stretches of different levels."""
+    heard = np.flatnonzero(signal > _SILENT * signal.max(initial=0.0))
+    cuts = _cuts(_levels(signal[heard], noise[heard]), _DEPTH, least)
+    edges = [0, *(int(heard[cut]) for cut in cuts), len(signal)] if cuts else []
+    return [
+        (start, stop, sqnr_db(float(signal[start:stop].sum()), float(noise[start:stop].sum())))
+        for start, stop in itertools.pairwise(edges)
+    ]
+
+
+def _least_slices(count: int) -> int:
+    return min(_LEAST_STRETCH, math.ceil(count / _SHARE))
+
+
+def _periods(signal: Floats, noise: Floats) -> Iterator[int]:
+    """Periods, the shortest first, with which the levels of the slices repeat: they explain what no single cut does."""
+    count = len(signal)
+    if count < 4 or not (signal > _SILENT * signal.max(initial=0.0)).all():
+        return
+    levels = _levels(signal, noise)
+    for period in range(2, count // 2 + 1):
+        if count % period == 0:
+            phases = levels.reshape(-1, period).mean(axis=0)
+            if float(phases.var()) >= EXPLAINED * float(levels.var()) > 0.0:
+                yield period
 
 
 def _grouped(power: Floats) -> Floats:

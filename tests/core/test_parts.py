@@ -128,3 +128,42 @@ def test_any_shape_has_parts_or_none(shape: list[int], seed: int, scale: float) 
     rng = np.random.default_rng(seed)
     found = worst(rng.normal(size=shape) * scale, rng.normal(size=shape) * rng.choice([0.0, 1e-3], size=shape))
     assert found is None or (0 <= found.start < found.stop <= shape[found.axis] and np.isfinite(found.sqnr_db))
+
+
+@pytest.mark.parametrize("quiet", [[0], [9], [0, 5], [4, 9], [0, 9]])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_quiet_first_or_last_class_of_ten_is_no_part(quiet: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    reference = rng.normal(size=(16, 10))
+    reference[:, quiet] *= 0.01
+    assert worst(reference, rng.uniform(-0.01, 0.01, reference.shape), batch=True) is None
+
+
+@pytest.mark.parametrize("scores", [1, 2])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_score_beside_the_numbers_of_a_box_is_a_part(scores: int, first: bool) -> None:
+    rng = np.random.default_rng(2)
+    level = np.array([BOXES] * 4 + [SCORES] * scores)
+    reference = rng.normal(size=(40, 4 + scores)) * (level[::-1] if first else level)
+    found = worst(reference, rng.uniform(-0.1, 0.1, reference.shape), batch=True)
+    start = 0 if first else 4
+    assert found is not None and (found.start, found.stop, found.period) == (start, start + scores, None)
+
+
+@pytest.mark.parametrize(("boxes", "scores", "anchors"), [(4, 1, 3), (4, 6, 2), (4, 80, 3), (1, 1, 5), (4, 6, 9)])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_parts_that_repeat_are_found_as_one(boxes: int, scores: int, anchors: int, axis: int) -> None:
+    """Anchors side by side in one axis, each with boxes and scores."""
+    rng = np.random.default_rng(4)
+    level = np.tile([BOXES] * boxes + [SCORES] * scores, anchors)
+    reference = rng.normal(size=(4, 30, len(level))) * level
+    noise = rng.uniform(-0.1, 0.1, reference.shape)
+    if axis == 1:
+        reference, noise = np.swapaxes(reference, 1, 2), np.swapaxes(noise, 1, 2)
+    found = worst(reference, noise, batch=True)
+    assert found is not None
+    assert (found.axis, found.start, found.stop, found.period) == (axis, boxes, boxes + scores, boxes + scores)
+    quiet = np.square(np.moveaxis(reference, axis, 0)[level == SCORES]).sum()
+    error = np.square(np.moveaxis(noise, axis, 0)[level == SCORES]).sum()
+    assert found.sqnr_db == pytest.approx(10 * np.log10(quiet / error))
+    assert f"{boxes}:{boxes + scores} in every {boxes + scores} of axis {axis}" in str(found)
