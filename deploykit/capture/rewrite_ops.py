@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -281,6 +282,29 @@ def _bilinear(editor: Editor, node: Call) -> None:
     editor.swap(node, result if bias is None else editor.call(aten.add.Tensor, result, bias, before=node))
 
 
+def _atan2(editor: Editor, node: Call) -> None:
+    """atan(y / x), turned by half a circle on the left: what ONNX and Core ML make of it gives -pi at y = 0, x < 0."""
+    y, x = (_as_float(editor, node, argument) for argument in node.args)
+    zero, one, half, whole = (
+        editor.call(aten.full.default, [], value, dtype=node.meta["val"].dtype, before=node)
+        for value in (0.0, 1.0, math.pi / 2, math.pi)
+    )
+    upright = editor.call(aten.eq.Scalar, x, 0, before=node)
+    ratio = editor.call(aten.div.Tensor, y, editor.call(aten.where.self, upright, one, x, before=node), before=node)
+    below, left = (editor.call(aten.lt.Scalar, value, 0, before=node) for value in (y, x))
+    turn = editor.call(aten.where.self, below, editor.call(aten.neg.default, whole, before=node), whole, before=node)
+    turn = editor.call(aten.where.self, left, turn, zero, before=node)
+    turned = editor.call(aten.add.Tensor, editor.call(aten.atan.default, ratio, before=node), turn, before=node)
+    right_angle = editor.call(aten.mul.Tensor, editor.call(aten.sign.default, y, before=node), half, before=node)
+    editor.swap(node, editor.call(aten.where.self, upright, right_angle, turned, before=node))
+
+
+def _as_float(editor: Editor, node: Call, argument: Call) -> Call:
+    dtype = node.meta["val"].dtype
+    same = argument.meta["val"].dtype == dtype
+    return argument if same else editor.call(aten._to_copy.default, argument, dtype=dtype, before=node)
+
+
 def distances(editor: Editor) -> None:
     """Distances between rows, as sums of powers of differences: no exporter has the operator that PyTorch runs."""
     for node in editor.calls(aten._cdist_forward.default, aten.cdist.default):
@@ -317,6 +341,8 @@ def _rename(target: Any) -> Callable[[Editor, Call], None]:
 
 _RULES: dict[Any, Callable[[Editor, Call], None]] = {
     aten.addmm.default: _addmm,
+    aten.atan2.default: _atan2,
+    aten.arctan2.default: _atan2,
     aten.bilinear.default: _bilinear,
     aten.one_hot.default: _one_hot,
     aten.diff.default: _diff,
