@@ -19,7 +19,7 @@ from deploykit.contract.scheme import FixedParams, Scheme
 from deploykit_calibration.float_between import float_activations
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.patterns import kept_float
-from deploykit_calibration.plan import Plan, Planner, is_layer
+from deploykit_calibration.plan import Plan, Planner, is_layer, transform_of
 from deploykit_calibration.products import layer_kind, mac_count, weight_count
 from deploykit_calibration.ranges import affine_qparams
 from deploykit_calibration.rewrite import Rewriter, TensorParams
@@ -44,7 +44,7 @@ class LayerPlacement:
         weights: weight elements.
         precision: `int8` or `float`.
         reason: why it is float; "" where it is not.
-        by_request: it is float because include or exclude says so.
+        by_request: it is float because include or exclude says so, or is a Fourier transform, which is no layer.
         counted: whether it is known how often the operator multiplies.
     """
 
@@ -212,6 +212,6 @@ def _described(captured: CapturedModel, op: Node, plan: Plan, kept: Collection[s
         weights=weight_count(op),
         precision="int8" if op in plan.reads or op in plan.run_time else "float",
         reason=plan.reasons.get(op, ""),
-        by_request=op.name in kept,
+        by_request=op.name in kept or bool(transform_of(op)),
         counted=macs is not None,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
+from deploykit.capture.fourier import TRANSFORM
 from deploykit.contract.scheme import Inputs, OpRule, Output, Scheme
 from deploykit_calibration.graph_view import GraphView, is_constant, is_float
 from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, shape_of, weight_argument
@@ -110,6 +111,8 @@ class Planner:
     def _why_float(self, op: Node, rule: OpRule) -> str | None:
         if op.name in self._kept:
             return self._kept[op.name]
+        if transform_of(op):
+            return f"part of {transform_of(op)}: 8 bits hold no spectrum"
         if rule.inputs is Inputs.FLOAT:
             return rule.reason or f"{self.scheme.name} keeps {layer_kind(op)} in float"
         return (
@@ -233,6 +236,14 @@ class Planner:
             if self._view.kinds[tensor] in MACS and len(tensor.users) == 1 and tensor in self._plan.reads
         ]
         return max(layers, key=self._view.order.__getitem__, default=None)
+
+
+def transform_of(op: Node) -> str:
+    """The Fourier transform that a product is a part of; "" for any other operator.
+
+    Its results span more than 8 bits, and no precision of layers is about it.
+    """
+    return str(op.meta.get(TRANSFORM, ""))
 
 
 def is_layer(view: GraphView, op: Node) -> bool:

@@ -5,6 +5,7 @@ A part that is None is zero everywhere: a real tensor that became complex costs 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from deploykit.capture.editor import Call, Editor, shape_of
 from deploykit.capture.origins import origin_of
-from deploykit.errors import CaptureError
+from deploykit.contract.errors import CaptureError
 
 aten = torch.ops.aten
+
+UNKNOWN = "write that part with real tensors (torch.view_as_real), or keep it out of the exported model"
+"""What to do about an operator that has no rule."""
 
 REAL_OF = {torch.complex64: torch.float32, torch.complex128: torch.float64, torch.complex32: torch.float16}
 
@@ -36,16 +40,21 @@ class Writer:
         val: its value: shape and dtype of the result.
     """
 
-    def __init__(self, editor: Editor, node: Call) -> None:
-        self.editor, self.node, self.val = editor, node, node.meta["val"]
+    def __init__(self, editor: Editor, node: Call, stored: dict[bytes, Call]) -> None:
+        """Args: stored: the constants of one graph that were stored so far, by content; equal ones are one."""
+        self.editor, self.node, self.val, self._stored = editor, node, node.meta["val"], stored
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Call:
         """Insert a call in front of the node."""
         return self.editor.call(target, *args, before=self.node, **kwargs)
 
     def constant(self, tensor: Tensor) -> Call:
-        """Store a tensor with the graph."""
-        return self.editor.constant(f"constant_{self.node.name}", tensor.contiguous())
+        """Store a tensor with the graph, once."""
+        plain = tensor.contiguous()
+        key = f"{plain.dtype} {tuple(plain.shape)} ".encode() + plain.numpy().tobytes()
+        if key not in self._stored:
+            self._stored[key] = self.editor.constant(f"constant_{self.node.name}", plain)
+        return self._stored[key]
 
     def refuse(self, why: str, hint: str) -> CaptureError:
         """The error that names the operator and its place."""
@@ -129,7 +138,11 @@ class Writer:
         if x is None or before == after == 0:
             return x
         trailing = len(shape_of(x)) - 1 - axis
-        return self(aten.constant_pad_nd.default, x, [0, 0] * trailing + [before, after], 0.0)
+        sizes = list(shape_of(x))
+        sizes[axis] += before + after
+        with self.editor.fakes():  # to infer it, PyTorch would fix a dynamic batch
+            val = x.meta["val"].new_empty(sizes)
+        return self(aten.constant_pad_nd.default, x, [0, 0] * trailing + [before, after], 0.0, val=val)
 
 
 def _is_number(value: Any) -> bool:
@@ -138,3 +151,24 @@ def _is_number(value: Any) -> bool:
 
 def _are_numbers(a: Any, b: Any) -> bool:
     return _is_number(a) and _is_number(b)
+
+
+def real_part(leaf: Any) -> Any:
+    """The real part of a pair or a number; anything else as it is."""
+    return leaf.re if isinstance(leaf, Pair) else leaf.real if isinstance(leaf, complex) else leaf
+
+
+def each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Change every leaf of nested arguments."""
+    if isinstance(value, list | tuple):
+        return [each(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: each(item, change) for key, item in value.items()}
+    return change(value)
+
+
+def leaves(value: Any) -> list[Any]:
+    """Every leaf of nested arguments."""
+    found: list[Any] = []
+    each(value, found.append)
+    return found

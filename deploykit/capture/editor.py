@@ -59,13 +59,16 @@ class Editor:
         node.meta["val"] = self._fake_mode.from_tensor(tensor, static_shapes=True)
         return node
 
-    def call(self, target: Target, *args: Any, before: Call, **kwargs: Any) -> Call:
+    def call(self, target: Target, *args: Any, before: Call, val: Any = None, **kwargs: Any) -> Call:
         """Insert a call before a node and take over that node's provenance; the value is inferred.
+
+        Args:
+            val: the value, where PyTorch would fix a dynamic size to infer it.
 
         Raises:
             whatever the op raises on the fake arguments, such as a shape mismatch.
         """
-        val = self.infer(target, args, kwargs)
+        val = self.infer(target, args, kwargs) if val is None else val
         with self.graph.inserting_before(before):
             node = self.graph.create_node("call_function", target, args, kwargs, name=call_name(target))
         node.meta.update({key: before.meta[key] for key in PROVENANCE if key in before.meta})

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deploykit.capture.complex_pairs import Pair, Writer
-from deploykit.capture.editor import Call, shape_of
+from deploykit.capture.editor import Call, is_static, shape_of
 
 aten = torch.ops.aten
 Transform = Callable[[Pair], Pair]
@@ -36,16 +36,21 @@ TRANSFORM = "transform"
 def along(w: Writer, x: Pair, axis: int, transform: Transform) -> Pair:
     """Apply a transform of the last axis but one along any axis."""
     rank = len(shape_of(x.re))
-    if rank == 1:
-        whole = transform(_each(lambda part: w(aten.unsqueeze.default, part, 1), x))
-        return _each(lambda part: w(aten.squeeze.dim, part, 1), whole)
-    if axis == rank - 2:
-        return transform(x)
     rest = [a for a in range(rank) if a != axis]
+    if not rest or not is_static([shape_of(x.re)[rest[-1]]]):  # a dynamic axis stays a batch
+        columns = _permuted(w, x, [*rest, axis])
+        whole = transform(_each(lambda part: w(aten.unsqueeze.default, part, rank), columns))
+        return _permuted(w, _each(lambda part: w(aten.squeeze.dim, part, rank), whole), _back([*rest, axis]))
     order = [*rest[:-1], axis, rest[-1]]
-    back = [order.index(a) for a in range(rank)]
-    turned = transform(_each(lambda part: w(aten.permute.default, part, order), x))
-    return _each(lambda part: w(aten.permute.default, part, back), turned)
+    return _permuted(w, transform(_permuted(w, x, order)), _back(order))
+
+
+def _permuted(w: Writer, x: Pair, order: list[int]) -> Pair:
+    return x if order == sorted(order) else _each(lambda part: w(aten.permute.default, part, order), x)
+
+
+def _back(order: list[int]) -> list[int]:
+    return [order.index(axis) for axis in range(len(order))]
 
 
 def _each(change: Callable[[Call], Call], x: Pair) -> Pair:

@@ -66,15 +66,15 @@ def centred_stft(
 ) -> Any:
     """`stft.center`: pads the signal first."""
     if center:
-        padded = []
-        for part in (w.pair(x).re, w.pair(x).im):
-            if part is not None:
-                part = part if len(shape_of(part)) > 1 else w(aten.unsqueeze.default, part, 0)
-                part = w(aten.pad.default, part, [n_fft // 2, n_fft // 2], pad_mode)
-                part = part if len(shape_of(w.pair(x).re)) > 1 else w(aten.squeeze.dim, part, 0)
-            padded.append(part)
-        x = Pair(*padded)
+        value = w.pair(x)
+        x = Pair(*(None if p is None else _padded(w, p, n_fft // 2, pad_mode) for p in (value.re, value.im)))
     return stft(w, x, n_fft, hop, win_length, window, *rest)
+
+
+def _padded(w: Writer, x: Call, margin: int, mode: str) -> Call:
+    if len(shape_of(x)) > 1:
+        return w(aten.pad.default, x, [margin, margin], mode)
+    return w(aten.squeeze.dim, w(aten.pad.default, w(aten.unsqueeze.default, x, 0), [margin, margin], mode), 0)
 
 
 def _windowed(w: Writer, x: Call, n_fft: int, hop: int, win_length: int | None, window: Any) -> Call:

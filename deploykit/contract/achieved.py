@@ -21,7 +21,7 @@ class LayerAchieved:
         macs: multiply-accumulates per sample batch of the example inputs; 0 where the op has none.
         weights: number of weight elements.
         reason: why it is not in the requested precision; "" where it is, or where the precision does not concern it.
-        by_request: it stayed in float because `include` or `exclude` says so.
+        by_request: it stayed in float because `include` or `exclude` says so, or as a part of a Fourier transform.
         counted: whether its multiply-accumulates are known; `macs` is 0 where they are not.
     """
 
