@@ -53,7 +53,7 @@ NO_PRODUCTS = frozenset(
     expand expand_as expand_copy expm1 exponential eye fake_quantize_per_channel_affine
     fake_quantize_per_channel_affine_cachemask fake_quantize_per_tensor_affine
     fake_quantize_per_tensor_affine_cachemask feature_alpha_dropout feature_dropout fft_fftfreq fft_fftshift
-    fft_ifftshift fft_rfftfreq fill fill_diagonal fix flatten flatten_dense_tensors flip fliplr flipud float_power
+    fft_ifftshift fft_rfftfreq fill fill_diagonal fix flatten flatten_dense_tensors flip fliplr flipud
     floor floor_divide fmax fmin fmod frac fractional_max_pool2d fractional_max_pool3d frexp frobenius_norm
     from_file full full_like fused_moving_avg_obs_fake_quant gather gcd ge gelu geometric get_device get_gradients
     glu glu_jvp gradient greater greater_equal group_norm gt hamming_window hann_window hardshrink hardsigmoid
@@ -75,7 +75,7 @@ NO_PRODUCTS = frozenset(
     new_zeros nextafter nll_loss nll_loss2d nll_loss2d_forward nll_loss_forward nll_loss_nd nonzero nonzero_numpy
     nonzero_static norm norm_except_dim normal normal_functional not_equal numel numpy_T one_hot ones ones_like
     output_nr pad pad_sequence permute permute_copy pin_memory pixel_shuffle pixel_unshuffle poisson
-    poisson_nll_loss polar polygamma positive pow prelu prod promote_types put q_per_channel_axis
+    poisson_nll_loss polar polygamma positive prelu prod promote_types put q_per_channel_axis
     q_per_channel_scales q_per_channel_zero_points q_scale q_zero_point qscheme quantile quantize_per_channel
     quantize_per_tensor quantize_per_tensor_dynamic rad2deg rand rand_like randint randint_like randn randn_like
     random randperm range ravel real reciprocal record_stream reflection_pad1d reflection_pad2d reflection_pad3d
@@ -97,7 +97,7 @@ NO_PRODUCTS = frozenset(
     special_shifted_chebyshev_polynomial_t special_shifted_chebyshev_polynomial_u
     special_shifted_chebyshev_polynomial_v special_shifted_chebyshev_polynomial_w special_sinc special_softmax
     special_spherical_bessel_j0 special_xlog1py special_xlogy special_zeta split split_copy split_with_sizes
-    split_with_sizes_copy sqrt square squeeze squeeze_copy stack std std_mean storage_offset stride sub subtract sum
+    split_with_sizes_copy sqrt squeeze squeeze_copy stack std std_mean storage_offset stride sub subtract sum
     sum_to_size swapaxes swapdims sym_constrain_range sym_constrain_range_for_size sym_is_contiguous sym_numel
     sym_size sym_storage_offset sym_stride t t_copy take take_along_dim tan tanh tensor_split threshold tile to
     to_dense to_mkldnn to_padded_tensor topk torchvision::nms torchvision::ps_roi_pool torchvision::roi_pool trace

@@ -209,7 +209,7 @@ def _described(captured: CapturedModel, op: Node, plan: Plan, kept: Collection[s
         module_path=captured.origins[op.name].module_path if op.name in captured.origins else "",
         kind=layer_kind(op),
         macs=macs or 0,
-        weights=weight_count(op),
+        weights=0 if transform_of(op) else weight_count(op),  # the numbers of a transform are no weights
         precision="int8" if op in plan.reads or op in plan.run_time else "float",
         reason=plan.reasons.get(op, ""),
         by_request=op.name in kept or bool(transform_of(op)),

@@ -218,8 +218,23 @@ def _bilinear(node: Node) -> int:
 
 def _outer_by_broadcasting(node: Node) -> int:
     """An elementwise product is an outer one where each operand is stretched along an axis of the other."""
+    one, two = argument(node, 0, "self"), argument(node, 1, "other")
+    return _power_of_differences(node) if one is two else _stretched(node)
+
+
+def _stretched(node: Node) -> int:
+    """Elements of a result that is larger than both operands, else 0."""
     sizes = [math.prod(shape_of(each)) for at in (0, 1) for each in nodes_in(argument(node, at, "other"))]
     return _results(node) if len(sizes) == 2 and _results(node) > max(sizes) else 0
+
+
+def _power_of_differences(node: Node) -> int:
+    """A power of the differences between each of one side and each of the other: distances, written out."""
+    source, exponent = argument(node, 0, "self"), argument(node, 1, "exponent", 2)
+    while hasattr(source, "target") and operator_name(source) in ("abs", "neg"):
+        source = source.args[0]
+    apart = hasattr(source, "target") and operator_name(source) in ("sub", "add")
+    return _stretched(source) if apart and exponent not in (0, 0.5, 1) else 0
 
 
 # Recurrent layers and attention.
@@ -393,6 +408,7 @@ PRODUCTS: Mapping[str, Product] = {
     **_all(Product(lambda node: _size(node, 0) * _size(node, 1)), "outer ger kron"),
     **_all(Product(lambda node: _size(node, 1) * _size(node, 2), (1, 2)), "addr"),
     **_all(Product(_outer_by_broadcasting, ()), "mul multiply"),
+    **_all(Product(_power_of_differences, ()), "pow square float_power"),
     **_all(Product(_convolution, (1,)), "conv1d conv2d conv3d convolution _convolution _convolution_mode"),
     **_all(Product(_convolution, (1,)), "convolution_overrideable mkldnn_convolution _nnpack_spatial_convolution"),
     **_all(Product(_convolution, (1,)), "thnn_conv2d _slow_conv2d_forward slow_conv3d slow_conv3d_forward"),

@@ -64,6 +64,11 @@ def test_modules(name: str) -> None:
     assert counted(model, *inputs) == (macs, weights)
 
 
+def _squared(s: Any, a: Tensor, b: Tensor) -> Tensor:
+    apart = a[:, None] - b
+    return apart * apart
+
+
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], int]] = {
     "addbmm": (lambda s, c, a, b: torch.addbmm(c, a, b), (R(3, 5), R(2, 3, 4), R(2, 4, 5)), 2 * 3 * 4 * 5),
     "baddbmm": (lambda s, c, a, b: torch.baddbmm(c, a, b), (R(2, 3, 5), R(2, 3, 4), R(2, 4, 5)), 2 * 3 * 4 * 5),
@@ -81,9 +86,14 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], int]] = {
     "einsum": (lambda s, a, b, c: torch.einsum("ab,bc,cd->ad", a, b, c), (R(3, 4), R(4, 5), R(5, 6)), 60 + 90),
     "einsum_dots": (lambda s, a, b: torch.einsum("...ij,...jk->...ik", a, b), (R(2, 7, 3, 4), R(2, 7, 4, 5)), 14 * 60),
     "tensordot": (lambda s, a, b: torch.tensordot(a, b, dims=2), (R(2, 3, 4), R(3, 4, 5)), 2 * 12 * 5),
-    # Few distances are captured as differences and their norms, in which no product is summed; PyTorch's own operator,
-    # which multiplies, stays for many.
-    "cdist": (lambda s, a, b: torch.cdist(a, b), (R(2, 3, 8), R(2, 4, 8)), 0),
+    # Distances are captured as differences and their norms: the powers are the products.
+    "cdist": (lambda s, a, b: torch.cdist(a, b), (R(2, 3, 8), R(2, 4, 8)), 2 * 3 * 4 * 8),
+    "cdist_cubed": (lambda s, a, b: torch.cdist(a, b, p=3), (R(3, 8), R(4, 8)), 3 * 4 * 8),
+    "cdist_of_one": (lambda s, a, b: torch.cdist(a, b, p=1), (R(3, 8), R(4, 8)), 0),
+    "squared_distances": (lambda s, a, b: (a[:, None] - b).square().sum(-1), (R(3, 8), R(4, 8)), 3 * 4 * 8),
+    "differences_by_themselves": (_squared, (R(3, 8), R(4, 8)), 3 * 4 * 8),
+    "radial": (lambda s, a, b: torch.exp(-((a[:, None] - b) ** 2).sum(-1)), (R(3, 8), R(4, 8)), 3 * 4 * 8),
+    "products_by_hand": (lambda s, a, b: (a[:, None] * b).sum(-1), (R(3, 8), R(4, 8)), 3 * 4 * 8),
     "cdist_by_products": (lambda s, a, b: torch.cdist(a, b), (R(30, 8), R(26, 8)), 30 * 26 * 8),
     "pairwise_distance": (lambda s, a, b: F.pairwise_distance(a, b), (R(3, 8), R(3, 8)), 24),
     "cosine_similarity": (lambda s, a, b: F.cosine_similarity(a, b), (R(3, 8), R(3, 8)), 72),
@@ -92,12 +102,12 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], int]] = {
         (R(1, 2, 5, 4), R(1, 2, 5, 4), R(1, 2, 5, 4)), 2 * 2 * 25 * 4,
     ),
     "complex": (lambda s, a: (torch.complex(a, 2 * a) @ torch.complex(a, 2 * a)).abs(), (R(3, 3),), 4 * 27),
-    "rfft": (lambda s, x: torch.fft.rfft(x).abs(), (R(2, 64),), 2 * 64 * 6),
-    "fft": (lambda s, x: torch.fft.fft(torch.complex(x, x)).abs(), (R(2, 64),), 2 * 2 * 64 * 6),
-    "irfft": (lambda s, x: torch.fft.irfft(torch.complex(x, x)), (R(2, 33),), 2 * 64 * 6),
-    "rfft2": (lambda s, x: torch.fft.rfft2(x).abs(), (R(8, 16),), 8 * 16 * (3 + 4)),
+    "rfft": (lambda s, x: torch.fft.rfft(x).abs(), (R(2, 64),), 2 * 64 * 64),
+    "fft": (lambda s, x: torch.fft.fft(torch.complex(x, x)).abs(), (R(2, 64),), 4 * 2 * 64 * 64),
+    "irfft": (lambda s, x: torch.fft.irfft(torch.complex(x, x)), (R(2, 33),), 2 * 64 * 64),
+    "rfft2": (lambda s, x: torch.fft.rfft2(x).abs(), (R(8, 16),), 8 * 16 * 16 + 4 * 9 * 8 * 8),
     "stft": (
-        lambda s, x: torch.stft(x, 16, center=False, return_complex=True).abs(), (R(2, 64),), 2 * 13 * 16 * (1 + 4)
+        lambda s, x: torch.stft(x, 16, center=False, return_complex=True).abs(), (R(2, 64),), 2 * 13 * 16 * 16
     ),
     "grid_sample": (lambda s, x, g: F.grid_sample(x, g), (R(1, 2, 5, 4), R(1, 3, 3, 2)), 2 * 9 * 4),
     "grid_sample_nearest": (lambda s, x, g: F.grid_sample(x, g, mode="nearest"), (R(1, 2, 5, 4), R(1, 3, 3, 2)), 0),
@@ -119,7 +129,14 @@ def test_functions(name: str) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda s, x: x * s.w, lambda s, x: F.silu(x) * x, lambda s, x: F.avg_pool2d(x, 2), lambda s, x: x.norm(dim=1)],
+    [
+        lambda s, x: x * s.w,
+        lambda s, x: F.silu(x) * x,
+        lambda s, x: F.avg_pool2d(x, 2),
+        lambda s, x: x.norm(dim=1),
+        lambda s, x: x.pow(2).mean(1),
+        lambda s, x: (x - x.mean(1, keepdim=True)).square().sum(1),
+    ],
 )
 def test_arithmetic_by_element_and_reductions_of_one_operand_are_none(function: Callable[..., Any]) -> None:
     assert counted(Apply(function, w=R(1, 3, 1, 1)), R(2, 3, 4, 4)) == (0, 0)
