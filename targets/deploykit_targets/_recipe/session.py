@@ -70,8 +70,8 @@ class RecipeSession(RemoteSession):
     def op_times_of(self, report: dict[str, Any]) -> tuple[OpTime, ...]:
         """Time per layer of a report, slowest first."""
         times = [
-            OpTime(name, "layer", self._module_paths.get(name.split(" ")[0], ""), mean_us)
-            for name, mean_us in report.get("layers", {}).items()
+            OpTime(name, "layer", self._module_paths.get(name.split(" ")[0], ""), median_us)
+            for name, median_us in report.get("layers", {}).items()
         ]
         return tuple(sorted(times, key=lambda time: -time.median_us))
 

@@ -196,6 +196,22 @@ def test_a_profile_reports_percentiles_and_sets_a_profiler(version: str) -> None
     assert len(trt.calls("IExecutionContext.profiler=")) == 1
 
 
+def test_times_of_layers_are_medians_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slow run is no slower layer; a layer that reports twice in a run took both times together."""
+    told: list[Any] = []
+    monkeypatch.setattr(recipe_program, "profiler_of", lambda _, add: told.append(add))
+    engine = recipe_program.Engine(FakeTensorRT("10.3.0"), FakeCuda(), b"engine", RECIPE)
+    runs = iter([(1.0, 2.0), (1.0, 2.0), (50.0, 2.5)])
+
+    def run(feeds: Any) -> None:
+        whole, half = next(runs)
+        for layer, milliseconds in (("conv", whole), ("loop", half), ("loop", half)):
+            told[0](layer, milliseconds)
+
+    monkeypatch.setattr(engine, "run", run)
+    assert engine._layer_times(FEEDS[0], 3) == {"conv": 1000.0, "loop": 4000.0}
+
+
 def test_an_engine_of_another_machine_is_refused() -> None:
     trt = FakeTensorRT("10.3.0", **{"Runtime.deserialize_cuda_engine": None})
     with pytest.raises(RecipeError, match="refuses the engine") as caught:

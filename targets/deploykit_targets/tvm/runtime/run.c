@@ -95,12 +95,25 @@ static int send_outputs(const Model *model) {
   return fflush(stdout);
 }
 
-/* Time `runs` runs, and the steps over `op_runs` more. */
+static int by_size(const void *one, const void *other) {
+  double a = *(const double *)one, b = *(const double *)other;
+  return (a > b) - (a < b);
+}
+
+/* The median of `count` values, which are put in order; 0 of none. */
+static double median(double *values, size_t count) {
+  if (!count) return 0;
+  qsort(values, count, sizeof *values, by_size);
+  return 0.5 * (values[(count - 1) / 2] + values[count / 2]);
+}
+
+/* Time `runs` runs, and the steps over `op_runs` more: one slow run in ten is no slower step, so medians are told. */
 static int profile(Model *model, const char *inputs, uint32_t runs, uint32_t op_runs) {
   size_t steps = (size_t)deploykit_program.step_count;
-  double *run_ms = calloc(runs + 2 * steps + 1, sizeof *run_ms), *mean_us = run_ms + runs, *once = mean_us + steps;
+  double *run_ms = calloc(runs + 2 * steps + 1, sizeof *run_ms), *median_us = run_ms + runs, *once = median_us + steps;
+  double *step_us = calloc((size_t)op_runs * steps + 1, sizeof *step_us); /* the runs of one step lie together */
   double peak = 0;
-  int failed = !run_ms;
+  int failed = !run_ms || !step_us;
   for (uint32_t i = 0; !failed && i < runs; ++i) {
     double start = now_ms();
     failed = run_once(model, inputs, NULL);
@@ -108,18 +121,20 @@ static int profile(Model *model, const char *inputs, uint32_t runs, uint32_t op_
   }
   for (uint32_t i = 0; !failed && i < op_runs; ++i) {
     failed = run_once(model, inputs, once);
-    for (size_t s = 0; s < steps; ++s) mean_us[s] += once[s] / op_runs;
+    for (size_t s = 0; !failed && s < steps; ++s) step_us[s * op_runs + i] = once[s];
   }
-  if (failed) fail(run_ms ? deploykit_error(model) : "there is not enough memory for that many runs");
+  for (size_t s = 0; !failed && s < steps; ++s) median_us[s] = median(step_us + s * op_runs, op_runs);
+  if (failed) fail(run_ms && step_us ? deploykit_error(model) : "there is not enough memory for that many runs");
   else {
     peak = peak_bytes();
     begin(ANSWER, 3, "");
     send_doubles("run_ms", run_ms, runs);
-    send_doubles("op_us", mean_us, op_runs ? steps : 0);
+    send_doubles("op_us", median_us, op_runs ? steps : 0);
     send_doubles("peak_bytes", &peak, 1);
     fflush(stdout);
   }
   free(run_ms);
+  free(step_us);
   return 0;
 }
 
