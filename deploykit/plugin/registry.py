@@ -38,7 +38,7 @@ class TargetInfo:
         name: what a user types: a device, or `device:toolchain` where another toolchain is the device's default.
         device, toolchain: the two halves.
         summary: one line.
-        precisions: that both silicon and toolchain have.
+        precisions: that an export can be here; see `Target.precisions_here`.
         can_export: whether an export can be made here: the packages are installed, and nothing else is missing.
         can_run: whether the packages that run it are installed.
         can_compile: whether the vendor's compiler is installed, which reads exports on any machine.
@@ -235,7 +235,7 @@ def _infos(plugin: Target) -> Iterator[TargetInfo]:
             device=device.name,
             toolchain=plugin.name,
             summary=device.summary,
-            precisions=tuple(p for p in own.precisions if p in device.precisions),
+            precisions=plugin.precisions_here(device),
             can_export=can_export and not unavailable,
             can_run=can_run,
             export_command=command_for(own.export_requires, own.export_extra, own.distribution),

@@ -211,6 +211,14 @@ class Target(ABC):
         del device
         return ""
 
+    def precisions_here(self, device: Device) -> tuple[Precision, ...]:
+        """What an export to `device` can be on this machine: what listings offer, and cheap as `capabilities`.
+
+        Others that both have may be asked for, too; their export says why it is none of its precision. Override where a
+        runtime takes files of a precision and computes them in another.
+        """
+        return tuple(p for p in self.capabilities().precisions if p in device.precisions)
+
     def check_installed(self, *, export: bool) -> None:
         """Refuse early where a package for exporting (or for running) is missing.
 

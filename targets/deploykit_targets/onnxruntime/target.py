@@ -70,6 +70,10 @@ class OnnxRuntimeTarget(Target):
             runtime_requires=(Requirement("onnxruntime"),),
         )
 
+    def precisions_here(self, device: Device) -> tuple[Precision, ...]:
+        """See `Target.precisions_here`: without float16 kernels for x86, fp16 is a size and no arithmetic."""
+        return tuple(p for p in super().precisions_here(device) if p is not Precision.FP16)
+
     def requirements(self, device: Device, precision: Precision) -> Requirements:
         """See `Target.requirements`."""
         wide = precision in (Precision.INT8, Precision.INT8_DYNAMIC) and has_wide_weights(device)

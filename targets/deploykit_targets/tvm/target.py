@@ -10,10 +10,11 @@ from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Capabilities, Payload
 from deploykit_targets.tvm.running import RunsCompiled
-from deploykit_targets.tvm.tools import system_tools
+from deploykit_targets.tvm.tools import compiler_for, system_tools
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
+    from deploykit.contract.devices import Device
     from deploykit.contract.request import Request
     from deploykit.contract.scheme import Scheme
     from deploykit_calibration.prepared import Prepared
@@ -37,6 +38,11 @@ class TvmTarget(RunsCompiled):
             dynamic_batch=False,
             system_tools=system_tools(),
         )
+
+    def unavailable_here(self, device: Device) -> str:
+        """See `Target.unavailable_here`: a C compiler for the device links the executor."""
+        compiler = compiler_for("aarch64" if device.arch == "arm64" else "x86_64")
+        return "" if compiler.installed else f"{compiler.install_command} (to {compiler.purpose})"
 
     def adapt(self, captured: CapturedModel) -> CapturedModel:
         """See `Target.adapt`: recurrent layers are unrolled."""
