@@ -186,7 +186,8 @@ class Ssh(Elsewhere):
         """How a program on the board ended, by the exit code of its `ssh`."""
         said = log.strip()[-500:]
         if code == _UNREACHABLE:
-            return DeviceError(f"{what} on {self} lost its connection" + (f": {said}" if said else ""), hint=self._hint)
+            message = f"{what} on {self} lost its connection: {self} cannot be reached, or the line was cut"
+            return DeviceError(message + (f": {said}" if said else ""), hint=self._hint)
         if code == _NO_DEPLOYKIT:
             hint = f"{install}; or name the Python that has it in ${PYTHON}"
             return DeviceError(f"{self} has no deploykit that this one can talk to", hint=hint)
