@@ -12,6 +12,7 @@ from deploykit.contract.optional import require, versions
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
 from deploykit_calibration.layers import layer_aliases, reconcile
+from deploykit_calibration.op_kinds import MACS, RECURRENT, kind_of
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.lowered import lowered, refuse_patterns
 from deploykit_targets.openvino.session import executed_precisions
@@ -20,6 +21,7 @@ from deploykit_targets.openvino.wide import mark, write_marks
 if TYPE_CHECKING:
     import onnx
 
+    from deploykit.capture import CapturedModel
     from deploykit_calibration.prepared import Prepared
 
 _ENTRY = "model.xml"
@@ -27,6 +29,7 @@ _NOTES = {
     Precision.FP16: ("weights are stored in float16; the CPU computes in float32 where it has no float16 units",),
     Precision.BF16: ("weights are stored in float32; multiply-accumulates run in bfloat16",),
 }
+_ARITHMETIC = frozenset(f"aten.{name}.Tensor" for name in ("add", "sub", "mul", "div"))
 _LEFT = {
     precision: f"OpenVINO has no {precision} kernel for it on this CPU"
     for precision in (Precision.FP16, Precision.BF16)
@@ -57,7 +60,13 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
 def _achieved(prepared: Prepared, path: Path) -> Any:
     aliases = layer_aliases(prepared.captured)
     names = {*aliases, *(layer.name for layer in prepared.layers)}
-    shown = executed_precisions(path, prepared.precision, names)
+    shown = executed_precisions(
+        path,
+        prepared.precision,
+        names,
+        folded=_factors_behind(prepared.captured),
+        recurrent=[layer.name for layer in prepared.layers if layer.kind in RECURRENT],
+    )
     executed = {**{aliases[name]: found for name, found in shown.items() if name in aliases}, **shown}
     return reconcile(
         prepared.precision,
@@ -67,6 +76,18 @@ def _achieved(prepared: Prepared, path: Path) -> Any:
         notes=_NOTES.get(prepared.precision, ()),
         left=_LEFT.get(prepared.precision, ""),
     )
+
+
+def _factors_behind(captured: CapturedModel) -> dict[str, str]:
+    """Arithmetic with constants alone behind a layer that multiplies -> the layer, whose weights may take it in."""
+    found: dict[str, str] = {}
+    for node in captured.graph_module.graph.nodes:
+        data = [each for each in node.all_input_nodes if each.op != "get_attr"]
+        if str(node.target) not in _ARITHMETIC or len(data) != 1 or len(data[0].users) != 1:
+            continue
+        if data[0].name in found or kind_of(data[0]) in MACS:
+            found[node.name] = found.get(data[0].name, data[0].name)
+    return found
 
 
 def _written_as(prepared: Prepared, plan: Float16Plan) -> frozenset[str]:

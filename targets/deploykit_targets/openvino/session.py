@@ -14,7 +14,7 @@ from deploykit.contract.session import OpTime, Session
 from deploykit.contract.tensors import Feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from deploykit.artifact.store import StoredArtifact
@@ -96,29 +96,49 @@ class OpenVinoSession(Session):
 _PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
-def executed_precisions(path: Path, precision: Precision, layers: Iterable[str]) -> dict[str, str]:
+_RECURRENT = frozenset({"RNNSeq", "RNNCell"})
+
+
+def executed_precisions(
+    path: Path,
+    precision: Precision,
+    layers: Iterable[str],
+    *,
+    folded: Mapping[str, str] | None = None,
+    recurrent: Iterable[str] = (),
+) -> dict[str, str]:
     """What each layer computes in, read from the execution graph of the CPU plugin.
 
     Args:
         path: the IR.
         precision: of the artifact; decides what float layers compute in.
         layers: names in the captured graph, which the lowering keeps.
+        folded: arithmetic with constants behind a layer -> the layer; where the layer is not there, it was taken in.
+        recurrent: layers whose names OpenVINO drops; they are in what all its recurrent operators are in.
     Returns:
         Layer name to `int8`, `float32`, ...; layers that were fused away are missing.
     """
     compiled = compile_ir(str(path), {"INFERENCE_PRECISION_HINT": precision_hint(precision)})
     wanted = set(layers)
     found: dict[str, str] = {}
+    taken_in: dict[str, str] = {}
+    sequences: set[str] = set()
     for node in compiled.get_runtime_model().get_ordered_ops():
         facts = node.get_rt_info()
         if "layerType" not in facts or _text(facts["layerType"]) in ("Const", "Input", "Output", "Reorder"):
             continue
         runs_in = _PRECISIONS.get(_text(facts["runtimePrecision"]), _text(facts["runtimePrecision"]))
+        kind = _text(facts["layerType"])
+        if kind in _RECURRENT:
+            sequences.add(runs_in)
         for name in _text(facts["originalLayersNames"]).split(","):
             layer = name.split("/")[0]
             if layer in wanted:
                 found.setdefault(layer, runs_in)
-    return found
+            if folded and layer in folded:
+                taken_in[folded[layer]] = runs_in
+    everywhere = dict.fromkeys(recurrent, sequences.pop()) if len(sequences) == 1 else {}
+    return {**everywhere, **taken_in, **found}
 
 
 def _text(value: Any) -> str:
