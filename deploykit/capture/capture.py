@@ -24,7 +24,7 @@ from deploykit.capture.sources import Source, resolve
 from deploykit.capture.trace import Traced, trace_module, trace_program
 from deploykit.capture.transforms import without_transforms
 from deploykit.capture.unlift import unlift
-from deploykit.contract.errors import UsageError
+from deploykit.contract.errors import CaptureError, UsageError
 from deploykit.contract.quiet import quiet
 from deploykit.contract.tensors import TensorSpec
 
@@ -119,6 +119,7 @@ def _captured(module: fx.GraphModule, traced: Traced, names: Sequence[str]) -> C
     placeholders = [n for n in nodes if n.op == "placeholder"]
     symbols = Symbols(placeholders, traced.axes, traced.program.range_constraints)
     inputs = tuple(_spec(str(n.target), n.meta["val"], symbols, _layout(n)) for n in placeholders)
+    _refuse_unknown_dtypes(names, nodes[-1].args[0])
     outputs = tuple(_spec(name, n.meta["val"], symbols) for name, n in zip(names, nodes[-1].args[0], strict=True))
     return CapturedModel(
         graph_module=module,
@@ -131,6 +132,17 @@ def _captured(module: fx.GraphModule, traced: Traced, names: Sequence[str]) -> C
         input_tree=tree_of(traced.flat),
         symbol_ranges=symbols.ranges,
     )
+
+
+def _refuse_unknown_dtypes(names: Sequence[str], results: Any) -> None:
+    """Raise for an output of a dtype that NumPy, in which every session gives its results, does not have."""
+    for name, node in zip(names, results, strict=True):
+        dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+        if dtype == "bfloat16" or dtype.startswith("float8"):
+            raise CaptureError(
+                f"output {name!r} is {dtype}: sessions give NumPy arrays, which have no such type",
+                hint="return it as float32 (.float()); precision= says what the model computes in",
+            )
 
 
 def _spec(name: str, val: Tensor, symbols: Symbols, layout: str | None = None) -> TensorSpec:

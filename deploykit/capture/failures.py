@@ -31,7 +31,8 @@ _WAYS_OUT = (
     (("dynamic_shapes",), "check dynamic_shapes against the structure of example_inputs"),
     (
         ("functorch", "vmap", "fake tensor in the exported program", "has no attribute 'constant'"),
-        "write functions that are mapped (torch.vmap) or derived (torch.func) as batched tensor operations",
+        "write derivatives (torch.func.grad, jacrev, torch.autograd.grad) in closed form or keep them out of the "
+        "exported model, and what torch.vmap maps as batched tensor operations",
     ),
     (("_nested_tensor", "NestedTensor"), "feed padded tensors and a mask instead of nested tensors"),
     (("PackedSequence", "_pack_padded"), "feed padded tensors to the recurrent layer instead of packed sequences"),

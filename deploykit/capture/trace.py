@@ -16,7 +16,7 @@ from deploykit.capture.dynamic import Axes, axes_of, batch_axes, doubled
 from deploykit.capture.failures import Place, first_line, translated
 from deploykit.capture.inputs import Leaf, flatten_inputs, key_of, register_dataclasses, unique_name
 from deploykit.capture.sources import Source
-from deploykit.capture.transforms import UNTRACED, clean_stack
+from deploykit.capture.transforms import UNTRACED, clean_stack, mapped_to_the_front
 from deploykit.contract.errors import CaptureError, UsageError
 from deploykit.contract.quiet import quiet, silent
 
@@ -81,7 +81,7 @@ def trace_module(source: Source, *, dynamic_batch: bool, dynamic_shapes: Any) ->
 def _export(module: nn.Module, call: Callable[[], Any], shapes: dict[str, Any] | None) -> ExportedProgram:
     """torch.export by running the module; by reading its bytecode where it maps functions that running cannot trace."""
     try:
-        with translated(module), silent(), clean_stack():
+        with translated(module), silent(), clean_stack(), mapped_to_the_front():
             args, kwargs = call()
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     except CaptureError as e:

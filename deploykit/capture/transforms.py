@@ -11,15 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch._C import _functorch as stack
+from torch._functorch import apis
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from deploykit.capture.failures import first_line
 from deploykit.capture.origins import origin_of
 from deploykit.contract.errors import CaptureError
 
 _MODULE = "torch._functorch.predispatch"
+_MAPS = "vmap_impl"  # of PyTorch's own module: what every torch.vmap calls
 _OF_VMAP = frozenset(
     {
         *("lazy_load_decompositions", "_vmap_increment_nesting", "_vmap_decrement_nesting"),
@@ -55,6 +59,26 @@ def without_transforms(program: ExportedProgram) -> ExportedProgram:
             f"PyTorch cannot resolve a mapped function: {origin_of(calls[-1])}: {first_line(e)}",
             hint="write what torch.vmap maps as batched tensor operations",
         ) from e
+
+
+@contextmanager
+def mapped_to_the_front() -> Iterator[None]:
+    """torch.vmap puts the mapped axis first and moves it behind that: it cannot be traced putting it elsewhere."""
+    plain: Any = getattr(apis, _MAPS)
+
+    def mapped(function: Any, in_dims: Any, out_dims: Any, *rest: Any, **options: Any) -> Any:
+        results, structure = pytree.tree_flatten(plain(function, in_dims, 0, *rest, **options))
+        axes = pytree._broadcast_to_and_flatten(out_dims, structure)
+        if axes is None or not all(isinstance(axis, int) for axis in axes):
+            return plain(function, in_dims, out_dims, *rest, **options)  # PyTorch says what is wrong with them
+        moved = (x.movedim(0, axis) if axis else x for x, axis in zip(results, axes, strict=True))
+        return pytree.tree_unflatten(list(moved), structure)
+
+    setattr(apis, _MAPS, mapped)
+    try:
+        yield
+    finally:
+        setattr(apis, _MAPS, plain)
 
 
 @contextmanager

@@ -33,6 +33,14 @@ MAPPED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "over two, to another axis": lambda m, x: torch.vmap(
         lambda w, b: torch.relu(x @ w.T + b), in_dims=(0, 0), out_dims=1
     )(m.weights, m.biases),
+    "of a module, to another axis": lambda m, x: torch.vmap(m.linear, out_dims=1)(x),
+    "of a module, to the last axis": lambda m, x: torch.vmap(m.linear, in_dims=1, out_dims=-1)(
+        x.view(3, 2, 8).repeat(1, 1, 2)
+    ),
+    "two results": lambda m, x: torch.cat(torch.vmap(lambda r: (m.linear(r), r[:8]), out_dims=(1, 1))(x)),
+    "nested, to another axis": lambda m, x: torch.vmap(torch.vmap(m.linear), in_dims=1, out_dims=1)(
+        x[:, None].repeat(1, 2, 1)
+    ),
     "of a softmax": lambda m, x: torch.vmap(lambda row: torch.softmax(m.linear(row), 0).sum())(x),
     "of a convolution": lambda m, x: torch.vmap(lambda w: F.conv1d(x[:, None], w[:, None, :3]))(m.weights),
     "of attention": lambda m, x: torch.vmap(lambda q: F.scaled_dot_product_attention(q, q, q))(x.view(3, 1, 4, 4)),
@@ -68,3 +76,9 @@ def test_what_cannot_be_traced_is_refused_with_a_line_and_leaves_nothing_behind(
     assert caught.value.hint
     assert torch._C._functorch.get_dynamic_layer_stack_depth() == 0
     capture(Mapped(MAPPED["over weights"]).eval(), example_inputs=(X,))  # and the next one works
+
+
+def test_an_output_that_numpy_does_not_have_is_refused() -> None:
+    with pytest.raises(CaptureError, match="is bfloat16") as told:
+        capture(Mapped(lambda m, x: m.linear(x).bfloat16()), example_inputs=(X,))
+    assert "float32" in str(told.value.hint)

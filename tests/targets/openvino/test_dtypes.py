@@ -1,0 +1,42 @@
+"""Outputs of every dtype: OpenVINO's fused kernels refuse most of them, its single operators do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+import deploykit
+
+
+class Counts(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.dtype = nn.Linear(8, 4), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layer(x).abs() * 10 + 1).to(self.dtype)
+
+
+@pytest.mark.parametrize("name", ["int16", "uint16", "int64", "float64", "bool", "uint8"])
+def test_outputs(name: str, tmp_path: Path) -> None:
+    model, x = Counts(getattr(torch, name)).eval(), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    artifact = deploykit.export(
+        model,
+        target="x86-cpu:openvino",
+        precision="fp32",
+        example_inputs=(x,),
+        output=tmp_path / "counts",
+        profile=False,
+        progress=False,
+    )
+    with artifact.open() as session:
+        (found,) = session.run({session.inputs[0].name: x.numpy()}).values()
+    assert found.dtype == np.dtype(name)
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-5)
