@@ -202,7 +202,9 @@ def run_model(name: str, python: str | None, archs: Sequence[str], folder: Path)
             path, artifact = make()
             rows += [row(name, what, path, arch, artifact) for arch in archs]
         except Exception as error:  # a peer that fails is a result
-            rows.append({"model": name, "what": f"{what}: {type(error).__name__}: {error}"[:200], "arch": "-"})
+            rows.append(
+                {"model": name, "what": f"{what}: {type(error).__name__}: {error}"[:200].replace("|", ";"), "arch": "-"}
+            )
         print(rows[-1], flush=True)
     return rows
 
