@@ -93,8 +93,7 @@ def conv(
     lanes, group, steps, runs, kernel_h = dot.lanes, dot.group, plan.steps, plan.runs, shape.kernel[0]
     columns, tasks, spans = plan.group_columns, shape.groups * plan.blocks * plan.lines, math.ceil(plan.pixels / rows)
     dtype = output or dot.activation
-    address, finish = Address(plan), _finish(dot, limits, residual, dtype)
-    constants, sums = (2 if dot.quantized else 1) * lanes, dot.pair * lanes
+    address, finish, sums = Address(plan), _finish(plan, limits, residual, dtype), dot.pair * lanes
     narrow, wide, pair = columns < lanes, dot.read_at_once(steps), dot.pair
 
     def read(b: Expr | None, index: Expr) -> Expr | None:
@@ -123,9 +122,7 @@ def conv(
 
     @T.inline
     def store_row(acc, row, task, x, r, v, c, b, y):
-        store(
-            dot.row(acc, row), c, b, y, address.vector(task, v) * constants, address.write(task, x, r * pair + row, v)
-        )
+        store(dot.row(acc, row), c, b, y, address.constant(task, v), address.write(task, x, r * pair + row, v))
 
     @T.inline
     def tiles(a, w, c, b, y):  # noqa: PLR0912 -- the loops of a kernel
@@ -184,14 +181,14 @@ def conv(
 
 
 def _finish(
-    dot: Dot, limits: tuple[float, float] | None, residual: Residual | None, dtype: str
+    plan: ConvPlan, limits: tuple[float, float] | None, residual: Residual | None, dtype: str
 ) -> Callable[[Expr, Expr, Expr, Expr | None], Expr]:
     """From accumulators to outputs: (accumulator, constants, first constant of the vector, residual) -> to store."""
-    lanes = dot.lanes
+    dot, lanes, apart = plan.dot, plan.dot.lanes, plan.packing.lanes
 
     def finish(acc: Expr, c: Expr, start: Expr, other: Expr | None) -> Expr:
         if dot.quantized:
-            value = cast(acc, "float32", lanes) * c[T.Ramp(start, 1, lanes)] + c[T.Ramp(start + lanes, 1, lanes)]
+            value = cast(acc, "float32", lanes) * c[T.Ramp(start, 1, lanes)] + c[T.Ramp(start + apart, 1, lanes)]
         else:
             value = acc + c[T.Ramp(start, 1, lanes)]
         if residual is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from tvm.script import tirx as T
@@ -64,6 +65,16 @@ class ConvShape:
         return self.kernel == (1, 1) and self.stride == (1, 1)
 
 
+class Packing(NamedTuple):
+    """How weights of one group lie in memory: (blocks, stretches, steps, tile, lanes, group), the last one dense."""
+
+    blocks: int
+    steps: int
+    tile: int
+    lanes: int
+    group: int
+
+
 @dataclass(frozen=True)
 class ConvPlan:
     """How one convolution is laid out: what packing and kernel must agree on. Made by `plan_conv`.
@@ -88,9 +99,23 @@ class ConvPlan:
         return self.shape.columns // self.shape.groups
 
     @property
+    def group_vectors(self) -> int:
+        """Column vectors of a group."""
+        return vectors_of(self.group_columns, self.dot)[0]
+
+    @property
     def blocks(self) -> int:
         """Tiles that cover the columns of a group."""
-        return math.ceil(math.ceil(self.group_columns / self.dot.lanes) / self.tile)
+        return math.ceil(self.group_vectors / self.tile)
+
+    @property
+    def packing(self) -> Packing:
+        """Of the weights: what a kernel reads step by step, or what kernels of several instruction sets can read."""
+        dot = self.dot
+        if not dot.packed_lanes:
+            return Packing(self.blocks, self.steps, self.tile, dot.lanes, dot.group)
+        beside, (vectors, by) = dot.interleaved or dot.group, vectors_of(self.group_columns, dot)
+        return Packing(vectors // by, dot.packed_run(self.run) // beside, 1, by * dot.lanes, beside)
 
     @property
     def steps(self) -> int:
@@ -98,15 +123,20 @@ class ConvPlan:
         return math.ceil(self.run / self.dot.group)
 
     @property
-    def vectors(self) -> int:
-        """Column vectors over all groups and weight sets."""
-        return self.weight_sets * self.shape.groups * self.blocks * self.tile
+    def vector_elements(self) -> int:
+        """Packed weights of one column vector."""
+        return self.shape.kernel[0] * self.runs * self.packing.steps * self.packing.group * self.dot.lanes
+
+    @property
+    def _packed_lanes(self) -> int:
+        """Of all packed vectors."""
+        packing = self.packing
+        return self.weight_sets * self.shape.groups * packing.blocks * packing.tile * packing.lanes
 
     @property
     def weight_elements(self) -> int:
         """Elements of the packed weights."""
-        window = self.shape.kernel[0] * self.runs * self.steps
-        return self.vectors * window * self.dot.lanes * self.dot.group
+        return self._packed_lanes // self.dot.lanes * self.vector_elements
 
     @property
     def pixel_elements(self) -> int:
@@ -141,7 +171,7 @@ class ConvPlan:
     @property
     def constant_elements(self) -> int:
         """Elements of the packed constants: scale and bias of each column, or bias alone."""
-        return self.vectors * (2 if self.dot.quantized else 1) * self.dot.lanes
+        return self._packed_lanes * (2 if self.dot.quantized else 1)
 
     @property
     def input_elements(self) -> int:
@@ -169,33 +199,40 @@ def plan_conv(shape: ConvShape, dot: Dot, *, weights_per_image: bool = False) ->
     """
     height, width = shape.output
     lines, pixels = shape.batch * height, width
-    vectors = math.ceil(shape.columns // shape.groups / dot.lanes)
     contiguous = shape.groups == 1 and shape.dilation[1] == 1
     runs = 1 if contiguous else shape.kernel[1]
     run = shape.channels // shape.groups * (shape.kernel[1] if contiguous else 1)
     dot = dot.for_inputs(run)
+    vectors, by = vectors_of(shape.columns // shape.groups, dot)
     if shape.pointwise:
         apart = shape.batch if weights_per_image else 1
         dot = dot.for_pixels(lines * pixels // apart)
-        lines, pixels = fold_rows(lines * pixels // apart, vectors, dot)
+        lines, pixels = fold_rows(lines * pixels // apart, vectors, dot, by=by)
         lines *= apart
     dot = dot.for_pixels(pixels)
     sets = shape.batch if weights_per_image else 1
-    rows, tile = choose_tile(pixels, vectors, dot)
+    rows, tile = choose_tile(pixels, vectors, dot, by=by)
     plan = ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, sets)
     if dot.tiles and not shape.pointwise and shape.stride == (1, 1):
         pixels = (height - 1) * shape.width + width
-        rows, tile = choose_tile(pixels, vectors, dot)
+        rows, tile = choose_tile(pixels, vectors, dot, by=by)
         flat = replace(plan, rows=rows, tile=tile, lines=shape.batch, pixels=pixels, flat=True)
         plan = min(plan, flat, key=_tile_cycles)
     return plan
 
 
+def vectors_of(columns: int, dot: Dot) -> tuple[int, int]:
+    """Column vectors that cover `columns`, and how many of them lie beside each other in packed weights."""
+    by = dot.packed_lanes // dot.lanes if columns >= dot.packed_lanes > 0 else 1
+    return math.ceil(columns / (by * dot.lanes)) * by, by
+
+
 def _tile_cycles(plan: ConvPlan) -> float:
     """Of a step over all lines and columns, where weights of a block come from where they fit."""
-    weights = plan.weight_elements // (plan.vectors // plan.tile)
+    weights = plan.tile * plan.vector_elements
     near = weights <= _NEAR_BYTES or (plan.lines == 1 and plan.pixels <= plan.rows)
-    return plan.lines * tile_cycles(plan.pixels, plan.vectors, plan.rows, plan.tile, near=near)
+    vectors = plan.weight_sets * plan.shape.groups * plan.group_vectors
+    return plan.lines * tile_cycles(plan.pixels, vectors, plan.rows, plan.tile, near=near)
 
 
 def pack_conv(plan: ConvPlan, weight: Array) -> Array:
@@ -211,20 +248,9 @@ def pack_conv(plan: ConvPlan, weight: Array) -> Array:
     if plan.dot.quantized and np.abs(weight.astype(np.int32)).max(initial=0) > 1 << (plan.dot.weight_bits - 1):
         raise UsageError(f"conv: {plan.dot.mnemonic} takes weights of {plan.dot.weight_bits} bits, and these have more")
     split = weight.reshape(plan.shape.groups, plan.group_columns, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)
-    dot = plan.dot
-    lines = split.reshape(plan.shape.groups, plan.group_columns, -1, plan.run)
-    packed = [
-        pack_matrix(
-            w,
-            lanes=dot.lanes,
-            group=dot.group,
-            tile=plan.tile,
-            dtype=dot.weight,
-            interleaved=dot.interleaved,
-            strided=dot.strided,
-        )
-        for w in lines
-    ]
+    packing, lines = plan.packing, split.reshape(plan.shape.groups, plan.group_columns, -1, plan.run)
+    sizes = {"lanes": packing.lanes, "group": packing.group, "tile": packing.tile, "steps": packing.steps}
+    packed = [pack_matrix(w, **sizes, dtype=plan.dot.weight) for w in lines]
     return np.stack(packed).ravel()
 
 
@@ -239,10 +265,8 @@ def pack_conv_constants(plan: ConvPlan, bias: Array, scale: Array | None = None)
     """
     rows = [bias] if scale is None else [scale, bias]
     per_group = [np.split(np.asarray(row), plan.shape.groups) for row in rows]
-    vectors = plan.blocks * plan.tile
-    packed = [
-        pack_constants(list(group), lanes=plan.dot.lanes, vectors=vectors) for group in zip(*per_group, strict=True)
-    ]
+    lanes, vectors = plan.packing.lanes, plan.packing.blocks * plan.packing.tile
+    packed = [pack_constants(list(group), lanes=lanes, vectors=vectors) for group in zip(*per_group, strict=True)]
     return np.stack(packed).ravel()
 
 
@@ -281,32 +305,43 @@ class Address:
             pixel = row * shape.width + self._pixel(x, r) * shape.stride[1] + kx * shape.dilation[1]
         return pixel * shape.channels + group * (shape.channels // shape.groups)
 
-    def _block(self, task: Expr) -> Expr:
-        """Number of a block of columns, over all groups and weight sets."""
+    def _group(self, task: Expr) -> Expr:
+        """Number of a group, over all weight sets."""
         plan = self.plan
-        block = self._columns(task)
+        group = self._columns(task) // plan.blocks
         if plan.weight_sets == 1:
-            return block
-        return self._line(task) // (plan.lines // plan.weight_sets) * (plan.shape.groups * plan.blocks) + block
+            return group
+        return self._line(task) // (plan.lines // plan.weight_sets) * plan.shape.groups + group
+
+    def _packed(self, task: Expr, v: Expr) -> tuple[Expr, Expr, Expr]:
+        """Where a column vector is packed: number of the block over all groups and weight sets, tile, first lane."""
+        plan, packing, block = self.plan, self.plan.packing, self._columns(task) % self.plan.blocks
+        if not plan.dot.packed_lanes:
+            return self._group(task) * packing.blocks + block, v, 0
+        by = packing.lanes // plan.dot.lanes  # divides the tile and the number of vectors
+        first = vector_start(block, plan.tile // by, packing.blocks)
+        return self._group(task) * packing.blocks + first + v // by, 0, v % by * plan.dot.lanes
 
     def weight(self, task: Expr, ky: Expr, kx: Expr, k: Expr, v: Expr) -> Expr:
         """Packed weights of one step."""
-        plan = self.plan
-        stretch = (self._block(task) * plan.shape.kernel[0] + ky) * plan.runs + kx
-        return ((stretch * plan.steps + k) * plan.tile + v) * (plan.dot.lanes * plan.dot.group)
+        plan, packing, (block, tile, lane) = self.plan, self.plan.packing, self._packed(task, v)
+        stretch = (block * plan.shape.kernel[0] + ky) * plan.runs + kx
+        step = stretch * packing.steps + k * (plan.dot.group // packing.group)
+        return ((step * packing.tile + tile) * packing.lanes + lane) * packing.group
 
     def ahead(self, task: Expr, x: Expr, ky: Expr, kx: Expr, k: Expr, index: Expr) -> Expr:
         """What a step prefetches: a part of the weights of the block after this one, or addresses beyond the last."""
         plan, loads = self.plan, self.plan.steps // self.plan.dot.read_at_once(self.plan.steps)
         number = self._line(task) % (plan.lines // plan.weight_sets) * math.ceil(plan.pixels / plan.rows) + x
         step = ((number * plan.shape.kernel[0] + ky) * plan.runs + kx) * loads + k
-        block = plan.weight_elements // plan.vectors * plan.tile
+        block = plan.tile * plan.vector_elements
         line = index * (_CACHE_LINE // np.dtype(plan.dot.weight).itemsize)
         return self.weight(task, 0, 0, 0, 0) + block + step * plan.ahead + line
 
-    def vector(self, task: Expr, v: Expr) -> Expr:
-        """Number of a column vector, over all groups and weight sets."""
-        return self._block(task) * self.plan.tile + v
+    def constant(self, task: Expr, v: Expr) -> Expr:
+        """First constant of a column vector; where there are two per column, the others are `packing.lanes` behind."""
+        packing, (block, tile, lane) = self.plan.packing, self._packed(task, v)
+        return (block * packing.tile + tile) * packing.lanes * (2 if self.plan.dot.quantized else 1) + lane
 
     def stored(self, x: Expr, r: Expr) -> Expr:
         """Whether a pixel of a line is one of the output."""
@@ -317,8 +352,9 @@ class Address:
     def write(self, task: Expr, x: Expr, r: Expr, v: Expr) -> Expr:
         """First output of a column vector."""
         plan = self.plan
-        group, block = self._columns(task) // plan.blocks, self._columns(task) % plan.blocks
-        first = T.max(0, T.min((block * plan.tile + v) * plan.dot.lanes, plan.group_columns - plan.dot.lanes))
+        packing, group, (block, tile, lane) = plan.packing, self._columns(task) // plan.blocks, self._packed(task, v)
+        vector = (block - self._group(task) * packing.blocks) * packing.tile + tile
+        first = T.max(0, T.min(vector * packing.lanes, plan.group_columns - packing.lanes)) + lane
         if plan.flat:
             height, width = plan.shape.output
             at = self._pixel(x, r)

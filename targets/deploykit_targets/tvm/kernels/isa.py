@@ -21,7 +21,15 @@ def _multiply_add(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
     return acc + a * w
 
 
+MATRIX_INPUTS = 64
+"""Bytes of a row of a tile register (AMX)."""
+_VECTOR_INPUTS = 4  # that one instruction of VNNI sums
 _FEWEST_TILE_ROWS = 4  # below, loading a tile of weights takes as long as multiplying vectors
+
+
+def fills_matrices(run: int) -> bool:
+    """Whether a stretch of `run` inputs takes matrices no longer than vectors, two of which start each cycle."""
+    return math.ceil(run / MATRIX_INPUTS) <= math.ceil(run / _VECTOR_INPUTS) / 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,9 @@ class Dot:
         tiles: registers that hold whole matrices, where a step multiplies two of these; else 0. `registers` is then
             unused, and `step` is that of `alone`, which short lines and what multiplies lane by lane take.
         interleaved: inputs of one column that lie beside each other in packed weights; `group` of them where 0.
-        strided: whether these are `group / interleaved` apart, instead of neighbours.
+        packed_lanes: columns that lie beside each other in packed weights, vector after vector, so that instruction
+            sets with as many or fewer lanes read the same bytes; 0: the vectors of a tile lie beside each other.
+        parted: whether activations and weights are each parted in two in registers, behind a mask.
         weight_bits: of weights whose sums cannot saturate.
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
             expressions.
@@ -61,7 +71,8 @@ class Dot:
     alone: Dot | None = None
     tiles: int = 0
     interleaved: int = 0
-    strided: bool = False
+    packed_lanes: int = 0
+    parted: bool = False
     weight_bits: int = 8
 
     @property
@@ -85,8 +96,12 @@ class Dot:
         """This step, or the one over vectors where a stretch of `run` inputs fills too little of a tile's row."""
         if not self.tiles or self.alone is None:
             return self
-        products = math.ceil(run / self.alone.group) / 2  # two of them start each cycle
-        return self if math.ceil(run / self.group) <= products else self.alone
+        return self if fills_matrices(run) else self.alone
+
+    def packed_run(self, run: int) -> int:
+        """Inputs of a stretch of `run` in shared packed weights: rows of matrices are full, where these are used."""
+        group = MATRIX_INPUTS if self.quantized and fills_matrices(run) else self.interleaved or self.group
+        return math.ceil(run / group) * group
 
     def read_at_once(self, steps: int) -> int:
         """Steps whose activations one load brings, of a stretch of that many."""
@@ -159,13 +174,12 @@ def _vpmaddwd(acc: Expr, a: Expr, w: Expr) -> Expr:
 
     Four bytes are repeated by the load; a mask and a shift leave the first and third, and the second and fourth, as 16
     bits, which costs no shuffle: there is one port for these, and widening took it for longer than the products.
+    Shifts do the same to weights, once for all rows of a tile.
     """
-    four = _repeat(a, "uint16x16", 8)
-    even, odd = four & fill(0x00FF, "uint16", 16), four >> fill(8, "uint16", 16)
-    for part, inputs in enumerate((even, odd)):
-        weights = T.Shuffle([w], list(range(16 * part, 16 * (part + 1))))
-        pairs = T.reinterpret("int16x16", inputs)
-        acc = acc + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", pairs, weights)
+    four, weights, eight = _repeat(a, "uint16x16", 8), T.reinterpret("int16x16", w), fill(8, "int16", 16)
+    inputs = four & fill(0x00FF, "uint16", 16), four >> fill(8, "uint16", 16)
+    for part, by in zip(inputs, ((weights << eight) >> eight, weights >> eight), strict=True):
+        acc = acc + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", T.reinterpret("int16x16", part), by)
     return acc
 
 
@@ -201,8 +215,12 @@ def _fma(lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
     return lambda acc, a, w: fma(spread(a, lanes), w, acc, lanes)
 
 
+_PACKED = 16  # columns: the lanes of the widest
+
+
 def _float(lanes: int, registers: int, mnemonic: str) -> Dot:
-    return Dot(lanes, 1, "float32", "float32", "float32", registers, mnemonic, _fma(lanes))
+    packed = _PACKED if mnemonic.startswith("v") else 0
+    return Dot(lanes, 1, "float32", "float32", "float32", registers, mnemonic, _fma(lanes), packed_lanes=packed)
 
 
 def _x86(mcpu: str, *mattr: str) -> dict[str, Any]:
@@ -214,9 +232,16 @@ def _arm(mcpu: str, *mattr: str) -> dict[str, Any]:
     return {"kind": "llvm", "keys": keys, "mtriple": "aarch64-linux-gnu", "mcpu": mcpu, "mattr": list(mattr)}
 
 
-_VPDPBUSD = Dot(16, 4, "uint8", "int8", "int32", 32, "vpdpbusd", _vpdpbusd(512), _vpdpbusd_lanes(16))
-_VPMADDWD = Dot(8, 4, "uint8", "int16", "int32", 16, "vpmaddwd", _vpmaddwd, interleaved=2, strided=True)
-_TDPBUSD = replace(_VPDPBUSD, group=64, mnemonic="tdpbusd", alone=_VPDPBUSD, tiles=8, interleaved=4)
+def _bytes(lanes: int, registers: int, mnemonic: str, step: Callable[[Expr, Expr, Expr], Expr], **more: Any) -> Dot:
+    """Four unsigned bytes by four signed ones, in the layout that all x86 instruction sets share."""
+    return Dot(lanes, 4, "uint8", "int8", "int32", registers, mnemonic, step, packed_lanes=_PACKED, **more)
+
+
+_VPDPBUSD = _bytes(16, 32, "vpdpbusd", _vpdpbusd(512), lane_by_lane=_vpdpbusd_lanes(16))
+_VPMADDWD = _bytes(8, 16, "vpmaddwd", _vpmaddwd, parted=True)
+_TDPBUSD = replace(
+    _VPDPBUSD, group=MATRIX_INPUTS, mnemonic="tdpbusd", alone=_VPDPBUSD, tiles=8, interleaved=_VECTOR_INPUTS
+)
 _SDOT = Dot(4, 4, "int8", "int8", "int32", 32, "sdot", _sdot, wide=4)
 
 ISAS: Mapping[str, Isa] = {
@@ -237,7 +262,7 @@ ISAS: Mapping[str, Isa] = {
         Isa(
             "avx_vnni",
             _x86("haswell", "+avxvnni"),
-            Dot(8, 4, "uint8", "int8", "int32", 15, "vpdpbusd", _vpdpbusd(256), _vpdpbusd_lanes(8)),
+            _bytes(8, 15, "vpdpbusd", _vpdpbusd(256), lane_by_lane=_vpdpbusd_lanes(8)),
             _float(8, 16, "vfmadd"),
         ),
         Isa(
@@ -249,7 +274,7 @@ ISAS: Mapping[str, Isa] = {
         Isa(
             "avx2_7bit",
             _x86("haswell"),
-            Dot(8, 4, "uint8", "int8", "int32", 14, "vpmaddubsw", _vpmaddubsw, weight_bits=7),
+            _bytes(8, 14, "vpmaddubsw", _vpmaddubsw, weight_bits=7),
             _float(8, 16, "vfmadd"),
             _VPMADDWD,
         ),

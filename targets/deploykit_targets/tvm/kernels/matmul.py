@@ -49,22 +49,15 @@ def pack_operand(
     Raises:
         UsageError: the zero point of `second` is not 128 for uint8, 0 for int8.
     """
-    dot, heads, sets, blocks = plan.dot, plan.shape.groups, plan.weight_sets, plan.blocks
+    dot, heads, sets = plan.dot, plan.shape.groups, plan.weight_sets
+    blocks, steps, tile, lanes, group = plan.packing
     middle = 128 if dot.activation == "uint8" else 0
     if dot.quantized and second.zero_point != middle:
         raise UsageError(
             f"matmul: the second operand has zero point {second.zero_point}, and kernels need {middle}",
             hint="quantize it symmetrically",
         )
-    lanes, group, tile, steps, inputs, columns = (
-        dot.lanes,
-        dot.group,
-        plan.tile,
-        plan.steps,
-        plan.run,
-        plan.group_columns,
-    )
-    beside = dot.interleaved or group
+    inputs, columns = plan.run, plan.group_columns
     scale = first.scale * second.scale / to.scale * factor
     total = "int32" if dot.quantized else "float32"
     parts = 2 if dot.quantized else 1
@@ -84,10 +77,7 @@ def pack_operand(
         return T.if_then_else(T.And(k < inputs, column < columns), centred, T.Cast(total, 0))
 
     def weight_at(task: Expr, v: Expr, k: Expr, lane: Expr) -> Expr:
-        start, inner = ((task * steps + k // group) * tile + v) * lanes * group, k % group
-        apart = group // beside
-        part, place = (inner % apart, inner // apart) if dot.strided else (inner // beside, inner % beside)
-        return start + (part * lanes + lane) * beside + place
+        return (((task * steps + k // group) * tile + v) * lanes + lane) * group + k % group
 
     def bias(column_sum: Expr) -> Expr:
         if not dot.quantized:

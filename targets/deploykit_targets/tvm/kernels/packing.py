@@ -41,31 +41,23 @@ def take_columns(array: Array, lanes: int, vectors: int | None = None) -> Array:
     return np.stack([padded[start : start + lanes] for start in starts])
 
 
-def pack_matrix(
-    weight: Array, *, lanes: int, group: int, tile: int, dtype: str, interleaved: int = 0, strided: bool = False
-) -> Array:
+def pack_matrix(weight: Array, *, lanes: int, group: int, tile: int, dtype: str, steps: int = 0) -> Array:
     """Pack the columns of a product for a kernel whose step takes `group` inputs for each of `lanes` columns.
 
     Args:
         weight: shape (columns, lines, run): `run` inputs that lie next to each other in memory, `lines` times.
         lanes, group, dtype: of the instruction set.
         tile: column vectors that a kernel accumulates at once.
-        interleaved: inputs of one column that lie beside each other, before those of the next column; divides `group`,
-            which it is where 0.
-        strided: these are `group / interleaved` apart, instead of neighbours.
+        steps: per line; as many as `run` needs where 0.
     Returns:
-        Shape (blocks, lines, steps, tile, group / interleaved * lanes, interleaved), dtype `dtype`; inputs beyond `run`
-        have weight zero.
+        Shape (blocks, lines, steps, tile, lanes, group), dtype `dtype`; inputs beyond `run` have weight zero.
     """
     columns, lines, run = weight.shape
-    steps = -(-run // group)
+    steps = steps or -(-run // group)
     vectors = math.ceil(math.ceil(columns / lanes) / tile) * tile
     padded = np.pad(weight, ((0, 0), (0, 0), (0, steps * group - run)))
-    beside = interleaved or group
-    parts = (beside, group // beside) if strided else (group // beside, beside)
-    split = take_columns(padded, lanes, vectors).reshape(-1, tile, lanes, lines, steps, *parts)
-    ordered = split.transpose(0, 3, 4, 1, *((6, 2, 5) if strided else (5, 2, 6)))
-    return np.ascontiguousarray(ordered.astype(dtype)).reshape(*ordered.shape[:4], -1, beside)
+    split = take_columns(padded, lanes, vectors).reshape(-1, tile, lanes, lines, steps, group)
+    return np.ascontiguousarray(split.transpose(0, 3, 4, 1, 2, 5).astype(dtype))
 
 
 def pack_constants(rows: list[Array], *, lanes: int, vectors: int | None = None) -> Array:

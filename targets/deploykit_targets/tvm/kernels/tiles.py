@@ -16,7 +16,7 @@ _TILE_OVERHEAD = 4  # cycles of a step of tiles that neither loads nor products 
 _PIPELINE = 8  # independent accumulators that hide the latency of two multiply-accumulate pipes of four to five cycles
 
 
-def choose_tile(rows: int, vectors: int, dot: Dot) -> tuple[int, int]:
+def choose_tile(rows: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int, int]:
     """The tile that covers a (rows, vectors) result in the fewest estimated cycles.
 
     One step of a tile of r rows and v column vectors loads r activations and v weight vectors for r * v
@@ -26,14 +26,15 @@ def choose_tile(rows: int, vectors: int, dot: Dot) -> tuple[int, int]:
         rows: output pixels that lie in one line.
         vectors: column vectors.
         dot: whose registers hold accumulators, weights, and one activation, or one per row where it reads lanes.
+        by: vectors that lie beside each other in packed weights; divides `vectors`, and the tile's.
     Returns:
         Rows (at most `rows`, a multiple of the step's) and vectors of the tile.
     """
     counts = range(dot.pair, rows + 1, dot.pair)
     if dot.tiles:
-        tiles = [(r, v) for v in range(1, vectors + 1) for r in counts if _tiles_held(r, v) <= dot.tiles]
+        tiles = [(r, v) for v in range(by, vectors + 1, by) for r in counts if _tiles_held(r, v) <= dot.tiles]
     else:
-        tiles = [(r, v) for v in range(1, vectors + 1) for r in counts if _held(r, v, dot) <= dot.registers]
+        tiles = [(r, v) for v in range(by, vectors + 1, by) for r in counts if _held(r, v, dot) <= dot.registers]
     return min(tiles, key=lambda tile: (_cycles(rows, vectors, dot, *tile), tile[0] / dot.wide + tile[1]))
 
 
@@ -41,7 +42,7 @@ def _held(r: int, v: int, dot: Dot) -> int:
     """Registers of a tile."""
     if dot.pair > 1:  # weights fill a register per two columns, activations one per two rows, two at a time
         return r * v + 2 * v + 2
-    if dot.strided:  # weights of both halves, both halves of the activations, and the mask that parts them
+    if dot.parted:  # both parts of the weights, both parts of the activations, and the mask
         return r * v + 2 * v + 3
     return r * v + v + (r if dot.wide > 1 else 1)
 
@@ -74,7 +75,7 @@ def tile_cycles(rows: int, vectors: int, r: int, v: int, *, near: bool = True) -
     return -(-rows // r) * -(-vectors // v) * (max(r * v, r / 2 + weights) + _TILE_OVERHEAD)
 
 
-def fold_rows(count: int, vectors: int, dot: Dot) -> tuple[int, int]:
+def fold_rows(count: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int, int]:
     """`count` independent pixels as lines that threads can share: (lines, pixels per line).
 
     Lines have 32 to 256 pixels where `count` allows it, of the length whose tiles waste least; else there is one line.
@@ -82,7 +83,7 @@ def fold_rows(count: int, vectors: int, dot: Dot) -> tuple[int, int]:
     lengths = [length for length in range(32, min(count, 256) + 1) if count % length == 0]
 
     def cost(length: int) -> float:
-        return _cycles(length, vectors, dot, *choose_tile(length, vectors, dot)) / length
+        return _cycles(length, vectors, dot, *choose_tile(length, vectors, dot, by=by)) / length
 
     length = min(lengths, key=cost, default=count)
     return count // length, length

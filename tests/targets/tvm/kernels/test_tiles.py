@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows
 
 VNNI, SDOT, SMMLA, AMX = (
-    SimpleNamespace(registers=32, wide=w, pair=p, tiles=t, strided=False)
+    SimpleNamespace(registers=32, wide=w, pair=p, tiles=t, parted=False)
     for w, p, t in ((1, 1, 0), (4, 1, 0), (1, 2, 0), (1, 1, 8))
 )
 
