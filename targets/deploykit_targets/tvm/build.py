@@ -1,19 +1,21 @@
 """Kernels and program -> a library, and for boards a program, that need nothing of TVM.
 
-TVM's LLVM compiles the kernels to one object file; the C compiler of the architecture compiles the executor
-(`runtime/`) and links both. The same inputs give the same bytes.
+TVM's LLVM compiles the kernels to an object file; the C compiler of the architecture compiles the executor
+(`runtime/`) and links both. A library may have several variants, each with a program and kernels for an instruction
+set, over one block of constants: the executor takes the best that the CPU has. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from deploykit.artifact.storage import write_file
 from deploykit.contract.devices import Device
@@ -24,9 +26,9 @@ from deploykit.contract.tensors import TensorSpec
 from deploykit.places.frames import VERSION
 from deploykit_targets.tvm.compiling import Compiled, compile_kernels
 from deploykit_targets.tvm.processor import Processor, processor_of
-from deploykit_targets.tvm.program import Program
+from deploykit_targets.tvm.program import Program, Region
 from deploykit_targets.tvm.runtime.features import needed_features
-from deploykit_targets.tvm.runtime.table import heads_source, table_source
+from deploykit_targets.tvm.runtime.table import heads_source, index_source, table_source
 from deploykit_targets.tvm.tools import compiler_for
 
 if TYPE_CHECKING:
@@ -44,16 +46,46 @@ _TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
+class Variant:
+    """A program whose kernels are compiled for one processor."""
+
+    processor: Processor
+    program: Program
+    kernels: Compiled
+
+
+@dataclass(frozen=True)
+class VariantFacts:
+    """What the manifest has of a variant.
+
+    Attributes:
+        isa: of its kernels, and its name in the library.
+        needs: CPU features without which it is not taken, LLVM's spelling.
+        object_bytes: of its compiled kernels.
+        constant_bytes: that it reads, most of them together with the other variants.
+        sqnr_db: of its outputs against those of the best variant that ran at export, 200 where they are equal; None
+            where that machine could not run it.
+    """
+
+    isa: str
+    needs: tuple[str, ...]
+    object_bytes: int
+    constant_bytes: int
+    sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
 class Library:
     """What was built.
 
     Attributes:
-        processor: that it is for.
+        processor: that it is for; of several, the plainest.
         needs: CPU features that are checked when it is opened, LLVM's spelling.
         emulators: QEMU's names of its CPU, best first.
         files: bytes by name of the files that running needs: nothing else has to be on the device.
         assembly: of the kernels, for `disassemble`.
         log: what the compiler printed.
+        variants: best first, where there are several.
     """
 
     processor: Processor
@@ -62,14 +94,17 @@ class Library:
     files: dict[str, int]
     assembly: str
     log: str
+    variants: tuple[VariantFacts, ...] = ()
 
     @property
     def metadata(self) -> dict[str, Any]:
         """For the manifest, under `METADATA`."""
         processor = msgspec.to_builtins(self.processor)
         facts = {"arch": self.processor.arch, "needs": list(self.needs), "emulators": list(self.emulators)}
-        spoken = {"protocol": VERSION} if RUNNER in self.files else {}
-        return {**processor, **facts, **spoken, "runtime_files": dict(self.files)}
+        facts |= {"protocol": VERSION} if RUNNER in self.files else {}
+        facts |= {"runtime_files": dict(self.files)}
+        facts |= {"variants": msgspec.to_builtins(self.variants)} if self.variants else {}
+        return {**processor, **facts}
 
 
 def build_library(
@@ -78,10 +113,8 @@ def build_library(
     constants: bytes,
     device: Device,
     folder: Path,
-    *,
-    compile_with: Callable[[Any, Processor], Compiled] = compile_kernels,
 ) -> Library:
-    """Write `model.so`, `constants.bin`, `program.json` and, for Arm, the program `run` into a folder.
+    """Compile kernels for a device, or for this machine where it is one of several, and link them; see `link_library`.
 
     Args:
         module: `tvm.IRModule` of TIR functions whose global symbols are those of the program's steps.
@@ -89,7 +122,6 @@ def build_library(
         constants: of `program.constant_bytes`.
         device: of `devices.toml`.
         folder: takes the files.
-        compile_with: makes machine code of the kernels; a `Compiler` that was started early saves seconds.
     Raises:
         MissingDependencyError: the C compiler of the architecture is not installed.
         ConversionError: TVM or the compiler refused, or program and constants do not fit each other.
@@ -97,22 +129,57 @@ def build_library(
     if len(constants) != program.constant_bytes:
         raise ConversionError(f"tvm: {len(constants)} bytes of constants, the program has {program.constant_bytes}")
     processor = processor_of(device)
-    compiler = compiler_for(processor.arch)
-    compiler.find()  # before minutes are spent
-    needs = needed_features(processor.target)
-    kernels = compile_with(module, processor)
+    compiler_for(processor.arch).find()  # before minutes are spent
+    return link_library([Variant(processor, program, compile_kernels(module, processor))], constants, device, folder)
+
+
+def link_library(variants: Sequence[Variant], constants: bytes, device: Device, folder: Path) -> Library:
+    """Write `model.so`, `constants.bin`, `program.json` and, for Arm, the program `run` into a folder.
+
+    Args:
+        variants: best first; their symbols differ.
+        constants: that all of them read.
+        device: of `devices.toml`.
+        folder: takes the files.
+    Raises:
+        MissingDependencyError, ConversionError: as `build_library`.
+    """
+    plainest = variants[-1]
+    compiler = compiler_for(plainest.processor.arch)
+    needs = [needed_features(variant.processor.target) for variant in variants]
+    programs = [replace(variant.program, constant_bytes=len(constants)) for variant in variants]
     with tempfile.TemporaryDirectory() as scratch:
-        Path(scratch, "kernels.o").write_bytes(kernels.object_code)
-        Path(scratch, "program.c").write_text(table_source(program, needs), encoding="utf-8")
-        _link(compiler, scratch, [*_LIBRARY, f"-Wl,--version-script={_SOURCES / 'exports.map'}"], folder / LIBRARY, [])
-        if processor.arch == "aarch64":
-            Path(scratch, "heads.c").write_text(heads_source(program), encoding="utf-8")
-            _link(compiler, scratch, _RUNNER, folder / RUNNER, [_SOURCES / "run.c", Path(scratch, "heads.c")])
+        for variant, program, need in zip(variants, programs, needs, strict=True):
+            name = variant.processor.isa
+            Path(scratch, f"{name}.o").write_bytes(variant.kernels.object_code)
+            Path(scratch, f"{name}.c").write_text(table_source(program, need, name), encoding="utf-8")
+        names = [variant.processor.isa for variant in variants]
+        Path(scratch, "programs.c").write_text(index_source(names), encoding="utf-8")
+        made = [Path(scratch, "programs.c"), *(Path(scratch, f"{name}.{kind}") for name in names for kind in "co")]
+        _link(compiler, [*_LIBRARY, f"-Wl,--version-script={_SOURCES / 'exports.map'}"], folder / LIBRARY, made)
+        if plainest.processor.arch == "aarch64":
+            Path(scratch, "heads.c").write_text(heads_source(plainest.program), encoding="utf-8")
+            _link(compiler, _RUNNER, folder / RUNNER, [_SOURCES / "run.c", Path(scratch, "heads.c"), *made])
     write_file(folder / CONSTANTS, constants)
-    write_file(folder / PROGRAM, msgspec.json.format(msgspec.json.encode(program)) + b"\n")
-    names = (LIBRARY, RUNNER, CONSTANTS)
-    files = {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
-    return Library(processor, needs, tuple(device.extra.get("emulators", ())), files, kernels.assembly, kernels.log)
+    for name, program in zip(names, programs, strict=True):
+        data = msgspec.json.format(msgspec.json.encode(program)) + b"\n"
+        write_file(folder / (PROGRAM if name == names[-1] else program_file(name)), data)
+    written = (LIBRARY, RUNNER, CONSTANTS)
+    files = {name: (folder / name).stat().st_size for name in written if (folder / name).is_file()}
+    facts = tuple(map(_facts, variants, needs)) if len(variants) > 1 else ()
+    emulators, kernels = tuple(device.extra.get("emulators", ())), plainest.kernels
+    return Library(plainest.processor, needs[-1], emulators, files, kernels.assembly, kernels.log, facts)
+
+
+def _facts(variant: Variant, needs: tuple[str, ...]) -> VariantFacts:
+    operands = {operand for step in variant.program.steps for operand in step.operands}
+    read = {o.offset: o.elements * np.dtype(o.dtype).itemsize for o in operands if o.region is Region.CONSTANTS}
+    return VariantFacts(variant.processor.isa, needs, len(variant.kernels.object_code), sum(read.values()))
+
+
+def program_file(variant: str) -> str:
+    """Name of the file with the program of a variant, but for the plainest, which is in `PROGRAM`."""
+    return f"program.{variant}.json"
 
 
 def read_program(path: Path) -> Program:
@@ -137,6 +204,7 @@ class Recorded:
     emulators: tuple[str, ...] = ()
     runtime_files: dict[str, int] = field(default_factory=dict)
     protocol: int = 0
+    variants: tuple[VariantFacts, ...] = ()
 
 
 def recorded(artifact: StoredArtifact) -> Recorded:
@@ -144,10 +212,10 @@ def recorded(artifact: StoredArtifact) -> Recorded:
     return artifact.manifest.recorded(Recorded, METADATA)
 
 
-def _link(compiler: SystemTool, scratch: str, options: Sequence[str], output: Path, more: Sequence[Path]) -> None:
+def _link(compiler: SystemTool, options: Sequence[str], output: Path, more: Sequence[Path]) -> None:
     own = [*(str(_SOURCES / name) for name in ("executor.c", "pool.c", "cpu.c")), *map(str, more)]
     command = [compiler.find(), *_COMPILE, f"-I{_SOURCES}", *options, "-o", str(output), *own]
-    command += [f"{scratch}/program.c", f"{scratch}/kernels.o", "-lm"]
+    command += ["-lm"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except (OSError, subprocess.SubprocessError) as error:

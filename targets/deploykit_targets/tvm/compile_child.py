@@ -11,29 +11,34 @@ import sys
 import traceback
 from pathlib import Path
 
-MODULE, TARGET, OBJECT, ASSEMBLY, ERROR = "module.json", "target.json", "kernels.o", "kernels.s", "error"
+MODULE, TARGET, OBJECT, ASSEMBLY, ERROR = "module{}.json", "target{}.json", "kernels{}.o", "kernels{}.s", "error"
 
 
 def main(folder: Path) -> int:
-    """Compile what lies in `folder`; 0 on success, else 1 with the reason written beside it.
+    """Compile what is put into `folder`; 0 on success, else 1 with the reason written beside it.
 
-    The slow import comes first; then a line on standard input says that the module is complete.
+    The slow import comes first; then each line on standard input is the number of a module that is complete.
     """
-    import tvm
+    import tvm  # noqa: F401 -- compiles
 
-    if not sys.stdin.readline():
-        return 0  # the parent gave up
     try:
-        module = tvm.ir.load_json((folder / MODULE).read_text(encoding="utf-8"))
-        target = json.loads((folder / TARGET).read_text(encoding="utf-8"))
-        compiled = tvm.compile(module, target=tvm.target.Target(target, host=target)).mod
-        compiled.write_to_file(str(folder / OBJECT), "o")
-        (folder / ASSEMBLY).write_text(compiled.inspect_source("asm"), encoding="utf-8")
+        for line in sys.stdin:
+            _compile(folder, line.strip())
     except Exception as error:  # whatever it is, the parent turns it into words
         (folder / ERROR).write_text(str(error), encoding="utf-8")
         traceback.print_exc()
         return 1
     return 0
+
+
+def _compile(folder: Path, number: str) -> None:
+    import tvm
+
+    module = tvm.ir.load_json((folder / MODULE.format(number)).read_text(encoding="utf-8"))
+    target = json.loads((folder / TARGET.format(number)).read_text(encoding="utf-8"))
+    compiled = tvm.compile(module, target=tvm.target.Target(target, host=target)).mod
+    compiled.write_to_file(str(folder / OBJECT.format(number)), "o")
+    (folder / ASSEMBLY.format(number)).write_text(compiled.inspect_source("asm"), encoding="utf-8")
 
 
 if __name__ == "__main__":

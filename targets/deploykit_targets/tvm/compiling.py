@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,39 +37,51 @@ class Compiled:
 
 
 class Compiler:
-    """One process for one module; a context manager."""
+    """One process for the modules of a library; a context manager. It compiles one while the next is made here."""
 
     def __enter__(self) -> Self:
         self._temporary = tempfile.TemporaryDirectory(prefix="deploykit-tvm-")
         self._folder = Path(self._temporary.name)
+        self._submitted: list[Processor] = []
         limit = time_limit(_TIMEOUT_S)
         self._process = start_module(
             compile_child, self._folder, what="TVM's compiler", error=ConversionError, timeout_s=limit
         )
         return self
 
-    def compile(self, module: Any, processor: Processor) -> Compiled:
-        """Compile the functions of a `tvm.IRModule`.
+    def submit(self, module: Any, processor: Processor) -> None:
+        """Let it compile the functions of a `tvm.IRModule`, after those that it has already."""
+        import tvm
+
+        folder, number = self._folder, len(self._submitted)
+        self._submitted.append(processor)
+        with _folder_errors():
+            (folder / compile_child.MODULE.format(number)).write_text(tvm.ir.save_json(module), encoding="utf-8")
+            (folder / compile_child.TARGET.format(number)).write_text(json.dumps(processor.target), encoding="utf-8")
+        self._process.send(f"{number}\n".encode())
+
+    def results(self) -> list[Compiled]:
+        """What became of all that was submitted, in that order; the last call.
 
         Raises:
             ConversionError: TVM refused, or LLVM ended the process; the message has what it said last.
         """
-        import tvm
-
         folder = self._folder
-        try:
-            (folder / compile_child.MODULE).write_text(tvm.ir.save_json(module), encoding="utf-8")
-            (folder / compile_child.TARGET).write_text(json.dumps(processor.target), encoding="utf-8")
-            self._process.send(b"go\n")
+        with _folder_errors():
             code = self._process.finish()
             log = self._process.log.replace(str(folder), "<folder>")
+            made = [folder / compile_child.ASSEMBLY.format(number) for number in range(len(self._submitted))]
             if code:
-                raise _refused(folder, code, processor, log)
-            assembly = (folder / compile_child.ASSEMBLY).read_text(encoding="utf-8")
-            return Compiled((folder / compile_child.OBJECT).read_bytes(), assembly, log)
-        except OSError as error:
-            message = f"the temporary folder of TVM's compiler cannot be used: {error}"
-            raise ConversionError(message, hint="try again; is something cleaning up, or the disk full?") from error
+                first = next((p for p, path in zip(self._submitted, made, strict=True) if not path.is_file()), None)
+                raise _refused(folder, code, first or self._submitted[-1], log)
+            objects = [folder / compile_child.OBJECT.format(number) for number in range(len(self._submitted))]
+            pairs = zip(objects, made, strict=True)
+            return [Compiled(o.read_bytes(), text.read_text(encoding="utf-8"), log) for o, text in pairs]
+
+    def compile(self, module: Any, processor: Processor) -> Compiled:
+        """Compile one module; see `submit` and `results`."""
+        self.submit(module, processor)
+        return self.results()[0]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -75,6 +89,15 @@ class Compiler:
         self._process.kill()
         self._process.close()
         self._temporary.cleanup()
+
+
+@contextlib.contextmanager
+def _folder_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"the temporary folder of TVM's compiler cannot be used: {error}"
+        raise ConversionError(message, hint="try again; is something cleaning up, or the disk full?") from error
 
 
 def compile_kernels(module: Any, processor: Processor) -> Compiled:

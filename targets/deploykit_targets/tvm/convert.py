@@ -6,28 +6,31 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from deploykit.capture import unroll_recurrent
-from deploykit.contract.errors import UsageError
+from deploykit.contract.errors import ConversionError, UsageError
 from deploykit.contract.optional import versions
 from deploykit.plugin.target import Payload
 from deploykit_calibration.layers import reconcile
-from deploykit_targets.tvm.build import LIBRARY, METADATA, build_library
+from deploykit_targets.tvm.build import LIBRARY, METADATA, link_library
 from deploykit_targets.tvm.compiling import Compiler
 from deploykit_targets.tvm.disassemble import confirm
-from deploykit_targets.tvm.kernels.isa import isa
-from deploykit_targets.tvm.lower import lower
-from deploykit_targets.tvm.processor import processor_of, requirements_of
+from deploykit_targets.tvm.processor import processors_of, requirements_of
 from deploykit_targets.tvm.reference import build_reference, needs_reference
+from deploykit_targets.tvm.tools import compiler_for
 from deploykit_targets.tvm.traffic import traffic_of
+from deploykit_targets.tvm.variants import compared, make_variants
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from deploykit.capture import CapturedModel
     from deploykit.contract.achieved import Achieved
     from deploykit_calibration.prepared import Prepared
+    from deploykit_targets.tvm.build import Variant
     from deploykit_targets.tvm.disassemble import Instructions
     from deploykit_targets.tvm.program import Program
+
+_DEFECT = "this is a defect of deploykit's kernels; please report it with the model's operators"
 
 
 def adapt(captured: CapturedModel) -> CapturedModel:
@@ -54,33 +57,57 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
         ConversionError: an operator has no kernels; the message names op, module path and source line.
         MissingDependencyError: the C compiler for the device is not installed.
     """
-    processor = processor_of(prepared.device)
+    processors = processors_of(prepared.device)
+    compiler_for(processors[-1].arch).find()  # before minutes are spent
     graph = prepared.graph_module if prepared.scheme.quantizes else None
     with Compiler() as compiler:
-        finished = lower(prepared.captured, isa(processor.isa), graph)
-        parts = (finished.module, finished.program, finished.constants)
-        library = build_library(*parts, prepared.device, folder, compile_with=compiler.compile)
-    reference = build_reference(prepared.captured, graph, folder) if needs_reference(processor) else {}
-    found = confirm(library.assembly, finished.program)
+        variants, constants = make_variants(prepared.captured, graph, processors, compiler)
+    library = link_library(variants, constants, prepared.device, folder)
+    library = compared(library, folder, prepared.captured) if library.variants else library
+    reference = build_reference(prepared.captured, graph, folder) if needs_reference(processors[-1]) else {}
+    found = {variant.processor.isa: confirm(variant.kernels.assembly, variant.program) for variant in variants}
     return Payload(
         entry=LIBRARY,
-        achieved=_achieved(prepared, finished.program, found),
+        achieved=_achieved(prepared, variants, found),
         tool_versions=versions("torch", "apache-tvm", "apache-tvm-ffi"),
         log=library.log,
-        traffic=traffic_of(finished.program),
-        requirements=requirements_of(processor.isa, processor.arch),
-        metadata={
-            METADATA: library.metadata,
-            **reference,
-            "instructions": {node: str(instructions) for node, instructions in found.items()},
-        },
+        traffic=traffic_of(variants[-1].program),
+        requirements=requirements_of(library.processor.isa, library.processor.arch),
+        metadata={METADATA: library.metadata, **reference, "instructions": _instructions(found)},
     )
 
 
-def _achieved(prepared: Prepared, program: Program, found: Mapping[str, Instructions]) -> Achieved:
-    executed = {step.node: "int8" if step.integer else "float32" for step in program.steps if step.macs}
+def _instructions(found: Mapping[str, Mapping[str, Instructions]]) -> dict[str, str]:
+    """Multiplying instructions of each layer; of several variants, of each."""
+    (first, *others) = found
+    if not others:
+        return {node: str(instructions) for node, instructions in found[first].items()}
+    return {node: "; ".join(f"{name}: {own[node]}" for name, own in found.items()) for node in found[first]}
+
+
+def _achieved(
+    prepared: Prepared,
+    variants: Sequence[Variant],
+    found: Mapping[str, Mapping[str, Instructions]],
+) -> Achieved:
+    """What all variants compute in, which is the same, and how each multiplies."""
+    computed = [_executed(variant.program) for variant in variants]
+    if any(one != computed[0] for one in computed):
+        raise ConversionError("tvm: variants of one library differ in what is computed in integers", hint=_DEFECT)
+    notes = [
+        f"{name}: {said}" if len(found) > 1 else said
+        for name, own in found.items()
+        if (said := _said(own, computed[0]))
+    ]
+    source = "the machine code of the kernels that the compiled program calls"
+    return reconcile(prepared.precision, prepared.layers, computed[0], source=source, notes=notes)
+
+
+def _executed(program: Program) -> dict[str, str]:
+    return {step.node: "int8" if step.integer else "float32" for step in program.steps if step.macs}
+
+
+def _said(found: Mapping[str, Instructions], executed: Mapping[str, str]) -> str:
     kinds = Counter(instructions.product.value for node, instructions in found.items() if executed[node] == "int8")
     counted = ", ".join(f"{count} by {kind}" for kind, count in sorted(kinds.items()))
-    notes = [f"int8 layers: {counted}"] if counted else []
-    source = "the machine code of the kernels that the compiled program calls"
-    return reconcile(prepared.precision, prepared.layers, executed, source=source, notes=notes)
+    return f"int8 layers: {counted}" if counted else ""

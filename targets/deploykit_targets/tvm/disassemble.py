@@ -35,8 +35,9 @@ _KINDS = (
     (Product.FLOAT, re.compile(_FLOAT)),
 )
 _FUNCTION = re.compile(r"^\s+\.type\s+([.\w$]+),\s*[@%]function", re.MULTILINE)
+# AVX-VNNI's instructions have a prefix, as AVX-512 spells them alike.
 # Arm spells scalar and vector products alike: `umull x8, w9, w10` divides an address and is no product of data.
-_INSTRUCTION = re.compile(r"^\s+([a-z][a-z0-9]*)(?:\.[a-z0-9]+)?\s+(?![wx]\d)", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s+(?:\{vex\}\s+)?([a-z][a-z0-9]*)(?:\.[a-z0-9]+)?\s+(?![wx]\d)", re.MULTILINE)
 _NAME = re.compile(r"[.\w$]+")
 _PREFIX = "__tvm_ffi_"
 

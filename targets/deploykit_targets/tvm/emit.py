@@ -18,7 +18,7 @@ from deploykit_targets.tvm.kernels.expressions import Affine
 from deploykit_targets.tvm.kernels.isa import Isa
 from deploykit_targets.tvm.kernels.mapped import Access, mapped
 from deploykit_targets.tvm.kernels.table import table
-from deploykit_targets.tvm.planning import place
+from deploykit_targets.tvm.planning import ConstantBlock, place
 from deploykit_targets.tvm.program import ALIGNMENT, Operand, Port, Program, Region, Step
 from deploykit_targets.tvm.values import (
     Array,
@@ -63,10 +63,14 @@ class Emitter:
     Attributes:
         isa: instruction set of the kernels.
         node: of the captured graph that steps are written for; `lower` sets it.
+        prefix: of all symbols, where a library has several programs.
+        block: takes the constants; programs of a library share it.
     """
 
     isa: Isa
     node: str = ""
+    prefix: str = ""
+    block: ConstantBlock = field(default_factory=ConstantBlock)
     steps: list[Draft] = field(default_factory=list)
     _kernels: dict[Hashable, str] = field(default_factory=dict)
     _functions: dict[str, Any] = field(default_factory=dict)
@@ -95,7 +99,7 @@ class Emitter:
         """
         symbol = self._kernels.get((kind, key))
         if symbol is None:
-            symbol = self._kernels[kind, key] = f"{kind}_{len(self._kernels)}"
+            symbol = self._kernels[kind, key] = f"{self.prefix}{kind}_{len(self._kernels)}"
             self._functions[symbol] = make().with_attr("global_symbol", symbol)
         for part in (*reads, *writes):
             part.buffer.hold(part.offset + part.elements)
@@ -234,19 +238,8 @@ class Emitter:
 
     def finish(self, inputs: Sequence[tuple[str, View]], outputs: Sequence[tuple[str, View]]) -> Finished:
         """Place everything in memory."""
-        constants = b""
-        offsets: dict[Buffer, int] = {}
-        blocks: list[bytes] = []
-        size = 0
         used = dict.fromkeys(part.buffer for step in self.steps for part in step.reads if part.buffer.data is not None)
-        for buffer in used:
-            assert buffer.data is not None
-            data = buffer.data.tobytes().ljust(buffer.size_bytes, b"\0")
-            padding = -len(data) % ALIGNMENT
-            offsets[buffer] = size
-            blocks += [data, b"\0" * padding]
-            size += len(data) + padding
-        constants = b"".join(blocks)
+        offsets = {buffer: self.block.place(buffer) for buffer in used}
         placed, arena_bytes = place(
             [([p.buffer for p in step.reads], [p.buffer for p in step.writes]) for step in self.steps],
             [view.buffer for _, view in inputs],
@@ -269,21 +262,26 @@ class Emitter:
                 Step(d.symbol, tuple(map(operand, (*d.reads, *d.writes))), d.node, d.kind, d.macs, d.integer)
                 for d in self.steps
             ),
-            len(constants),
+            self.block.size,
             arena_bytes,
         )
         called = {step.symbol for step in self.steps}
         functions = {name: function for name, function in self._functions.items() if name in called}
-        return Finished(tvm.IRModule(functions), program, constants)
+        return Finished(tvm.IRModule(functions), program, self.block)
 
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A model as kernels, program and constants."""
+    """A model as kernels, program and constants; `block` may have those of programs that were finished later, too."""
 
     module: Any
     program: Program
-    constants: bytes
+    block: ConstantBlock
+
+    @property
+    def constants(self) -> bytes:
+        """The bytes that the program reads."""
+        return self.block.data[: self.program.constant_bytes]
 
 
 def whole(view: View, count: int | None = None) -> Part:

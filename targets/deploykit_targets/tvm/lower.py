@@ -23,6 +23,7 @@ from deploykit_targets.tvm.kernels.isa import Isa
 from deploykit_targets.tvm.ops import Call, NotCoveredError, lookup
 from deploykit_targets.tvm.ops.decomposed import DECOMPOSITIONS
 from deploykit_targets.tvm.ops.table import consumers
+from deploykit_targets.tvm.planning import ConstantBlock
 from deploykit_targets.tvm.values import Constant, Lazy, Tensor, Value, View, elements
 
 if TYPE_CHECKING:
@@ -31,18 +32,27 @@ if TYPE_CHECKING:
 _WITHOUT_VALUE = ("aten._assert", "aten.sym_constrain_range", "aten._assert_tensor_metadata")
 
 
-def lower(captured: CapturedModel, isa: Isa, graph_module: GraphModule | None = None) -> Finished:
+def lower(
+    captured: CapturedModel,
+    isa: Isa,
+    graph_module: GraphModule | None = None,
+    *,
+    prefix: str = "",
+    block: ConstantBlock | None = None,
+) -> Finished:
     """Lower a captured graph.
 
     Args:
         captured: gives input and output specs and where each node comes from; its shapes are static.
         isa: instruction set of the kernels.
         graph_module: a q/dq copy of its graph; by default the float graph itself.
+        prefix: of the kernels' symbols, where a library has several programs.
+        block: that takes the constants, where programs share it.
     Raises:
         ConversionError: an operator has no kernels; names operator, module path, source line and what to try.
     """
     module = captured.graph_module if graph_module is None else graph_module
-    lowering = Lowering(captured, Emitter(isa))
+    lowering = Lowering(captured, Emitter(isa, prefix=prefix, block=block or ConstantBlock()))
     with torch.no_grad():
         return lowering.run(module)
 

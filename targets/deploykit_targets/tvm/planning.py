@@ -6,11 +6,34 @@ Large ones are placed first, each at the lowest place that is free while it live
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from deploykit_targets.tvm.program import ALIGNMENT
 from deploykit_targets.tvm.values import Buffer
 
 Touched = tuple[Sequence[Buffer], Sequence[Buffer]]
+
+
+@dataclass
+class ConstantBlock:
+    """The block of constants that all programs of a library read: equal bytes are there once."""
+
+    size: int = 0
+    _parts: dict[bytes, int] = field(default_factory=dict)
+
+    def place(self, buffer: Buffer) -> int:
+        """Offset of a constant."""
+        assert buffer.data is not None
+        data = buffer.data.tobytes().ljust(buffer.size_bytes, b"\0")
+        if data not in self._parts:
+            self._parts[data] = self.size
+            self.size += _rounded(buffer)
+        return self._parts[data]
+
+    @property
+    def data(self) -> bytes:
+        """All of it."""
+        return b"".join(part + b"\0" * (-len(part) % ALIGNMENT) for part in self._parts)
 
 
 def place(

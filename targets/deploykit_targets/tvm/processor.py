@@ -21,6 +21,7 @@ HOST_ISAS = (
     ("avx2", ("avx2", "fma")),
 )
 """Best first: the kernels' name, and what `deploykit.contract.host` calls the features."""
+_EVERY = "every"
 _ISAS = {
     **dict(HOST_ISAS),
     "avx2_7bit": ("avx2", "fma"),
@@ -97,19 +98,35 @@ def requirements_of(isa: str, arch: str) -> Requirements:
     return Requirements(arch=(family,), os=("Linux",), isa=_ISAS[isa], instead=_PLAINER.get(isa, ""))
 
 
-def processor_of(device: Device) -> Processor:
-    """What to compile for.
+def processors_of(device: Device) -> tuple[Processor, ...]:
+    """What to compile for, best first: one, or for any x86 CPU one of each kind.
 
     Raises:
-        DeviceError: the device takes its instruction set from this machine, which has none that kernels exist for.
+        DeviceError: there are several, and this machine, which is to prove the export, is none of them.
     """
-    if device.extra["isa"] != "host":
+    best = processor_of(device)
+    if device.extra["isa"] != _EVERY:
+        return (best,)
+    return tuple(_one_of(device, isa) for isa, _ in HOST_ISAS)
+
+
+def processor_of(device: Device) -> Processor:
+    """What to compile for; of several, what this machine would take.
+
+    Raises:
+        DeviceError: this machine has no instruction set that kernels exist for.
+    """
+    if device.extra["isa"] != _EVERY:
         return Processor.read(device.extra)
     host = this_host()
     for isa, features in HOST_ISAS:
         if all(map(host.has, features)) and (isa != "amx_int8" or tiles_granted()):
-            return Processor.read({**device.extra, "isa": isa, **device.extra["by_isa"][isa]})
+            return _one_of(device, isa)
     raise DeviceError(
-        f"{device.name} is compiled for this machine, and {host} has none of {', '.join(n for n, _ in HOST_ISAS)}",
+        f"{device.name} is proved on this machine, and {host} has none of {', '.join(n for n, _ in HOST_ISAS)}",
         hint="export on a machine with AVX2, or choose another device",
     )
+
+
+def _one_of(device: Device, isa: str) -> Processor:
+    return Processor.read({**device.extra, "isa": isa, **device.extra["by_isa"][isa]})

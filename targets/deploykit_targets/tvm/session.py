@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,8 +12,8 @@ from deploykit.contract.session import OpTime, Session
 from deploykit.contract.tensors import Feeds
 from deploykit.places.frames import VERSION
 from deploykit.places.peer import Program
-from deploykit_targets.tvm.build import CONSTANTS, LIBRARY, PROGRAM, RUNNER, read_program, recorded
-from deploykit_targets.tvm.program import Port
+from deploykit_targets.tvm.build import CONSTANTS, PROGRAM, RUNNER, read_program, recorded
+from deploykit_targets.tvm.native import Model
 from deploykit_targets.tvm.runtime.table import port_bytes
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from deploykit.artifact.store import StoredArtifact
     from deploykit_targets.tvm.program import Step
-
-_MESSAGE_BYTES = 768
 
 
 def is_native(artifact: StoredArtifact) -> bool:
@@ -65,58 +62,43 @@ class NativeSession(Session):
     Args:
         artifact: of the `tvm` toolchain.
         threads: of this session's own pool, the caller's included.
+        variant: the instruction set whose kernels run, where there are several; "" for the best that the CPU has.
+
+    Attributes:
+        variant: whose kernels run; "" where there is one.
 
     Raises:
         DeviceError: another architecture, or the CPU lacks an instruction set that the kernels use.
         ArtifactError: the library cannot be loaded, or does not fit its constants.
     """
 
-    def __init__(self, artifact: StoredArtifact, threads: int) -> None:
+    def __init__(self, artifact: StoredArtifact, threads: int, *, variant: str = "") -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
         arch = recorded(artifact).arch
         if arch != platform.machine():
             raise DeviceError(f"{artifact.path.name} is code for {arch}; this machine is {platform.machine()}")
-        self._program = read_program(artifact.path / PROGRAM)
         self._module_paths = artifact.achieved.module_paths
-        self._library = _load(artifact)
-        error = ctypes.create_string_buffer(_MESSAGE_BYTES)
-        constants = str(artifact.path / CONSTANTS).encode()
-        self._model = self._library.deploykit_create(constants, threads, error, len(error))
-        if not self._model:
+        check_sizes(artifact)
+        variants = [variant.isa for variant in recorded(artifact).variants]
+        try:
+            self._model = Model(artifact.path, threads, variants, variant=variant)
+        except BaseException:
             self._turns.closed = True  # there is nothing to free
-            raise DeviceError(f"{artifact.path.name}: {error.value.decode(errors='replace')}")
-        ports = self._program
-        self._feeding = [(p.name, self._view(self._library.deploykit_input, i, p)) for i, p in enumerate(ports.inputs)]
-        self._reading = [
-            (p.name, self._view(self._library.deploykit_output, i, p)) for i, p in enumerate(ports.outputs)
-        ]
+            raise
+        self.variant = self._model.variant
 
     def _op_times(self, feeds: Feeds, runs: int) -> tuple[OpTime, ...]:
-        spent = np.zeros((runs, max(1, len(self._program.steps))))
+        steps = self._model.program.steps
+        spent = np.zeros((runs, max(1, len(steps))))
         for once in spent:
-            self._execute(feeds, once)
-        return op_times_of(self._program.steps, np.median(spent, axis=0), self._module_paths)
+            self._model.run(feeds, once)
+        return op_times_of(steps, np.median(spent, axis=0), self._module_paths)
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        return self._execute(feeds, None)
-
-    def _execute(self, feeds: Feeds, step_us: np.ndarray | None) -> dict[str, np.ndarray]:
-        for name, memory in self._feeding:
-            np.copyto(memory, feeds[name])
-        if self._library.deploykit_run(self._model, None if step_us is None else step_us.ctypes.data):
-            words = self._library.deploykit_error(self._model).decode(errors="replace")
-            raise DeviceError(f"the compiled model failed: {words}")
-        return {name: memory.copy() for name, memory in self._reading}
-
-    def _view(self, address: Any, index: int, port: Port) -> np.ndarray:
-        """The model's own memory of an input or output as an array; valid until the session is closed."""
-        memory: Any = (ctypes.c_char * port_bytes(port)).from_address(address(self._model, index))
-        view: np.ndarray = np.frombuffer(memory, port.dtype).reshape(port.shape)
-        return view
+        return self._model.run(feeds)
 
     def _close(self) -> None:
-        self._feeding, self._reading = [], []
-        self._library.deploykit_destroy(self._model)
+        self._model.close()
 
 
 def op_times_of(
@@ -151,24 +133,3 @@ def check_sizes(artifact: StoredArtifact) -> None:
                 + ("is missing" if found is None else f"has {found} bytes, not {size}"),
                 hint="copy the artifact again, or export again",
             )
-
-
-def _load(artifact: StoredArtifact) -> ctypes.CDLL:
-    check_sizes(artifact)
-    try:
-        library = ctypes.CDLL(str(artifact.path / LIBRARY))
-        library.deploykit_create.restype = ctypes.c_void_p
-    except (OSError, AttributeError) as error:
-        if "GLIBC_" in str(error):  # what the loader says of a system older than the one that linked it
-            message = f"the C library of this system is too old for {LIBRARY}: {error}"
-            raise DeviceError(
-                message, hint="run it from another machine with --board: its program brings its own"
-            ) from error
-        raise ArtifactError(f"{LIBRARY} cannot be loaded: {error}", hint="export the model again") from error
-    library.deploykit_create.argtypes = [ctypes.c_char_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_size_t]
-    for function in (library.deploykit_input, library.deploykit_output):
-        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_void_p
-    library.deploykit_run.argtypes, library.deploykit_run.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int32
-    library.deploykit_error.argtypes, library.deploykit_error.restype = [ctypes.c_void_p], ctypes.c_char_p
-    library.deploykit_destroy.argtypes, library.deploykit_destroy.restype = [ctypes.c_void_p], None
-    return library

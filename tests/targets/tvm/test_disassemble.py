@@ -95,3 +95,8 @@ def test_float_kernels_may_be_float() -> None:
 def test_a_kernel_that_is_not_there() -> None:
     with pytest.raises(ConversionError, match="no function of kernel gone"):
         kernels_in(ARM, ["gone"])
+
+
+def test_instructions_of_avx_vnni_have_a_prefix() -> None:
+    code = "\t.type\t__tvm_ffi_conv,@function\n\t{vex}\tvpdpbusd\t(%rdi), %ymm1, %ymm2\n\t.size\t__tvm_ffi_conv, 1\n"
+    assert kernels_in(code, ["conv"])["conv"].product is Product.DOT

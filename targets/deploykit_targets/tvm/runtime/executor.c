@@ -19,6 +19,7 @@
 enum { ALIGNMENT = 64, MESSAGE_BYTES = 768 };
 
 struct Model {
+  const Program *program;
   Pool *pool;
   char *constants, *arena;
   KernelTensor *tensors;
@@ -28,11 +29,9 @@ struct Model {
   char error[MESSAGE_BYTES];
 };
 
-static const Program *const program = &deploykit_program;
-
 /* -- opening ------------------------------------------------------------------------------------------------- */
 
-static int check_cpu(char *error, size_t capacity) {
+static int check_cpu(const Program *program, char *error, size_t capacity) {
   size_t at = 0;
   for (const char *const *need = program->needs; *need; ++need)
     if (!cpu_has(*need) && at < capacity)
@@ -40,7 +39,16 @@ static int check_cpu(char *error, size_t capacity) {
   return at ? -1 : 0;
 }
 
+/* The first program that this CPU can run, of that name where there is one; else NULL, and what the last one lacks. */
+static const Program *choose(const char *name, char *error, size_t capacity) {
+  snprintf(error, capacity, "the library has no kernels for %s", name ? name : "any CPU");
+  for (const Program *const *each = deploykit_programs; *each; ++each)
+    if ((!name || !strcmp(name, (*each)->name)) && !check_cpu(*each, error, capacity)) return *each;
+  return NULL;
+}
+
 static int map_constants(Model *model, const char *path, char *error, size_t capacity) {
+  const Program *program = model->program;
   int file = open(path, O_RDONLY | O_CLOEXEC);
   struct stat found;
   if (file < 0 || fstat(file, &found)) {
@@ -64,6 +72,7 @@ static int map_constants(Model *model, const char *path, char *error, size_t cap
 }
 
 static int take_memory(Model *model, char *error, size_t capacity) {
+  const Program *program = model->program;
   size_t bytes = ((size_t)program->arena_bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT;
   size_t count = (size_t)program->operand_count + 1; /* never 0 */
   model->arena = aligned_alloc(ALIGNMENT, bytes);
@@ -79,6 +88,7 @@ static int take_memory(Model *model, char *error, size_t capacity) {
 }
 
 static void describe_operands(Model *model) {
+  const Program *program = model->program;
   for (int32_t i = 0; i < program->operand_count; ++i) {
     const Operand *operand = &program->operands[i];
     char *base = operand->region == ARENA ? model->arena : model->constants;
@@ -89,13 +99,16 @@ static void describe_operands(Model *model) {
   }
 }
 
-EXPORTED Model *deploykit_create(const char *constants, int32_t threads, char *error, size_t capacity) {
-  if (check_cpu(error, capacity)) return NULL;
+EXPORTED Model *deploykit_create_variant(const char *name, const char *constants, int32_t threads, char *error,
+                                         size_t capacity) {
+  const Program *program = choose(name, error, capacity);
+  if (!program) return NULL;
   Model *model = calloc(1, sizeof *model);
   if (!model) {
     snprintf(error, capacity, "there is no memory");
     return NULL;
   }
+  model->program = program;
   model->owner = getpid();
   if (map_constants(model, constants, error, capacity) || take_memory(model, error, capacity)) {
     deploykit_destroy(model);
@@ -111,10 +124,16 @@ EXPORTED Model *deploykit_create(const char *constants, int32_t threads, char *e
   return model;
 }
 
+EXPORTED Model *deploykit_create(const char *constants, int32_t threads, char *error, size_t capacity) {
+  return deploykit_create_variant(NULL, constants, threads, error, capacity);
+}
+
+EXPORTED const char *deploykit_variant(const Model *model) { return model->program->name; }
+
 EXPORTED void deploykit_destroy(Model *model) {
   if (!model) return;
   if (model->pool && model->owner == getpid()) pool_destroy(model->pool); /* a fork has none of its threads */
-  if (model->constants) munmap(model->constants, (size_t)program->constant_bytes);
+  if (model->constants) munmap(model->constants, (size_t)model->program->constant_bytes);
   free(model->arena);
   free(model->tensors);
   free(model->arguments);
@@ -124,10 +143,12 @@ EXPORTED void deploykit_destroy(Model *model) {
 
 /* -- running ------------------------------------------------------------------------------------------------- */
 
-EXPORTED void *deploykit_input(Model *model, int32_t index) { return model->arena + program->inputs[index].offset; }
+EXPORTED void *deploykit_input(Model *model, int32_t index) {
+  return model->arena + model->program->inputs[index].offset;
+}
 
 EXPORTED const void *deploykit_output(const Model *model, int32_t index) {
-  return model->arena + program->outputs[index].offset;
+  return model->arena + model->program->outputs[index].offset;
 }
 
 EXPORTED const char *deploykit_error(const Model *model) { return model->error; }
@@ -139,6 +160,7 @@ static double now_us(void) {
 }
 
 static int32_t run_steps(Model *model, double *step_us) {
+  const Program *program = model->program;
   double before = step_us ? now_us() : 0;
   for (int32_t i = 0; i < program->step_count; ++i) {
     const Step *step = &program->steps[i];

@@ -15,6 +15,9 @@
 #include "executor.h"
 #include "heads.h"
 
+/* Boards get one program each. */
+#define deploykit_program (*deploykit_programs[0])
+
 enum { MESSAGE_BYTES = 768, EXIT_DEVICE = 10, EXIT_USAGE = 2 };
 enum { VERSION = 1, HELLO = 1, OPEN = 3, RUN = 4, PROFILE = 5, CLOSE = 6, ANSWER = 64, ERROR = 65 };
 

@@ -1,4 +1,4 @@
-"""`Program` -> a table in C that the executor walks."""
+"""`Program` -> a table in C that the executor walks, one per instruction set of the library."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from deploykit.places.frames import tensor_head
 from deploykit_targets.tvm.program import Operand, Port, Program, Region, Step
 
 _REGIONS = {Region.CONSTANTS: "CONSTANTS", Region.ARENA: "ARENA"}
+_PREFIX = "deploykit_program_"
 _ARGUMENTS = "void *, const KernelArgument *, int32_t, KernelArgument *"
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # of NumPy's kinds in DLPack
 
 
-def table_source(program: Program, needs: Sequence[str]) -> str:
-    """The source of `deploykit_program`.
+def table_source(program: Program, needs: Sequence[str], name: str) -> str:
+    """The source of `deploykit_program_<name>`.
 
     Args:
         needs: CPU features, LLVM's spelling.
+        name: of the kernels' instruction set.
     Returns:
         C11; the same for the same program.
     Raises:
@@ -37,8 +39,8 @@ def table_source(program: Program, needs: Sequence[str]) -> str:
         _array("Step", "steps", _steps(program.steps)),
         _array("Port", "inputs", map(_port, program.inputs)),
         _array("Port", "outputs", map(_port, program.outputs)),
-        "const Program deploykit_program = {",
-        "  needs, operands, steps, inputs, outputs,",
+        f"const Program {_PREFIX}{name} = {{",
+        f"  {json.dumps(name)}, needs, operands, steps, inputs, outputs,",
         f"  {len(operands)}, {len(program.steps)}, {len(program.inputs)}, {len(program.outputs)},",
         f"  {program.constant_bytes}, {program.arena_bytes},",
         "};",
@@ -63,6 +65,15 @@ def heads_source(program: Program) -> str:
 def _head(port: Port) -> str:
     data = tensor_head(port.name, port.dtype, port.shape)
     return '{"' + "".join(f"\\{byte:03o}" for byte in data) + f'", {len(data)}}}'
+
+
+def index_source(names: Sequence[str]) -> str:
+    """The source of `deploykit_programs`, in that order."""
+    declared = [f"extern const Program {_PREFIX}{name};" for name in names]
+    listed = ", ".join(f"&{_PREFIX}{name}" for name in names)
+    return "\n".join(
+        ('#include "executor.h"', *declared, f"const Program *const {_PREFIX[:-1]}s[] = {{{listed}, NULL}};", "")
+    )
 
 
 def check(program: Program) -> None:

@@ -52,6 +52,9 @@ def test_a_board_gets_a_program_and_this_machine_none(compiled: Any) -> None:
     assert set(compiled("raspberry-pi-5").library.files) == {LIBRARY, CONSTANTS, RUNNER}
 
 
+_INTERFACE = ("create", "create_variant", "variant", "destroy", "input", "output", "run", "error")
+
+
 def test_the_library_exports_the_interface_and_needs_no_tvm(compiled: Any) -> None:
     nm = shutil.which("nm")
     if nm is None:
@@ -61,7 +64,7 @@ def test_the_library_exports_the_interface_and_needs_no_tvm(compiled: Any) -> No
     )
     lines = [line.split() for line in said.stdout.splitlines()]
     exported = {line[-1] for line in lines if line[-2] == "T"}
-    assert exported == {f"deploykit_{name}" for name in ("create", "destroy", "input", "output", "run", "error")}
+    assert exported == {f"deploykit_{name}" for name in _INTERFACE}
     assert not [line for line in lines if line[-2] == "U" and "TVM" in line[-1]]
 
 
@@ -122,7 +125,7 @@ def _kernel() -> Any:
 
 
 def test_the_table_of_a_program() -> None:
-    source = table.table_source(program(operand(64, region=Region.CONSTANTS), operand(0)), ["neon"])
+    source = table.table_source(program(operand(64, region=Region.CONSTANTS), operand(0)), ["neon"], "neon")
     assert 'needs[] = {\n  "neon",\n  NULL,\n}' in source
     assert "{CONSTANTS, {0, 8, 1}, 64, 64},\n  {ARENA, {0, 8, 1}, 0, 64}," in source
     assert '{"kernel", __tvm_ffi_kernel, 0, 2}' in source

@@ -1,0 +1,115 @@
+"""One artifact for every x86 CPU with AVX2: which kernels run is decided by CPUID where it is opened."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
+
+import torch
+from torch import nn
+
+import deploykit
+from deploykit.contract.errors import DeviceError
+from deploykit.contract.host import Host, this_host
+from deploykit_targets.tvm.build import CONSTANTS, recorded
+from deploykit_targets.tvm.native import Model
+from deploykit_targets.tvm.processor import HOST_ISAS, tiles_granted
+from deploykit_targets.tvm.session import NativeSession
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from other_cpu import without_vnni
+
+NAMES = [name for name, _ in HOST_ISAS]
+pytestmark = pytest.mark.skipif(not this_host().has("avx2"), reason="this is no x86 CPU with AVX2")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Stretches that AMX fills and does not, a depthwise layer, columns that 8 and 16 divide and do not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1, groups=32), nn.ReLU()),
+        *(nn.Conv2d(32, 72, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(72, 10)),
+    ).eval()
+    return deploykit.export(
+        model,
+        target="x86-cpu:tvm",
+        precision="int8",
+        example_inputs=(torch.randn(1, 3, 16, 16),),
+        calibration=[(torch.randn(1, 3, 16, 16),) for _ in range(8)],
+        output=tmp_path_factory.mktemp("x86") / "model",
+        profile=False,
+        progress=False,
+    )
+
+
+def test_it_has_all_variants_and_their_sizes(artifact: Any) -> None:
+    library = recorded(artifact)
+    assert [variant.isa for variant in library.variants] == NAMES
+    assert library.isa == "avx2", "what it needs is what its plainest variant needs"
+    sizes = [variant.constant_bytes for variant in library.variants]
+    assert max(sizes) < library.runtime_files[CONSTANTS] < 1.3 * max(sizes), "weights are shared, not repeated"
+    assert all(variant.object_bytes > 1000 for variant in library.variants)
+
+
+def test_this_machine_takes_its_best(artifact: Any) -> None:
+    usable = [name for name, features in HOST_ISAS if all(map(this_host().has, features))]
+    best = next(name for name in usable if name != "amx_int8" or tiles_granted())
+    with NativeSession(artifact, 1) as session:
+        assert session.variant == best
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_variants_agree(artifact: Any, name: str) -> None:
+    (facts,) = [variant for variant in recorded(artifact).variants if variant.isa == name]
+    if facts.sqnr_db is None:
+        with pytest.raises(DeviceError, match="this CPU has no"):
+            Model(artifact.path, 1, NAMES, variant=name)
+        return
+    assert facts.sqnr_db > 30  # a rounding here and there
+    with NativeSession(artifact, 2, variant=name) as session:
+        found = session.run(artifact.golden().inputs[0])
+    _check(artifact, found)
+
+
+def test_a_cpu_without_vnni_takes_the_kernels_for_avx2(artifact: Any, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, sys\nfrom pathlib import Path\nimport numpy as np\n"
+        "from deploykit_targets.tvm.native import Model\n"
+        "model = Model(Path(sys.argv[1]), 1, json.loads(sys.argv[2]))\n"
+        "found = model.run(dict(np.load(sys.argv[3])))\n"
+        "print(json.dumps([model.variant, {name: array.tolist() for name, array in found.items()}]))\n",
+        encoding="utf-8",
+    )
+    np.savez(tmp_path / "feeds.npz", **artifact.golden().inputs[0])
+    variant, found = json.loads(without_vnni(script, artifact.path, json.dumps(NAMES), tmp_path / "feeds.npz"))
+    assert variant == "avx2"
+    _check(artifact, {name: np.asarray(array, np.float32) for name, array in found.items()})
+
+
+def test_a_cpu_without_avx2_is_told_so_before_anything_is_opened(
+    artifact: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert artifact.preflight().ok
+    plugin = artifact.plugin()
+    monkeypatch.setattr(type(plugin), "host", lambda self: Host("x86_64", ("sse4_2",), 2, "Linux"))
+    assert "avx2" in plugin.preflight(artifact).missing[0].what
+
+
+def test_a_name_that_no_variant_has(artifact: Any) -> None:
+    with pytest.raises(DeviceError, match="no kernels for sse9"):
+        Model(artifact.path, 1, NAMES, variant="sse9")
+
+
+def _check(artifact: Any, found: dict[str, np.ndarray]) -> None:
+    """The last layer's sums are float32: units of earlier layers that lie at a tie change them a little."""
+    for name, wanted in artifact.golden().outputs[0].items():
+        np.testing.assert_allclose(found[name], wanted, atol=0.02 * np.abs(wanted).max())
