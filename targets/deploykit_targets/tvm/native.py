@@ -93,7 +93,7 @@ def _load(path: Path) -> ctypes.CDLL:
                 message, hint="run it from another machine with --board: its program brings its own"
             ) from error
         raise ArtifactError(f"{path.name} cannot be loaded: {error}", hint="export the model again") from error
-    rest = [ctypes.c_char_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_size_t]
+    rest: list[Any] = [ctypes.c_char_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_size_t]
     library.deploykit_create.argtypes = rest
     for function in (library.deploykit_input, library.deploykit_output):
         function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_void_p
