@@ -226,14 +226,14 @@ def prepare(make: Any) -> tuple[Any, Any]:
 def compile_for(device: Device, captured: Any, table: Any, precision: Precision) -> tuple[Any, Any]:
     """Export up to the library: (what was built, its program)."""
     made: list[tuple[Any, Any]] = []
-    build = conversion.build_library
+    link = conversion.link_library
 
-    def keep(module: Any, program: Any, *rest: Any) -> Any:
-        library = build(module, program, *rest)
-        made.append((library, program))
+    def keep(variants: Any, *rest: Any) -> Any:
+        library = link(variants, *rest)
+        made.append((library, variants[-1].program))
         return library
 
-    with quiet(), tempfile.TemporaryDirectory() as folder, mock.patch.object(conversion, "build_library", keep):
+    with quiet(), tempfile.TemporaryDirectory() as folder, mock.patch.object(conversion, "link_library", keep):
         run = None if table is None else CalibrationRun(table)
         steps.lower(steps.prepare(make_request(f"{device.name}:tvm", precision), captured, run), Path(folder))
     return made[0]

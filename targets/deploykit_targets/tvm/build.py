@@ -100,7 +100,11 @@ class Library:
     def metadata(self) -> dict[str, Any]:
         """For the manifest, under `METADATA`."""
         processor = msgspec.to_builtins(self.processor)
-        facts: dict[str, Any] = {"arch": self.processor.arch, "needs": list(self.needs), "emulators": list(self.emulators)}
+        facts: dict[str, Any] = {
+            "arch": self.processor.arch,
+            "needs": list(self.needs),
+            "emulators": list(self.emulators),
+        }
         facts |= {"protocol": VERSION} if RUNNER in self.files else {}
         facts |= {"runtime_files": dict(self.files)}
         facts |= {"variants": msgspec.to_builtins(self.variants)} if self.variants else {}
