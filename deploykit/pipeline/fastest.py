@@ -25,6 +25,7 @@ from deploykit.contract.errors import (
     MissingDependencyError,
     UnknownTargetError,
 )
+from deploykit.contract.host import ARCHITECTURES, this_host
 from deploykit.contract.precision import Evidence
 from deploykit.judge.profiling import DEFAULT_EFFORT, Percentiles, measure_interleaved
 from deploykit.pipeline.plan import default_output
@@ -81,6 +82,7 @@ def _installed(device: str, precision: str) -> list[Resolved]:
         raise UnknownTargetError(f"no toolchain has the device {device!r}")
     having = [resolve(f"{device}:{name}") for name in serving]
     having = [o for o in having if precision in o.target.capabilities().precisions and precision in o.device.precisions]
+    having = _of_this_architecture(device, having)
     missing: list[DeploykitError] = []
     offers: list[Resolved] = []
     for offer in having:
@@ -95,6 +97,19 @@ def _installed(device: str, precision: str) -> list[Resolved]:
     if not offers:
         raise UnknownTargetError(f"no toolchain of {device} has {precision}; there are {', '.join(serving)}")
     return offers
+
+
+def _of_this_architecture(device: str, having: list[Resolved]) -> list[Resolved]:
+    """Refused before minutes are spent on what only an emulator would run."""
+    family = this_host().family
+    same = [offer for offer in having if offer.device.arch not in ARCHITECTURES or offer.device.arch == family]
+    if having and not same:
+        wanted = " or ".join(dict.fromkeys(offer.device.arch for offer in having))
+        raise DeviceError(
+            f"{device} is {wanted} and this machine is {family}: the fastest is found by measuring",
+            hint=f"export on the device, or name the toolchain: {', '.join(offer.typed for offer in having)}",
+        )
+    return same
 
 
 def _kept(calibration: Any) -> Any:

@@ -17,7 +17,9 @@ from torch import nn
 import deploykit
 from deploykit.artifact.choice import read_choice
 from deploykit.artifact.manifest import CHOICE_NAME
-from deploykit.contract.errors import ConversionError, DeploykitError, UnknownTargetError
+from deploykit.contract.errors import ConversionError, DeploykitError, DeviceError, UnknownTargetError
+from deploykit.contract.host import Host
+from deploykit.pipeline.fastest import _installed
 
 
 def batches() -> Iterator[torch.Tensor]:
@@ -79,6 +81,24 @@ def test_a_refusal_is_a_row_and_not_the_end(tmp_path: Path, monkeypatch: pytest.
     assert choice is not None
     refused = {row.target: row for row in choice.candidates}["x86-cpu:openvino"]
     assert refused.status == "refused" and "no kernel for that" in refused.reason
+
+
+def test_a_device_of_another_architecture_is_refused_before_anything_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploykit.pipeline.fastest.this_host", lambda: Host("x86_64", (), 2, "Linux"))
+    with pytest.raises(DeviceError, match=r"arm-cpu is arm64 and this machine is x86-64.*\n.*arm-cpu:tvm"):
+        export(tmp_path / "a", "arm-cpu:fastest", calibration=())
+    with pytest.raises(DeviceError, match="raspberry-pi-5 is arm64"):
+        export(tmp_path / "a", "raspberry-pi-5:fastest", calibration=())
+
+
+def test_the_toolchains_of_an_arm_host_are_found_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploykit.pipeline.fastest.this_host", lambda: Host("aarch64", ("asimd",), 2, "Linux"))
+    monkeypatch.setattr("deploykit.plugin.target.Target.check_installed", lambda self, *, export: None)
+    assert [offer.typed for offer in _installed("arm-cpu", "int8")] == ["arm-cpu:tvm"]
+    with pytest.raises(DeviceError, match="x86-cpu is x86-64 and this machine is arm64"):
+        _installed("x86-cpu", "int8")
 
 
 def test_names_that_cannot_be(tmp_path: Path) -> None:
