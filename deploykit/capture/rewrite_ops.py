@@ -79,7 +79,24 @@ def _scaled_sum(added: Tensor, product: Tensor, beta: float, alpha: float) -> Te
     return (added if beta == 1 else added * beta) + scaled
 
 
-_BATCHED_SUMS: dict[Any, Callable[..., Tensor]] = {aten.baddbmm.default: _baddbmm, aten.addbmm.default: _addbmm}
+def _conv_tbc(x: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tensor:
+    """(time, batch, channels) and a weight (taps, in, out): a convolution along time."""
+    turned = torch.conv1d(x.permute(1, 2, 0), weight.permute(2, 1, 0), bias, padding=[pad])
+    return turned.permute(2, 0, 1)
+
+
+def _pdist(x: Tensor, p: float = 2.0) -> Tensor:
+    """Of all distances between rows those above the diagonal."""
+    rows, columns = torch.triu_indices(x.shape[0], x.shape[0], 1)
+    return torch.cdist(x, x, p).flatten().index_select(0, rows * x.shape[0] + columns)
+
+
+_OWN_KERNELS: dict[Any, Callable[..., Tensor]] = {
+    aten.baddbmm.default: _baddbmm,
+    aten.addbmm.default: _addbmm,
+    aten.conv_tbc.default: _conv_tbc,
+    aten.pdist.default: _pdist,
+}
 """Op -> the same with plain products: PyTorch has kernels of their own for them, so that nothing is left to trace."""
 
 
@@ -100,8 +117,8 @@ def expand_composites(editor: Editor) -> None:
     """Expand composite ops (einsum, addcmul, ...) into the plain ops PyTorch runs for them."""
     for node in editor.calls(*_COMPOSITES):
         expand(editor, node)
-    for node in editor.calls(*_BATCHED_SUMS):
-        expand(editor, node, _BATCHED_SUMS[node.target])
+    for node in editor.calls(*_OWN_KERNELS):
+        expand(editor, node, _OWN_KERNELS[node.target])
 
 
 def expand(editor: Editor, node: Call, function: Callable[..., Any] | None = None, *, any_shape: bool = False) -> None:

@@ -89,6 +89,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], int]] = {
     # Distances are captured as differences and their norms: the powers are the products.
     "cdist": (lambda s, a, b: torch.cdist(a, b), (R(2, 3, 8), R(2, 4, 8)), 2 * 3 * 4 * 8),
     "cdist_cubed": (lambda s, a, b: torch.cdist(a, b, p=3), (R(3, 8), R(4, 8)), 3 * 4 * 8),
+    "pdist": (lambda s, a: F.pdist(a), (R(4, 8),), 4 * 4 * 8),
     "cdist_of_one": (lambda s, a, b: torch.cdist(a, b, p=1), (R(3, 8), R(4, 8)), 0),
     "squared_distances": (lambda s, a, b: (a[:, None] - b).square().sum(-1), (R(3, 8), R(4, 8)), 3 * 4 * 8),
     "differences_by_themselves": (_squared, (R(3, 8), R(4, 8)), 3 * 4 * 8),

@@ -54,6 +54,10 @@ CASES: dict[str, tuple[Callable[..., Any], list[str]]] = {
     ),
     "transposed weight": (lambda m, x: F.linear(x, m.weight.t()), ["linear.default"]),
     "bmm": (lambda m, x: torch.bmm(x, x.transpose(-1, -2)), ["permute.default", "matmul.default"]),
+    "convolution along time": (
+        lambda m, x: torch.conv_tbc(x, m.weight[None].expand(2, -1, -1), m.bias, 1),
+        ["permute.default", "conv1d.default", "permute.default"],
+    ),
     "einsum": (lambda m, x: torch.einsum("bij,bkj->bik", x, x), ["permute.default", "matmul.default"]),
     "select": (lambda m, x: x[:, -1], ["select.int"]),
     "slices": (lambda m, x: x[:, -2:, :-1], ["slice.Tensor", "slice.Tensor"]),
