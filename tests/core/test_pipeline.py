@@ -47,7 +47,7 @@ def test_the_steps_in_a_row_are_an_export(calibrated: Any, tmp_path: Path) -> No
     )
     assert exported.entry.read_bytes() == (tmp_path / "steps" / payload.entry).read_bytes()
     assert exported.parity is not None and report.sqnr_db == exported.parity.sqnr_db
-    assert report.data == exported.parity.data == "held-out calibration data"
+    assert report.data == exported.parity.data and report.data.startswith("held-out calibration data")
     assert [link.candidate for link in report.chain] == ["simulated q/dq", "artifact", "artifact"]
 
 
@@ -67,7 +67,7 @@ def test_one_capture_and_one_calibration_serve_several_targets(
     other = deploykit.export(
         captured, "x86-cpu-avx2", calibration=run, output=tmp_path / "c", profile=False, progress=False
     )
-    assert other.parity is not None and other.parity.data == "held-out calibration data"
+    assert other.parity is not None and other.parity.data.startswith("held-out calibration data")
 
 
 def test_a_captured_model_has_its_inputs(calibrated: Any, tmp_path: Path) -> None:
