@@ -105,10 +105,19 @@ def _write_ir(model: onnx.ModelProto, path: Path, *, half: bool, kept: Collectio
         raise ConversionError(
             f"OpenVINO refuses the model: {error}", hint='target="x86-cpu" uses ONNX Runtime'
         ) from error
+    _widen_inputs(converted, openvino.Type.i32)
     _name_canonically(converted, {name for node in model.graph.node for name in (node.name, *node.output)})
     marked = mark(converted, kept)
     openvino.save_model(converted, str(path), compress_to_fp16=half)
     write_marks(path, marked)
+
+
+def _widen_inputs(model: Any, wide: Any) -> None:
+    """Take 16-bit integers as int32, which OpenVINO makes of what is fed: its int8 kernels refuse them as int16."""
+    for parameter in model.get_parameters():
+        if parameter.get_element_type().get_type_name() in ("i16", "u16"):
+            parameter.set_element_type(wide)
+    model.validate_nodes_and_infer_types()
 
 
 def opset_of(path: Path) -> int:

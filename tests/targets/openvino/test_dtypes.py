@@ -40,3 +40,35 @@ def test_outputs(name: str, tmp_path: Path) -> None:
     assert found.dtype == np.dtype(name)
     with torch.no_grad():
         np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-5)
+
+
+class Raw(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.relu(self.one(x.float() / 100)))  # type: ignore[no-any-return]
+
+
+def test_integers_that_a_layer_reads_at_once(tmp_path: Path) -> None:
+    """With its factor in the weights, the int8 kernel would read int16, which it refuses."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = Raw().eval()
+    data = [(torch.randint(-100, 100, (2, 16), generator=generator).to(torch.int16),) for _ in range(16)]
+    artifact = deploykit.export(
+        model,
+        target="x86-cpu:openvino",
+        precision="int8",
+        example_inputs=data[0],
+        calibration=data,
+        output=tmp_path / "raw",
+        min_placement=0.0,  # what tiny layers run in is the CPU's choice; that the file opens is not
+        profile=False,
+        progress=False,
+    )
+    assert artifact.inputs[0].dtype == "int16"
+    with artifact.open() as session, torch.no_grad():
+        (found,) = session.run({session.inputs[0].name: data[0][0].numpy()}).values()
+        np.testing.assert_allclose(found, model(*data[0]).numpy(), atol=0.1)
