@@ -119,5 +119,5 @@ def _fixed_point(sums: NDArray[np.float64]) -> tuple[Integers, Integers]:
 
 
 def _carried(whole: Integers, fraction: Integers) -> tuple[Integers, Integers]:
-    """Both with what of the fraction is whole moved."""
+    """The same sum, with the whole part of the fraction moved into the integer."""
     return whole + (fraction >> FRACTION_BITS), fraction & ((1 << FRACTION_BITS) - 1)

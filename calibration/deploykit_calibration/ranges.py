@@ -6,8 +6,8 @@ Every method reads the same histogram, so a table can be asked for any of them a
     percentile  the extremes without the outermost parts of the samples ("percentile" is 99.99, or "percentile:99.9")
     entropy     least Kullback-Leibler divergence between the tensor and its quantized self
     mse         least expected squared error
-    default     least expected error to the power 2.5 for 8 bit: between mse, which clips what a trained network says
-                loudest, and minmax, which is blind to outliers; minmax for more bits
+    default     least expected error to the power 2.5 for 8 bit: between mse, which clips the largest values of trained
+                networks, and minmax, which outliers widen; minmax for more bits
 
 A range never exceeds the exact extremes, always holds zero, and is finite. NumPy only.
 """

@@ -13,7 +13,8 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 from torch import Tensor
 
-from deploykit.contract.formats import PerAxis
+from deploykit.contract.errors import ConversionError
+from deploykit.contract.formats import PerAxis, PerGroup
 from deploykit.contract.scheme import Scheme
 from deploykit_calibration.ranges import affine_qparams
 
@@ -84,6 +85,7 @@ def weight_quant(
     Raises:
         CalibrationError: the weight holds NaN or infinity.
     """
+    _check_form(scheme, name)
     granularity = scheme.weight.granularity
     per_axis = isinstance(granularity, PerAxis) and axis is not None
     if isinstance(granularity, PerAxis) and granularity.axis is not None:
@@ -101,6 +103,16 @@ def weight_quant(
     zeros = torch.zeros(scales.shape, dtype=torch.int64)
     dtype = DTYPES[scheme.weight.dtype]
     return WeightQuant(scales, zeros, axis if per_axis else None, quant_min, quant_max, dtype)
+
+
+def _check_form(scheme: Scheme, name: str) -> None:
+    own = scheme.weight
+    if own.dtype not in DTYPES or not own.symmetric or isinstance(own.granularity, PerGroup):
+        form = f"{'symmetric' if own.symmetric else 'affine'} {own.dtype} {own.granularity}"
+        known = f"symmetric {', '.join(DTYPES)} with one scale per tensor or per channel"
+        raise ConversionError(
+            f"scheme {scheme.name} wants {name} as {form}, which is not placed", hint=f"there is {known}"
+        )
 
 
 def _magnitude(weight: Tensor, axis: int | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def _capture(source: Source, *, dynamic_batch: bool, dynamic_shapes: Any) -> Cap
         traced = trace_program(source, dynamic=dynamic_batch or dynamic_shapes is not None)
     else:
         traced = trace_module(source, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
-    return from_traced(traced)
+    return replace(from_traced(traced), model_name=type(source.model).__name__)
 
 
 def from_traced(traced: Traced, *, expand_attention: bool = True) -> CapturedModel:

@@ -32,6 +32,7 @@ class CapturedModel:
         fingerprint: sha256 hex of structure, weights and specs; equal in every process.
         input_tree: how the user's arguments map to the flat names.
         symbol_ranges: dynamic symbol -> (smallest, largest or None) size it may take.
+        model_name: class of the model, for folders that nobody named.
         derived: what others work out from the graph once, by who they are; a replaced graph begins with nothing.
     """
 
@@ -44,6 +45,7 @@ class CapturedModel:
     fingerprint: str
     input_tree: InputTree
     symbol_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    model_name: str = "model"
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def feeds(self, batch: Any) -> dict[str, Tensor]:

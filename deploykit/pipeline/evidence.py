@@ -17,7 +17,7 @@ from deploykit.judge.profiling import Profile
 from deploykit.judge.slower import explained
 from deploykit.pipeline.plan import Plan
 from deploykit.pipeline.reference import reference_session
-from deploykit.pipeline.staging import baseline_artifact, make_golden
+from deploykit.pipeline.staging import baseline_artifact, make_golden, with_verdict
 from deploykit.plugin.artifact import Artifact
 from deploykit.plugin.target import Target, Validation
 
@@ -143,7 +143,7 @@ def prove(
         report = replace(report, notes=(*report.notes, *_remarks(report, run)))
         if task is not None:
             report = report.with_metric(_measure(task, reference, session))
-    return artifact, report
+    return with_verdict(artifact, report), report
 
 
 _CLIPPED_DB = 3.0  # what samples that calibration saw reach more than others

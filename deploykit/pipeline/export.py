@@ -18,7 +18,7 @@ from deploykit.judge.parity import Tolerance
 from deploykit.pipeline import evidence as _evidence
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.fastest import SUFFIX, export_fastest
-from deploykit.pipeline.plan import Goals, Plan, make_plan
+from deploykit.pipeline.plan import Goals, Plan, make_plan, needs_data
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.staging import calibration_info, draft, finish
 from deploykit.pipeline.steps import lower, prepare
@@ -154,8 +154,11 @@ def export(
 
 def _refuse_missing(plan: Plan, data: Any) -> None:
     """Refuse a static precision without data, before the model is captured."""
-    if data is not None or not plan.request.precision.is_static:
+    if data is not None or not needs_data(plan.request):
         return
+    if not plan.request.precision.is_static:
+        asked = ", ".join(plan.request.algorithms)
+        raise CalibrationError(f"{asked}: there is no data to run the model on", hint="pass calibration=")
     instead = f' choose "{plan.gates.instead}",' if plan.gates.instead else ""
     raise CalibrationError(
         f"{plan.request.precision} fixes activation ranges at export, and there is no data to take them from",
@@ -167,7 +170,7 @@ def _refuse_missing(plan: Plan, data: Any) -> None:
 def _calibrate(
     plan: Plan, captured: CapturedModel, data: Any, cache_dir: str | Path | None, progress: bool
 ) -> CalibrationRun | None:
-    if not plan.request.precision.is_static:
+    if not needs_data(plan.request):
         return None
     from deploykit_calibration.observe import run_calibration
 

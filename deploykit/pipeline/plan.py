@@ -90,6 +90,11 @@ def make_plan(
     )
 
 
+def needs_data(request: Request) -> bool:
+    """Whether calibration data decides anything of an artifact: ranges that are fixed at export, or an algorithm."""
+    return request.precision.is_static or any(algorithm(name).needs for name in request.algorithms)
+
+
 def make_request(
     target: str,
     precision: str = "int8",
@@ -106,8 +111,11 @@ def make_request(
         UsageError, UnknownTargetError, UnsupportedPrecisionError: it cannot be met.
     """
     resolved, wanted = resolve(target), _precision(precision)
-    if method.partition(":")[0] not in _METHODS:
+    kind, _, argument = method.partition(":")
+    if kind not in _METHODS or (argument and kind != "percentile"):
         raise UsageError(f"unknown calibration_method {method!r}", hint=f"one of {', '.join(_METHODS)}")
+    if isinstance(algorithms, str):
+        raise UsageError("algorithms must be a list of names, not one string", hint=f"algorithms=[{algorithms!r}]")
     for name in algorithms:
         algorithm(name)
     resolved.target.check_precision(wanted, resolved.device)
@@ -171,5 +179,5 @@ def _first(wanted: Sequence[str], resolved: Resolved) -> Precision | None:
 
 def default_output(model: Any, target: str, precision: str) -> Path:
     """Where an artifact goes that was given no folder."""
-    name = model.rsplit(":", 1)[-1] if isinstance(model, str) else type(model).__name__
+    name = model.rsplit(":", 1)[-1] if isinstance(model, str) else getattr(model, "model_name", type(model).__name__)
     return Path("out") / re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name.lower()}-{target}-{precision}")

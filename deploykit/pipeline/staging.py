@@ -54,7 +54,7 @@ def draft(
     if not (folder / payload.entry).is_file():
         raise ConversionError(f"{target.name} produced no {payload.entry}", hint=payload.log[-2000:] or None)
     request, captured = prepared.request, prepared.captured
-    files = list_files(folder)
+    files = tuple(each for each in list_files(folder) if each.path != layout.GOLDEN_NAME)
     needs = payload.requirements or target.requirements(request.device, request.precision)
     manifest = Manifest(
         deploykit_version=__version__,
@@ -75,7 +75,7 @@ def draft(
         min_placement=min_placement if payload.build else None,
         requirements=replace(needs, memory_bytes=sum(entry.size for entry in files)),
         options=msgspec.to_builtins(request.options),
-        metadata=recorded(payload),
+        metadata=recorded(payload) | _algorithms(request),
     )
     artifact = Artifact(folder, manifest)
     trust(artifact, target.risk(artifact))
@@ -84,10 +84,14 @@ def draft(
 
 def calibration_info(run: CalibrationRun | None, prepared: Prepared) -> CalibrationInfo | None:
     """Where the activation ranges came from; None where there are none."""
-    if run is None:
+    if run is None or prepared.table is None:
         return None
     table, method = run.table, prepared.request.method
     return CalibrationInfo(table.source, table.samples, method, table.data_fingerprint, len(run.held_out))
+
+
+def _algorithms(request: Request) -> dict[str, Any]:
+    return {"algorithms": list(request.algorithms)} if request.algorithms else {}
 
 
 def recorded(payload: Payload) -> dict[str, Any]:
@@ -128,7 +132,13 @@ def make_golden(artifact: Artifact, samples: Sequence[dict[str, np.ndarray]], se
     path = artifact.path / layout.GOLDEN_NAME
     write_file(path, golden_bytes(Golden(inputs, outputs)))
     files = (*artifact.manifest.files, _listed(artifact.path, path))
-    return _with_manifest(artifact, replace(artifact.manifest, files=tuple(sorted(files, key=lambda each: each.path))))
+    return Artifact(artifact.path, replace(artifact.manifest, files=tuple(sorted(files, key=lambda each: each.path))))
+
+
+def with_verdict(artifact: Artifact, report: ParityReport) -> Artifact:
+    """Write the manifest with the report in it; where parity was missed, the artifact is `failed` from then on."""
+    status = artifact.manifest.status if report.passed else layout.FAILED
+    return _with_manifest(artifact, replace(artifact.manifest, parity=report, status=status))
 
 
 def finish(artifact: Artifact, report: ParityReport, profile: Profile | None, *, failed: bool, log: str) -> Artifact:

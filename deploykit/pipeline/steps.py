@@ -15,9 +15,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit.contract.errors import UsageError
 from deploykit.judge.parity import ParityReport, Tolerance, tolerance_of
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.evidence import choose_samples, prove
+from deploykit.pipeline.plan import needs_data
 from deploykit.pipeline.staging import calibration_info, draft
 from deploykit.plugin.registry import toolchain
 from deploykit.plugin.target import Payload, Target
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from deploykit.contract.request import Request
     from deploykit_calibration.observe import CalibrationRun
     from deploykit_calibration.prepared import Prepared
+    from deploykit_calibration.table import CalibrationTable
 
 
 def capture(
@@ -58,25 +61,36 @@ def calibrate(
 
 
 def prepare(
-    request: Request, captured: CapturedModel, run: CalibrationRun | None = None, *, target: Target | None = None
+    request: Request,
+    captured: CapturedModel,
+    run: CalibrationRun | CalibrationTable | None = None,
+    *,
+    target: Target | None = None,
 ) -> Prepared:
     """Place the target's scheme on a captured model, and run the algorithms that were asked for.
 
     Args:
         request: what the artifact shall be.
         captured: of `capture`; the same for every target.
-        run: of `calibrate`; None where the precision needs no statistics.
+        run: of `calibrate`, or a finished table; left aside where neither precision nor algorithms need it.
         target: the plugin; None for the one that the request names.
     Raises:
-        CalibrationError: scheme or algorithm need statistics or samples, and there are none.
+        CalibrationError: scheme or algorithm need statistics or samples, and there are none, or those of another model.
+        MissingDependencyError: what the toolchain exports with is not installed.
         UsageError: a pattern or an algorithm does not exist.
     """
+    from deploykit_calibration.observe import CalibrationRun
     from deploykit_calibration.prepare import prepare as place
+    from deploykit_calibration.table import CalibrationTable
 
     target = target or toolchain(request.toolchain)
+    target.check_installed(export=True)
+    run = CalibrationRun(run) if isinstance(run, CalibrationTable) else run
+    if run is not None:
+        run.table.check_model(captured.fingerprint)
     adapted = target.adapt(captured)
     scheme = target.scheme(request, adapted)
-    if run is None:
+    if run is None or not needs_data(request):
         return place(request, adapted, scheme, reference=captured)
     return place(request, adapted, scheme, table=run.table, samples=run.samples, reference=captured)
 
@@ -88,11 +102,16 @@ def lower(prepared: Prepared, folder: Path, *, target: Target | None = None) -> 
         target: the plugin; None for the one that the request names.
     Raises:
         UnsupportedPrecisionError, MissingDependencyError: the toolchain cannot make it, or not here.
+        UsageError: the folder holds something.
         ConversionError: the converter refused; the message names op, module path and source line.
     """
     target = target or toolchain(prepared.request.toolchain)
     target.check_precision(prepared.precision, prepared.device)
     target.check_installed(export=True)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty", hint="lower into a folder of its own")
     return target.lower(prepared, folder)
 
 

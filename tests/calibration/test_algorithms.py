@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import deploykit
 from deploykit import pipeline
 from deploykit.capture import capture
 from deploykit.capture.calls import stored
@@ -160,3 +161,28 @@ def test_other_weights_make_another_model_and_leave_the_first_alone(calibrated: 
         with_weights(captured, {"0.weights": before})
     with pytest.raises(ConversionError, match=r"stores no 0\.weight of shape"):
         with_weights(captured, {"0.weight": before[:1]})
+
+
+def test_weight_only_exports_run_what_is_asked(gptq: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(48, 32)).eval()
+    asked: dict[str, Any] = {"example_inputs": (inputs(1)[0],), "profile": False, "progress": False}
+    made = deploykit.export(
+        model, "x86-cpu", "int8-weight-only", algorithms=(gptq,), calibration=inputs(), output=tmp_path / "a", **asked
+    )
+    assert made.manifest.metadata["algorithms"] == ["gptq"]
+    with pytest.raises(CalibrationError, match="gptq: there is no data"):
+        deploykit.export(model, "x86-cpu", "int8-weight-only", algorithms=(gptq,), output=tmp_path / "b", **asked)
+
+
+def test_what_fails_inside_is_said_with_its_name(calibrated: Any) -> None:
+    def fail(prepared: Prepared, samples: Any) -> Prepared:
+        raise ValueError("a bad matrix")
+
+    register(Algorithm("fails", fail, cost="none"))
+    register(Algorithm("returns", lambda prepared, samples: None, cost="none"))  # type: ignore[arg-type,return-value]
+    for name, words in (
+        ("fails", "'fails' failed: ValueError: a bad matrix"),
+        ("returns", "'returns' returned NoneType"),
+    ):
+        with pytest.raises(DeploykitError, match=words):
+            pipeline.prepare(pipeline.request("x86-cpu", algorithms=(name,)), *calibrated)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.contract.errors import CalibrationError
-from deploykit.contract.formats import INT8_SYMMETRIC
+from deploykit.contract.errors import CalibrationError, ConversionError
+from deploykit.contract.formats import INT8_SYMMETRIC, PALETTE4, PerAxis, PerGroup, TensorScheme
 from deploykit_calibration.bias import INT32_MAX, quantize_bias, scale_floor
 from deploykit_calibration.weights import weight_quant
 from deploykit_targets._schemes.x86 import ONNX_X86, ONNX_X86_NO_VNNI
@@ -79,3 +79,19 @@ def test_a_weight_that_is_not_finite_is_refused_by_name() -> None:
     weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(CalibrationError, match=r"weight features\.0"):
         weight_quant(weight, 0, ONNX_X86, name="weight features.0")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        TensorScheme("int4", quant_min=-8, quant_max=7, granularity=PerAxis()),
+        TensorScheme("int8", quant_min=-127, quant_max=127, granularity=PerGroup(32)),
+        TensorScheme("uint8", symmetric=False, quant_min=0, quant_max=255),
+        PALETTE4,
+    ],
+    ids=lambda form: form.dtype,
+)
+def test_a_form_that_is_not_placed_is_refused(form: TensorScheme) -> None:
+    with pytest.raises(ConversionError, match="is not placed") as caught:
+        weight_quant(torch.ones(4, 64), 0, replace(ONNX_X86, weight=form))
+    assert form.dtype in str(caught.value)

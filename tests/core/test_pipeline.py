@@ -107,3 +107,49 @@ def test_importing_the_pipeline_loads_no_framework() -> None:
     code = "import sys, deploykit.pipeline; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_missed_gate_leaves_no_verified_folder(calibrated: Any, tmp_path: Path) -> None:
+    captured, run = calibrated
+    prepared = pipeline.prepare(pipeline.request("x86-cpu"), captured, run)
+    payload = pipeline.lower(prepared, tmp_path / "a")
+    gate = deploykit.Tolerance(min_sqnr_db=150.0)
+    assert not pipeline.judge(prepared, payload, tmp_path / "a", run, tolerance=gate).passed
+    assert deploykit.load(tmp_path / "a").status == "failed"
+    assert pipeline.judge(prepared, payload, tmp_path / "a", run).passed  # again, in the same folder
+    assert deploykit.load(tmp_path / "a").status == "verified"
+
+
+def test_a_folder_that_holds_something_is_refused(calibrated: Any, tmp_path: Path) -> None:
+    prepared = pipeline.prepare(pipeline.request("x86-cpu"), *calibrated)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(deploykit.UsageError, match="is not empty"):
+        pipeline.lower(prepared, tmp_path)
+
+
+def test_the_statistics_of_another_model_are_refused(calibrated: Any) -> None:
+    other = pipeline.capture(net().append(nn.ReLU()), example_inputs=(X,))
+    with pytest.raises(deploykit.CalibrationError, match="calibration table is of model"):
+        pipeline.prepare(pipeline.request("x86-cpu"), other, calibrated[1])
+
+
+def test_a_table_serves_as_a_calibration(calibrated: Any) -> None:
+    captured, run = calibrated
+    request = pipeline.request("x86-cpu")
+    of_table, of_run = (pipeline.prepare(request, captured, known) for known in (run.table, run))
+    assert str(of_table.graph_module.graph) == str(of_run.graph_module.graph)
+
+
+def test_precisions_without_ranges_take_no_statistics(calibrated: Any) -> None:
+    assert pipeline.prepare(pipeline.request("x86-cpu", "fp16"), *calibrated).table is None
+
+
+@pytest.mark.parametrize("method", ["best:3", "minmax:3", "guess"])
+def test_a_method_is_checked_before_anything_is_computed(method: str) -> None:
+    with pytest.raises(deploykit.UsageError, match="unknown calibration_method"):
+        pipeline.request("x86-cpu", method=method)
+
+
+def test_algorithms_are_a_list() -> None:
+    with pytest.raises(deploykit.UsageError, match="list of names"):
+        pipeline.request("x86-cpu", algorithms="best")

@@ -112,9 +112,22 @@ def apply(prepared: Prepared, names: Iterable[str]) -> Prepared:
     for name in names:
         found = algorithm(name)
         _check_needs(prepared, found)
-        prepared = found.run(prepared, prepared.samples)
+        prepared = _run(found, prepared)
         prepared = replace(prepared, applied=(*prepared.applied, name))
     return prepared
+
+
+def _run(found: Algorithm, prepared: Prepared) -> Prepared:
+    """Foreign code: what goes wrong in it is said with its name."""
+    try:
+        made = found.run(prepared, prepared.samples)
+    except DeploykitError:
+        raise
+    except Exception as error:
+        raise DeploykitError(f"algorithm {found.name!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, type(prepared)):
+        raise DeploykitError(f"algorithm {found.name!r} returned {type(made).__name__} in place of a Prepared")
+    return made
 
 
 def _check_needs(prepared: Prepared, found: Algorithm) -> None:

@@ -1,4 +1,4 @@
-"""A conversion prepared -> ONNX for GPUs with explicit quantization, in any precision that TensorRT and MIGraphX have.
+"""A prepared model -> ONNX for GPUs with explicit quantization, in any precision that TensorRT and MIGraphX have.
 
 One graph serves both; what differs is data: the scheme, the lint rules, the opset. The lint's verdict is part of the
 result, because neither runtime can be asked here.
@@ -40,7 +40,7 @@ SOURCE = "q/dq nodes and types of the ONNX file; what the device runs is known a
 
 @dataclass(frozen=True, eq=False)
 class Explicit:
-    """What was made of a prepared.
+    """What was made of a prepared model.
 
     Attributes:
         model: the ONNX file.
@@ -62,7 +62,7 @@ class Explicit:
 
 
 def lower_explicit(prepared: Prepared, rules: LintRules, *, opset: int, typed: bool = True) -> Explicit:
-    """Lower a prepared and check the result.
+    """Lower a prepared model and check the result.
 
     Args:
         prepared: in fp32, fp16, bf16, int8, mixed (int8 with float16 between) or fp8.

@@ -40,7 +40,7 @@ _NO_KERNEL = "weight-only kernels are for matrix products: float16"
 
 
 def lower_held(prepared: Prepared, rules: LintRules, *, block_size: int) -> Explicit:
-    """Lower a prepared in int8-weight-only or int4-weight-only; activations and arithmetic are float16.
+    """Lower a prepared model in int8-weight-only or int4-weight-only; activations and arithmetic are float16.
 
     Args:
         rules: of the toolchain that will read the file.

@@ -48,7 +48,7 @@ def portable(
     golden_db: float | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Payload:
-    """Write ONNX file, calibration table and recipe into the job's folder.
+    """Write ONNX file, calibration table and recipe into the folder.
 
     Args:
         made: the lowered and linted model.
@@ -197,7 +197,7 @@ def build_here(
     arguments: Sequence[str],
     python: str | None,
 ) -> Payload:
-    """Build at once where the job's device is this machine; else leave the payload pending."""
+    """Build at once where the request's device is this machine; else leave the payload pending."""
     toolchain = prepared.device.toolchain
     try:
         here = run_recipe(folder / program, ["--probe"], python=python, toolchain=toolchain)

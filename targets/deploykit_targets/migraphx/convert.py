@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def convert(prepared: Prepared, folder: Path) -> Payload:
-    """Write ONNX file and recipe; where the job's device is this machine, compile it too.
+    """Write ONNX file and recipe; where the request's device is this machine, compile it too.
 
     MIGraphX's parser has no bfloat16: such a model is written in float32, and the recipe has MIGraphX convert it.
 

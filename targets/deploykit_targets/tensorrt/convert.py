@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def convert(prepared: Prepared, folder: Path) -> Payload:
-    """Write ONNX file and recipe; where the job's device is this machine, build the engine too.
+    """Write ONNX file and recipe; where the request's device is this machine, build the engine too.
 
     Raises:
         ConversionError: an operator has no ONNX form, or TensorRT would refuse the file; names node and rule.

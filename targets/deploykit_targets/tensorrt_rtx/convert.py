@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def convert(prepared: Prepared, folder: Path) -> Payload:
-    """Write ONNX file and recipe, and compile the engine; where the job's device is this machine, finish it too.
+    """Write ONNX file and recipe, and compile the engine; where the request's device is this machine, finish it too.
 
     Without the compiler here (it is for x86-64) the engine is compiled by `deploykit build`.
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,10 +288,10 @@ def test_a_baseline_that_cannot_be_measured_is_refused_first(artifact: Artifact)
 
 
 def test_what_is_built_here_keeps_its_timing_cache(artifact: Artifact) -> None:
-    job = SimpleNamespace(folder=artifact.path, device=SimpleNamespace(toolchain="toy", arch="toy"))
+    prepared: Any = SimpleNamespace(device=SimpleNamespace(toolchain="toy", arch="toy"))
     pending = Payload(PROGRAM, artifact.achieved, {})
     (artifact.path / "timing.cache").write_bytes(b"cache")
-    made = build_here(job, pending, PROGRAM, "built.json", ["--out", str(artifact.path)], None)  # type: ignore[arg-type]
+    made = build_here(prepared, artifact.path, pending, PROGRAM, "built.json", ["--out", str(artifact.path)], None)
     assert made.entry == "built.json" and (artifact.path / "timing.cache").is_file()
 
 

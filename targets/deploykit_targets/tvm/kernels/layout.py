@@ -16,7 +16,7 @@ def nchw_to_nhwc(shape: tuple[int, int, int, int], dtype: str) -> Expr:
 
     Args:
         shape: of the input: batch, channels, height, width.
-        dtype: of both.
+        dtype: of input and output.
     """
     batch, channels, height, width = shape
     return _transpose(batch, channels, height * width, dtype)
@@ -27,7 +27,7 @@ def nhwc_to_nchw(shape: tuple[int, int, int, int], dtype: str) -> Expr:
 
     Args:
         shape: of the input: batch, height, width, channels.
-        dtype: of both.
+        dtype: of input and output.
     """
     batch, height, width, channels = shape
     return _transpose(batch, height * width, channels, dtype)
