@@ -1,8 +1,8 @@
 """Quantize once: write the q/dq nodes of a scheme into a copy of the captured graph.
 
 The result is the source of every lowering; `simulate.fuse` makes of it what runs in PyTorch, the simulated
-reference. This module refuses to touch integers, masks, scalar arithmetic, graph outputs and the residual stream of transformers, and says
-of every layer that stays float why.
+reference. This module refuses to touch integers, masks, scalar arithmetic, graph outputs and the residual stream of
+transformers, and says of every layer that stays float why.
 """
 
 from __future__ import annotations

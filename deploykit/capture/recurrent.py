@@ -15,6 +15,8 @@ from deploykit.capture.origins import origin_of
 from deploykit.capture.recurrent_cells import RECURRENT, unroll
 from deploykit.contract.quiet import quiet
 
+_KNOWN_AS = "known_as"
+
 
 def unroll_recurrent(captured: CapturedModel) -> CapturedModel:
     """Unroll every LSTM, GRU and RNN over its (static) length; other models come back as they are.
@@ -29,7 +31,7 @@ def unroll_recurrent(captured: CapturedModel) -> CapturedModel:
         return captured
     with quiet(), torch.no_grad():
         editor = _unrolled(captured)
-        module = normalise(editor)
+        module = _with_known_names(normalise(editor), captured)
         reference = captured.graph_module(*captured.example_inputs)
         results = module(*captured.example_inputs)
         require_parity(reference, results, lambda: _unrolled(captured), (), captured.example_inputs)
@@ -43,8 +45,21 @@ def _unrolled(captured: CapturedModel) -> Editor:
     env: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in captured.graph_module.graph.nodes:
         env[node] = graph.node_copy(node, lambda n: env[n])
+        env[node].meta[_KNOWN_AS] = node.name
     names = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
     editor = Editor(graph, {name: constant(captured.graph_module, name) for name in names})
     for node in editor.calls(*RECURRENT):
         unroll(editor, node)
     return editor
+
+
+def _with_known_names(module: torch.fx.GraphModule, captured: CapturedModel) -> torch.fx.GraphModule:
+    """The same graph; what the captured one had keeps its name, and nothing else has it: statistics are by name."""
+    taken = {node.name for node in captured.graph_module.graph.nodes}
+    graph, copies = torch.fx.Graph(), dict[torch.fx.Node, torch.fx.Node]()
+    for node in module.graph.nodes:
+        name = node.meta.pop(_KNOWN_AS, None) or (f"{node.name}_step" if node.name in taken else node.name)
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+        copies[node] = graph.create_node(node.op, node.target, args, kwargs, name=name)
+        copies[node].meta = node.meta
+    return torch.fx.GraphModule(module, graph)

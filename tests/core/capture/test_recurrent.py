@@ -107,3 +107,24 @@ def test_packed_sequences_are_refused_with_a_way_out() -> None:
 
     with pytest.raises(CaptureError, match="feed padded tensors"):
         capture(Packed(), example_inputs=(torch.randn(2, 4, 3),))
+
+
+def test_names_mean_what_they_meant_before() -> None:
+    """Statistics are by node name: the classifier behind an LSTM keeps its own, and no step takes it."""
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(16, 32, batch_first=True), nn.Linear(32, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.lstm(x)[0][:, -1])  # type: ignore[no-any-return]
+
+    captured = capture(Classifier().eval(), example_inputs=(torch.randn(1, 4, 16),))
+    unrolled = unroll_recurrent(captured)
+    before, after = ({n.name: n for n in c.graph_module.graph.nodes} for c in (captured, unrolled))
+    both = {name for name in before.keys() & after.keys() if before[name].op == "call_function"}
+    assert "linear" in both
+    for name in both:
+        assert before[name].meta["val"].shape == after[name].meta["val"].shape
+        assert captured.origins[name].module_path == unrolled.origins[name].module_path
