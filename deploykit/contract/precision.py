@@ -215,6 +215,11 @@ class Precision(StrEnum):
         made._value_, made.row = value, row
         return made
 
+    def __reduce_ex__(self, protocol: object) -> tuple[type[Precision], tuple[str]]:
+        """By value: pickle and copy of Python 3.11.2 ask for the name, which a registered precision has not."""
+        del protocol
+        return Precision, (self.value,)
+
     @property
     def is_static(self) -> bool:
         """Whether activation ranges are fixed at export, so that calibration data is required."""
