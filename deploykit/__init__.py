@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from deploykit.judge.parity import ParityReport, Tolerance
     from deploykit.judge.profiling import Profile
     from deploykit.pipeline.build import build
-    from deploykit.pipeline.calibrate import calibrate
+    from deploykit.pipeline.calibration import calibrate
     from deploykit.pipeline.export import export
     from deploykit.plugin.artifact import Artifact, load
     from deploykit.plugin.registry import targets
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _HOME = {
     "build": "pipeline.build",
     "export": "pipeline.export",
-    "calibrate": "pipeline.calibrate",
+    "calibrate": "pipeline.calibration",
     "CalibrationTable": "deploykit_calibration.table",
     "load": "plugin.artifact",
     "Artifact": "plugin.artifact",

@@ -153,3 +153,11 @@ def test_a_method_is_checked_before_anything_is_computed(method: str) -> None:
 def test_algorithms_are_a_list() -> None:
     with pytest.raises(deploykit.UsageError, match="list of names"):
         pipeline.request("x86-cpu", algorithms="best")
+
+
+def test_no_module_hides_a_step() -> None:
+    """A submodule, once imported, is an attribute of its package, and would stand before the function of its name."""
+    folder = Path(pipeline.__file__).parent
+    assert not {path.stem for path in folder.glob("*.py")} & set(pipeline.__all__)
+    root = folder.parent
+    assert not {path.stem for path in root.iterdir()} & set(deploykit.__all__)
