@@ -17,7 +17,14 @@ from deploykit import pipeline
 from deploykit.capture import capture
 from deploykit.capture.calls import stored
 from deploykit.contract.decibels import sqnr_db
-from deploykit.contract.errors import CalibrationError, ConversionError, DeploykitError, UsageError
+from deploykit.contract.errors import (
+    CalibrationError,
+    ConversionError,
+    DeploykitError,
+    MissingDependencyError,
+    UsageError,
+)
+from deploykit.plugin.registry import resolve
 from deploykit_calibration import algorithms
 from deploykit_calibration.algorithms import SAMPLES, Algorithm, algorithm, apply, register
 from deploykit_calibration.prepared import Prepared
@@ -57,12 +64,20 @@ def gptq(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize("target", ["x86-cpu", "jetson-orin", "android", "iphone-15"])
 def test_one_in_a_file_of_its_own_serves_every_target(calibrated: Any, gptq: str, target: str) -> None:
+    skip_without(target)
     captured, run = calibrated
     plain = pipeline.prepare(pipeline.request(target, "int8"), captured, run)
     better = pipeline.prepare(pipeline.request(target, "int8", algorithms=(gptq,)), captured, run)
     assert better.applied[-1] == "gptq" and better.reference is captured
     assert weight_error_db(better, captured) > weight_error_db(plain, captured) + 6
     assert [layer.precision for layer in better.layers] == [layer.precision for layer in plain.layers]
+
+
+def skip_without(target: str) -> None:
+    try:
+        resolve(target).target.check_installed(export=True)
+    except MissingDependencyError as error:
+        pytest.skip(f"{target} is exported elsewhere: {error.message}")
 
 
 def weight_of(captured: Any) -> Tensor:
@@ -84,9 +99,7 @@ def weight_error_db(prepared: Prepared, captured: Any) -> float:
 
 @pytest.mark.parametrize("target", ["android", "iphone-15"])
 def test_weight_only_precisions_are_served_too(calibrated: Any, gptq: str, target: str, tmp_path: Path) -> None:
-    pytest.importorskip(
-        "litert_torch" if target == "android" else "coremltools", reason="the toolchain is not installed"
-    )
+    skip_without(target)
     captured, run = calibrated
     reached = {}
     for names in ((), (gptq,)):
