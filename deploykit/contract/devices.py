@@ -64,16 +64,15 @@ def load_devices(path: Path, *, toolchain: str) -> dict[str, Device]:
         DeploykitError: the file is malformed; the message names it. A defect of the plugin, not of the user.
     """
     try:
-        tables = _parsed(path.read_text(encoding="utf-8"))
-        return {name: _device(name, toolchain, table) for name, table in tables.items()}
+        return dict(_devices(path.read_text(encoding="utf-8"), toolchain))
     except (OSError, tomllib.TOMLDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DeploykitError(f"device table {path.name} of toolchain {toolchain!r} is malformed: {error}") from error
 
 
 @functools.cache
-def _parsed(text: str) -> dict[str, Any]:
-    """Kept: every load of an artifact asks what its target means, and parsing all tables takes 10 ms."""
-    return tomllib.loads(text)
+def _devices(text: str, toolchain: str) -> Mapping[str, Device]:
+    """Kept: every load of an artifact asks what its target means, and a listing asks for every device."""
+    return {name: _device(name, toolchain, table) for name, table in tomllib.loads(text).items()}
 
 
 def _device(name: str, toolchain: str, table: Mapping[str, Any]) -> Device:
