@@ -17,10 +17,8 @@ from deploykit_calibration.placement import LayerPlacement
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
 
-_ELEMENTWISE = LAYERS - MACS | {
-    "pow",
-    "square",
-}  # runtimes fuse and rename them, also where one of them is an outer product
+# runtimes fuse and rename them, also where one of them is an outer product
+_ELEMENTWISE = LAYERS - MACS | {"pow", "square"}
 
 
 def layer_aliases(captured: CapturedModel) -> dict[str, str]:

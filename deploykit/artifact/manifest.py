@@ -109,7 +109,9 @@ class Facts:
         notes: what must be said beside the figures.
         golden_min_sqnr_db: SQNR in dB from which golden outputs count as reproduced on the device; None for the gate
             of the precision.
-        traffic: by layer, elements read, elements written, bytes of the network; see `deploykit.plugin.estimate`.
+        traffic: by layer, elements of tensors between layers that it reads and writes, and bytes of the network's
+            inputs and outputs that it reads and writes. Where there are but two numbers, the last is not known, and
+            those inputs and outputs are not counted.
     """
 
     notes: tuple[str, ...] = ()

@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from deploykit.contract.achieved import Achieved, LayerAchieved
 
 FORMULA = "layer time = max(2 x MACs / peak rate, unavoidable bytes / bandwidth), layer after layer"
-TRAFFIC = "traffic"
-"""Key of an artifact's metadata: layer name to the elements of tensors between layers that it reads and writes, and the
-bytes of the network's inputs and outputs that it reads and writes. Where there are but two numbers, the last is not
-known, and those inputs and outputs are not counted.
-"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ def estimate_layers(
     Args:
         achieved: layers with their multiply-accumulates, weights and precision.
         device: with rates and bandwidth.
-        traffic: see `TRAFFIC`.
+        traffic: see `manifest.Facts`.
     Raises:
         DeviceError: the device table has no rates.
     """
@@ -92,7 +87,7 @@ def _width(layer: LayerAchieved) -> float:
 
 
 def traffic_in(artifact: StoredArtifact) -> dict[str, tuple[int, ...]]:
-    """What an artifact's metadata says under `TRAFFIC`, checked.
+    """What an artifact records of what its layers move, checked.
 
     Raises:
         ArtifactError: it is something else.

@@ -135,7 +135,7 @@ class Payload:
         build: what is left to do on the device; None where the artifact runs as it is.
         log: what the converter printed, kept beside the artifact and never shown on success.
         requirements: what the payload needs of a machine; None for what `Target.requirements` says.
-        traffic: what layers move, by name; see `deploykit.plugin.estimate.TRAFFIC`.
+        traffic: what layers move, by name; see `deploykit.artifact.manifest.Facts`.
         golden_min_sqnr_db: SQNR in dB from which golden outputs count as reproduced on the device; None for the gate
             of the precision.
         notes: what must be said beside the figures.

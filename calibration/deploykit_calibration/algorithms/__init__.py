@@ -9,11 +9,11 @@ distributions are entry points of the group `deploykit.algorithms`; a script's o
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from deploykit.contract.entry_points import UPDATE, entry_points, loaded, named
 from deploykit.contract.errors import CalibrationError, DeploykitError, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
 
 GROUP = "deploykit.algorithms"
+_KIND = "algorithm"
 STATISTICS, SAMPLES = "statistics", "samples"
 
 Samples = Sequence[Mapping[str, "Tensor"]]
@@ -56,13 +57,13 @@ def algorithm(name: str) -> Algorithm:
     own = _own()
     if name in own:
         return own[name]
-    entries = [entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.name == name]
-    if not entries:
-        others = {entry.name for entry in importlib.metadata.entry_points(group=GROUP)}
-        raise UsageError(f"there is no algorithm {name!r}", hint=f"one of {', '.join(sorted({*own, *others}))}")
-    if len({entry.value for entry in entries}) > 1:
-        raise DeploykitError(f"algorithm {name!r} is registered twice", hint="uninstall one of its distributions")
-    return _loaded(entries[0])
+    entries = entry_points(GROUP, _KIND)
+    if name not in entries:
+        raise UsageError(f"there is no algorithm {name!r}", hint=f"one of {', '.join(sorted({*own, *entries}))}")
+    found = loaded(entries[name], _KIND)
+    if not isinstance(found, Algorithm):
+        raise DeploykitError(f"{named(entries[name], _KIND)} is no Algorithm", hint=UPDATE)
+    return found
 
 
 def register(found: Algorithm) -> Algorithm:
@@ -85,21 +86,6 @@ def _own() -> dict[str, Algorithm]:
     from deploykit_calibration.algorithms.bias_correction import BIAS_CORRECTION
 
     return {**_registered, **{each.name: each for each in (BIAS_CORRECTION, BEST)}}
-
-
-def _loaded(entry: importlib.metadata.EntryPoint) -> Algorithm:
-    try:
-        found = entry.load()
-    except Exception as error:  # foreign code: whatever it raises is reported with its owner
-        raise DeploykitError(
-            f"algorithm {entry.name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}",
-            hint="update or uninstall its distribution",
-        ) from error
-    if not isinstance(found, Algorithm):
-        raise DeploykitError(
-            f"algorithm {entry.name!r} ({entry.value}) is no Algorithm", hint="update its distribution"
-        )
-    return found
 
 
 def apply(prepared: Prepared, names: Iterable[str]) -> Prepared:

@@ -47,7 +47,7 @@ class Explicit:
         log: what exporters printed.
         findings: warnings of the lint.
         achieved: layers by the precision that the file asks for.
-        traffic: what layers move, as `deploykit.plugin.estimate.TRAFFIC` says.
+        traffic: what layers move, as `deploykit.artifact.manifest.Facts` says.
         rules: that it was checked against.
         plain: the type of what is not quantized.
     """

@@ -22,7 +22,7 @@ Owners = Mapping[Node, Node]
 
 
 def traffic_of(captured: CapturedModel) -> dict[str, tuple[int, int, int]]:
-    """Layer name to what `estimate.TRAFFIC` says: elements read, elements written, bytes of the network."""
+    """Layer name to what `manifest.Facts.traffic` says: elements read, elements written, bytes of the network."""
     view = GraphView.of(captured)
     owners = _owners(view)
     fused = dict(_fused(view))

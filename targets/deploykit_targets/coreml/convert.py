@@ -29,6 +29,8 @@ from deploykit_targets.coreml.scheme import OS_FLOOR, op_set_of
 from deploykit_targets.coreml.target import BATCH_SIZES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from deploykit.capture import CapturedModel
     from deploykit_calibration.prepared import Prepared
     from deploykit_targets.coreml.target import CoreMLOptions
@@ -88,13 +90,14 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
         except Exception as error:
             raise prescan.refused(source.captured, source.lowered, error) from error
         made = _written(prepared, folder, source, model)
+    traffic = _traffic(source)
     return Payload(
         entry=made.entry,
         achieved=_achieved(prepared, source, made.counted),
         tool_versions=versions("torch", "coremltools"),
         log="\n".join(log),
-        traffic=_traffic(source),
-        metadata=_metadata(source, made) | {"made_for": made.made_for, BATCH_SIZES: _batch_sizes(prepared)},
+        traffic=traffic,
+        metadata=_metadata(traffic, made) | {"made_for": made.made_for, BATCH_SIZES: _batch_sizes(prepared)},
     )
 
 
@@ -201,9 +204,9 @@ def _traffic(source: _Source) -> dict[str, list[int]]:
     return {layer.name: _elements(nodes[layer.name]) for layer in source.layers if layer.name in nodes}
 
 
-def _metadata(source: _Source, made: _Made) -> dict[str, Any]:
+def _metadata(traffic: Mapping[str, Sequence[int]], made: _Made) -> dict[str, Any]:
     executed = made.counted.executed
-    elements = ((name, sum(counts)) for name, counts in _traffic(source).items())
+    elements = ((name, sum(counts)) for name, counts in traffic.items())
     moved = sum(count * _WIDTHS.get(executed.get(name, "float16"), 2) for name, count in elements)
     return {**made.facts, "ops": made.counted.ops, "activation_bytes": moved}
 
