@@ -17,7 +17,16 @@ from deploykit.plugin.registry import toolchains
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FOLDERS = ("", "benchmarks/", "calibration/**/", "deploykit/**/", "examples/**/", "targets/**/")
+FOLDERS = (
+    "",
+    "benchmarks/",
+    "calibration/**/",
+    "deploykit/**/",
+    "examples/**/",
+    "targets/**/",
+    "training/**/",
+    "tuning/**/",
+)
 DOCUMENTS = sorted({path for folder in FOLDERS for path in ROOT.glob(f"{folder}*.md")})
 
 

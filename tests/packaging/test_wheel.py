@@ -14,7 +14,8 @@ from deploykit import Precision
 from deploykit.plugin.registry import toolchain
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"deploykit", "deploykit_calibration", "deploykit_targets"}
+ROOMS = ("calibration", "targets", "training", "tuning")
+PACKAGES = {"deploykit", *(f"deploykit_{room}" for room in ROOMS)}
 CORE = {"numpy", "safetensors", "msgspec", "typer", "rich", "psutil"}
 TORCH_FREE = ["test", "lint", *(f"{name}-runtime" for name in ("onnxruntime", "openvino", "litert", "coreml"))]
 
@@ -39,7 +40,7 @@ def test_nothing_generic_lands_on_the_top_level(names: set[str]) -> None:
 
 def test_all_sources_and_data_are_in_and_nothing_else(names: set[str]) -> None:
     held = {name for name in names if ".dist-info/" not in name}
-    bases = {"deploykit": ROOT, "deploykit_calibration": ROOT / "calibration", "deploykit_targets": ROOT / "targets"}
+    bases = {"deploykit": ROOT, **{f"deploykit_{room}": ROOT / room for room in ROOMS}}
     sources = {
         path.relative_to(base).as_posix()
         for package, base in bases.items()
