@@ -41,12 +41,16 @@ if TYPE_CHECKING:
     from deploykit.plugin.registry import targets
     from deploykit.plugin.target import Target
     from deploykit_calibration.table import CalibrationTable
+    from deploykit_training.pruning.job import prune
+    from deploykit_training.pruning.report import PruneReport
 
 _HOME = {
     "build": "pipeline.build",
     "export": "pipeline.export",
     "calibrate": "pipeline.calibration",
     "CalibrationTable": "deploykit_calibration.table",
+    "prune": "deploykit_training.pruning.job",
+    "PruneReport": "deploykit_training.pruning.report",
     "load": "plugin.artifact",
     "Artifact": "plugin.artifact",
     "targets": "plugin.registry",
@@ -80,6 +84,7 @@ __all__ = [
     "calibrate",
     "export",
     "load",
+    "prune",
     "targets",
     # values
     "Artifact",
@@ -88,6 +93,7 @@ __all__ = [
     "ParityReport",
     "Precision",
     "Profile",
+    "PruneReport",
     "Session",
     "Target",
     "TensorSpec",
