@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from deploykit.contract.precision import Evidence, Precision
+    from deploykit.contract.recipe import Recipe
     from deploykit.contract.session import Session
     from deploykit.contract.tensors import TensorSpec
     from deploykit.judge.parity import ParityReport, Tolerance
@@ -55,6 +56,7 @@ _HOME = {
     "Artifact": "plugin.artifact",
     "targets": "plugin.registry",
     "Target": "plugin.target",
+    "Recipe": "contract.recipe",
     "Session": "contract.session",
     "TensorSpec": "contract.tensors",
     "ParityReport": "judge.parity",
@@ -94,6 +96,7 @@ __all__ = [
     "Precision",
     "Profile",
     "PruneReport",
+    "Recipe",
     "Session",
     "Target",
     "TensorSpec",

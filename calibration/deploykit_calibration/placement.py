@@ -91,6 +91,8 @@ def place(
     method: str = "default",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    kept: Mapping[str, str] | None = None,
+    methods: Mapping[str, str] | None = None,
 ) -> QuantizedGraph:
     """Place q/dq nodes as a scheme says.
 
@@ -100,6 +102,8 @@ def place(
         method: calibration method, see `ranges.METHODS`.
         include: patterns of module paths; where given, only these layers are quantized.
         exclude: patterns of module paths that stay float.
+        kept: layers that stay float, by node name, and why.
+        methods: calibration method of single tensors, by the node that computes them.
     Returns:
         The q/dq graph with a report of every layer.
     Raises:
@@ -107,16 +111,43 @@ def place(
         CalibrationError: a range or a weight is not finite.
     """
     view = GraphView.of(captured)
-    names = [op.name for op in view.ops() if is_layer(view, op)]
-    kept = kept_float(captured.origins, names, include, exclude) if include or exclude else {}
-    planner = Planner(view, scheme, table.statistics, kept)
-    plan = planner.run()
-    params = _params(view, plan, planner, _Ranges(view, table, scheme, method))
+    planner, plan, asked = _planned(captured, view, table, scheme, (include, exclude), kept or {})
+    params = _params(view, plan, planner, _Ranges(view, table, scheme, method, methods or {}))
     graph_module = Rewriter(captured.graph_module, view, scheme, table.layer_inputs).run(plan, params)
     written = {tensor.name: op.name for op in plan.reads for tensor in planner.results(op) if tensor in plan.hard}
     beside = float_activations(captured, view, planner, plan)
-    layers, run_time = describe_layers(captured, view, plan, kept), frozenset(op.name for op in plan.run_time)
+    layers, run_time = describe_layers(captured, view, plan, asked), frozenset(op.name for op in plan.run_time)
     return QuantizedGraph(graph_module, layers, scheme, written, beside, run_time)
+
+
+def plan_layers(
+    captured: CapturedModel,
+    table: CalibrationTable,
+    scheme: Scheme,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    kept: Mapping[str, str] | None = None,
+) -> tuple[LayerPlacement, ...]:
+    """What `place` would make of every layer: the plan alone, without ranges and without a graph."""
+    view = GraphView.of(captured)
+    _, plan, asked = _planned(captured, view, table, scheme, (include, exclude), kept or {})
+    return describe_layers(captured, view, plan, asked)
+
+
+def _planned(
+    captured: CapturedModel,
+    view: GraphView,
+    table: CalibrationTable,
+    scheme: Scheme,
+    patterns: tuple[Sequence[str], Sequence[str]],
+    kept: Mapping[str, str],
+) -> tuple[Planner, Plan, Collection[str]]:
+    """The plan, and the layers that patterns keep in float."""
+    names = [op.name for op in view.ops() if is_layer(view, op)]
+    asked = kept_float(captured.origins, names, *patterns) if any(patterns) else {}
+    planner = Planner(view, scheme, table.statistics, {**kept, **asked})
+    return planner, planner.run(), asked
 
 
 def float_graph(captured: CapturedModel, scheme: Scheme) -> QuantizedGraph:
@@ -128,8 +159,11 @@ def float_graph(captured: CapturedModel, scheme: Scheme) -> QuantizedGraph:
 class _Ranges:
     """Ranges of tensors, from the table or built in."""
 
-    def __init__(self, view: GraphView, table: CalibrationTable, scheme: Scheme, method: str) -> None:
-        self._view, self._table, self._scheme, self._method = view, table, scheme, method
+    def __init__(
+        self, view: GraphView, table: CalibrationTable, scheme: Scheme, method: str, methods: Mapping[str, str]
+    ) -> None:
+        self._view, self._table, self._scheme = view, table, scheme
+        self._method, self._methods = method, methods
 
     def fixed(self, tensor: Node) -> FixedParams | None:
         """Built-in parameters of the kernel that computes the tensor's data."""
@@ -142,7 +176,8 @@ class _Ranges:
         if fixed is not None:
             return self.covered(fixed)
         source = next(node for node in self._view.same_data(tensor) if node.name in self._table.statistics)
-        lo, hi = self._table.range(source.name, method=self._method, symmetric=symmetric)
+        method = self._methods.get(source.name, self._method)
+        lo, hi = self._table.range(source.name, method=method, symmetric=symmetric)
         kind = self._view.kinds[source]
         if kind in _NOT_NEGATIVE and not symmetric:
             lo = 0.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deploykit_calibration.algorithms import apply
 from deploykit_calibration.prepared import Prepared
+from deploykit_calibration.recipes import check_recipe, checked_methods, kept_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,19 +41,29 @@ def prepare(
         is_baseline: it is made to be compared with, and not kept.
 
     Raises:
-        UsageError: an algorithm or a pattern does not exist.
+        UsageError: an algorithm or a pattern does not exist, or the recipe is not of this graph.
         CalibrationError: scheme or algorithm need statistics, and there are none.
     """
     method = "default" if request.method == BEST else request.method
     prepared = Prepared(
         request, captured, scheme, reference or captured, table, samples, method, is_baseline=is_baseline
     )
+    if request.recipe is not None:
+        check_recipe(request.recipe, captured)
+        prepared = replace(
+            prepared,
+            kept=kept_layers(request, captured, scheme, table),
+            methods=checked_methods(request.recipe, table),
+        )
     if scheme.quantizes:
         _ = prepared.statistics  # refused here, before an algorithm asks for them
     return apply(prepared, _asked(request, scheme))
 
 
 def _asked(request: Request, scheme: Scheme) -> Iterator[str]:
+    if request.recipe is not None:
+        yield from (step.name for step in request.recipe.algorithms)
+        return
     if scheme.quantizes and scheme.bias_correction:
         yield "bias-correction"
     if scheme.quantizes and request.method == BEST:

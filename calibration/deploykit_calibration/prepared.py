@@ -8,7 +8,7 @@ values (another method, corrected biases, other weights) and leave what follows 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,8 @@ class Prepared:
         method: how ranges are chosen from the statistics.
         corrects_bias: the shift of a layer's mean that rounding its weight causes is taken out of its bias.
         applied: names of the algorithms that were run.
+        kept: layers that stay in float beside those that the scheme and the patterns keep, by node name, and why.
+        methods: how the ranges of single tensors are chosen, by node name, where that is not `method`.
         is_baseline: made to be compared with and not kept, so that nothing need be proved of it.
     """
 
@@ -56,6 +58,8 @@ class Prepared:
     corrects_bias: bool = False
     applied: tuple[str, ...] = ()
     is_baseline: bool = False
+    kept: Mapping[str, str] = field(default_factory=dict)
+    methods: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def precision(self) -> Precision:
@@ -110,6 +114,8 @@ class Prepared:
             method=self.method,
             include=self.include,
             exclude=self.exclude,
+            kept=self.kept,
+            methods=self.methods,
         )
 
     @property

@@ -20,6 +20,7 @@ from deploykit.contract.achieved import Achieved
 from deploykit.contract.errors import ArtifactError, DeploykitError
 from deploykit.contract.precision import Precision, known
 from deploykit.contract.reading import convert, decode_json
+from deploykit.contract.recipe import Recipe
 from deploykit.contract.requirements import Requirements
 from deploykit.contract.tensors import TensorSpec
 from deploykit.judge.parity import ParityReport
@@ -138,6 +139,7 @@ class Manifest:
         requirements: what the payload needs of a machine; None in artifacts that older versions wrote.
         min_placement: share of multiply-accumulates that was asked for on export, and that a build on the device must
             keep; None for the default of the precision.
+        recipe: what was decided, enough to make the artifact again; None in artifacts that older versions wrote.
         parent: fingerprint of the artifact that this one was built from, "" for none.
     """
 
@@ -159,6 +161,7 @@ class Manifest:
     build: PendingBuild | None = None
     requirements: Requirements | None = None
     min_placement: float | None = None
+    recipe: Recipe | None = None
     parent: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)

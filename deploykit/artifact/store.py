@@ -24,6 +24,7 @@ from deploykit.contract.achieved import Achieved
 from deploykit.contract.errors import ArtifactError
 from deploykit.contract.precision import Evidence
 from deploykit.contract.reading import MAX_JSON_BYTES, decode_json, read_bytes
+from deploykit.contract.recipe import Recipe
 from deploykit.contract.tensors import TensorSpec
 from deploykit.judge.parity import ParityReport
 from deploykit.judge.profiling import Profile
@@ -77,6 +78,13 @@ class StoredArtifact:
     def parity(self) -> ParityReport | None:
         """The parity report of the export; None only where nothing could be run."""
         return self.manifest.parity
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """What was decided for it, enough to make it again: `export(model, recipe=artifact.recipe)`; None in artifacts
+        that older versions wrote.
+        """
+        return self.manifest.recipe
 
     @property
     def evidence(self) -> Evidence:

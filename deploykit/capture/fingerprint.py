@@ -1,4 +1,4 @@
-"""The fingerprint of a captured model: a hash of structure, weights and specs, equal in every process."""
+"""Fingerprints of a captured model, equal in every process: of structure, weights and specs, and of structure alone."""
 
 from __future__ import annotations
 
@@ -25,6 +25,21 @@ def fingerprint(graph_module: fx.GraphModule, inputs: Sequence[TensorSpec]) -> s
             if id(value) not in seen:
                 _update(digest, value)
             digest.update(seen.setdefault(id(value), node.name).encode())
+    return digest.hexdigest()
+
+
+def structure(graph_module: fx.GraphModule) -> str:
+    """sha256 hex of nodes (names and ops) and of the shapes and types of constants: the same for other weights, and for
+    inputs of another size where the graph is the same for them.
+    """
+    digest = hashlib.sha256()
+    for node in graph_module.graph.nodes:
+        stored = ""
+        if node.op == "get_attr":
+            value = constant(graph_module, str(node.target))
+            stored = f"{value.dtype} {tuple(value.shape)}"
+        target = "" if node.op == "get_attr" else node.target
+        digest.update(f"{node.name} {node.op} {target} {stored}\n".encode())
     return digest.hexdigest()
 
 

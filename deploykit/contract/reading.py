@@ -62,10 +62,11 @@ def open_regular(
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as cause:  # ValueError: a name with NUL
         raise error(f"cannot read {path}: {_reason(cause)}", hint="check the path and its permissions") from cause
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise error(f"{path} is not a regular file, and is not read", hint="pass a file, no folder, pipe or device")
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise error(f"{path} is not a regular file, and is not read", hint="pass a file, no folder, pipe or device")
         if limit is not None and found.st_size > limit:
             raise error(f"{path} has {found.st_size} bytes; more than {limit} are not read", hint="is it damaged?")
         try:

@@ -1,14 +1,13 @@
-"""`Request`: what an artifact shall be, as values: it can be compared and pickled, and is what is fingerprinted."""
+"""`Request`: what an artifact shall be, as values: it can be compared and pickled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from deploykit.contract.devices import Device
 from deploykit.contract.precision import Precision
+from deploykit.contract.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class Request:
         options: the toolchain's own options dataclass.
         algorithms: names of the algorithms that are run over the prepared model, in this order, beside those that the
             scheme and the method ask for themselves.
+        recipe: that is followed: its algorithms are all that are run, and its layers and ranges are as it says; None
+            where everything is decided from the fields above.
     """
 
     target: str
@@ -40,17 +41,4 @@ class Request:
     exclude: tuple[str, ...] = ()
     options: Any = field(default_factory=NoOptions)
     algorithms: tuple[str, ...] = ()
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """The same as plain data, for the fingerprint; how a target is typed does not matter."""
-        named = {"algorithms": self.algorithms} if self.algorithms else {}
-        return {
-            "target": f"{self.device.name}:{self.toolchain}",
-            "precision": self.precision.value,
-            "method": self.method,
-            "include": self.include,
-            "exclude": self.exclude,
-            "options": msgspec.to_builtins(self.options),
-            **named,
-        }
+    recipe: Recipe | None = None

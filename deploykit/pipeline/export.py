@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 from deploykit.artifact.replace import check_replaceable, failed_path
 from deploykit.artifact.storage import publish_folder, staging_folder
 from deploykit.contract.errors import CalibrationError
+from deploykit.contract.recipe import Recipe
 from deploykit.contract.session import Session
 from deploykit.judge.parity import Tolerance
 from deploykit.pipeline import evidence as _evidence
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.fastest import SUFFIX, export_fastest
+from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
 from deploykit.pipeline.plan import Goals, Plan, make_plan, needs_data
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.staging import calibration_info, draft, finish
 from deploykit.pipeline.steps import lower, prepare
 from deploykit.plugin.artifact import Artifact, load
+from deploykit.plugin.target import Target
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
 
 def export(
     model: Any,
-    target: str = "x86-cpu",
-    precision: str = "int8",
+    target: str = TARGET,
+    precision: str = PRECISION,
     *,
     example_inputs: Any = None,
     calibration: Any = None,
@@ -53,6 +56,7 @@ def export(
     cache_dir: str | Path | None = None,
     progress: bool = True,
     algorithms: Sequence[str] = (),
+    recipe: Recipe | str | Path | None = None,
 ) -> Artifact:
     """Export a PyTorch model to a target, prove that the export is right, and publish it as an artifact.
 
@@ -61,8 +65,9 @@ def export(
             returns the model, or model and example inputs), or what `deploykit.pipeline.capture` gave. Never changed.
         target: device, toolchain, or `"device:toolchain"`; `deploykit.targets()` lists them. `"device:fastest"`
             exports with each installed toolchain of the device, which must be this machine, and keeps the fastest that
-            passes; `artifact.choice` has the table.
-        precision: such as `fp32`, `fp16`, `int8`, `int8-dynamic`; a target says which it has.
+            passes; `artifact.choice` has the table. By default that of the recipe, or `x86-cpu`.
+        precision: such as `fp32`, `fp16`, `int8`, `int8-dynamic`; a target says which it has. By default that of
+            the recipe, or `int8`.
         example_inputs: tuple (positional) or dict (by name) of tensors; not needed where the model, the factory or a
             calibration file tells the inputs.
         calibration: for static precisions: iterable of tensors, `(inputs, labels)` tuples or dicts, a DataLoader, a
@@ -87,6 +92,9 @@ def export(
         cache_dir: keep calibration statistics here and reuse them for the same model and data.
         progress: show the running step on a terminal.
         algorithms: names of algorithms to run over the prepared model, in this order.
+        recipe: what was decided before (`plan.recipe` of `deploykit.tune`, `artifact.recipe`, or the path of a recipe
+            file), in place of precision, method, patterns, algorithms and options. With the same model and data, the
+            artifact is the same, byte for byte.
     Returns:
         The published artifact.
     Raises:
@@ -95,8 +103,10 @@ def export(
         ParityError, PlacementError, PerformanceError: a gate was missed; `.candidate` is kept at `<output>.failed`.
     """
     request = dict(locals())  # first of all: the arguments, and nothing else
+    recipe = opened(recipe)
+    target, precision = aimed(recipe, target, precision)
     if isinstance(target, str) and target.endswith(SUFFIX):
-        return export_fastest(export, request)
+        return export_fastest(export, {**request, "target": target, "precision": precision})
     goals = Goals(tolerance, min_placement, min_speedup)
     plan = make_plan(
         model,
@@ -109,6 +119,7 @@ def export(
         goals=goals,
         profile=profile,
         algorithms=algorithms,
+        recipe=recipe,
     )
     task = None if evaluate is None else _evidence.Task(evaluate, max_drop)
     steps = Steps(enabled=progress)
@@ -121,6 +132,8 @@ def export(
             dynamic_shapes=dynamic_shapes,
             check=partial(_refuse_missing, plan),
         )
+    if recipe is not None:
+        _check_recipe(plan.target, recipe, captured)
     with steps.step("calibrate", spinner=False):
         run = _calibrate(plan, captured, data, cache_dir, progress)
     with staging_folder(plan.output, check_replaceable) as folder:
@@ -150,6 +163,14 @@ def export(
     if misses and strict:
         raise misses[0].error(published)
     return published
+
+
+def _check_recipe(target: Target, recipe: Recipe, captured: CapturedModel) -> None:
+    """Refuse a recipe of another graph before data is read."""
+    from deploykit_calibration.recipes import check_recipe as check
+
+    target.check_installed(export=True)
+    check(recipe, target.adapt(captured))
 
 
 def _refuse_missing(plan: Plan, data: Any) -> None:

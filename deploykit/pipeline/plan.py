@@ -12,8 +12,10 @@ from typing import Any
 from deploykit.artifact.replace import replaceable
 from deploykit.contract.errors import UsageError
 from deploykit.contract.precision import Precision, registered
+from deploykit.contract.recipe import Recipe
 from deploykit.contract.request import Request
 from deploykit.judge.parity import Tolerance, tolerance_of
+from deploykit.pipeline.following import aimed, check_silent, options_of
 from deploykit.pipeline.gates import Gates
 from deploykit.plugin.registry import Resolved, resolve
 from deploykit.plugin.target import Target
@@ -63,6 +65,7 @@ def make_plan(
     goals: Goals,
     profile: bool,
     algorithms: Sequence[str] = (),
+    recipe: Recipe | None = None,
 ) -> Plan:
     """Check a request.
 
@@ -78,6 +81,7 @@ def make_plan(
         exclude=patterns[1],
         options=options,
         algorithms=algorithms,
+        recipe=recipe,
     )
     resolved = resolve(target)
     resolved.target.check_installed(export=True)
@@ -104,13 +108,23 @@ def make_request(
     exclude: Sequence[str] = (),
     options: Any = None,
     algorithms: Sequence[str] = (),
+    recipe: Recipe | None = None,
 ) -> Request:
     """Names as a user types them, as a checked `Request`; arguments as those of `deploykit.export`.
+
+    A recipe stands for all but target and precision, which are its own.
 
     Raises:
         UsageError, UnknownTargetError, UnsupportedPrecisionError: it cannot be met.
     """
     resolved, wanted = resolve(target), _precision(precision)
+    if recipe is not None:
+        given = {"calibration_method": method, "include": include, "exclude": exclude, "algorithms": algorithms}
+        check_silent(recipe, given)
+        aimed(recipe, target, precision)
+        options = options_of(recipe, resolved, options)
+        method, include, exclude = recipe.method, recipe.include, recipe.exclude
+        algorithms = [step.name for step in recipe.algorithms]
     kind, _, argument = method.partition(":")
     if kind not in _METHODS or (argument and kind != "percentile"):
         raise UsageError(f"unknown calibration_method {method!r}", hint=f"one of {', '.join(_METHODS)}")
@@ -131,6 +145,7 @@ def make_request(
         exclude=_patterns("exclude", exclude),
         options=parsed,
         algorithms=tuple(algorithms),
+        recipe=recipe,
     )
 
 

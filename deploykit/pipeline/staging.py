@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from deploykit.plugin.artifact import Artifact
 from deploykit.plugin.target import Payload, Target
 
 if TYPE_CHECKING:
-    from deploykit.contract.request import Request
+    from deploykit.contract.recipe import Recipe
     from deploykit_calibration.observe import CalibrationRun
     from deploykit_calibration.prepared import Prepared
 
@@ -51,9 +50,11 @@ def draft(
     Raises:
         ConversionError: the converter left no entry file.
     """
+    from deploykit_calibration.recipes import recipe_notes, recipe_of
+
     if not (folder / payload.entry).is_file():
         raise ConversionError(f"{target.name} produced no {payload.entry}", hint=payload.log[-2000:] or None)
-    request, captured = prepared.request, prepared.captured
+    request, captured, recipe = prepared.request, prepared.captured, recipe_of(prepared)
     files = tuple(each for each in list_files(folder) if each.path != layout.GOLDEN_NAME)
     needs = payload.requirements or target.requirements(request.device, request.precision)
     manifest = Manifest(
@@ -69,13 +70,14 @@ def draft(
         files=files,
         achieved=replace(payload.achieved, float_activations=prepared.float_activations),
         tool_versions=payload.tool_versions,
-        fingerprints=_fingerprints(request, prepared.reference.fingerprint, calibration),
+        fingerprints=_fingerprints(recipe, prepared.reference.fingerprint, calibration),
         calibration=calibration,
         build=payload.build,
         min_placement=min_placement if payload.build else None,
         requirements=replace(needs, memory_bytes=sum(entry.size for entry in files)),
         options=msgspec.to_builtins(request.options),
-        metadata=recorded(payload) | _algorithms(request),
+        metadata=recorded(replace(payload, notes=(*payload.notes, *recipe_notes(prepared, recipe)))),
+        recipe=recipe,
     )
     artifact = Artifact(folder, manifest)
     trust(artifact, target.risk(artifact))
@@ -86,12 +88,8 @@ def calibration_info(run: CalibrationRun | None, prepared: Prepared) -> Calibrat
     """Where the activation ranges came from; None where there are none."""
     if run is None or prepared.table is None:
         return None
-    table, method = run.table, prepared.request.method
-    return CalibrationInfo(table.source, table.samples, method, table.data_fingerprint, len(run.held_out))
-
-
-def _algorithms(request: Request) -> dict[str, Any]:
-    return {"algorithms": list(request.algorithms)} if request.algorithms else {}
+    table = run.table
+    return CalibrationInfo(table.source, table.samples, prepared.method, table.data_fingerprint, len(run.held_out))
 
 
 def recorded(payload: Payload) -> dict[str, Any]:
@@ -106,12 +104,8 @@ def recorded(payload: Payload) -> dict[str, Any]:
     return facts
 
 
-def _fingerprints(request: Request, model: str, calibration: CalibrationInfo | None) -> dict[str, str]:
-    recipe = {**request.recipe, "deploykit": __version__}
-    found = {
-        "model": model,
-        "recipe": hashlib.sha256(msgspec.json.encode(recipe, order="sorted")).hexdigest(),
-    }
+def _fingerprints(recipe: Recipe, model: str, calibration: CalibrationInfo | None) -> dict[str, str]:
+    found = {"model": model, "recipe": recipe.fingerprint}
     return found if calibration is None else {**found, "calibration": calibration.fingerprint}
 
 
@@ -162,7 +156,7 @@ def baseline_artifact(target: Target, prepared: Prepared) -> Iterator[Artifact]:
     """Lower the same model in float32, for the time of a measurement."""
     from deploykit_calibration.prepare import prepare
 
-    request = replace(prepared.request, precision=Precision.FP32, algorithms=())
+    request = replace(prepared.request, precision=Precision.FP32, algorithms=(), recipe=None)
     scheme = target.scheme(request, prepared.captured)
     floating = prepare(request, prepared.captured, scheme, samples=prepared.samples, is_baseline=True)
     with tempfile.TemporaryDirectory(prefix="deploykit-baseline-") as name:

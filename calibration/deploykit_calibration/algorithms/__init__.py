@@ -38,6 +38,11 @@ class Algorithm:
         cost: in words, what it costs beside a plain export, such as "five placements and runs on samples".
         needs: of `STATISTICS` (a calibration table) and `SAMPLES` (calibration data itself).
         source: the publication that it is after; "" for our own.
+        version: of its results; one that decides or rounds otherwise has another, and recipes of the old one are
+            refused.
+        settings: what it runs with, for the recipe.
+        is_choice: all that it changes is what a recipe records (the method of ranges, that of single tensors, layers
+            kept in float), so that following the recipe runs it no more.
     """
 
     name: str
@@ -45,6 +50,9 @@ class Algorithm:
     cost: str
     needs: frozenset[str] = field(default_factory=frozenset)
     source: str = ""
+    version: str = "1"
+    settings: Mapping[str, object] = field(default_factory=dict)
+    is_choice: bool = False
 
 
 def algorithm(name: str) -> Algorithm:

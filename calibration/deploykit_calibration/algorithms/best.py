@@ -51,5 +51,9 @@ def _sqnr(candidate: Prepared, samples: Samples, wanted: Samples) -> float:
 
 
 BEST = Algorithm(
-    "best", choose_method, cost="five placements, each run on samples: seconds", needs=frozenset({STATISTICS})
+    "best",
+    choose_method,
+    cost="five placements, each run on samples: seconds",
+    needs=frozenset({STATISTICS}),
+    is_choice=True,
 )

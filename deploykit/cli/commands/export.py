@@ -29,9 +29,12 @@ def export(
         ),
     ],
     target: Annotated[
-        str, typer.Option(help="Device, toolchain, or device:toolchain; see `deploykit targets`.")
-    ] = "x86-cpu",
-    precision: Annotated[str, typer.Option(help="Such as fp32, fp16, int8, int8-dynamic.")] = "int8",
+        str | None,
+        typer.Option(help="Device, toolchain, or device:toolchain; see `deploykit targets`.  [default: x86-cpu]"),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Such as fp32, fp16, int8, int8-dynamic.  [default: int8]")
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -54,6 +57,10 @@ def export(
     ] = None,
     algorithm: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Run this algorithm over the prepared model; repeatable.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Follow this recipe, as `deploykit tune` and `inspect --recipe` write them."),
     ] = None,
     option: Options = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Keep axis 0 of every input dynamic.")] = False,
@@ -82,6 +89,10 @@ def export(
     """
     options = parse_options(option or ())
     _check_calibration(calibration)
+    from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
+
+    followed = opened(recipe)
+    target, precision = aimed(followed, target or TARGET, precision or PRECISION)
     tolerance = _tolerance(precision, min_sqnr_db, min_cosine, min_top1_agreement)
     _search_current_folder()
 
@@ -106,6 +117,7 @@ def export(
         output=output,
         cache_dir=cache_dir,
         algorithms=tuple(algorithm or ()),
+        recipe=followed,
     )
     answer = published(artifact)
     build = artifact.manifest.build

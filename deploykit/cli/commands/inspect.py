@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from deploykit.cli.output import Answer
 from deploykit.cli.parameters import ArtifactPath, Debug, Json
+from deploykit.contract.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,20 +25,38 @@ _WORST_SHOWN = 5
 _RECORDED = 400  # characters of a recorded value
 
 
-def inspect(artifact: ArtifactPath, json: Json = False, debug: Debug = False) -> Answer:
+def inspect(
+    artifact: ArtifactPath,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the recipe here, to edit it or to export with it again."),
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
     """Show what an artifact says about itself.
 
-    Its status, achieved precision, parity, speed, origin and files; hashes are checked.
+    Its status, achieved precision, parity, speed, origin, recipe and files; hashes are checked.
     """
     from deploykit.plugin.artifact import load
 
     found = load(artifact)
+    if recipe is not None:
+        _write_recipe(found, recipe)
     return Answer({**found.summary(), "path": artifact, "fingerprint": found.fingerprint}, list(_page(artifact, found)))
+
+
+def _write_recipe(found: Artifact, path: str) -> None:
+    if found.recipe is None:
+        hint = "export the model again with this version"
+        raise UsageError(f"{found.path.name} has no recipe: an older deploykit made it", hint=hint)
+    found.recipe.write(path)
 
 
 def _page(name: str, found: Artifact) -> Iterator[RenderableType]:
     from deploykit.cli.commands.compare import choice_table
     from deploykit.cli.commands.profile import profile_page
+    from deploykit.cli.recipes import recipe_page
 
     manifest = found.manifest
     yield _head(name, found)
@@ -51,6 +72,8 @@ def _page(name: str, found: Artifact) -> Iterator[RenderableType]:
         yield from profile_page(measured)
     if found.choice is not None:
         yield choice_table(found.choice)
+    if found.recipe is not None:
+        yield from recipe_page(found.recipe)
     yield _origin(manifest)
     yield _files(manifest)
 

@@ -1,0 +1,199 @@
+"""`Recipe`: what was decided for one model on one target, as values: enough to make the same artifact again.
+
+Every artifact's manifest has one, and `deploykit.export(model, recipe=...)` follows one. It holds decisions and their
+reasons, and no weights and no timings: the same model, data and recipe give the same bytes. As a file it is TOML with a
+layer a line, to be read, edited, compared and committed; see `deploykit.contract.recipe_file`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+SCHEMA_VERSION = 1
+FLOAT = "float"
+
+
+class _Whole:
+    """What msgspec reads has no attribute for a default, and would be written and hashed without it: here it has."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, each.name, getattr(self, each.name))
+
+
+@dataclass(frozen=True)
+class LayerChoice(_Whole):
+    """What one layer computes in.
+
+    Attributes:
+        name: of its node in the captured graph.
+        module_path: dotted path of the module, "" for the root.
+        kind: such as `conv`, `linear`, `add`.
+        precision: `float` (what the target computes in beside quantised layers), or what it was quantised to.
+        reason: why it is float; "" where it is not.
+        chosen: it is float because this recipe says so. The others are what scheme and patterns make of the graph.
+    """
+
+    name: str
+    module_path: str
+    kind: str
+    precision: str
+    reason: str = ""
+    chosen: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.kind} of {self.module_path or 'the root module'})"
+
+
+@dataclass(frozen=True)
+class RangeChoice(_Whole):
+    """How the range of one activation tensor is chosen, where that is not the recipe's `method`.
+
+    Attributes:
+        tensor: name of the node in the captured graph that computes it.
+        method: one of the calibration methods, such as `mse` or `percentile:99.999`.
+    """
+
+    tensor: str
+    method: str
+
+
+@dataclass(frozen=True)
+class AlgorithmStep(_Whole):
+    """One algorithm that is run over the prepared model.
+
+    Attributes:
+        name: by which it is registered.
+        version: of its results: one that rounds otherwise has another.
+        settings: what it was run with.
+    """
+
+    name: str
+    version: str = "1"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TriedStep(_Whole):
+    """One rung of the ladder that found a recipe; figures are of held-out data, and none is a time.
+
+    Attributes:
+        step: such as `ptq`, `ranges`, `rounding: gptq`, `mixed: 4 layers`, `train`.
+        outcome: `kept` (the best until then), `passed over`, `skipped`, or `failed`.
+        reason: why it was passed over, skipped or failed; "" where there is nothing to say.
+        sqnr_db: of the worst output against the float model.
+        metric: the task metric; None where there is none.
+        drop, drop_low, drop_high: float metric less this one, and its 95 % interval where it is known.
+        int8_share: of multiply-accumulates that are placed in the precision asked for, 0 to 1.
+        on: what was measured: `simulation` or `artifact`.
+    """
+
+    step: str
+    outcome: str
+    reason: str = ""
+    sqnr_db: float | None = None
+    metric: float | None = None
+    drop: float | None = None
+    drop_low: float | None = None
+    drop_high: float | None = None
+    int8_share: float | None = None
+    on: str = ""
+
+
+@dataclass(frozen=True)
+class ModelIdentity(_Whole):
+    """Which model a recipe is of.
+
+    Attributes:
+        name: class of the model.
+        graph: sha256 hex of the structure: names, operators and shapes of what is stored, without its values.
+        fingerprint: sha256 hex of structure, weights and inputs.
+    """
+
+    name: str
+    graph: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Recipe(_Whole):
+    """What was decided.
+
+    Attributes:
+        target: `device:toolchain`.
+        precision: asked for.
+        scheme: name of the quantisation scheme of the target; of floating precisions, `float`.
+        model: whose layers these are.
+        layers: every layer of the graph in execution order.
+        method: how ranges of activations are chosen from statistics.
+        ranges: of single tensors, where they are chosen otherwise.
+        include, exclude: module-path patterns, as they were asked for.
+        algorithms: what is run over the prepared model, in this order.
+        options: of the toolchain; those that are None are left out.
+        calibration: sha256 hex of the calibration data, "" for none.
+        ladder: what was tried to find it; empty where nothing was.
+        deploykit: version that decided.
+        schema_version: of this layout; a newer one is refused.
+    """
+
+    target: str
+    precision: str
+    scheme: str
+    model: ModelIdentity
+    layers: tuple[LayerChoice, ...] = ()
+    method: str = "default"
+    ranges: tuple[RangeChoice, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    algorithms: tuple[AlgorithmStep, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    calibration: str = ""
+    ladder: tuple[TriedStep, ...] = ()
+    deploykit: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 hex of everything in it."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """Layers that this recipe keeps in float, by node name, and why."""
+        return {each.name: each.reason for each in self.layers if each.chosen and each.precision == FLOAT}
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """Range method of single tensors, by node name."""
+        return {each.tensor: each.method for each in self.ranges}
+
+    def same_decisions(self, other: Recipe) -> bool:
+        """Whether both say the same of the same model and data, whatever was tried on the way."""
+        return replace(self, ladder=()) == replace(other, ladder=())
+
+    def write(self, path: str | Path) -> None:
+        """Write it as TOML; an existing file is replaced, atomically.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        from deploykit.contract.recipe_file import write
+
+        write(self, Path(path))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """Read one from TOML.
+
+        Raises:
+            UsageError: no such file, no TOML, of a newer schema, a key missing, unknown or of the wrong type; the
+                message names the line.
+        """
+        from deploykit.contract.recipe_file import read
+
+        return read(Path(path))
