@@ -38,4 +38,6 @@ def with_weights(captured: CapturedModel, weights: Mapping[str, Tensor]) -> Capt
         if not isinstance(before, Tensor) or (before.shape, before.dtype) != (weight.shape, weight.dtype):
             raise ConversionError(f"the model stores no {name} of shape {list(weight.shape)} and type {weight.dtype}")
     module = GraphModule({**old, **weights}, graph, class_name="ReweighedGraphModule").eval()
-    return replace(captured, graph_module=module, fingerprint=fingerprint(module, captured.inputs))
+    derivations = {name: each for name, each in captured.derivations.items() if name not in weights}
+    digest = fingerprint(module, captured.inputs)
+    return replace(captured, graph_module=module, fingerprint=digest, derivations=derivations)

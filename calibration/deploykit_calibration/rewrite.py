@@ -31,6 +31,7 @@ from deploykit_calibration.op_kinds import (
     weight_argument,
 )
 from deploykit_calibration.plan import Plan
+from deploykit_calibration.roundings import ROUNDING, BiasRounding, WeightRounding
 from deploykit_calibration.weights import DTYPES, WeightQuant, weight_quant
 
 _OPS = torch.ops.quantized_decomposed
@@ -141,9 +142,12 @@ class Rewriter:
             floor = scale_floor(self._value(bias), input_scales[0]) if integer_bias else None
             with self._graph.inserting_before(self._copies[op]):
                 dq, quant = self._weight(op, weight, axis, floor)
+                fits = (str(bias.target), input_scales[0]) if floor is not None else (None, 1.0)
+                dq.meta.setdefault(ROUNDING, WeightRounding(str(weight.target), axis, *fits))
                 self._copies[op].replace_input_with(self._copies[weight], dq)
                 new = self._new_bias(op, input_scales[0], quant, integer=integer_bias)
                 if new is not None:
+                    new.meta[ROUNDING] = self._bias_rounding(op, dq.meta[ROUNDING], input_scales[0], integer_bias)
                     self._copies[op].replace_input_with(self._copies[bias], new)
 
     def _round_weight(self, op: Node) -> None:
@@ -153,10 +157,18 @@ class Rewriter:
         quant = weight_quant(value, axis, self._scheme, name=f"weight {weight.target}")
         with self._graph.inserting_before(copy):
             rounded = self._constant(f"{op.name}_weight_rounded", quant.rounded(value))
+            rounded.meta[ROUNDING] = WeightRounding(str(weight.target), axis, at_run_time=True)
             copy.replace_input_with(self._copies[weight], rounded)
             new = self._new_bias(op, 1.0, quant, integer=False) if is_constant(bias_argument(op)) else None
             if new is not None:
+                new.meta[ROUNDING] = self._bias_rounding(op, rounded.meta[ROUNDING], 1.0, False)
                 copy.replace_input_with(self._copies[bias_argument(op)], new)
+
+    def _bias_rounding(self, op: Node, weight: WeightRounding, input_scale: float, is_integer: bool) -> BiasRounding:
+        """How the bias that `_new_bias` gave follows from the stored one."""
+        seen, name, axis = self._layer_inputs.get(op.name), str(bias_argument(op).target), channel_axis(op)
+        correction = (self._input_mean(op, seen), tap_coverage(op)) if seen is not None else (None, None)
+        return BiasRounding(name, weight, input_scale, is_integer, axis, *correction)
 
     def _stored_operands(self, op: Node) -> list[tuple[Node, int | None]]:
         """(node, channel axis) of what an op multiplies with and the model stores."""

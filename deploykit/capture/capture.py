@@ -31,7 +31,12 @@ from deploykit.contract.tensors import TensorSpec
 
 
 def capture(
-    model: Any, *, example_inputs: Any = None, dynamic_batch: bool = False, dynamic_shapes: Any = None
+    model: Any,
+    *,
+    example_inputs: Any = None,
+    dynamic_batch: bool = False,
+    dynamic_shapes: Any = None,
+    trainable: bool = False,
 ) -> CapturedModel:
     """Capture a model as one flat, normalised float graph, and prove that it computes the same.
 
@@ -41,6 +46,8 @@ def capture(
         example_inputs: tuple (positional), dict (by name) or one tensor; None asks the model.
         dynamic_batch: axis 0 of every input is one dynamic axis, `batch`.
         dynamic_shapes: dynamic axes as torch.export takes them; excludes `dynamic_batch`.
+        trainable: the parameters will change: what one computes is kept even where its present value makes it neutral
+            (a scale of ones, say).
 
     Returns:
         the model in eval mode on the CPU, within 100 dB SQNR of the model's own outputs on the example inputs.
@@ -52,51 +59,54 @@ def capture(
     if dynamic_batch and dynamic_shapes is not None:
         raise UsageError("dynamic_batch and dynamic_shapes exclude each other", hint="pass one of them")
     with torch.inference_mode(False):  # callers may be inside one, where nothing can be traced
-        return _capture(resolve(model, example_inputs), dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+        source = resolve(model, example_inputs)
+        return _capture(source, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes, trainable=trainable)
 
 
-def _capture(source: Source, *, dynamic_batch: bool, dynamic_shapes: Any) -> CapturedModel:
+def _capture(source: Source, *, dynamic_batch: bool, dynamic_shapes: Any, trainable: bool) -> CapturedModel:
     if isinstance(source.model, ExportedProgram):
         traced = trace_program(source, dynamic=dynamic_batch or dynamic_shapes is not None)
     else:
         traced = trace_module(source, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
-    return replace(from_traced(traced), model_name=type(source.model).__name__)
+    return replace(from_traced(traced, trainable=trainable), model_name=type(source.model).__name__)
 
 
-def from_traced(traced: Traced, *, expand_attention: bool = True) -> CapturedModel:
+def from_traced(traced: Traced, *, expand_attention: bool = True, trainable: bool = False) -> CapturedModel:
     """Normalise a traced program and check it against the model's outputs.
 
     Args:
         expand_attention: whether scaled_dot_product_attention becomes matmul, softmax, matmul.
+        trainable: see `capture`.
     """
     with quiet(), torch.no_grad():
         steps = passes(expand_attention=expand_attention)
-        module, kept = _normalised(traced, steps)
+        editor, module, kept = _normalised(traced, steps, trainable)
         if not _agrees(traced, module):
             exact = passes(expand_attention=expand_attention, blind_queries=True)
-            module, kept = _normalised(traced, exact)
+            editor, module, kept = _normalised(traced, exact, trainable)
             if not _agrees(traced, module):
-                _blame(traced, steps)
+                _blame(traced, steps, trainable)
     taken = {leaf.name for leaf, _ in traced.flat}  # an artifact has one name for one thing, input or output
     names = [unique_name(traced.output_names[index], taken) for index in kept]
-    return _captured(module, traced, names)
+    return replace(_captured(module, traced, names), derivations=editor.derivations, trainable=trainable)
 
 
-def _normalised(traced: Traced, steps: Sequence[Pass]) -> tuple[fx.GraphModule, list[int]]:
+def _normalised(traced: Traced, steps: Sequence[Pass], trainable: bool) -> tuple[Editor, fx.GraphModule, list[int]]:
     """The program's graph after these passes, and which of the model's outputs it gives."""
     editor, kept = _flat(traced)
+    editor.trainable = trainable
     for step in steps:
         step(editor)
-    return editor.module(), kept
+    return editor, editor.module(), kept
 
 
 def _agrees(traced: Traced, module: fx.GraphModule) -> bool:
     return all(difference(reference, module(*inputs)) is None for inputs, reference in traced.references)
 
 
-def _blame(traced: Traced, steps: Sequence[Pass]) -> None:
+def _blame(traced: Traced, steps: Sequence[Pass], trainable: bool) -> None:
     """Raise, naming the pass behind which the outputs differ."""
-    module, _ = _normalised(traced, steps)
+    _, module, _ = _normalised(traced, steps, trainable)
     for inputs, reference in traced.references:
         require_parity(reference, module(*inputs), lambda: _flat(traced)[0], steps, inputs)
 

@@ -7,13 +7,15 @@ and the provenance (module stack, source lines) of the node it replaces. It does
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from deploykit.capture.derivation import Derivation, Derived, own_names
 
 Target = Callable[..., Any]
 Call = Any
@@ -29,11 +31,17 @@ class Editor:
         graph: placeholders, get_attr (keys of `constants`), call_function and one output returning a tuple.
         constants: float32 or integer CPU tensors by get_attr target; weights are shared with the user's model,
             so that a pass adds new constants and never writes into old ones.
+        derivations: how constants follow from the model's own tensors, by get_attr target; literals have none.
+        trainable: parameters will change: no pass may rely on the value that one has now.
     """
 
-    def __init__(self, graph: fx.Graph, constants: dict[str, Tensor]) -> None:
+    def __init__(
+        self, graph: fx.Graph, constants: dict[str, Tensor], derivations: Mapping[str, Derivation] | None = None
+    ) -> None:
         self.graph = graph
         self.constants = constants
+        self.derivations = dict(derivations or {})
+        self.trainable = False
         self._fake_mode = _fake_mode_of(graph)
         self._last_placeholder = [n for n in graph.nodes if n.op == "placeholder"][-1]
 
@@ -47,13 +55,40 @@ class Editor:
             return self.constants[str(node.target)]
         return None
 
-    def constant(self, name: str, tensor: Tensor) -> Call:
-        """Add a constant and a get_attr node for it behind the inputs; `name` gets a number when it is taken."""
+    def derivation(self, node: Any) -> Any:
+        """How the constant behind a get_attr node follows from the model's tensors; its value where it does not."""
+        if isinstance(node, fx.Node) and node.op == "get_attr":
+            return self.derivations.get(str(node.target), self.constants[str(node.target)])
+        return node
+
+    def derived(self, name: str, function: Callable[..., Tensor], *sources: Any, parameter: bool = False) -> Call:
+        """Add a constant that follows from others, and remember how.
+
+        Args:
+            function: differentiable, without state; is given the values of `sources`.
+            sources: get_attr nodes, or values (None, say) that are passed as they are.
+            parameter: it is stored as an `nn.Parameter`, as weights of the model are.
+        """
+        values = [self.value(each) if isinstance(each, fx.Node) else each for each in sources]
+        with torch.no_grad():
+            value = function(*values)
+            value = nn.Parameter(value, requires_grad=False) if parameter else value
+        operands = tuple(self.derivation(each) for each in sources)
+        return self.constant(name, value, Derived(function, operands))
+
+    def constant(self, name: str, tensor: Tensor, derivation: Any = None) -> Call:
+        """Add a constant and a get_attr node for it behind the inputs; `name` gets a number when it is taken.
+
+        Args:
+            derivation: how it follows from the model's tensors; one that reads none of them is a literal.
+        """
         unique, count = name, 0
         while unique in self.constants:
             count += 1
             unique = f"{name}_{count}"
         self.constants[unique] = tensor
+        if isinstance(derivation, Derivation) and next(own_names(derivation), None) is not None:
+            self.derivations[unique] = derivation
         with self.graph.inserting_after(self._last_placeholder):
             node = self.graph.create_node("get_attr", unique)
         node.meta["val"] = self._fake_mode.from_tensor(tensor, static_shapes=True)
@@ -98,6 +133,7 @@ class Editor:
         used = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
         for name in [name for name in self.constants if name not in used]:
             del self.constants[name]
+            self.derivations.pop(name, None)
 
     def module(self) -> fx.GraphModule:
         """A runnable GraphModule of the graph as it stands (constants shared, not copied)."""

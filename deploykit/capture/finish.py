@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
+from deploykit.capture.derivation import Derivation
 from deploykit.capture.editor import Call, Editor, call_name
 
 
@@ -46,12 +47,16 @@ def _name(node: Call) -> str | None:
 def _with_plain_names(editor: Editor) -> dict[str, Tensor]:
     """Give folded weights the plain names that their originals freed (`conv.folded_weight` -> `conv.weight`)."""
     constants: dict[str, Tensor] = {}
+    derivations: dict[str, Derivation] = {}
     renamed: dict[str, str] = {}
     for name, value in editor.constants.items():
         plain = name.replace(".folded_", ".")
         renamed[name] = name if plain in editor.constants or plain in constants else plain
         constants[renamed[name]] = value
+        if name in editor.derivations:
+            derivations[renamed[name]] = editor.derivations[name]
     for node in editor.graph.nodes:
         if node.op == "get_attr":
             node.target = renamed[str(node.target)]
+    editor.derivations = derivations
     return constants

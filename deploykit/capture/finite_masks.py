@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deploykit.capture.editor import Call, Editor
 from deploykit.capture.rewrite_attention import MASKED
@@ -68,5 +69,9 @@ def _raised(editor: Editor, argument: Any) -> Any:
         return max(argument, MASKED) if argument < MASKED else argument
     value = editor.value(argument)
     if value is not None and value.is_floating_point() and bool((value < MASKED).any()):
-        return editor.constant(f"{argument.target}.finite", value.clamp_min(MASKED))
+        return editor.derived(f"{argument.target}.finite", _clamped, argument)
     return argument
+
+
+def _clamped(value: Tensor) -> Tensor:
+    return value.clamp_min(MASKED)

@@ -8,11 +8,13 @@ in float64 and rounded once. A batch norm that follows no such layer becomes a m
 from __future__ import annotations
 
 import operator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from deploykit.capture.derivation import Derived, of_call, own_names
 from deploykit.capture.editor import Call, Editor, rank_of
 from deploykit.capture.rewrite_views import same_shape
 
@@ -43,17 +45,19 @@ def merge_equal(editor: Editor) -> None:
 def fold_constants(editor: Editor) -> None:
     """Compute every subgraph without inputs once, and keep the results that the rest of the graph reads."""
     known: dict[Call, Any] = {n: editor.value(n) for n in editor.graph.nodes if n.op == "get_attr"}
+    whence = {n: editor.derivation(n) for n in known}
     with torch.no_grad():
         for node in editor.calls():
             if _is_foldable(node, known):
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known[n])
                 known[node] = node.target(*args, **kwargs)
+                whence[node] = of_call(node, whence) or known[node]
     for node in editor.calls():
         value = known.get(node)
         if isinstance(value, Tensor) and any(user not in known for user in node.users):
-            constant = editor.constant(f"constant_{node.name}", _owned(value))
+            constant = editor.constant(f"constant_{node.name}", _owned(value), laid_out(whence[node]))
             editor.swap(node, constant)
-            known[constant] = value
+            known[constant], whence[constant] = value, editor.derivation(constant)
     editor.sweep()
 
 
@@ -86,7 +90,8 @@ _ONE_SIDED = (aten.sub.Tensor, aten.div.Tensor)
 def _is_all(editor: Editor, other: Any, number: int) -> bool:
     value = editor.value(other)
     if value is not None:
-        return bool((value == number).all())
+        lasts = not editor.trainable or next(own_names(editor.derivation(other)), None) is None
+        return lasts and bool((value == number).all())
     return isinstance(other, int | float) and other == number
 
 
@@ -98,19 +103,18 @@ def fold_batch_norms(editor: Editor) -> None:
         source, weight, bias, mean, var = node.args[:5]
         if not legacy and node.args[5]:
             continue  # normalises with the statistics of the batch, as instance norm does: not a constant
-        parameters = [editor.value(p) for p in (mean, var, weight, bias)]
-        if parameters[0] is None or parameters[1] is None:
+        if editor.value(mean) is None or editor.value(var) is None:
             continue
-        scale, shift = _scale_and_shift(*parameters, eps=float(node.args[6 if legacy else 7]))
+        norm = Norm(weight, bias, mean, var, float(node.args[6 if legacy else 7]))
         result = _result_of(node)
         key = (source.args[1:3], mean, var, weight, bias) if isinstance(source, fx.Node) else ()
         if _takes_scale(editor, source):
             if key not in folded:
-                folded[key] = _folded_weights(editor, source, scale, shift)
+                folded[key] = _folded_weights(editor, source, norm)
             _set_weights(source, *folded[key])
             editor.swap(result, source)
         else:
-            editor.swap(result, _as_mul_add(editor, node, scale, shift))
+            editor.swap(result, _as_mul_add(editor, node, norm))
     editor.sweep()
 
 
@@ -132,20 +136,67 @@ def _is_small(val: Any) -> bool:
     return all(isinstance(size, int) for size in val.shape) and val.numel() <= LARGEST_CONSTANT
 
 
+def laid_out(derivation: Any) -> Any:
+    """The same as a contiguous tensor, as constants are stored."""
+    return Derived(torch.Tensor.contiguous, (derivation,)) if isinstance(derivation, Derived) else derivation
+
+
 def _owned(value: Tensor) -> Tensor:
     """A contiguous tensor that shares no memory with a bigger one."""
     return value.detach().clone(memory_format=torch.contiguous_format)
 
 
-def _scale_and_shift(
-    mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None, *, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Batch norm as y = scale * x + shift, float64, shape (channels,)."""
-    assert mean is not None and var is not None
+class Norm(NamedTuple):
+    """A batch norm in eval mode: the nodes of its constants (or None), and its epsilon."""
+
+    weight: Any
+    bias: Any
+    mean: Any
+    var: Any
+    eps: float
+
+
+def scale_of(var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Of y = scale * x + shift: float64, shape (channels,)."""
     scale = torch.rsqrt(var.double() + eps)
-    scale = scale if weight is None else scale * weight.double()
-    shift = -mean.double() * scale
-    return scale, shift if bias is None else shift + bias.double()
+    return scale if weight is None else scale * weight.double()
+
+
+def _shift_of(var: Tensor, weight: Tensor | None, eps: float, mean: Tensor, bias: Tensor | None) -> Tensor:
+    shift = -mean.double() * scale_of(var, weight, eps)
+    return shift if bias is None else shift + bias.double()
+
+
+def folded_weight(groups: int | None, eps: float, layer_weight: Tensor, var: Tensor, weight: Tensor | None) -> Tensor:
+    """The weight of a layer behind which a batch norm scales every channel.
+
+    Args:
+        groups: of a transposed convolution, whose weight is (in, out / groups, ...) with the groups side by side
+            along `in`; None for a layer whose weight begins with the outputs.
+    """
+    scale, rest = scale_of(var, weight, eps).float(), [1] * (layer_weight.dim() - (1 if groups is None else 2))
+    if groups is None:
+        return (layer_weight * scale.view(-1, *rest)).contiguous()
+    grouped: Tensor = layer_weight.unflatten(0, (groups, -1))  # type: ignore[no-untyped-call]
+    return (grouped * scale.view(groups, 1, -1, *rest)).flatten(0, 1).contiguous()
+
+
+def folded_bias(
+    eps: float, old: Tensor | None, var: Tensor, weight: Tensor | None, mean: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The bias of a layer, which a batch norm scales and shifts."""
+    shift = _shift_of(var, weight, eps, mean, bias)
+    return (shift if old is None else old.double() * scale_of(var, weight, eps) + shift).float().contiguous()
+
+
+def _factor(shape: tuple[int, ...], eps: float, var: Tensor, weight: Tensor | None) -> Tensor:
+    return scale_of(var, weight, eps).float().view(shape).contiguous()
+
+
+def _addend(
+    shape: tuple[int, ...], eps: float, var: Tensor, weight: Tensor | None, mean: Tensor, bias: Tensor | None
+) -> Tensor:
+    return _shift_of(var, weight, eps, mean, bias).float().view(shape).contiguous()
 
 
 def _result_of(node: Call) -> Call:
@@ -166,39 +217,34 @@ def _takes_scale(editor: Editor, source: Any) -> bool:
     return editor.value(source.args[1]) is not None and (bias is None or editor.value(bias) is not None)
 
 
-def _folded_weights(editor: Editor, layer: Call, scale: Tensor, shift: Tensor) -> tuple[Call, Call]:
-    """New weight and bias constants of a layer followed by y = scale * x + shift."""
-    weight, old_bias = editor.value(layer.args[1]), editor.value(layer.args[2] if len(layer.args) > 2 else None)
-    assert weight is not None
-    groups = 1
-    if layer.target in TRANSPOSED:  # weight is (in, out / groups, ...), with the groups side by side along `in`
+def _folded_weights(editor: Editor, layer: Call, norm: Norm) -> tuple[Call, Call]:
+    """New weight and bias constants of a layer followed by a batch norm."""
+    groups = None
+    if layer.target in TRANSPOSED:
         groups = int(layer.args[6]) if len(layer.args) > 6 else 1
-        grouped = weight.unflatten(0, (groups, -1))
-        new_weight = (grouped * scale.float().view(groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
-    else:
-        new_weight = weight * scale.float().view(-1, *[1] * (weight.dim() - 1))
-    new_bias = shift if old_bias is None else old_bias.double() * scale + shift
-    name = str(layer.args[1].target).removesuffix(".weight")
+    weight, old_bias = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
+    name = str(weight.target).removesuffix(".weight")
+    scaled = partial(folded_weight, groups, norm.eps)
+    moved = partial(folded_bias, norm.eps)
     return (
-        editor.constant(f"{name}.folded_weight", _parameter(new_weight)),
-        editor.constant(f"{name}.folded_bias", _parameter(new_bias)),
+        editor.derived(f"{name}.folded_weight", scaled, weight, norm.var, norm.weight, parameter=True),
+        editor.derived(
+            f"{name}.folded_bias", moved, old_bias, norm.var, norm.weight, norm.mean, norm.bias, parameter=True
+        ),
     )
-
-
-def _parameter(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.float().contiguous(), requires_grad=False)
 
 
 def _set_weights(layer: Call, weight: Call, bias: fx.Node) -> None:
     layer.args = (layer.args[0], weight, bias, *layer.args[3:])
 
 
-def _as_mul_add(editor: Editor, node: Call, scale: Tensor, shift: Tensor) -> Call:
+def _as_mul_add(editor: Editor, node: Call, norm: Norm) -> Call:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     shape = (1, -1, *[1] * (rank_of(source) - 2))
     name = str(node.args[3].target).removesuffix(".running_mean") if isinstance(node.args[3], fx.Node) else node.name
-    factor = editor.constant(f"{name}.folded_scale", scale.float().view(shape).contiguous())
-    addend = editor.constant(f"{name}.folded_shift", shift.float().view(shape).contiguous())
+    statistics = (norm.var, norm.weight, norm.mean, norm.bias)
+    factor = editor.derived(f"{name}.folded_scale", partial(_factor, shape, norm.eps), *statistics[:2])
+    addend = editor.derived(f"{name}.folded_shift", partial(_addend, shape, norm.eps), *statistics)
     scaled = editor.call(aten.mul.Tensor, source, factor, before=node)
     return editor.call(aten.add.Tensor, scaled, addend, before=node)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from deploykit.capture.derivation import of_call
 from deploykit.capture.editor import Call, Editor, shape_of
-from deploykit.capture.fold import LARGEST_CONSTANT
+from deploykit.capture.fold import LARGEST_CONSTANT, laid_out
 from deploykit.capture.rewrite_views import same_size
 
 aten = torch.ops.aten
@@ -33,7 +34,7 @@ def fold_batch_constants(editor: Editor) -> None:
         used = symbols[node]
         value = _broadcast_value(editor, node, symbols) if len(used) == 1 else None
         if value is not None:
-            _place(editor, node, value)
+            _place(editor, node, value, _derivation(editor, node, symbols[node]))
     editor.sweep()
 
 
@@ -119,9 +120,27 @@ def _evaluate(editor: Editor, node: Call, needed: list[Call], symbols: frozenset
     return result.detach().clone(memory_format=torch.contiguous_format) if isinstance(result, Tensor) else None
 
 
-def _place(editor: Editor, node: Call, value: Tensor) -> None:
+def _derivation(editor: Editor, node: Call, symbols: frozenset[Any]) -> Any:
+    """How the value for the first size follows from the model's tensors."""
+    known: dict[Call, Any] = {}
+    for each in _ancestors(node):
+        if each.op == "get_attr":
+            known[each] = editor.derivation(each)
+        elif each.target is aten.sym_size.int:
+            known[each] = int(each.meta["val"].node.expr.subs(dict.fromkeys(symbols, _SIZES[0])))
+        else:
+            known[each] = of_call(each, known) or _literal(each, known)
+    return laid_out(known[node])
+
+
+def _literal(node: Call, known: dict[Call, Any]) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+    return node.target(*args, **kwargs)
+
+
+def _place(editor: Editor, node: Call, value: Tensor, derivation: Any) -> None:
     """Give the constant to every reader; through an expand where the reader's result would lose its shape."""
-    constant = editor.constant(f"constant_{node.name}", value)
+    constant = editor.constant(f"constant_{node.name}", value, derivation)
     for user in list(node.users):
         if not _broadcasts(editor, user, node, constant):
             sizes = [s if isinstance(s, int) else _size_node(editor, s, node) for s in shape_of(node)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deploykit.capture.derivation import Derivation
 from deploykit.capture.dynamic import reexport
 from deploykit.capture.inputs import InputTree, split_feeds
 from deploykit.capture.origins import Origin
@@ -33,6 +34,9 @@ class CapturedModel:
         input_tree: how the user's arguments map to the flat names.
         symbol_ranges: dynamic symbol -> (smallest, largest or None) size it may take.
         model_name: class of the model, for folders that nobody named.
+        derivations: how each stored tensor follows from the model's own, by the target of its `get_attr` node; one that
+            is not here is a literal.
+        trainable: parameters will change: no constant was left out for the value that it has now.
         derived: what others work out from the graph once, by who they are; a replaced graph begins with nothing.
     """
 
@@ -46,6 +50,8 @@ class CapturedModel:
     input_tree: InputTree
     symbol_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     model_name: str = "model"
+    derivations: Mapping[str, Derivation] = field(default_factory=dict)
+    trainable: bool = False
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def feeds(self, batch: Any) -> dict[str, Tensor]:

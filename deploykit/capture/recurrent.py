@@ -32,12 +32,13 @@ def unroll_recurrent(captured: CapturedModel) -> CapturedModel:
     with quiet(), torch.no_grad():
         editor = _unrolled(captured)
         module = _with_known_names(normalise(editor), captured)
+        derivations = editor.derivations
         reference = captured.graph_module(*captured.example_inputs)
         results = module(*captured.example_inputs)
         require_parity(reference, results, lambda: _unrolled(captured), (), captured.example_inputs)
     origins = {n.name: origin_of(n) for n in module.graph.nodes if n.op == "call_function"}
     digest = fingerprint(module, captured.inputs)
-    return replace(captured, graph_module=module, origins=origins, fingerprint=digest)
+    return replace(captured, graph_module=module, origins=origins, fingerprint=digest, derivations=derivations)
 
 
 def _unrolled(captured: CapturedModel) -> Editor:
@@ -47,7 +48,9 @@ def _unrolled(captured: CapturedModel) -> Editor:
         env[node] = graph.node_copy(node, lambda n: env[n])
         env[node].meta[_KNOWN_AS] = node.name
     names = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
-    editor = Editor(graph, {name: constant(captured.graph_module, name) for name in names})
+    constants = {name: constant(captured.graph_module, name) for name in names}
+    editor = Editor(graph, constants, captured.derivations)
+    editor.trainable = captured.trainable
     for node in editor.calls(*RECURRENT):
         unroll(editor, node)
     return editor

@@ -71,11 +71,16 @@ def _name(node: Call) -> str:
 
 
 def _split_constant(editor: Editor, node: Call) -> Pair:
-    value = editor.value(node)
-    assert value is not None
-    value = value.detach().resolve_conj()
-    parts = ((value.real, "real"), (value.imag, "imag"))
-    return Pair(*(editor.constant(f"{node.target}.{name}", part.contiguous()) for part, name in parts))
+    parts = ((_real, "real"), (_imaginary, "imag"))
+    return Pair(*(editor.derived(f"{node.target}.{name}", part, node) for part, name in parts))
+
+
+def _real(value: Tensor) -> Tensor:
+    return value.resolve_conj().real.contiguous()
+
+
+def _imaginary(value: Tensor) -> Tensor:
+    return value.resolve_conj().imag.contiguous()
 
 
 def _lower(writer: Writer, pairs: dict[Call, Pair]) -> None:

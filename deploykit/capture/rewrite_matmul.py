@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx
 
 from deploykit.capture.editor import Call, Editor, is_static, rank_of, shape_of
 from deploykit.capture.rewrite_views import same_size
@@ -30,9 +30,16 @@ def constant_matmul_to_linear(editor: Editor) -> None:
 def _transposed(editor: Editor, weight: Call, done: dict[str, Call]) -> Call:
     name = str(weight.target)
     if name not in done:
-        value = editor.constants[name].t().contiguous()
-        done[name] = editor.constant(f"{name}.transposed", nn.Parameter(value, requires_grad=False))
+        done[name] = editor.derived(f"{name}.transposed", _turned, weight, parameter=True)
     return done[name]
+
+
+def _turned(weight: Tensor) -> Tensor:
+    return weight.t().contiguous()
+
+
+def _flat(bias: Tensor) -> Tensor:
+    return bias.reshape(-1).clone()
 
 
 def _absorb_bias(editor: Editor, linear: Call) -> None:
@@ -49,7 +56,7 @@ def _absorb_bias(editor: Editor, linear: Call) -> None:
         return
     bias = other
     if value.dim() > 1:
-        bias = editor.constant(f"{other.target}.flat", value.reshape(-1).clone())
+        bias = editor.derived(f"{other.target}.flat", _flat, other)
     linear.args = (*linear.args[:2], bias)
     editor.swap(user, linear)
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from deploykit.capture.calls import stored
+from deploykit.capture.derivation import Derivation, Own
 from deploykit.capture.editor import PROVENANCE, Call, Editor
 from deploykit.capture.origins import origin_of
 from deploykit.contract.errors import CaptureError
@@ -45,6 +46,7 @@ def unlift(program: torch.export.ExportedProgram, names: Sequence[str]) -> tuple
         CaptureError: control flow inside the graph, or no tensor among the outputs.
     """
     graph, constants = fx.Graph(), _constants_of(program)
+    own: dict[str, Derivation] = {}
     env: dict[Call, Any] = {}
     user_inputs = iter(names)
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
@@ -57,12 +59,14 @@ def unlift(program: torch.export.ExportedProgram, names: Sequence[str]) -> tuple
             env[node] = _placeholder(graph, node, next(user_inputs))
         else:
             weights[node] = str(spec.target)
+            if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                own[weights[node]] = Own(weights[node])
     for node, target in weights.items():
         env[node] = graph.create_node("get_attr", target)
         env[node].meta["val"] = node.meta["val"]
     results = _inline(program.graph_module, graph, env, constants)
     kept = _output(graph, program, results)
-    return Editor(graph, constants), kept
+    return Editor(graph, constants, own), kept
 
 
 def _placeholder(graph: fx.Graph, node: Call, name: str) -> Any:
