@@ -177,7 +177,7 @@ def folded_weight(groups: int | None, eps: float, layer_weight: Tensor, var: Ten
     scale, rest = scale_of(var, weight, eps).float(), [1] * (layer_weight.dim() - (1 if groups is None else 2))
     if groups is None:
         return (layer_weight * scale.view(-1, *rest)).contiguous()
-    grouped: Tensor = layer_weight.unflatten(0, (groups, -1))  # type: ignore[no-untyped-call]
+    grouped: Tensor = layer_weight.unflatten(0, (groups, -1))
     return (grouped * scale.view(groups, 1, -1, *rest)).flatten(0, 1).contiguous()
 
 
