@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from deploykit.plugin.registry import targets
     from deploykit.plugin.target import Target
     from deploykit_calibration.table import CalibrationTable
+    from deploykit_training.distillation.distiller import distill
+    from deploykit_training.distillation.terms import Feature, Relation, Response
     from deploykit_training.pruning.job import prune
     from deploykit_training.pruning.report import PruneReport
 
@@ -50,6 +52,10 @@ _HOME = {
     "export": "pipeline.export",
     "calibrate": "pipeline.calibration",
     "CalibrationTable": "deploykit_calibration.table",
+    "distill": "deploykit_training.distillation.distiller",
+    "Response": "deploykit_training.distillation.terms",
+    "Feature": "deploykit_training.distillation.terms",
+    "Relation": "deploykit_training.distillation.terms",
     "prune": "deploykit_training.pruning.job",
     "PruneReport": "deploykit_training.pruning.report",
     "load": "plugin.artifact",
@@ -84,6 +90,7 @@ __all__ = [
     # do
     "build",
     "calibrate",
+    "distill",
     "export",
     "load",
     "prune",
@@ -92,10 +99,13 @@ __all__ = [
     "Artifact",
     "CalibrationTable",
     "Evidence",
+    "Feature",
     "ParityReport",
     "Precision",
     "Profile",
     "PruneReport",
+    "Relation",
+    "Response",
     "Recipe",
     "Session",
     "Target",
