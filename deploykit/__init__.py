@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from deploykit_training.distillation.terms import Feature, Relation, Response
     from deploykit_training.pruning.job import prune
     from deploykit_training.pruning.report import PruneReport
+    from deploykit_training.qat import qat
 
 _HOME = {
     "build": "pipeline.build",
@@ -57,6 +58,7 @@ _HOME = {
     "Feature": "deploykit_training.distillation.terms",
     "Relation": "deploykit_training.distillation.terms",
     "prune": "deploykit_training.pruning.job",
+    "qat": "deploykit_training.qat",
     "PruneReport": "deploykit_training.pruning.report",
     "load": "plugin.artifact",
     "Artifact": "plugin.artifact",
@@ -94,6 +96,7 @@ __all__ = [
     "export",
     "load",
     "prune",
+    "qat",
     "targets",
     # values
     "Artifact",

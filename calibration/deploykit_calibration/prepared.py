@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deploykit.contract.achieved import FloatActivation
 from deploykit.contract.devices import Device
@@ -22,11 +22,19 @@ from deploykit_calibration.placement import LayerPlacement, QuantizedGraph, floa
 from deploykit_calibration.simulate import SimulatedModel
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
     from torch.fx import GraphModule
 
     from deploykit.capture import CapturedModel
     from deploykit_calibration.table import CalibrationTable
+
+
+class Runnable(Protocol):
+    """A graph that gives named arrays for named arrays."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +53,7 @@ class Prepared:
         applied: names of the algorithms that were run.
         kept: layers that stay in float beside those that the scheme and the patterns keep, by node name, and why.
         methods: how the ranges of single tensors are chosen, by node name, where that is not `method`.
+        trained: the graph that was trained, where one was: parity is against it in place of `reference`.
         is_baseline: made to be compared with and not kept, so that nothing need be proved of it.
     """
 
@@ -58,6 +67,7 @@ class Prepared:
     corrects_bias: bool = False
     applied: tuple[str, ...] = ()
     is_baseline: bool = False
+    trained: Runnable | None = None
     kept: Mapping[str, str] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
 

@@ -52,6 +52,9 @@ def resolve(model: Any, example_inputs: Any = None) -> Source:
         UsageError: not a model, a factory that cannot be found, or no example inputs anywhere.
     """
     found, offered = load_model(model)
+    busy = getattr(getattr(found, "forward", None), "not_for_capture", None)
+    if busy is not None:
+        raise UsageError(str(busy), hint="export what deploykit.qat gave: trained.export(...)")
     example_inputs = offered if example_inputs is None else example_inputs
     if isinstance(found, ExportedProgram):
         return _from_program(found, example_inputs)

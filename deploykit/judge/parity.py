@@ -23,6 +23,8 @@ from deploykit.judge.parts import Part, PartSearch
 from deploykit.judge.spread import Spread, spread_of
 
 SIMULATED = "simulated q/dq"
+FLOAT, TRAINED = "float PyTorch", "trained graph"
+"""What a chain begins with: the model as it was captured, or the quantised graph that training ended with."""
 """What the chain calls the quantised graph run in PyTorch."""
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from deploykit.contract.errors import UsageError
 from deploykit.contract.precision import Evidence, Precision
-from deploykit.contract.session import Session
-from deploykit.judge.parity import ParityReport, TaskMetric, Tolerance
+from deploykit.contract.session import FunctionSession, Session
+from deploykit.judge.parity import FLOAT, TRAINED, ParityReport, TaskMetric, Tolerance
 from deploykit.judge.profiling import Profile
 from deploykit.judge.slower import explained
 from deploykit.pipeline.plan import Plan
@@ -127,7 +127,7 @@ def prove(
     Returns:
         The artifact with its golden data, and the report, with remarks where data were few.
     """
-    reference = reference_session(prepared.reference)
+    begins_with, reference = _reference(prepared)
     judged = Validation(
         reference,
         samples.feeds,
@@ -136,6 +136,7 @@ def prove(
         simulation=target.simulate(prepared),
         others=samples.others,
         seen=samples.seen,
+        begins_with=begins_with,
     )
     with target.open_for_parity(artifact) as session:
         artifact = make_golden(artifact, samples.feeds, session)
@@ -144,6 +145,14 @@ def prove(
         if task is not None:
             report = report.with_metric(_measure(task, reference, session))
     return with_verdict(artifact, report), report
+
+
+def _reference(prepared: Prepared) -> tuple[str, Session]:
+    """What parity is against: the float model, or the graph that was trained, whose float twin means nothing."""
+    captured, trained = prepared.reference, prepared.trained
+    if trained is None:
+        return FLOAT, reference_session(captured)
+    return TRAINED, FunctionSession(trained.run, captured.inputs, captured.outputs)
 
 
 _CLIPPED_DB = 3.0  # what samples that calibration saw reach more than others

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.artifact.replace import check_replaceable, failed_path
-from deploykit.artifact.storage import publish_folder, staging_folder
 from deploykit.contract.errors import CalibrationError
 from deploykit.contract.recipe import Recipe
 from deploykit.contract.session import Session
@@ -22,9 +20,9 @@ from deploykit.pipeline.fastest import SUFFIX, export_fastest
 from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
 from deploykit.pipeline.plan import Goals, Plan, make_plan, needs_data
 from deploykit.pipeline.progress import Steps
-from deploykit.pipeline.staging import calibration_info, draft, finish
-from deploykit.pipeline.steps import lower, prepare
-from deploykit.plugin.artifact import Artifact, load
+from deploykit.pipeline.publishing import published
+from deploykit.pipeline.steps import prepare
+from deploykit.plugin.artifact import Artifact
 from deploykit.plugin.target import Target
 
 if TYPE_CHECKING:
@@ -136,33 +134,8 @@ def export(
         _check_recipe(plan.target, recipe, captured)
     with steps.step("calibrate", spinner=False):
         run = _calibrate(plan, captured, data, cache_dir, progress)
-    with staging_folder(plan.output, check_replaceable) as folder:
-        with steps.step("convert"):
-            prepared = prepare(plan.request, captured, run, target=plan.target)
-            payload = lower(prepared, folder, target=plan.target)
-        with steps.step("validate"):
-            samples = _evidence.choose_samples(prepared, run, data)
-            drafted = draft(
-                plan.target,
-                prepared,
-                payload,
-                folder,
-                calibration=calibration_info(run, prepared),
-                min_placement=plan.gates.min_placement,
-            )
-            artifact, report = _evidence.prove(
-                plan.target, drafted, prepared, samples, plan.gates.tolerance, run=run, task=task
-            )
-        with steps.step("profile"):
-            measured = _evidence.profile(plan, artifact, prepared)
-        misses = plan.gates.misses(artifact.achieved, report, measured)
-        finish(artifact, report, measured, failed=bool(misses), log=payload.log)
-        kept = failed_path(plan.output) if misses and strict else plan.output
-        publish_folder(folder, kept, check_replaceable)
-    published = load(kept)
-    if misses and strict:
-        raise misses[0].error(published)
-    return published
+    make = partial(prepare, plan.request, captured, run, target=plan.target)
+    return published(plan, make, run, data=data, task=task, steps=steps, strict=strict)
 
 
 def _check_recipe(target: Target, recipe: Recipe, captured: CapturedModel) -> None:

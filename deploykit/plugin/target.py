@@ -45,6 +45,7 @@ from deploykit.contract.scheme import IN_FLOAT, Scheme
 from deploykit.contract.session import FunctionSession, Session
 from deploykit.contract.tensors import Feeds
 from deploykit.judge.parity import (
+    FLOAT,
     SIMULATED,
     ChainComparison,
     LayerParity,
@@ -166,6 +167,7 @@ class Validation:
         simulation: the quantised graph in PyTorch, or None.
         others: further samples, by what they are; compared, and not gated.
         seen: which of the others calibration saw: judged with `samples` where they fare worse; "" for none.
+        begins_with: what the reference is, as the chain's first link names it.
     """
 
     reference: Session
@@ -175,6 +177,7 @@ class Validation:
     simulation: Simulation | None = None
     others: Mapping[str, Sequence[Feeds]] = field(default_factory=dict)
     seen: str = ""
+    begins_with: str = FLOAT
 
 
 class Target(ABC):
@@ -599,7 +602,7 @@ def judge(session: Session, evidence: Evidence, validation: Validation) -> Parit
     simulation = validation.simulation
     unrounded = simulation is not None and not getattr(simulation, "rounds", True)
     simulation = None if unrounded else simulation
-    stages = [Stage("float PyTorch", validation.reference, Evidence.REFERENCE)]
+    stages = [Stage(validation.begins_with, validation.reference, Evidence.REFERENCE)]
     if simulation is not None:
         simulated = FunctionSession(simulation.run, session.inputs, session.outputs)
         stages.append(Stage(SIMULATED, simulated, Evidence.REFERENCE))

@@ -1,0 +1,210 @@
+"""Training on the target's own scheme: exact before the first step and after the last, and nothing of ours left."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import deploykit
+from deploykit import pipeline
+from deploykit.contract.errors import CalibrationError, CaptureError, UnsupportedPrecisionError, UsageError
+from deploykit.testing.models import ZOO
+from deploykit_training.trained import TrainingWarning
+
+Make = Callable[[], nn.Module]
+TARGETS = ("x86-cpu", "android", "jetson-orin", "iphone-15")
+
+
+def started(net: nn.Module, images: Tensor, **options: Any) -> Any:
+    options = {"calibration": [images[:32], images[32:64]], "progress": False, **options}
+    return deploykit.qat(net, example_inputs=(images[:1],), **options)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_before_the_first_step_it_computes_what_is_placed(target: str, make_net: Make, digits: Any) -> None:
+    net, (images, _) = make_net(), digits
+    captured = pipeline.capture(net, example_inputs=(images[:1],), dynamic_batch=True)
+    run = pipeline.calibrate(captured, [images[:32], images[32:64]], progress=False)
+    simulation = pipeline.prepare(pipeline.request(target, "int8"), captured, run).simulation
+    assert simulation is not None
+    placed = simulation.graph_module  # the placed graph, with inputs rounded where a layer does so when it runs
+    with started(net, images, target=target) as trained, torch.no_grad():
+        for part in (images[:1], images[100:107]):
+            assert torch.equal(trained.model(part), placed(part)[0])
+            assert not torch.equal(trained.model(part), type(net).forward(net, part))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_family_of_networks_trains(name: str) -> None:
+    net, example = ZOO[name]()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with deploykit.qat(net, example_inputs=example, calibration=[example] * 2, progress=False) as trained:
+        result = trained.model(**example) if isinstance(example, dict) else trained.model(*example)
+        outputs = list(result.values()) if isinstance(result, dict) else [result]
+        sum(each.square().sum() for each in outputs).backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_what_is_exported_is_what_was_trained(make_net: Make, digits: Any, train: Any, tmp_path: Path) -> None:
+    net, (images, _) = make_net(), digits
+    keys, own = list(net.state_dict()), net.forward
+    with started(net, images) as trained:
+        losses = train(trained.model, 6)
+        assert trained.model is net and list(net.state_dict()) == keys
+        with torch.no_grad():
+            last = trained.model(images[:1])
+    assert losses[-1] < losses[0] and net.forward == own
+    artifact = trained.export(output=tmp_path / "a", profile=False, progress=False)
+    chain = artifact.parity.chain
+    assert [link.candidate for link in chain[:2]] == ["simulated q/dq", "artifact"]
+    assert chain[0].reference == "trained graph" and chain[0].worst.max_abs == 0.0
+    assert chain[-1].reference == "trained graph" and artifact.parity.sqnr_db >= 60
+    with artifact.open() as session:
+        (result,) = session.run({artifact.manifest.inputs[0].name: images[:1].numpy()}).values()
+    assert torch.allclose(torch.from_numpy(result), last, atol=1e-4)
+    simulated = trained.prepared().simulation
+    assert torch.equal(simulated.graph_module(images[:1])[0], last)
+
+
+def test_an_export_stays_what_it_was_while_training_goes_on(make_net: Make, digits: Any, train: Any) -> None:
+    net, (images, _) = make_net(), digits
+    with started(net, images) as trained:
+        prepared = trained.prepared()
+        name = prepared.reference.inputs[0].name
+        before = prepared.trained.run({name: images[:1].numpy()})
+        train(net, 1)
+        after = prepared.trained.run({name: images[:1].numpy()})
+        assert all((before[key] == after[key]).all() for key in before)
+
+
+def test_copies_pickles_autocast_and_checkpointing(make_net: Make, digits: Any, train: Any) -> None:
+    net, (images, labels) = make_net(), digits
+    with started(net, images) as trained:
+        average = torch.optim.swa_utils.AveragedModel(trained.model)
+        train(net, 1)
+        average.update_parameters(net)  # the first is a copy
+        assert torch.equal(average(images[:3]), net(images[:3]))
+        train(net, 1)
+        twin = copy.deepcopy(net)
+        assert torch.equal(twin(images[:3]), net(images[:3]))
+        with torch.no_grad():
+            twin[0].weight.zero_()
+        assert not torch.equal(twin(images[:3]), net(images[:3]))
+        assert not torch.equal(average(images[:3]), net(images[:3]))
+        with torch.autocast("cpu", torch.bfloat16):
+            half = net(images[:8])
+        nn.functional.cross_entropy(half.float(), labels[:8]).backward()
+        assert net[0].weight.grad is not None and bool(net[0].weight.grad.isfinite().all())
+        checkpointed = checkpoint(net, images[:8], use_reentrant=False)
+        assert torch.equal(checkpointed, net(images[:8]))
+        file = io.BytesIO()
+        torch.save(net, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=False)
+    assert torch.equal(loaded(images[:3]), net(images[:3]))  # with its own forward
+    assert loaded.state_dict().keys() == net.state_dict().keys()
+
+
+def test_running_statistics_and_what_it_is_called_with_are_checked(make_net: Make, digits: Any) -> None:
+    net, (images, _) = make_net(), digits
+    mean = net[1].running_mean.clone()
+    with started(net.train(), images) as trained:
+        trained.model(images[:4])
+        assert torch.equal(mean, net[1].running_mean) and net.training
+        with pytest.raises(UsageError, match="captured"):
+            trained.model(images[:4, :, :4])
+        with pytest.raises(UsageError, match="labels"):
+            trained.model(images[:4], labels=1)
+        with pytest.raises(UsageError, match="already"):
+            started(net, images)
+        with pytest.raises(UsageError, match=r"trained\.export"):
+            deploykit.export(net, "x86-cpu", "fp32", example_inputs=(images[:1],))
+
+
+class Fixed(nn.Module):
+    """A batch that cannot vary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.b(self.a(x).relu().reshape(4, 16))
+        return result
+
+
+def test_a_fixed_batch_is_refused_with_the_way_out() -> None:
+    x, net = torch.randn(4, 16), Fixed()
+    with pytest.raises(CaptureError, match="batch of Fixed cannot vary") as caught:
+        deploykit.qat(net, example_inputs=(x,), calibration=[x], progress=False)
+    assert "dynamic_batch=False" in str(caught.value)
+    with deploykit.qat(net, example_inputs=(x,), calibration=[x], dynamic_batch=False, progress=False) as trained:
+        assert trained.model(x).shape == (4, 16)
+        with pytest.raises(UsageError, match="drop_last"):
+            trained.model(x[:3])
+
+
+def test_what_cannot_be_trained_is_refused(make_net: Make, digits: Any) -> None:
+    net, (images, _) = make_net(), digits
+    with pytest.raises(CalibrationError, match="starts from ranges"):
+        deploykit.qat(net, example_inputs=(images[:1],), progress=False)
+    with pytest.raises(UnsupportedPrecisionError, match="rounds nothing"):
+        started(net, images, precision="int8-dynamic")
+    with pytest.raises(UsageError, match="float32"):
+        started(net.half(), images)
+    program = torch.export.export(make_net().eval(), (images[:1],))
+    with pytest.raises(UsageError, match="no parameters to train"):
+        started(program, images)  # type: ignore[arg-type]
+
+
+def accuracy(images: Tensor, labels: Tensor) -> Callable[[Any], float]:
+    def evaluate(session: Any) -> float:
+        name = session.inputs[0].name
+        (scores,) = session.run({name: images.numpy()}).values()
+        return float((scores.argmax(1) == labels.numpy()).mean())
+
+    return evaluate
+
+
+def test_it_never_returns_worse_than_its_start(make_net: Make, digits: Any) -> None:
+    net, (images, labels) = make_net(), digits
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    metric = accuracy(images[:64], labels[:64])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with started(net, images, evaluate=metric, max_drop=1.0) as trained, torch.no_grad():
+            wanted = trained.metrics["start"]
+            right = trained.model(images[:64]).argmax(1) == labels[:64]
+            for parameter in net.parameters():
+                parameter.fill_(-1.0)
+            net[8].bias.copy_(torch.nn.functional.one_hot(torch.tensor(worst(labels[:64])), 10) * 99.0)
+    assert wanted == pytest.approx(float(right.float().mean()))
+    assert trained.metrics["trained"] < wanted
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert [("without training" in n, "the start again" in n) for n in trained.notes] == [(True, False), (False, True)]
+    assert [each.category for each in said] == [TrainingWarning, TrainingWarning]
+
+
+def worst(labels: Tensor) -> int:
+    """The rarest class: whoever always answers it is right least often."""
+    return int(torch.bincount(labels, minlength=10).argmin())
+
+
+def test_parameters_that_nothing_reaches_are_named(make_net: Make, digits: Any) -> None:
+    net, (images, _) = make_net(), digits
+    net.spare = nn.Linear(2, 2)
+    net.forward = lambda x: type(net).forward(nn.Sequential(*list(net)[:-1]), x)  # type: ignore[method-assign]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained = started(net, images)
+    assert any("spare.weight" in note for note in trained.notes)

@@ -1,0 +1,66 @@
+"""Rounding whose value is exactly the simulation's, and whose gradient is that of a clamp (straight-through).
+
+`quantized_decomposed` has no gradient, and `simulate.fake_quantize` a silent zero one. PyTorch's fused fake-quantize
+has one, and equals both bit for bit where the zero-point is moved into the limits: added before rounding, as PyTorch
+does with another zero-point, it turns ties the other way. Values are float32, also under autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deploykit_calibration.simulate import fake_float8, round_rows
+from deploykit_calibration.weights import WeightQuant
+
+
+def fake_quantize(x: Tensor, scale: float, low: int, high: int) -> Tensor:
+    """Round to multiples of `scale` from `low * scale` to `high * scale`; the gradient is 1 inside and 0 outside.
+
+    Equal to `deploykit_calibration.simulate.fake_quantize`; `low <= 0 <= high`.
+    """
+    return torch.fake_quantize_per_tensor_affine(x.float(), scale, 0, low, high)
+
+
+def float8_through(x: Tensor, scale: float, limit: int) -> Tensor:
+    """Round to E4M3 multiples of `scale`; the gradient is 1 up to `limit` of them and 0 beyond."""
+    x = x.float()
+    return through(x.clamp(-limit * scale, limit * scale), fake_float8(x.detach(), scale, limit))
+
+
+def rows_through(x: Tensor) -> Tensor:
+    """Round each row to 256 steps between its own extremes; the gradient passes as it is."""
+    x = x.float()
+    return through(x, round_rows(x.detach()))
+
+
+def quantize_weight(weight: Tensor, quant: WeightQuant) -> Tensor:
+    """What the integers of a weight stand for; the gradient passes, since scales cover every value."""
+    if quant.dtype.is_floating_point:
+        return through(weight, quant.rounded(weight.detach()))
+    if quant.axis is None:
+        return fake_quantize(weight, float(quant.scales[0]), quant.quant_min, quant.quant_max)
+    zeros = quant.zero_points.to(torch.int32)
+    limits = (quant.axis, quant.quant_min, quant.quant_max)
+    return torch.fake_quantize_per_channel_affine(weight, quant.scales, zeros, *limits)
+
+
+def through(x: Tensor, rounded: Tensor) -> Tensor:
+    """The value of `rounded` with the gradient of `x`; bit for bit, which `x + (rounded - x)` is not."""
+    apply: Callable[..., Tensor] = _Through.apply
+    return apply(x, rounded)
+
+
+class _Through(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounded: Tensor) -> Tensor:
+        del ctx, x
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        del ctx
+        return gradients[0], None

@@ -1,0 +1,242 @@
+"""`Trained`: a model while and after it trains for a target, with the metric that guards it, and its export."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploykit.capture import capture
+from deploykit.capture.derivation import own_names
+from deploykit.contract.request import Request
+from deploykit.contract.session import FunctionSession, Session
+from deploykit.judge.parity import Tolerance
+from deploykit.pipeline.evidence import Task
+from deploykit.pipeline.plan import Goals, make_plan
+from deploykit.pipeline.progress import Steps
+from deploykit.pipeline.publishing import published
+from deploykit.pipeline.reference import reference_session, to_arrays
+from deploykit.plugin.registry import toolchain
+from deploykit_training.forward import Interface, LiveForward, plain, restore, swap
+from deploykit_training.live import LiveGraph, own_of
+from deploykit_training.same_graph import check_equal, check_names, fitted
+
+if TYPE_CHECKING:
+    from deploykit.plugin.artifact import Artifact
+    from deploykit_calibration.observe import CalibrationRun
+    from deploykit_calibration.prepared import Prepared
+
+
+class TrainingWarning(UserWarning):
+    """Something that a training for a target does otherwise than its user may expect."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training for a target begins with.
+
+    Attributes:
+        module: the user's.
+        example_inputs: as the user gave them, or the model has them.
+        request: what the artifact shall be.
+        run: ranges, and samples that were held back.
+        prepared: the scheme of the target on the untrained model.
+        task: the user's metric, or None.
+    """
+
+    module: nn.Module
+    example_inputs: Any
+    request: Request
+    run: CalibrationRun
+    prepared: Prepared
+    task: Task | None
+
+
+class Trained:
+    """A model that is trained for a target; as a context manager it swaps the model's forward for the block.
+
+    Attributes:
+        model: the user's own module.
+        graph: the placed graph as a function of the module's parameters.
+        notes: what was found: parameters that are not reached, a training that was not needed, or that was undone.
+        metrics: of the user's `evaluate`: `float`, `start` (the quantised model before training) and `trained`.
+    """
+
+    def __init__(self, start: Start, graph: LiveGraph, interface: Interface) -> None:
+        self._start, self.graph, self._interface = start, graph, interface
+        self.model = start.module
+        self.notes: list[str] = []
+        self.metrics: dict[str, float] = {}
+        self._forward: LiveForward | None = None
+        self._before: Any = None
+        self._saved: dict[str, Tensor] = {}
+        self._note_unreached()
+
+    # The block.
+
+    def __enter__(self) -> Trained:
+        self.attach()
+        try:
+            self._measure_start()
+        except BaseException:
+            self.detach()
+            raise
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self.settle()
+        finally:
+            self.detach()
+
+    def attach(self) -> LiveForward:
+        """Let the model's forward run the live graph, until `detach`."""
+        self._forward = LiveForward(self.model, self.graph, self._interface)
+        self._before = swap(self.model, self._forward)
+        return self._forward
+
+    def detach(self) -> None:
+        """Give the model its own forward back; its parameters stay as they are."""
+        if self._forward is not None:
+            restore(self.model, self._before)
+            self._forward = None
+
+    def session(self) -> Session:
+        """The quantised graph with the parameters of the moment, as a session (of the simulation, in PyTorch)."""
+        captured = self._start.prepared.reference
+        return FunctionSession(self.run, captured.inputs, captured.outputs, threads=torch.get_num_threads())
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one set of named arrays through the graph with the parameters of the moment."""
+        captured = self._start.prepared.reference
+        inputs = [torch.from_numpy(feeds[spec.name]) for spec in captured.inputs]
+        with torch.no_grad():
+            results = self.graph.run(own_of(self.model), inputs)
+        return to_arrays({spec.name: x for spec, x in zip(captured.outputs, results, strict=True)})
+
+    # The metric: no worse than the start.
+
+    def _measure_start(self) -> None:
+        task = self._start.task
+        if task is None:
+            return
+        self.metrics["float"] = task.measure(reference_session(self._start.prepared.reference))
+        self.metrics["start"] = task.measure(self.session())
+        self._saved = {name: value.detach().clone() for name, value in _state(self.model).items()}
+        lost = self.metrics["float"] - self.metrics["start"]
+        if lost <= task.max_drop:
+            self._note(
+                f"the quantised model loses {max(0.0, lost):.4g} of the metric without training, and {task.max_drop:g}"
+                " may be lost: export it as it is; training may lower it"
+            )
+
+    def settle(self) -> None:
+        """Where there is a metric: measure it, and go back to the parameters of the start if training lowered it."""
+        task = self._start.task
+        if task is None or "start" not in self.metrics:
+            return
+        self.metrics["trained"] = task.measure(self.session())
+        if self.metrics["trained"] < self.metrics["start"]:
+            with torch.no_grad():
+                for name, value in _state(self.model).items():
+                    value.copy_(self._saved[name])
+            self._note(
+                f"training lowered the metric from {self.metrics['start']:.4g} to {self.metrics['trained']:.4g}: the"
+                " model has the parameters of the start again; try a lower learning rate or more steps"
+            )
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        warnings.warn(text, TrainingWarning, stacklevel=4)
+
+    def _note_unreached(self) -> None:
+        reached = {
+            id(tensor)
+            for derivation in self._start.prepared.captured.derivations.values()
+            for tensor in map(own_of(self.model), own_names(derivation))
+        }
+        names = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in reached]
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            self.notes.append(f"no output of eval mode depends on {shown}: they get no gradient")
+
+    # The artifact.
+
+    def export(
+        self,
+        *,
+        output: str | Path | None = None,
+        dynamic_batch: bool = False,
+        dynamic_shapes: Any = None,
+        evaluate: Callable[[Session], float] | None = None,
+        max_drop: float = 0.01,
+        tolerance: Tolerance | None = None,
+        min_placement: float | None = None,
+        min_speedup: float | None = None,
+        profile: bool = True,
+        strict: bool = True,
+        progress: bool = True,
+    ) -> Artifact:
+        """Export what was trained; arguments as those of `deploykit.export`.
+
+        The model is captured again with the trained parameters and placed with the ranges of the training; that graph
+        must equal the trained one bit for bit on the example inputs. Parity is then against the trained graph.
+
+        Raises:
+            ConversionError: the graph is not the trained one.
+            DeploykitError: as `deploykit.export`.
+        """
+        start = self._start
+        plan = make_plan(
+            self.model,
+            start.request.target,
+            str(start.request.precision),
+            method=start.request.method,
+            options=start.request.options,
+            patterns=(start.request.include, start.request.exclude),
+            output=output,
+            goals=Goals(tolerance, min_placement, min_speedup),
+            profile=profile,
+            algorithms=start.request.algorithms,
+        )
+        task = Task(evaluate, max_drop) if evaluate is not None else start.task
+        steps = Steps(enabled=progress)
+        with steps.step("capture"):
+            prepared = self.prepared(dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+        run = fitted(start.run, prepared.reference)
+        return published(plan, lambda: prepared, run, task=task, steps=steps, strict=strict)
+
+    def prepared(self, *, dynamic_batch: bool = False, dynamic_shapes: Any = None) -> Prepared:
+        """The model captured again with its parameters of the moment, placed as it was trained.
+
+        Raises:
+            ConversionError: the placed graph is not the trained one, bit for bit, on the example inputs.
+        """
+        start = self._start
+        with plain(self.model) as module:
+            captured = capture(
+                module,
+                example_inputs=start.example_inputs,
+                dynamic_batch=dynamic_batch,
+                dynamic_shapes=dynamic_shapes,
+                trainable=True,
+            )
+        frozen = copy.deepcopy(self.model)  # the artifact's reference stays, whatever is trained on
+        adapted = toolchain(start.request.toolchain).adapt(captured)
+        check_names(start.prepared, adapted)
+        reference = Trained(replace(start, module=frozen), self.graph, self._interface)
+        prepared = replace(start.prepared, captured=adapted, reference=captured, trained=reference)
+        check_equal(prepared, self.graph, frozen, captured.example_inputs, "after")
+        return prepared
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
