@@ -88,6 +88,9 @@ _HOME = {
     "UsageError": "contract.errors",
 }
 
+_MODULES = ("lightning",)
+"""Submodules that `import deploykit` alone gives, when they are first asked for."""
+
 __all__ = [
     # do
     "build",
@@ -134,6 +137,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"deploykit.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'deploykit' has no attribute {name!r}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
@@ -88,11 +89,14 @@ def own_names(derivation: Any) -> Iterator[str]:
             pending += each.operands
 
 
-def evaluate(derivation: Any, own: Callable[[str], Tensor], known: dict[int, Any]) -> Any:
+def evaluate(
+    derivation: Any, own: Callable[[str], Tensor], known: dict[int, Any], device: torch.device | None = None
+) -> Any:
     """The value of a derivation, by the same operators in the same order as capture computed it.
 
     Args:
         own: gives a tensor of the model by its name.
+        device: of the tensors that `own` gives; literals are moved there. None for the CPU.
         known: what was evaluated before from the same tensors, by identity; it is added to.
     Returns:
         A tensor that depends on the model's differentiably; a literal as it is.
@@ -100,8 +104,8 @@ def evaluate(derivation: Any, own: Callable[[str], Tensor], known: dict[int, Any
     if isinstance(derivation, Own):
         return own(derivation.name)
     if not isinstance(derivation, Derived):
-        return derivation
+        return derivation.to(device) if isinstance(derivation, Tensor) and device is not None else derivation
     if id(derivation) not in known:
-        operands = [evaluate(operand, own, known) for operand in derivation.operands]
+        operands = [evaluate(operand, own, known, device) for operand in derivation.operands]
         known[id(derivation)] = derivation.function(*operands)
     return known[id(derivation)]

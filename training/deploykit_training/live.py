@@ -61,14 +61,14 @@ class LiveGraph:
         """
         device = inputs[0].device
         with torch.autocast(device.type, enabled=False):
-            values = self.values(own, device)
+            values = self.values(lambda name: own(name).to(device), device)
         result: tuple[Tensor, ...] = self._on(device)(*inputs, *values)
         return result
 
     def values(self, own: Own, device: torch.device) -> list[Tensor]:
         """Every live constant, from the model's tensors of the moment."""
         known: dict[int, Any] = {}
-        floats = {name: self._constant(name, own, known).to(device) for name in self._names()}
+        floats = {name: self._constant(name, own, known, device).to(device) for name in self._names()}
         with torch.no_grad():  # scales are chosen on the CPU, in float64, as placement does
             plain = {name: value.detach().cpu() for name, value in floats.items()}
         quants: dict[WeightRounding, WeightQuant] = {}
@@ -80,9 +80,9 @@ class LiveGraph:
         """The captured model's constants that live values are made of."""
         return list(dict.fromkeys(name for _, rule in self._live for name in _read(rule)))
 
-    def _constant(self, name: str, own: Own, known: dict[int, Any]) -> Tensor:
+    def _constant(self, name: str, own: Own, known: dict[int, Any], device: torch.device) -> Tensor:
         if name in self._derivations:
-            found: Tensor = evaluate(self._derivations[name], own, known)
+            found: Tensor = evaluate(self._derivations[name], own, known, device)
             return found
         literal = stored(self.prepared.captured.graph_module, name)
         assert isinstance(literal, Tensor)

@@ -11,7 +11,8 @@ follow the weights, batch norms keep their statistics. Refused are models whose 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from deploykit.capture import CapturedModel, capture, open_model
+from deploykit.capture.borrowed import as_cpu_float32
 from deploykit.capture.sources import resolve
 from deploykit.contract.errors import (
     CalibrationError,
@@ -26,6 +28,7 @@ from deploykit.contract.errors import (
     UnsupportedPrecisionError,
     UsageError,
 )
+from deploykit.contract.request import Request
 from deploykit.contract.session import Session
 from deploykit.pipeline.evidence import Task
 from deploykit.pipeline.plan import make_request
@@ -35,6 +38,9 @@ from deploykit_training.forward import Interface, LiveForward
 from deploykit_training.live import LiveGraph
 from deploykit_training.same_graph import check_equal
 from deploykit_training.trained import Start, Trained
+
+if TYPE_CHECKING:
+    from deploykit_calibration.observe import CalibrationRun
 
 if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
@@ -101,12 +107,32 @@ def qat(
             hint="pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable)",
         )
     shapes = {"dynamic_batch": dynamic_batch and dynamic_shapes is None, "dynamic_shapes": dynamic_shapes}
+    observe = partial(calibrate, data=calibration, cache_dir=cache_dir, progress=progress)
+    return begin(module, example_inputs, request, observe, shapes=shapes, task=task, progress=progress)
+
+
+def begin(
+    module: nn.Module,
+    example_inputs: Any,
+    request: Request,
+    observe: Callable[[CapturedModel], CalibrationRun],
+    *,
+    shapes: Mapping[str, Any],
+    task: Task | None = None,
+    progress: bool = True,
+) -> Trained:
+    """What `qat` does behind the checks of its arguments.
+
+    Args:
+        observe: gives the ranges of a captured model; trainers give those of the run that they resume.
+        shapes: `dynamic_batch` and `dynamic_shapes`.
+    """
     steps = Steps(enabled=progress)
     with steps.step("capture"):
         captured = _captured(module, example_inputs, **shapes)
-        interface = Interface.of(resolve(module, example_inputs), captured)
+        interface = Interface.of(resolve(as_cpu_float32(module), example_inputs), captured)
     with steps.step("calibrate", spinner=False):
-        run = calibrate(captured, calibration, cache_dir=cache_dir, progress=progress)
+        run = observe(captured)
     with steps.step("place"):
         prepared = prepare(request, captured, run)
         graph = _checked_graph(prepared, captured, module)

@@ -84,7 +84,7 @@ class Trained:
     def __enter__(self) -> Trained:
         self.attach()
         try:
-            self._measure_start()
+            self.measure_start()
         except BaseException:
             self.detach()
             raise
@@ -122,9 +122,25 @@ class Trained:
             results = self.graph.run(own_of(self.model), inputs)
         return to_arrays({spec.name: x for spec, x in zip(captured.outputs, results, strict=True)})
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether the model's forward runs the live graph now."""
+        return self._forward is not None
+
+    @property
+    def model_inputs(self) -> tuple[str, ...]:
+        """Flat names of the model's inputs, as `run` takes them."""
+        return tuple(spec.name for spec in self._start.prepared.reference.inputs)
+
+    @property
+    def calls(self) -> int:
+        """How often the model's forward ran since it was attached."""
+        return 0 if self._forward is None else self._forward.calls
+
     # The metric: no worse than the start.
 
-    def _measure_start(self) -> None:
+    def measure_start(self) -> None:
+        """Where there is a metric: measure it before the first step, and note where no training is needed."""
         task = self._start.task
         if task is None:
             return
