@@ -199,8 +199,7 @@ class ParityReport:
         layers: SQNR per layer of the simulated graph, worst first; empty where nothing is quantised.
         failures: the missed gates in words.
         tolerance: the gate that was used.
-        samples: number of samples compared, and `data` says which: those that calibration did not see, and, where they
-            fare worse, those that it saw, too.
+        samples: number of samples compared, and `data` says which: those that calibration did not see, where there are.
         other_samples: the same figures on samples that calibration saw, and on the example inputs.
         host: the machine that ran the artifact.
         metric: the task metric where one was given.

@@ -49,7 +49,7 @@ from deploykit.judge.parity import (
     SIMULATED,
     ChainComparison,
     LayerParity,
-    Metrics,
+    Link,
     OtherSamples,
     ParityReport,
     Stage,
@@ -165,8 +165,8 @@ class Validation:
         data: says what the samples are, such as "calibration data".
         tolerance: the gate.
         simulation: the quantised graph in PyTorch, or None.
-        others: further samples, by what they are; compared, and not gated.
-        seen: which of the others calibration saw: judged with `samples` where they fare worse; "" for none.
+        others: further samples, by what they are; compared.
+        seen: which of the others calibration saw: they must pass the gate, too; "" for none.
         begins_with: what the reference is, as the chain's first link names it.
     """
 
@@ -609,15 +609,11 @@ def judge(session: Session, evidence: Evidence, validation: Validation) -> Parit
     stages.append(Stage("artifact", session, evidence))
     comparison = ChainComparison(stages)
     comparison.add(validation.samples)
-    chain, data, ends = comparison.links(), validation.data, (stages[0], stages[-1])
+    chain, ends = comparison.links(), (stages[0], stages[-1])
     links = {name: compare_chain(ends, samples) for name, samples in validation.others.items()}
-    others = [OtherSamples(name, count, found[-1].worst) for name, (found, count) in links.items()]
-    if validation.seen in links and _fares_worse(links[validation.seen][0][-1].worst, chain[-1].worst):
-        others.insert(0, OtherSamples(data, comparison.count, chain[-1].worst))
-        comparison.add(validation.others[validation.seen])
-        chain, data = comparison.links(), f"{data} and {validation.seen}"
-    whole = chain[-1].worst
-    failures = failures_of(chain[-1], validation.tolerance, of_others=True)
+    others = tuple(OtherSamples(name, count, found[-1].worst) for name, (found, count) in links.items())
+    whole, seen = chain[-1].worst, links.get(validation.seen)
+    failures = failures_of(chain[-1], validation.tolerance, of_others=True) or _failures_of_seen(seen, validation)
     layers = tuple(simulation.compare_layers(validation.samples[:4])) if simulation is not None else ()
     return ParityReport(
         passed=not failures,
@@ -631,16 +627,14 @@ def judge(session: Session, evidence: Evidence, validation: Validation) -> Parit
         failures=failures,
         tolerance=validation.tolerance,
         samples=comparison.count,
-        data=data,
+        data=validation.data,
         host=this_host(),
         notes=(*remarks_on(chain[-1]), *((_UNROUNDED,) if unrounded else ())),
-        other_samples=tuple(others),
+        other_samples=others,
     )
 
 
-def _fares_worse(seen: Metrics, held_out: Metrics) -> bool:
-    """Whether samples that calibration saw lose no less than others.
-
-    Then nothing of the others is clipped, both are draws of the same noise, and more of them tell more.
-    """
-    return seen.sqnr_db is not None and held_out.sqnr_db is not None and seen.sqnr_db <= held_out.sqnr_db
+def _failures_of_seen(seen: tuple[tuple[Link, ...], int] | None, validation: Validation) -> tuple[str, ...]:
+    """The gates that samples which calibration saw miss: what is no good on these is good by chance on others."""
+    found = failures_of(seen[0][-1], validation.tolerance) if seen else ()
+    return tuple(f"{failure}, on {validation.seen}" for failure in found)
