@@ -1,0 +1,118 @@
+"""What a layer costs quantised and in float: from the device table, or as measured.
+
+The time of a layer is the roofline of `deploykit.plugin.estimate`, layer by layer: its multiply-accumulates at the
+device's rate, or its weights at the bandwidth of its memory, whichever takes longer. A device whose table has no rates
+gets relative costs, in which a multiply-accumulate costs as many units as its operands have bytes. Neither is a
+latency, and both say so; where both builds were profiled on the device, `measured` has what its runtime told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deploykit.contract.formats import dtype_of, rates_of
+
+if TYPE_CHECKING:
+    from deploykit.contract.devices import Device
+    from deploykit.contract.session import OpTime
+    from deploykit_calibration.placement import LayerPlacement
+    from deploykit_calibration.prepared import Prepared
+
+ESTIMATED, RELATIVE, MEASURED = "us, estimated", "MACs x bytes", "us, measured"
+_PRODUCTS = frozenset({"linear", "matmul", "attention"})
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one layer, in the unit of its `Costs`."""
+
+    quantized: float
+    kept: float
+
+    @property
+    def extra(self) -> float:
+        """What keeping the layer costs, never less than nothing."""
+        return max(self.kept - self.quantized, 0.0)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of all layers.
+
+    Attributes:
+        unit: what the figures are: `us, estimated`, `MACs x bytes` or `us, measured`.
+        rest: what a layer that is kept computes in.
+        layers: by node name.
+    """
+
+    unit: str
+    rest: str
+    layers: Mapping[str, Cost]
+
+    def of(self, layers: Iterable[LayerPlacement]) -> float:
+        """The sum over a placement."""
+        return sum(
+            cost.kept if layer.precision == "float" else cost.quantized
+            for layer in layers
+            if (cost := self.layers.get(layer.name)) is not None
+        )
+
+
+def costs_of(prepared: Prepared) -> Costs:
+    """Costs of a prepared model's layers by the table of its device."""
+    device, rest, narrow = prepared.device, rest_of(prepared), quantized_dtype(prepared)
+    layer_cost = _estimated if device.peak_tops else _relative
+    found = {layer.name: layer_cost(layer, device, narrow, rest) for layer in prepared.layers}
+    return Costs(ESTIMATED if device.peak_tops else RELATIVE, rest, found)
+
+
+def measured(prepared: Prepared, quantized: Iterable[OpTime], kept: Iterable[OpTime]) -> Costs:
+    """Costs as the device's runtime told them: the operators' times in a profile of each build.
+
+    Args:
+        quantized: of the artifact.
+        kept: of the float build. Where a runtime fused a layer into another one, its time is in that one.
+    """
+    times = [{time.name: time.median_us for time in each} for each in (quantized, kept)]
+    names = [layer.name for layer in prepared.layers if any(layer.name in each for each in times)]
+    found = {name: Cost(times[0].get(name, 0.0), times[1].get(name, 0.0)) for name in names}
+    return Costs(MEASURED, rest_of(prepared), found)
+
+
+def rest_of(prepared: Prepared) -> str:
+    """What layers that are kept compute in: the type of the target's file between its integers."""
+    rest, between = prepared.precision.row.rest, prepared.scheme.between
+    if rest != "float32" or between == "float32":
+        return rest
+    if between != "by products":
+        return between
+    quantized = [layer for layer in prepared.layers if layer.precision != "float"]
+    products = sum(layer.macs for layer in quantized if layer.kind in _PRODUCTS)
+    return "float16" if 2 * products > sum(layer.macs for layer in quantized) else "float32"
+
+
+def quantized_dtype(prepared: Prepared) -> str:
+    """What quantised layers are counted in."""
+    row = prepared.precision.row
+    if row.activations.is_float:
+        return f"fp{row.activations.bits}" if row.is_static else f"int{row.weights.bits}-weights"
+    return f"int{row.activations.bits}"
+
+
+def _estimated(layer: LayerPlacement, device: Device, narrow: str, rest: str) -> Cost:
+    return Cost(_microseconds(layer, device, narrow), _microseconds(layer, device, rest))
+
+
+def _microseconds(layer: LayerPlacement, device: Device, dtype: str) -> float:
+    usable = [rate for rate in rates_of(dtype) if rate in device.peak_tops]
+    rate = device.peak_tops[usable[0]] if usable else min(device.peak_tops.values())
+    bytes_moved = 0.0 if layer.kind == "embedding" else dtype_of(dtype).weight_bytes * layer.weights
+    memory = bytes_moved / (device.memory_gb_per_s * 1e3) if device.memory_gb_per_s else 0.0
+    return max(2 * layer.macs / (rate * 1e6), memory)
+
+
+def _relative(layer: LayerPlacement, device: Device, narrow: str, rest: str) -> Cost:
+    del device
+    return Cost(layer.macs * dtype_of(narrow).weight_bytes, layer.macs * dtype_of(rest).bytes)

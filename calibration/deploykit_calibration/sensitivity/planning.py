@@ -1,0 +1,118 @@
+"""Which roundings are left when some layers stay float: the rules of the scheme, run again, without a graph.
+
+A layer that is made float keeps its output rounded where a neighbour asks for integers, and its neighbours may lose
+theirs: only the planner knows, and it takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from deploykit_calibration.graph_view import GraphView
+from deploykit_calibration.op_kinds import data_arguments
+from deploykit_calibration.patterns import kept_float
+from deploykit_calibration.placement import LayerPlacement, describe_layers
+from deploykit_calibration.plan import Plan, Planner, is_layer
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+    from deploykit_calibration.prepared import Prepared
+    from deploykit_calibration.sensitivity.taps import Read
+
+KEPT = "kept in float: the noise of its rounding is worth more than its time"
+
+_SELECT = frozenset(
+    {"reshape", "split", "concat", "max_pool", "resize_nearest"}
+)  # their results are among their inputs
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a scheme makes of a graph in which some layers stay float.
+
+    Attributes:
+        reads: the readers of each tensor that read it rounded, by name.
+        repeated: tensors of these that are on their grid without it: what is moved or selected from rounded tensors
+            of the same scale.
+        stored: layers whose stored operands are rounded.
+        layers: every layer, and what it is placed as.
+        written: the tensors that a layer writes as integers, by its name.
+    """
+
+    reads: Mapping[str, tuple[str, ...]]
+    repeated: frozenset[str]
+    stored: tuple[str, ...]
+    layers: tuple[LayerPlacement, ...]
+    written: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def counted(self) -> Mapping[str, tuple[str, ...]]:
+        """The roundings that add an error."""
+        return {tensor: readers for tensor, readers in self.reads.items() if tensor not in self.repeated}
+
+    @cached_property
+    def pairs(self) -> frozenset[Read]:
+        """Every tensor whose rounding adds an error, with each of its readers."""
+        return frozenset((tensor, reader) for tensor, readers in self.counted.items() for reader in readers)
+
+    @property
+    def hangs(self) -> Iterator[tuple[str, ...]]:
+        """For each rounded tensor, what reads it, and what writes it as integers."""
+        writers = {tensor: op for op, tensors in self.written.items() for tensor in tensors}
+        for tensor, readers in self.reads.items():
+            yield (writers[tensor], *readers) if tensor in writers else readers
+
+    @property
+    def quantized(self) -> tuple[LayerPlacement, ...]:
+        """The layers that are not float."""
+        return tuple(layer for layer in self.layers if layer.precision != "float")
+
+
+class Planning:
+    """Plans one prepared model with some of its layers in float."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._captured, self._view = prepared.captured, GraphView.of(prepared.captured)
+        self._scheme = replace(prepared.scheme, bias_correction=prepared.corrects_bias)
+        self._statistics = prepared.table.statistics if prepared.table is not None else {}
+        names = [op.name for op in self._view.ops() if is_layer(self._view, op)]
+        patterns = (prepared.include, prepared.exclude)
+        self._asked = kept_float(self._captured.origins, names, *patterns) if any(patterns) else {}
+        self._before = dict(prepared.kept)
+
+    def plan(self, kept: Collection[str] = ()) -> Planned:
+        """The plan with these layers in float beside those that were so already.
+
+        Args:
+            kept: names of nodes.
+        """
+        reasons = {**dict.fromkeys(kept, KEPT), **self._before, **self._asked}
+        planner = Planner(self._view, self._scheme, self._statistics, reasons)
+        plan = planner.run()
+        reads = {tensor.name: _readers(plan, tensor) for tensor in plan.quantized}
+        for op in plan.run_time:
+            for tensor in data_arguments(op):
+                reads[tensor.name] = (*reads.get(tensor.name, ()), op.name)
+        repeated = frozenset(tensor.name for tensor in plan.quantized if self._repeats(plan, tensor))
+        stored = tuple(op.name for op in (*plan.reads, *plan.run_time) if _stores(op))
+        layers = describe_layers(self._captured, self._view, plan, self._asked)
+        written = {op.name: tuple(each.name for each in planner.results(op) if each in plan.hard) for op in plan.reads}
+        read = {name: readers for name, readers in reads.items() if readers}
+        return Planned(read, repeated, stored, layers, written)
+
+    def _repeats(self, plan: Plan, tensor: Node) -> bool:
+        op = self._view.producer(tensor)
+        return op in plan.reads and self._view.kinds[op] in _SELECT & self._scheme.same_scale
+
+
+def _readers(plan: Plan, tensor: Node) -> tuple[str, ...]:
+    hard = tensor in plan.hard
+    return tuple(user.name for user in tensor.users if hard or tensor in plan.reads.get(user, ()))
+
+
+def _stores(op: Node) -> bool:
+    return any(node.op == "get_attr" for node in op.all_input_nodes)

@@ -1,0 +1,223 @@
+"""The ranking of layers by what their rounding does to the outputs, and the predictions that follow from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from deploykit.contract.decibels import SQNR_CAP_DB
+from deploykit.contract.errors import UsageError
+from deploykit_calibration.sensitivity.candidates import Candidate, front
+from deploykit_calibration.sensitivity.costs import Costs, costs_of
+from deploykit_calibration.sensitivity.ends import End, ends_of
+from deploykit_calibration.sensitivity.noise import NoiseModel
+from deploykit_calibration.sensitivity.search import Move, moves_of, sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deploykit_calibration.placement import LayerPlacement
+    from deploykit_calibration.prepared import Prepared
+
+SAMPLES = 32
+"""Of the calibration data, that the simulated graph is measured on; gradients are taken of the first of them."""
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """One quantised layer.
+
+    Attributes:
+        name: node name in the captured graph.
+        module_path: dotted path of the module, "" for the root.
+        kind: such as `conv`.
+        macs: multiply-accumulates at the captured input sizes.
+        share: of the noise at the worst output, 0 to 1: what goes where this layer alone is kept in float, with all
+            that its neighbours then do not round either. Shares need not add up to 1.
+        gain_db: the same as the SQNR gained.
+        cost: what keeping it takes, in the unit of the costs.
+        alone: share of the noise that its own input, weight and output make, whoever else asks for them: what is
+            gained by it is overestimated where a neighbour keeps rounding.
+        gradient: square of the plain gradient of its weight, as a share of all layers': the ranking of the articles,
+            which knows nothing of roundings; 0 without a weight.
+    """
+
+    name: str
+    module_path: str
+    kind: str
+    macs: int
+    share: float
+    gain_db: float
+    cost: float
+    alone: float
+    gradient: float
+
+
+class Sensitivity:
+    """What the roundings of a prepared model do to its outputs.
+
+    Attributes:
+        sqnr_db: of the simulated graph on the samples, of the worst output or part of one; measured.
+        ends: the outputs, and parts of outputs, that noise is measured at.
+        layers: the quantised layers, those whose keeping gains most first.
+        costs: what layers cost quantised and in float.
+        samples: how many were used.
+        seconds: that scoring and planning took, on this machine.
+    """
+
+    def __init__(self, prepared: Prepared, samples: Sequence[Mapping[str, Tensor]], costs: Costs | None = None) -> None:
+        began = time.perf_counter()
+        self._prepared = prepared
+        self.costs = costs if costs is not None else costs_of(prepared)
+        self.samples = len(samples)
+        self._noise = NoiseModel(prepared, samples, ends_of(prepared, samples))
+        self.ends: tuple[End, ...] = self._noise.ends
+        self.sqnr_db = min(end.sqnr_db for end in self.ends)
+        scored = time.perf_counter()
+        self.layers = tuple(self._ranked())
+        self.seconds = {"scoring": scored - began, "planning": time.perf_counter() - scored}
+
+    def predict(self, kept: Collection[str]) -> Candidate:
+        """What keeping some layers in float gains and costs.
+
+        Args:
+            kept: names of layers' nodes, or module paths.
+        Raises:
+            UsageError: there is no such quantised layer.
+        """
+        return self._candidate(self._names(kept), self.costs)
+
+    def keep(self, count: int) -> Candidate:
+        """The layers whose keeping gains most, found one after the other and planned again at each step.
+
+        Args:
+            count: how many at most; fewer where no further layer gains anything.
+        """
+        steps = [(), *sequence(self._moves(), self._noise.relative, len, count)]
+        return self._candidate(steps[-1], self.costs)
+
+    def front(self, costs: Costs | None = None, *, least_share: float = 0.0) -> tuple[Candidate, ...]:
+        """The candidates that no other beats in predicted SQNR, cost and quantised share, cheapest first.
+
+        Args:
+            costs: others than those of the device table.
+            least_share: of the multiply-accumulates that must stay quantised, 0 to 1.
+        """
+        costs = costs if costs is not None else self.costs
+        extra = {name: cost.extra for name, cost in costs.layers.items()}
+        dearest = sum(extra.values()) or 1.0
+        weigh = lambda move: sum(extra.get(name, 0.0) for name in move) / dearest + 1e-3 * len(move)  # noqa: E731
+        moves, most = self._moves(), len(self.layers)
+        found: dict[frozenset[str], Move] = {frozenset(): ()}
+        for weight in (weigh, len):
+            for kept in sequence(moves, self._noise.relative, weight, most):
+                found.setdefault(frozenset(kept), kept)
+        candidates = (self._candidate(kept, costs) for kept in found.values())
+        return front(each for each in candidates if each.quantized_share >= least_share)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "sqnr_db": self.sqnr_db,
+            "outputs": [{"name": end.name, "sqnr_db": end.sqnr_db} for end in self.ends],
+            "samples": self.samples,
+            "passes": self._noise.passes,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "cost_unit": self.costs.unit,
+            "rest": self.costs.rest,
+            "layers": [asdict(layer) for layer in self.layers],
+            "front": [candidate.to_dict() for candidate in self.front()],
+        }
+
+    def __str__(self) -> str:
+        head = f"{self.sqnr_db:.1f} dB on {self.samples} samples; cost of keeping a layer in {self.costs.rest}: "
+        rows = [("share", "gain", "cost", "alone", "gradient", "kind", "layer")]
+        rows += [
+            (
+                f"{layer.share:.1%}",
+                f"{layer.gain_db:.2f} dB",
+                f"{layer.cost:.3g}",
+                f"{layer.alone:.1%}",
+                f"{layer.gradient:.1%}",
+                layer.kind,
+                layer.module_path or layer.name,
+            )
+            for layer in self.layers
+        ]
+        widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n".join((head + self.costs.unit, *lines))
+
+    def _ranked(self) -> Iterator[LayerSensitivity]:
+        base = self._noise.base
+        slopes = self._noise.slopes
+        steepest = sum(slopes.get(layer.name, 0.0) for layer in base.quantized) or 1.0
+        gains = {layer.name: 1.0 - self._noise.relative((layer.name,)) for layer in base.quantized}
+        for layer in sorted(base.quantized, key=lambda each: -gains[each.name]):
+            yield LayerSensitivity(
+                name=layer.name,
+                module_path=layer.module_path,
+                kind=layer.kind,
+                macs=layer.macs,
+                share=gains[layer.name],
+                gain_db=self._candidate((layer.name,), self.costs).gain_db,
+                cost=self.costs.layers[layer.name].extra if layer.name in self.costs.layers else 0.0,
+                alone=self._noise.alone(layer.name),
+                gradient=slopes.get(layer.name, 0.0) / steepest,
+            )
+
+    def _moves(self) -> tuple[Move, ...]:
+        return moves_of([layer.name for layer in self.layers], self._noise.base.hangs)
+
+    def _candidate(self, kept: Move, costs: Costs) -> Candidate:
+        planned = self._noise.planned(kept)
+        predicted = min(self._noise.predicted_db(kept), SQNR_CAP_DB)
+        return Candidate(
+            kept=kept,
+            sqnr_db=predicted,
+            gain_db=predicted - self.sqnr_db,
+            cost=costs.of(planned.layers),
+            quantized_share=_share(planned.layers),
+            rest=costs.rest,
+        )
+
+    def _names(self, asked: Collection[str]) -> Move:
+        known = {layer.name: layer.name for layer in self.layers}
+        found: list[str] = []
+        for text in asked:
+            inside = [layer.name for layer in self.layers if layer.module_path == text]
+            names = [known[text]] if text in known else inside
+            if not names:
+                raise UsageError(f"there is no quantised layer {text!r}", hint=f"such as {', '.join(list(known)[:5])}")
+            found += names
+        return tuple(dict.fromkeys(found))
+
+
+def sensitivity(
+    prepared: Prepared, samples: Sequence[Mapping[str, Tensor]] = (), *, costs: Costs | None = None
+) -> Sensitivity:
+    """Find which layers of a prepared model make its noise.
+
+    Args:
+        prepared: in a precision that is placed; whatever stays float in it stays so.
+        samples: feeds by input name; those that it was prepared with, or its example inputs, where none are given.
+            The first `SAMPLES` are used.
+        costs: what layers cost; by the device table where nothing is given.
+    Raises:
+        UsageError: nothing of it is quantised.
+        CalibrationError: the model has no floating output, or an operator without a gradient.
+    """
+    if prepared.simulation is None or not prepared.simulation.rounds:
+        raise UsageError(
+            f"{prepared.precision} rounds nothing of this model on {prepared.request.target}: no layer is sensitive",
+            hint="ask for a precision that is placed, such as int8",
+        )
+    chosen = list(samples or prepared.samples)[:SAMPLES] or [prepared.captured.example_feeds()]
+    return Sensitivity(prepared, chosen, costs)
+
+
+def _share(layers: Sequence[LayerPlacement]) -> float:
+    total = sum(layer.macs for layer in layers)
+    return sum(layer.macs for layer in layers if layer.precision != "float") / total if total else 1.0

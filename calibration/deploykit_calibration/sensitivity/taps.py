@@ -1,0 +1,214 @@
+"""Taps: every rounding of a simulated graph as a place where a gradient is read, in one run of the network.
+
+The simulated graph is the captured one with other nodes between some of its nodes: those round. Which they are, and
+how they round, is not asked: whatever stands between two nodes of the captured graph is run on the float value, and
+the difference that it makes is the rounding's error. So one mechanism serves every scheme and every precision.
+
+Values and gradients are those of the float network, so that every error is that of a value which nothing rounded
+before. What a scheme rounds twice (behind a reshape of what is rounded already) is for the plan to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from deploykit.capture.calls import stored
+from deploykit_calibration.op_kinds import bias_argument, channel_axis, weight_argument
+
+Read = tuple[str, str]
+"""A tensor and the node that reads it rounded, by name; `STORED` and a layer for what a layer stores."""
+
+STORED = ""
+
+
+@dataclass
+class Reading:
+    """What one backward pass told of the roundings, by name.
+
+    Attributes:
+        tensors: sums over a tensor's elements of the products of what its error does through each two of its readers:
+            the noise power, where errors of elements are independent of each other.
+        weights: the same of what a layer stores, where errors of output channels are.
+        slopes: sum of the squares of the plain gradient of a layer's stored operands.
+        effects: what the error of a tensor does through one reader, and what those of a layer's stored operands do.
+    """
+
+    tensors: dict[str, dict[tuple[str, str], float]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    slopes: dict[str, float] = field(default_factory=dict)
+    effects: dict[Read, float] = field(default_factory=dict)
+
+
+class Taps:
+    """The roundings of one simulated graph.
+
+    Args:
+        captured: the float graph.
+        simulated: the same with roundings in it.
+    """
+
+    def __init__(self, captured: GraphModule, simulated: GraphModule) -> None:
+        self._captured, self._simulated = captured, simulated
+        self._floats = {node.name: node for node in captured.graph.nodes}
+        self._nodes = {node.name: node for node in simulated.graph.nodes}
+        self._sources = {
+            node: dict(_replaced(self._floats[node.name], node))
+            for node in simulated.graph.nodes
+            if node.name in self._floats
+        }
+        self._reading = Reading()
+        self._channels: dict[str, list[Tensor]] = {}
+
+    @property
+    def reads(self) -> frozenset[Read]:
+        """Every tensor that is read rounded, with its reader."""
+        return frozenset(
+            (source.name, reader.name)
+            for reader, sources in self._sources.items()
+            for source in sources.values()
+            if source.op != "get_attr"
+        )
+
+    @property
+    def stored(self) -> frozenset[str]:
+        """The layers with a rounded stored operand."""
+        return frozenset(
+            reader.name
+            for reader, sources in self._sources.items()
+            if any(source.op == "get_attr" for source in sources.values())
+        )
+
+    def run(self, feeds: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Run the network; the outputs can be given to `read`."""
+        environment: dict[Node, Any] = {}
+        tapped: dict[Node, _Tap] = {}
+        with torch.enable_grad():
+            for node in self._simulated.graph.nodes:
+                if node.op == "placeholder":
+                    environment[node] = feeds[node.name]
+                elif node.op == "get_attr":
+                    environment[node] = stored(self._simulated, str(node.target)).detach()
+                elif node.name not in self._floats:
+                    with torch.no_grad():  # a rounding, or what stands for one
+                        environment[node] = _called(node, environment)
+                else:
+                    inputs = self._inputs(node, environment, tapped)
+                    if node.op == "output":
+                        outputs: tuple[Tensor, ...] = map_arg(node.args[0], inputs.__getitem__)
+                        return tuple(outputs)
+                    environment[node] = _called(node, inputs)
+        raise AssertionError("a graph without an output")
+
+    def read(self, outputs: tuple[Tensor, ...], direction: Mapping[int, Tensor], *, keep: bool) -> Reading:
+        """What the errors do to the outputs along a direction.
+
+        Args:
+            outputs: of `run`.
+            direction: by the position of the output; of its shape.
+            keep: there will be another direction for these outputs.
+        """
+        self._reading, self._channels = Reading(), {}
+        pairs = [(outputs[at], each) for at, each in direction.items() if outputs[at].requires_grad]
+        if pairs:
+            values, along = ([pair[at] for pair in pairs] for at in (0, 1))
+            torch.autograd.backward(values, along, retain_graph=keep)
+        for name, parts in self._channels.items():
+            self._reading.weights[name] = _power(parts)
+            self._reading.effects[STORED, name] = sum(float(part.sum()) for part in parts)
+        return self._reading
+
+    def _inputs(self, reader: Node, environment: Mapping[Node, Any], tapped: dict[Node, _Tap]) -> dict[Node, Any]:
+        found: dict[Node, Any] = {}
+        sources = self._sources[reader]
+        for node in reader.all_input_nodes:
+            source, value = sources.get(node), environment[node]
+            if source is None:
+                found[node] = value
+            elif source.op == "get_attr":
+                found[node] = self._stored(reader, source, value)
+            else:
+                own = self._nodes[source.name]
+                if node not in tapped:
+                    tapped[node] = _Tap(source.name, environment[own], value, self._note)
+                found[node] = tapped[node].read_by(reader.name)
+        return found
+
+    def _note(self, tap: _Tap) -> None:
+        products = {reader: torch.nan_to_num(slope * tap.error) for reader, slope in tap.slopes.items()}
+        powers = self._reading.tensors.setdefault(tap.name, {})
+        for first, left in products.items():
+            self._reading.effects[tap.name, first] = float(left.sum())
+            for second, right in products.items():
+                powers[first, second] = float(torch.dot(left.reshape(-1), right.reshape(-1)))
+        tap.slopes.clear()
+
+    def _stored(self, reader: Node, source: Node, rounded: Tensor) -> Tensor:
+        """A stored operand whose gradient is noted."""
+        value = stored(self._captured, str(source.target)).detach()
+        error = rounded - value
+        axis = _channel_axis(self._floats[reader.name], source)
+        weighs = source is not bias_argument(self._floats[reader.name])
+
+        def note(slope: Tensor) -> None:
+            effect = torch.nan_to_num(slope * error)
+            moved = effect.movedim(axis, 0).flatten(1).sum(1) if effect.ndim > 1 else effect
+            self._channels.setdefault(reader.name, []).append(moved)
+            if weighs:
+                known = self._reading.slopes.get(reader.name, 0.0)
+                self._reading.slopes[reader.name] = known + float(torch.nan_to_num(slope).square().sum())
+
+        tapped = value.clone().requires_grad_()
+        tapped.register_hook(note)
+        return tapped
+
+
+class _Tap:
+    """One rounded tensor: the gradients of its readers, put together when the last one is there."""
+
+    def __init__(self, name: str, value: Tensor, rounded: Tensor, note: Callable[[_Tap], None]) -> None:
+        self.name, self.error = name, (rounded - value).detach()
+        self.slopes: dict[str, Tensor] = {}
+        self._root: Tensor = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+        self._root.register_hook(lambda _: note(self))
+
+    def read_by(self, reader: str) -> Tensor:
+        """The tensor, for one reader."""
+        edge: Tensor = self._root.view_as(self._root)
+        edge.register_hook(lambda slope: self.slopes.__setitem__(reader, slope))
+        return edge
+
+
+def _replaced(before: Node, after: Node) -> Iterator[tuple[Node, Node]]:
+    """Inputs of a simulated node that are others than those of the captured one, with what they stand for."""
+    old, new = _inputs_of(before), _inputs_of(after)
+    yield from ((now, was) for was, now in zip(old, new, strict=True) if was.name != now.name)
+
+
+def _inputs_of(node: Node) -> list[Node]:
+    found: list[Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _called(node: Node, values: Mapping[Node, Any]) -> Any:
+    args: Any = map_arg(node.args, values.__getitem__)
+    kwargs: Any = map_arg(node.kwargs, values.__getitem__)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _channel_axis(op: Node, source: Node) -> int:
+    return channel_axis(op) if source is weight_argument(op) else 0
+
+
+def _power(parts: list[Tensor]) -> float:
+    """Of what a layer stores: what weight and bias do to one channel adds up before it is squared."""
+    if len({part.shape for part in parts}) == 1:
+        return float(torch.stack(parts).sum(0).square().sum())
+    return sum(float(part.square().sum()) for part in parts)
