@@ -88,7 +88,7 @@ _HOME = {
     "UsageError": "contract.errors",
 }
 
-_MODULES = ("lightning",)
+_MODULES = ("lightning", "transformers")
 """Submodules that `import deploykit` alone gives, when they are first asked for."""
 
 __all__ = [

@@ -8,6 +8,7 @@ with its own forward.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,6 +136,7 @@ class LiveForward:
     def __init__(self, module: nn.Module, graph: LiveGraph, interface: Interface) -> None:
         self.module, self.graph, self.interface = module, graph, interface
         self.calls = 0
+        self.__signature__ = inspect.signature(_own_forward(module))  # trainers look which columns it takes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the live graph on the module's parameters of the moment."""
@@ -145,7 +147,7 @@ class LiveForward:
         return self.interface.result(self.graph.run(own_of(self.module), inputs))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LiveForward:
-        return LiveForward(memo.get(id(self.module), self.module), self.graph, self.interface)
+        return type(self)(memo.get(id(self.module), self.module), self.graph, self.interface)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _own_forward, (self.module,)
@@ -171,12 +173,13 @@ def restore(module: nn.Module, before: Any) -> None:
 
 @contextmanager
 def plain(module: nn.Module) -> Iterator[nn.Module]:
-    """The module with its own forward for a while, wherever a live one stands."""
+    """The module with its own forward for a while, where a live one or one of accelerate's (for autocast) stands."""
     current = module.__dict__.get("forward")
-    if isinstance(current, LiveForward):
+    swapped = isinstance(current, LiveForward) or "_original_forward" in module.__dict__
+    if swapped:
         restore(module, None)
     try:
         yield module
     finally:
-        if isinstance(current, LiveForward):
+        if swapped and current is not None:
             module.forward = current

@@ -34,7 +34,7 @@ from deploykit.pipeline.evidence import Task
 from deploykit.pipeline.plan import make_request
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.steps import calibrate, prepare
-from deploykit_training.forward import Interface, LiveForward
+from deploykit_training.forward import Interface, LiveForward, plain
 from deploykit_training.live import LiveGraph
 from deploykit_training.same_graph import check_equal
 from deploykit_training.trained import Start, Trained
@@ -128,7 +128,7 @@ def begin(
         shapes: `dynamic_batch` and `dynamic_shapes`.
     """
     steps = Steps(enabled=progress)
-    with steps.step("capture"):
+    with steps.step("capture"), plain(module):
         captured = _captured(module, example_inputs, **shapes)
         interface = Interface.of(resolve(as_cpu_float32(module), example_inputs), captured)
     with steps.step("calibrate", spinner=False):

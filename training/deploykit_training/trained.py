@@ -97,9 +97,9 @@ class Trained:
         finally:
             self.detach()
 
-    def attach(self) -> LiveForward:
-        """Let the model's forward run the live graph, until `detach`."""
-        self._forward = LiveForward(self.model, self.graph, self._interface)
+    def attach(self, kind: type[LiveForward] = LiveForward) -> LiveForward:
+        """Let the model's forward run the live graph, until `detach`; `kind` may take more than was captured."""
+        self._forward = kind(self.model, self.graph, self._interface)
         self._before = swap(self.model, self._forward)
         return self._forward
 

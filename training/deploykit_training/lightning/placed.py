@@ -8,10 +8,8 @@ model's `state_dict`. Strategies that shard parameters are refused.
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +24,8 @@ from deploykit.pipeline.evidence import Task
 from deploykit.pipeline.plan import make_request
 from deploykit.pipeline.steps import calibrate
 from deploykit_calibration.observe import CalibrationRun
-from deploykit_calibration.table import SUFFIX, CalibrationTable
+from deploykit_calibration.table import CalibrationTable
+from deploykit_training.kept_ranges import packed, unpacked
 from deploykit_training.qat import begin
 
 if TYPE_CHECKING:
@@ -92,12 +91,12 @@ class Placed(Callback):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """The ranges (bytes of a calibration table) and the example inputs; plain tensors, which are safe to load."""
-        return {} if self.table is None else {"table": _packed(self.table), "example": self._example}
+        return {} if self.table is None else {"table": packed(self.table), "example": self._example}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the ranges of the run that is resumed, or whose checkpoint is tested."""
         if "table" in state_dict:
-            self.table, self.trained = _unpacked(state_dict["table"]), None
+            self.table, self.trained = unpacked(state_dict["table"]), None
             self._example, self._resumes = state_dict["example"], True
 
     # Outside of fit.
@@ -186,12 +185,12 @@ class Placed(Callback):  # type: ignore[misc]
 
     def _observed(self, trainer: Trainer, pl_module: LightningModule, captured: CapturedModel) -> CalibrationRun:
         """The ranges of this run for the module as it is now: those that are known, or what the first process finds."""
-        run, packed = None, None
+        run, found = None, None
         if self.table is None and trainer.is_global_zero:
             run = calibrate(captured, self.data(trainer, pl_module), progress=False)
-            packed = _packed(run.table)
+            found = packed(run.table)
         if self.table is None:
-            self.table = _unpacked(trainer.strategy.broadcast(packed))
+            self.table = unpacked(trainer.strategy.broadcast(found))
         table = replace(self.table, model_fingerprint=captured.fingerprint)
         return CalibrationRun(table) if run is None else replace(run, table=table)
 
@@ -234,20 +233,6 @@ def _training_data(trainer: Trainer) -> Any:
     if found is None:
         raise UsageError("there are no ranges, and no training data to take them from", hint="pass calibration=")
     return found
-
-
-def _packed(table: CalibrationTable) -> Tensor:
-    """A table as the bytes of its file, uint8."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = table.save(Path(folder) / f"ranges{SUFFIX}")
-        return torch.from_numpy(np.fromfile(path, dtype=np.uint8))
-
-
-def _unpacked(packed: Tensor) -> CalibrationTable:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"ranges{SUFFIX}"
-        packed.cpu().numpy().tofile(path)
-        return CalibrationTable.load(path)
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""The callback for the Trainer of Hugging Face; `deploykit.transformers` names it. Its modules import transformers."""

@@ -1,0 +1,163 @@
+"""`QuantizationAwareTraining`: a Trainer of Hugging Face trains and evaluates what its target will compute.
+
+Checkpoints are the model's own; the ranges lie beside them, in a file of the checkpoint's folder, and a run that
+resumes computes with them. The batch may vary; sequences have the length of the example inputs, or the axes of
+`dynamic_shapes`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from deploykit.capture import CapturedModel
+from deploykit.contract.errors import UsageError
+from deploykit.contract.session import Session
+from deploykit.pipeline.evidence import Task
+from deploykit.pipeline.plan import make_request
+from deploykit.pipeline.steps import calibrate
+from deploykit_calibration.observe import CalibrationRun
+from deploykit_calibration.table import SUFFIX, CalibrationTable
+from deploykit_training.huggingface.forward import LossForward
+from deploykit_training.qat import begin
+
+if TYPE_CHECKING:
+    from deploykit_training.trained import Trained
+
+FILE = f"deploykit{SUFFIX}"
+_LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
+
+
+class QuantizationAwareTraining(TrainerCallback):  # type: ignore[misc]
+    """Train for a target in a `transformers.Trainer`.
+
+    Args:
+        target, precision, include, exclude, options, calibration_method, algorithms: as `deploykit.export` takes them.
+        example_inputs: by name; None takes the inputs of the first batch, without its labels.
+        calibration: data for the ranges; None takes the first batches of the training data.
+        batches: how many of them.
+        dynamic_shapes: axes that vary, as `torch.export` takes them; None is the batch alone.
+        evaluate, max_drop: as in `deploykit.qat`.
+
+    Attributes:
+        trained: what `deploykit.qat` gives, from the beginning of the training on; `trained.export(...)` writes an
+            artifact.
+    """
+
+    def __init__(
+        self,
+        target: str = "x86-cpu",
+        precision: str = "int8",
+        *,
+        example_inputs: Mapping[str, Tensor] | None = None,
+        calibration: Any = None,
+        batches: int = 16,
+        dynamic_shapes: Any = None,
+        evaluate: Callable[[Session], float] | None = None,
+        max_drop: float = 0.01,
+        include: Any = (),
+        exclude: Any = (),
+        options: Any = None,
+        calibration_method: str = "default",
+        algorithms: Any = (),
+    ) -> None:
+        self.request = make_request(
+            target,
+            precision,
+            method=calibration_method,
+            include=include,
+            exclude=exclude,
+            options=options,
+            algorithms=algorithms,
+        )
+        self.example_inputs, self.calibration, self.batches = example_inputs, calibration, batches
+        self.dynamic_shapes = dynamic_shapes
+        self._task = None if evaluate is None else Task(evaluate, max_drop)
+        self.trained: Trained | None = None
+        self.table: CalibrationTable | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Place the scheme on the model, and let its forward run it.
+
+        Raises:
+            UsageError: parameters are sharded, or a run is resumed whose ranges are not beside its checkpoint.
+        """
+        del control
+        if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
+            raise UsageError(
+                "FSDP and DeepSpeed shard parameters, and training for a target reads whole ones",
+                hint="train without them, on one device or with several processes (DistributedDataParallel)",
+            )
+        model, loader = kwargs["model"], kwargs["train_dataloader"]
+        self.table = _resumed(args, state)
+        example = dict(self.example_inputs or _inputs(next(iter(loader)), rows=2))
+        shapes = {"dynamic_batch": self.dynamic_shapes is None, "dynamic_shapes": self.dynamic_shapes}
+        observe = lambda captured: self._observed(captured, loader)  # noqa: E731
+        with torch.random.fork_rng(devices=[]):
+            example = {name: value.detach().cpu() for name, value in example.items()}
+            self.trained = begin(model, example, self.request, observe, shapes=shapes, task=self._task, progress=False)
+        forward = self.trained.attach(LossForward)
+        assert isinstance(forward, LossForward)
+        forward.autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        self.trained.measure_start()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the ranges beside the checkpoint."""
+        del control, kwargs
+        if self.table is not None and state.is_world_process_zero:
+            self.table.save(_folder(args, state) / FILE)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the better parameters, and give the model its own forward back."""
+        del args, state, control, kwargs
+        if self.trained is not None:
+            self.trained.settle()
+            self.trained.detach()
+
+    def _observed(self, captured: CapturedModel, loader: Any) -> CalibrationRun:
+        if self.table is not None:
+            return CalibrationRun(replace(self.table, model_fingerprint=captured.fingerprint))
+        data = self.calibration
+        if data is None:
+            data = [_inputs(batch) for batch in itertools.islice(loader, self.batches)]
+        run = calibrate(captured, data, progress=False)
+        self.table = _agreed(run.table)
+        return replace(run, table=self.table)
+
+
+def _agreed(table: CalibrationTable) -> CalibrationTable:
+    """The ranges of the first process, on every one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return table
+    found = [table]
+    torch.distributed.broadcast_object_list(found)
+    return found[0]
+
+
+def _inputs(batch: Mapping[str, Any], rows: int | None = None) -> dict[str, Tensor]:
+    """The tensors of a batch that are no labels."""
+    return {n: x[:rows] for n, x in batch.items() if isinstance(x, Tensor) and n not in _LABELS}
+
+
+def _folder(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _resumed(args: Any, state: Any) -> CalibrationTable | None:
+    """The ranges of the run that is resumed; None where a run begins."""
+    if not state.global_step:
+        return None
+    path = _folder(args, state) / FILE
+    if not path.is_file():
+        raise UsageError(
+            f"the run is resumed at step {state.global_step}, and its ranges are not at {path}",
+            hint="resume from a checkpoint in output_dir that was written with this callback",
+        )
+    return CalibrationTable.load(path)
