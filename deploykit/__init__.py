@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from deploykit_training.pruning.job import prune
     from deploykit_training.pruning.report import PruneReport
     from deploykit_training.qat import qat
+    from deploykit_tuning.sensitivity import sensitivity
 
 _HOME = {
     "build": "pipeline.build",
@@ -59,6 +60,7 @@ _HOME = {
     "Relation": "deploykit_training.distillation.terms",
     "prune": "deploykit_training.pruning.job",
     "qat": "deploykit_training.qat",
+    "sensitivity": "deploykit_tuning.sensitivity",
     "PruneReport": "deploykit_training.pruning.report",
     "load": "plugin.artifact",
     "Artifact": "plugin.artifact",
@@ -100,6 +102,7 @@ __all__ = [
     "load",
     "prune",
     "qat",
+    "sensitivity",
     "targets",
     # values
     "Artifact",

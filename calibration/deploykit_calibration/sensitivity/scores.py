@@ -124,7 +124,7 @@ def score(
     found = tuple(Scores() for _ in ends)
     passes = 0
     for feeds in samples:
-        outputs = taps.run(feeds)
+        outputs = taps.run([feeds[spec.name] for spec in prepared.captured.inputs])
         turns = _turns(ends, outputs, generator)
         if passes and passes + len(turns) > PASSES:
             break

@@ -10,7 +10,7 @@ before. What a scheme rounds twice (behind a reshape of what is rounded already)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,25 +85,26 @@ class Taps:
             if any(source.op == "get_attr" for source in sources.values())
         )
 
-    def run(self, feeds: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Run the network; the outputs can be given to `read`."""
+    def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Run the network on one tensor for each placeholder; the outputs can be given to `read`."""
+        given = iter(inputs)
         environment: dict[Node, Any] = {}
         tapped: dict[Node, _Tap] = {}
         with torch.enable_grad():
             for node in self._simulated.graph.nodes:
                 if node.op == "placeholder":
-                    environment[node] = feeds[node.name]
+                    environment[node] = next(given)
                 elif node.op == "get_attr":
                     environment[node] = stored(self._simulated, str(node.target)).detach()
                 elif node.name not in self._floats:
                     with torch.no_grad():  # a rounding, or what stands for one
                         environment[node] = _called(node, environment)
                 else:
-                    inputs = self._inputs(node, environment, tapped)
+                    operands = self._inputs(node, environment, tapped)
                     if node.op == "output":
-                        outputs: tuple[Tensor, ...] = map_arg(node.args[0], inputs.__getitem__)
+                        outputs: tuple[Tensor, ...] = map_arg(node.args[0], operands.__getitem__)
                         return tuple(outputs)
-                    environment[node] = _called(node, inputs)
+                    environment[node] = _called(node, operands)
         raise AssertionError("a graph without an output")
 
     def read(self, outputs: tuple[Tensor, ...], direction: Mapping[int, Tensor], *, keep: bool) -> Reading:
@@ -164,7 +165,7 @@ class Taps:
                 known = self._reading.slopes.get(reader.name, 0.0)
                 self._reading.slopes[reader.name] = known + float(torch.nan_to_num(slope).square().sum())
 
-        tapped = value.clone().requires_grad_()
+        tapped: Tensor = value.clone().requires_grad_()
         tapped.register_hook(note)
         return tapped
 

@@ -1,0 +1,89 @@
+"""`deploykit.sensitivity`: which layers make a quantised model's noise, and what keeping them in float would buy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.contract.errors import CalibrationError
+from deploykit.pipeline.capturing import captured_of
+from deploykit.pipeline.plan import make_request, needs_data
+from deploykit.pipeline.progress import Steps
+from deploykit.pipeline.steps import calibrate, prepare
+
+if TYPE_CHECKING:
+    from deploykit.contract.request import Request
+    from deploykit_calibration.sensitivity import Sensitivity
+
+
+def sensitivity(
+    model: Any,
+    target: str = "x86-cpu",
+    calibration: Any = None,
+    *,
+    precision: str = "int8",
+    example_inputs: Any = None,
+    calibration_method: str = "default",
+    dynamic_batch: bool = False,
+    dynamic_shapes: Any = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    options: Any = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    algorithms: Sequence[str] = (),
+) -> Sensitivity:
+    """Rank the layers of a model by what their rounding does to its outputs, on a target and in a precision.
+
+    Nothing is exported: the placed graph is simulated, and a few gradients tell what each rounding does.
+
+    Args:
+        model, target, calibration, precision, example_inputs, calibration_method, dynamic_batch, dynamic_shapes,
+            include, exclude, options, cache_dir, progress, algorithms: as `deploykit.export` takes them. Gradients are
+            taken on samples of the calibration data, and on the example inputs where that is a finished table.
+    Returns:
+        `.layers`, the ranking; `.keep(k)`, `.predict(names)` and `.front()`, candidates with predicted SQNR, cost and
+        share of quantised multiply-accumulates; a table as `str`; `.to_dict()`.
+    Raises:
+        UsageError, UnknownTargetError, UnsupportedPrecisionError, MissingDependencyError: before anything is computed;
+            UsageError also where the precision rounds nothing of the model there.
+        CaptureError, CalibrationError: the model cannot be traced, there are no data for a static precision, or the
+            model has no floating output.
+    """
+    from deploykit_calibration.sensitivity import sensitivity as rank
+
+    request = make_request(
+        target,
+        precision,
+        method=calibration_method,
+        include=include,
+        exclude=exclude,
+        options=options,
+        algorithms=algorithms,
+    )
+    steps = Steps(enabled=progress)
+    with steps.step("capture"):
+        captured, data = captured_of(
+            model,
+            example_inputs,
+            calibration,
+            dynamic_batch=dynamic_batch,
+            dynamic_shapes=dynamic_shapes,
+            check=partial(_refuse_missing, request),
+        )
+    with steps.step("calibrate", spinner=False):
+        run = None if data is None else calibrate(captured, data, cache_dir=cache_dir, progress=progress)
+    with steps.step("score"):
+        prepared = prepare(request, captured, run)
+        return rank(prepared, run.samples if run is not None else ())
+
+
+def _refuse_missing(request: Request, data: Any) -> None:
+    """Refuse what needs data without any, before the model is captured."""
+    if data is None and needs_data(request):
+        raise CalibrationError(
+            f"{request.precision} needs calibration data, and there is none to find sensitive layers on",
+            hint='pass calibration= (a DataLoader, batches, an .npz path), or calibration="synthetic" for made-up data',
+        )
