@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deploykit_training.lightning.calibration import Calibration
+    from deploykit_training.lightning.distillation import Distillation
     from deploykit_training.lightning.export import Export
+    from deploykit_training.lightning.pruning import Pruning
     from deploykit_training.lightning.quantization import QuantizationAwareTraining
 
 _HOME = {
     "Calibration": "deploykit_training.lightning.calibration",
+    "Distillation": "deploykit_training.lightning.distillation",
+    "Pruning": "deploykit_training.lightning.pruning",
     "Export": "deploykit_training.lightning.export",
     "QuantizationAwareTraining": "deploykit_training.lightning.quantization",
 }
 
-__all__ = ["Calibration", "Export", "QuantizationAwareTraining"]
+__all__ = ["Calibration", "Distillation", "Export", "Pruning", "QuantizationAwareTraining"]
 
 
 def __getattr__(name: str) -> Any:

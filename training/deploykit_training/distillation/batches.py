@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+
+
+class Arguments(NamedTuple):
+    """A call's arguments, positional and by name."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
 
 _TARGETS = ("labels", "label", "targets", "target", "y")
 
@@ -30,7 +38,9 @@ def split(batch: Any, model: nn.Module) -> tuple[Any, Any]:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Call a model with one tensor, a tuple of arguments, or a dict of them by name."""
+    """Call a model with one tensor, a tuple of arguments, a dict of them by name, or both (`Arguments`)."""
+    if isinstance(inputs, Arguments):
+        return model(*inputs.args, **inputs.kwargs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, tuple | list):

@@ -112,6 +112,7 @@ def distill(
     *,
     example_inputs: Any = None,
     task_loss: TaskLoss = F.cross_entropy,
+    dry_run: bool = True,
 ) -> Distiller:
     """Let a student learn from a teacher.
 
@@ -123,6 +124,7 @@ def distill(
         example_inputs: for a dry run that creates projections of `Feature` and checks that modules and shapes fit; None
             asks the student, and else leaves that to the first batch (an optimizer may be made before).
         task_loss: of the student's logits and the targets, a scalar.
+        dry_run: False leaves the dry run out even where inputs are known.
     Returns:
         The loss module, with `fit` for those who have no loop.
     Raises:
@@ -140,7 +142,8 @@ def distill(
     for model, paths in ((learner, distiller.terms.student_modules), (master, distiller.terms.teacher_modules)):
         with watched(model, paths):
             pass
-    _dry_run(distiller, example_inputs)
+    if dry_run:
+        _dry_run(distiller, example_inputs)
     return distiller
 
 

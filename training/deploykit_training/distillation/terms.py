@@ -201,6 +201,20 @@ class Projection(nn.Module):
         axis = _axis(x)
         return F.linear(x.movedim(axis, -1), self.weight).movedim(-1, axis)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Nothing as long as its size is unknown."""
+        if not isinstance(self.weight, UninitializedParameter):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        """The size is that of what is loaded; where there is nothing, it stays unknown."""
+        stored = state_dict.get(f"{prefix}weight")
+        if isinstance(self.weight, UninitializedParameter):
+            if stored is None:
+                return
+            self.weight.materialize(stored.shape, dtype=stored.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     @torch.no_grad()
     def _create(self, channels: int, own: int, device: torch.device) -> None:
         """A random matrix with a seed of its own, scaled to keep the variance."""

@@ -7,7 +7,7 @@ tensors (or its masks), so that whatever fails leaves it as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from deploykit_training.pruning.importance import channel_energy
 from deploykit_training.pruning.report import PruneReport
 from deploykit_training.pruning.rounding import round_to_of
 from deploykit_training.pruning.speed import check_gain, check_goal, measure_gain
-from deploykit_training.pruning.trial import masked_error, remove
+from deploykit_training.pruning.trial import attempt, masked_error, remove
 from deploykit_training.pruning.working_copy import plain_copy, transplant
 
 KINDS = ("structured", "unstructured", "2:4")
@@ -110,11 +110,36 @@ def prune(
         round_to=rounding,
         modules=compared(pruned, before, found.macs),
         kept=found.kept,
+        removed=found.removed,
         sparsity=1.0 - nonzero_weights(pruned)[1] / max(total, 1),
         gain=gain,
         findings=findings,
         model=pruned,
     )
+
+
+def replay(model: nn.Module, example_inputs: Any, removed: Mapping[str, Sequence[int]]) -> nn.Module:
+    """Remove from a model what `prune` removed from another of the same structure, whatever their weights.
+
+    Args:
+        model: changed in place.
+        removed: `PruneReport.removed`.
+    Returns:
+        The same model.
+    Raises:
+        ConversionError: the channels cannot be removed from this model.
+    """
+    source = resolve(model, example_inputs)
+    calls = Calls.of(source)
+    groups = {group.root: group for group in Dependencies(model, calls.run).groups()}
+    unknown = sorted(set(removed) - set(groups))
+    if unknown:
+        raise ConversionError(f"the model has no layer {unknown[0]!r} to remove channels from", hint="prune it anew")
+    pruned, problem = attempt(model, calls, [Choice(groups[root], tuple(index)) for root, index in removed.items()])
+    if pruned is None:
+        raise ConversionError(f"what was pruned does not fit this model: {problem}", hint="prune it anew")
+    transplant(pruned, model)
+    return model
 
 
 @dataclass(frozen=True)
@@ -125,6 +150,7 @@ class _Found:
     apply: Callable[[nn.Module], Any]
     macs: tuple[dict[str, int], dict[str, int]]
     kept: dict[str, str]
+    removed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     findings: tuple[str, ...] = ()
 
 
@@ -150,14 +176,20 @@ class _Job:
         energy = channel_energy(plain_copy(self.model), forwards, groups)
         error = partial(self._error, graph, calls)
         choices, more = choose(groups, wanted, energy, scope=self.scope, round_to=self.round_to, error=error)
-        pruned, _, failed = remove(self.model, calls, choices)
+        pruned, done, failed = remove(self.model, calls, choices)
         kept |= more | failed
         named = _by_layer(self.model, groups, kept)
         if len(kept) == len(groups):
             self._refuse(named)
         after = self._capture(pruned)
         _same_outputs(captured, after)
-        return _Found(pruned, partial(transplant, pruned), (macs_of(captured), macs_of(after)), named)
+        return _Found(
+            pruned,
+            partial(transplant, pruned),
+            (macs_of(captured), macs_of(after)),
+            named,
+            {c.group.root: c.index for c in done},
+        )
 
     def weights(self, kind: str) -> _Found:
         """Unstructured and 2:4: masks on the layers' weights."""
@@ -171,7 +203,7 @@ class _Job:
         _attach(keep, pruned)
         macs = macs_of(self._capture(pruned))
         note = "zeros are multiplied like other weights unless a runtime says otherwise: measure with profile=True"
-        return _Found(pruned, partial(_attach, keep), (macs, macs), kept, (note,))
+        return _Found(pruned, partial(_attach, keep), (macs, macs), kept, findings=(note,))
 
     def _capture(self, model: nn.Module) -> CapturedModel:
         return capture(model, example_inputs=self.source.args or self.source.kwargs)

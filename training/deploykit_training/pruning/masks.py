@@ -75,17 +75,18 @@ class WeightMask:
             self._hooked = id(weight)
 
 
-class _Inside:
-    """A hook of the module around a layer: attention uses the weight of its last layer without calling that."""
+class _Around:
+    """A hook of modules around masked layers: some use a layer's weight without calling the layer.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    Attention does so with its last layer, and a model that trains for a target with all of them.
+    """
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        layer = module._modules.get(self.name)
-        mask = None if layer is None else _mask(layer)
-        if layer is not None and mask is not None:
-            mask(layer, args)
+        """Before forward: the masks of all layers inside."""
+        for layer in module.modules():
+            mask = _mask(layer)
+            if mask is not None:
+                mask(layer, args)
 
 
 def attach(model: nn.Module, path: str, keep: Tensor) -> None:
@@ -95,14 +96,14 @@ def attach(model: nn.Module, path: str, keep: Tensor) -> None:
         path: of the layer, which has a parameter `weight`.
         keep: bool, shape of the weight.
     """
-    layer, (owner, _, name) = model.get_submodule(path), path.rpartition(".")
+    layer = model.get_submodule(path)
     _detach(layer)
     mask = WeightMask(keep)
     layer.register_forward_pre_hook(mask)
     layer.register_state_dict_pre_hook(mask.before_state_dict)
-    around = model.get_submodule(owner)
-    if path and not any(isinstance(h, _Inside) and h.name == name for h in around._forward_pre_hooks.values()):
-        around.register_forward_pre_hook(_Inside(name))
+    for around in {model, model.get_submodule(path.rpartition(".")[0])} - {layer}:
+        if not any(isinstance(hook, _Around) for hook in around._forward_pre_hooks.values()):
+            around.register_forward_pre_hook(_Around())
     mask.apply(layer)
 
 
@@ -130,7 +131,7 @@ def _mask(module: nn.Module) -> WeightMask | None:
 
 
 def _detach(module: nn.Module) -> None:
-    _remove(module._forward_pre_hooks, lambda hook: isinstance(hook, _Inside))
+    _remove(module._forward_pre_hooks, lambda hook: isinstance(hook, _Around))
     mask = _mask(module)
     if mask is None:
         return

@@ -80,6 +80,8 @@ class PruneReport:
         modules: every module that has parameters or multiplies.
         kept: layers that could have lost weights and did not, with the reason.
         sparsity: share of the weights of convolutions and linear layers that was removed or is zero, 0 to 1.
+        removed: channels that went, by the path of the layer that made them first (`structured`); `replay` removes the
+            same from another copy of the model.
         gain: what was measured; None where nothing was.
         findings: what a reader must not miss.
         model: the pruned model: the one that was passed, or the copy with `inplace=False`.
@@ -92,6 +94,7 @@ class PruneReport:
     modules: tuple[ModulePruning, ...]
     kept: Mapping[str, str]
     sparsity: float
+    removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     gain: Gain | None = None
     findings: tuple[str, ...] = ()
     model: nn.Module | None = field(default=None, repr=False, compare=False)

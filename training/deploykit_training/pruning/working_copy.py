@@ -71,7 +71,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
         UsageError: it cannot be copied.
     """
     try:
-        copied = copy.deepcopy(model, _left_out(model)).cpu().eval()
+        copied = copy.deepcopy(model, left_out(model)).cpu().eval()
     except Exception as error:
         raise UsageError(
             f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}",
@@ -81,7 +81,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _left_out(model: nn.Module) -> dict[int, Any]:
+def left_out(model: nn.Module) -> dict[int, Any]:
     """What a Lightning module holds of its trainer is no part of it: in the copy there is none."""
     held = [module.__dict__.get(name) for module in model.modules() for name in ("_trainer", "_fabric")]
     return {id(each): None for each in held if each is not None}
