@@ -34,6 +34,7 @@ def test_every_example_is_covered_here() -> None:
         "digits_x86.py",
         "geforce_rtx.py",
         "jetson_orin.py",
+        "lightning_qat.py",
         "litert_android.py",
         "own_algorithm.py",
         "own_calibration.py",
@@ -102,6 +103,15 @@ def test_raspberry_pi_5(tmp_path: Path) -> None:
     assert artifact.achieved.macs_fraction("int8") == 1.0
     assert artifact.parity is not None and artifact.parity.evidence == "emulator"
     assert "sdot" in printed and "emulator" in printed
+
+
+def test_lightning_qat(tmp_path: Path) -> None:
+    if find_spec("lightning") is None:
+        pytest.skip("Lightning runs the training, and is not installed")
+    printed = _run(str(EXAMPLES / "lightning_qat.py"), "--output", str(tmp_path), "--epochs", "1")
+    artifact = deploykit.load(tmp_path / "x86-cpu")
+    assert artifact.parity is not None and artifact.parity.chain[0].reference == "trained graph"
+    assert f"{artifact.parity.sqnr_db:.1f} dB against the trained graph, verified" in printed.replace("\n", "")
 
 
 def test_litert_android(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from deploykit_training.same_graph import check_equal
 from deploykit_training.trained import Start, Trained
 
 if TYPE_CHECKING:
+    from deploykit.plugin.target import Target
     from deploykit_calibration.observe import CalibrationRun
 
 if TYPE_CHECKING:
@@ -120,12 +121,14 @@ def begin(
     shapes: Mapping[str, Any],
     task: Task | None = None,
     progress: bool = True,
+    plugin: Target | None = None,
 ) -> Trained:
     """What `qat` does behind the checks of its arguments.
 
     Args:
         observe: gives the ranges of a captured model; trainers give those of the run that they resume.
         shapes: `dynamic_batch` and `dynamic_shapes`.
+        plugin: whose scheme is trained; None for the one that the request names.
     """
     steps = Steps(enabled=progress)
     with steps.step("capture"), plain(module):
@@ -134,7 +137,7 @@ def begin(
     with steps.step("calibrate", spinner=False):
         run = observe(captured)
     with steps.step("place"):
-        prepared = prepare(request, captured, run)
+        prepared = prepare(request, captured, run, target=plugin)
         graph = _checked_graph(prepared, captured, module)
     return Trained(Start(module, example_inputs, request, run, prepared, task), graph, interface)
 
