@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from deploykit_training.pruning.report import PruneReport
     from deploykit_training.qat import qat
     from deploykit_tuning.sensitivity import sensitivity
+    from deploykit_tuning.tuning import tune
 
 _HOME = {
     "build": "pipeline.build",
@@ -65,6 +66,7 @@ _HOME = {
     "load": "plugin.artifact",
     "Artifact": "plugin.artifact",
     "targets": "plugin.registry",
+    "tune": "deploykit_tuning.tuning",
     "Target": "plugin.target",
     "Recipe": "contract.recipe",
     "Session": "contract.session",
@@ -104,6 +106,7 @@ __all__ = [
     "qat",
     "sensitivity",
     "targets",
+    "tune",
     # values
     "Artifact",
     "CalibrationTable",

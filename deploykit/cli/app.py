@@ -23,6 +23,7 @@ from deploykit.cli.commands.profile import profile
 from deploykit.cli.commands.run import run as run_artifact
 from deploykit.cli.commands.sensitivity import sensitivity
 from deploykit.cli.commands.targets import targets
+from deploykit.cli.commands.tune import tune
 from deploykit.cli.commands.verify import verify
 from deploykit.cli.output import (
     Answer,
@@ -119,7 +120,8 @@ def _command(function: Callable[P, Answer]) -> None:
     app.command(function.__module__.rpartition(".")[2])(guarded)
 
 
-for _function in (export, sensitivity, build, targets, inspect, lint, verify, profile, compare, run_artifact, doctor):
+_COMMANDS = (export, tune, sensitivity, build, targets, inspect, lint, verify, profile, compare, run_artifact, doctor)
+for _function in _COMMANDS:
     _command(_function)
 
 

@@ -140,6 +140,8 @@ def report_error(error: DeploykitError, *, as_json: bool, debug: bool) -> int:
         "exit_code": error.exit_code,
     }
     lines = [f"error: {error.message}", *([f"  -> {error.hint}"] if error.hint else [])]
+    if isinstance(error, GateError) and error.ladder:
+        document["ladder"] = list(error.ladder)
     if isinstance(error, GateError) and error.candidate is not None:
         document["candidate"] = str(error.candidate.path)
         lines.append(f"  -> the candidate is kept: deploykit inspect {error.candidate.path}")

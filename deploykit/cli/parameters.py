@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deploykit.cli.output import note
-from deploykit.contract.errors import UsageError
+from deploykit.contract.errors import CalibrationError, UsageError
 
 if TYPE_CHECKING:
     from deploykit.plugin.artifact import Artifact
@@ -33,10 +37,108 @@ Board = Annotated[
 Options = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the toolchain; repeatable.")
 ]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="Function that returns the model, or model and example inputs; the current folder is searched, too.",
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(help="Device, toolchain, or device:toolchain; see `deploykit targets`.  [default: x86-cpu]"),
+]
+PrecisionName = Annotated[
+    str | None, typer.Option("--precision", help="Such as fp32, fp16, int8, int8-dynamic.  [default: int8]")
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Data for static precisions: .npz or .safetensors with an array per input, or `synthetic`."
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option("--output", "-o", help="Folder of the artifact.  [default: out/MODEL-TARGET-PRECISION]"),
+]
+Include = Annotated[
+    list[str] | None, typer.Option("--include", metavar="PATTERN", help="Quantise only these layers; repeatable.")
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Keep these layers in float; repeatable.")
+]
+Evaluate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="Task metric, higher is better: fn(session) gives one number, or a score for each sample.",
+    ),
+]
+MaxDrop = Annotated[float | None, typer.Option(help="How much lower the metric may be, in its own unit.")]
+DynamicBatch = Annotated[bool, typer.Option("--dynamic-batch", help="Keep axis 0 of every input dynamic.")]
+CacheDir = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="Keep calibration statistics here, and reuse them.")
+]
+MinPlacement = Annotated[
+    float | None, typer.Option(help="Share of multiply-accumulates, 0 to 1, that must run in the precision.")
+]
+MinSpeedup = Annotated[
+    float | None, typer.Option(help="How many times faster than the float build it must be, measured here.")
+]
+FollowedRecipe = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="FILE", help="Follow this recipe, as `tune` and `inspect --recipe` write them."),
+]
 NoProfile = Annotated[bool, typer.Option("--no-profile", help="Measure no speed.")]
 NoStrict = Annotated[
     bool, typer.Option("--no-strict", help="Keep an artifact that misses a gate, marked failed, and exit with 0.")
 ]
+
+
+_SYNTHETIC = "synthetic"
+
+
+def check_calibration(calibration: str | None) -> None:
+    """Refuse a calibration file that is not there, before the model is built, because that takes longest.
+
+    Raises:
+        CalibrationError: there is no such file.
+    """
+    if calibration is not None and calibration != _SYNTHETIC and not Path(calibration).is_file():
+        raise CalibrationError(
+            f"there is no calibration file {calibration!r}",
+            hint=f"pass an .npz or .safetensors file with one array per input, or `--calibration {_SYNTHETIC}`",
+        )
+
+
+def search_current_folder() -> None:
+    """An installed program does not search the folder it is called in, where the user's modules are."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def function_of(name: str, path: str | None) -> Any:
+    """The user's function behind `package.module:function`; None where none is named.
+
+    Raises:
+        UsageError: there is no such module or function.
+    """
+    if path is None:
+        return None
+    module, separator, attribute = path.partition(":")
+    if not separator or not module or not attribute:
+        raise UsageError(
+            f"{name} {path!r} is not of the form package.module:function", hint=f"{name} my.module:{name[2:]}"
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"{name} {path}: {error}", hint="the current folder and installed packages are searched"
+        ) from error
+    if not callable(found):
+        raise UsageError(f"{name} {path} is no function")
+    return found
 
 
 def load_on(path: str, board: str | None) -> Artifact:

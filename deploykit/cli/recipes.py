@@ -48,7 +48,7 @@ def ladder_table(ladder: Sequence[TriedStep]) -> Table:
             step.step,
             step.outcome,
             figures.decibel(step.sqnr_db),
-            "-" if step.metric is None else figures.plain(step.metric),
+            figures.plain(step.metric),
             drop(step),
             figures.share(step.int8_share),
             step.on or "-",
@@ -63,7 +63,7 @@ def ladder_table(ladder: Sequence[TriedStep]) -> Table:
 def drop(step: TriedStep) -> str:
     """How far the metric fell, with its interval where that is known."""
     if step.drop is None:
-        return "-"
+        return figures.UNKNOWN
     if step.drop_low is None or step.drop_high is None:
         return figures.plain(step.drop)
     return f"{figures.plain(step.drop)} ({figures.plain(step.drop_low)} to {figures.plain(step.drop_high)})"

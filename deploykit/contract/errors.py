@@ -21,6 +21,7 @@ the API: the exit codes are those of the command line, and are stable.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -113,11 +114,13 @@ class GateError(DeploykitError):
 
     Attributes:
         candidate: the artifact, kept on disk and marked failed; None where none was written.
+        ladder: every step that `deploykit.tune` tried; empty where nothing was searched.
     """
 
     def __init__(self, message: str, *, candidate: Any = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.candidate = candidate
+        self.ladder: Sequence[Any] = ()
 
 
 class ParityError(GateError):
@@ -125,7 +128,7 @@ class ParityError(GateError):
 
     Attributes:
         report: the full chain of comparisons; None where the artifact could not be run to the end.
-        candidate: as in `GateError`.
+        candidate, ladder: as in `GateError`.
     """
 
     exit_code = 6

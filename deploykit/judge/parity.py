@@ -20,6 +20,7 @@ from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.session import Session
 from deploykit.contract.tensors import Feeds, TensorSpec
 from deploykit.judge.parts import Part, PartSearch
+from deploykit.judge.scores import Fall
 from deploykit.judge.spread import Spread, spread_of
 
 SIMULATED = "simulated q/dq"
@@ -168,13 +169,15 @@ class TaskMetric:
     """The user's own metric on the float model and on the artifact (higher is better).
 
     Attributes:
-        reference, artifact: the figures that `evaluate` returned.
+        reference, artifact: the figures that `evaluate` returned; with a score for each sample, their means.
         max_drop: largest allowed `reference - artifact`, in the metric's own unit.
+        fall: the interval of the drop; None where `evaluate` returns one number.
     """
 
     reference: float
     artifact: float
     max_drop: float
+    fall: Fall | None = None
 
     @property
     def drop(self) -> float:
@@ -185,6 +188,12 @@ class TaskMetric:
     def passed(self) -> bool:
         """Whether the drop is allowed; NaN never passes."""
         return self.drop <= self.max_drop
+
+    @property
+    def described(self) -> str:
+        """The drop, what the samples tell of it, and what is allowed."""
+        told = "" if self.fall is None else f", {self.fall}"
+        return f"by {self.drop:.4g}{told}; {self.max_drop:.4g} is allowed"
 
 
 @dataclass(frozen=True)
@@ -227,10 +236,7 @@ class ParityReport:
         missed = (
             ()
             if metric.passed
-            else (
-                f"task metric fell from {metric.reference:.4g} to {metric.artifact:.4g} "
-                f"(by {metric.drop:.4g}; {metric.max_drop:.4g} is allowed)",
-            )
+            else (f"task metric fell from {metric.reference:.4g} to {metric.artifact:.4g} ({metric.described})",)
         )
         failures = self.failures + missed
         return replace(self, metric=metric, failures=failures, passed=not failures)

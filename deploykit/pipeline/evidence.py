@@ -14,10 +14,12 @@ from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.session import FunctionSession, Session
 from deploykit.judge.parity import FLOAT, TRAINED, ParityReport, TaskMetric, Tolerance
 from deploykit.judge.profiling import Profile
+from deploykit.judge.scores import CONFIDENCE, Scores, fall_of, scores_of
 from deploykit.judge.slower import explained
 from deploykit.pipeline.plan import Plan
 from deploykit.pipeline.reference import reference_session
 from deploykit.pipeline.staging import baseline_artifact, make_golden, with_verdict
+from deploykit.pipeline.watch import Watch
 from deploykit.plugin.artifact import Artifact
 from deploykit.plugin.target import Target, Validation
 
@@ -48,10 +50,17 @@ class Samples:
 
 @dataclass(frozen=True)
 class Task:
-    """The user's metric (higher is better) and how much of it may be lost."""
+    """The user's metric (higher is better) and how much of it may be lost.
 
-    evaluate: Callable[[Session], float]
+    Attributes:
+        evaluate: gives one number, or a score for each sample, whose mean is the metric.
+        max_drop: in the metric's own unit.
+        known: of the float model, where that was measured before.
+    """
+
+    evaluate: Callable[[Session], Any]
     max_drop: float
+    known: Scores | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.evaluate):
@@ -59,17 +68,25 @@ class Task:
         if not isinstance(self.max_drop, int | float) or not math.isfinite(self.max_drop):
             raise UsageError(f"max_drop is {self.max_drop!r}", hint="pass a number in the metric's unit, like 0.01")
 
-    def measure(self, session: Session) -> float:
+    def measure(self, session: Session) -> Scores:
         """The metric of one session; what the user's function raises passes.
 
         Raises:
-            UsageError: it returned something else than a number.
+            UsageError: it returned something else than a number or a list of them.
         """
-        found = self.evaluate(session)
-        try:
-            return float(found)
-        except (TypeError, ValueError):
-            raise UsageError(f"evaluate= returned {found!r}", hint="return one number, higher is better") from None
+        return scores_of(self.evaluate(session))
+
+    def reference(self, session: Session) -> Scores:
+        """The metric of the float model.
+
+        Raises:
+            UsageError: as `measure`, or it is not finite, so that nothing can be compared with it.
+        """
+        found = self.known or self.measure(session)
+        if not np.isfinite(found.value):
+            message = f"evaluate= returned {found.value} for the float model, where a finite figure was expected"
+            raise UsageError(message, hint="let evaluate= return a number that says how good the model is")
+        return found
 
 
 _SEEN = "that its ranges were taken from"
@@ -143,7 +160,7 @@ def prove(
         report = target.validate(artifact, judged, session)
         report = replace(report, notes=(*report.notes, *_remarks(report, run)))
         if task is not None:
-            report = report.with_metric(_measure(task, reference, session))
+            report = _with_task(report, task, reference, session, run)
     return with_verdict(artifact, report), report
 
 
@@ -175,14 +192,34 @@ def _remarks(report: ParityReport, run: CalibrationRun | None) -> Iterator[str]:
         yield f"judged on {len(run.held_out)} held-out sample(s): pass more calibration data for a figure that is sure"
 
 
-def _measure(task: Task, reference: Session, session: Session) -> TaskMetric:
-    expected = task.measure(reference)
-    if not np.isfinite(expected):
-        raise UsageError(f"evaluate= returned {expected} for the float model, where a finite figure was expected")
-    got = task.measure(session)
+def _with_task(
+    report: ParityReport, task: Task, reference: Session, session: Session, run: CalibrationRun | None
+) -> ParityReport:
+    watch = Watch(run)
+    metric = task_metric(task, task.reference(reference), task.measure(watch.over(session)))
+    notes = (*report.notes, *watch.remarks, *resolution(metric))
+    return replace(report, notes=notes).with_metric(metric)
+
+
+def task_metric(task: Task, expected: Scores, got: Scores) -> TaskMetric:
+    """The verdict on two measurements.
+
+    Raises:
+        UsageError: they are of other numbers of samples.
+    """
     # Not finite is the worst there can be; a manifest is JSON and holds finite figures only.
-    got = got if np.isfinite(got) else float(np.finfo(np.float64).min)
-    return TaskMetric(expected, got, task.max_drop)
+    value = got.value if np.isfinite(got.value) else float(np.finfo(np.float64).min)
+    return TaskMetric(expected.value, value, task.max_drop, fall_of(expected, got))
+
+
+def resolution(metric: TaskMetric) -> Iterator[str]:
+    """What the metric's samples cannot tell, where the gate asks for it."""
+    fall = metric.fall
+    if metric.passed and fall is not None and fall.high > metric.max_drop:
+        yield (
+            f"the task metric passes on these {fall.samples} samples; on others it may fall by {fall.high:.3g} with"
+            f" {CONFIDENCE:.0%} confidence ({fall.method}), where {metric.max_drop:.3g} is allowed: more samples tell"
+        )
 
 
 def profile(plan: Plan, artifact: Artifact, prepared: Prepared) -> Profile | None:

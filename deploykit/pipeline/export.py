@@ -23,7 +23,6 @@ from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.publishing import published
 from deploykit.pipeline.steps import prepare
 from deploykit.plugin.artifact import Artifact
-from deploykit.plugin.target import Target
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -43,7 +42,7 @@ def export(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     options: Any = None,
-    evaluate: Callable[[Session], float] | None = None,
+    evaluate: Callable[[Session], Any] | None = None,
     max_drop: float = 0.01,
     tolerance: Tolerance | None = None,
     min_placement: float | None = None,
@@ -77,7 +76,9 @@ def export(
         dynamic_shapes: as `torch.export.export` takes them; instead of `dynamic_batch`.
         include, exclude: module-path patterns (`"encoder.layer.*"`) of layers to quantise, or to keep in float.
         options: the toolchain's options, as a mapping or its options dataclass.
-        evaluate: task metric, higher is better; called with a session of the float model and one of the artifact.
+        evaluate: task metric, higher is better; called with a session of the float model and one of the artifact. It
+            returns one number, or a score for each sample (0 and 1 of top-1, say), whose mean is the metric: the drop
+            then has an interval. Its data should be none that calibration saw; that is noticed, and said.
         max_drop: how much lower the artifact's metric may be, in the metric's own unit.
         tolerance: parity gate; None for the precision's default.
         min_placement: share of multiply-accumulates, 0 to 1, that must run in the asked precision.
@@ -128,25 +129,24 @@ def export(
             calibration,
             dynamic_batch=dynamic_batch,
             dynamic_shapes=dynamic_shapes,
-            check=partial(_refuse_missing, plan),
+            check=partial(refuse_missing, plan),
         )
-    if recipe is not None:
-        _check_recipe(plan.target, recipe, captured)
+    refuse_foreign(plan, captured)
     with steps.step("calibrate", spinner=False):
-        run = _calibrate(plan, captured, data, cache_dir, progress)
+        run = calibrated(plan, captured, data, cache_dir, progress=progress)
     make = partial(prepare, plan.request, captured, run, target=plan.target)
     return published(plan, make, run, data=data, task=task, steps=steps, strict=strict)
 
 
-def _check_recipe(target: Target, recipe: Recipe, captured: CapturedModel) -> None:
-    """Refuse a recipe of another graph before data is read."""
-    from deploykit_calibration.recipes import check_recipe as check
+def refuse_foreign(plan: Plan, captured: CapturedModel) -> None:
+    """Refuse a recipe of another graph, before data is read."""
+    from deploykit_calibration.recipes import check_recipe
 
-    target.check_installed(export=True)
-    check(recipe, target.adapt(captured))
+    if plan.request.recipe is not None:
+        check_recipe(plan.request.recipe, plan.target.adapt(captured))
 
 
-def _refuse_missing(plan: Plan, data: Any) -> None:
+def refuse_missing(plan: Plan, data: Any) -> None:
     """Refuse a static precision without data, before the model is captured."""
     if data is not None or not needs_data(plan.request):
         return
@@ -161,9 +161,10 @@ def _refuse_missing(plan: Plan, data: Any) -> None:
     )
 
 
-def _calibrate(
-    plan: Plan, captured: CapturedModel, data: Any, cache_dir: str | Path | None, progress: bool
+def calibrated(
+    plan: Plan, captured: CapturedModel, data: Any, cache_dir: str | Path | None, *, progress: bool
 ) -> CalibrationRun | None:
+    """Observe the model where the request needs it; None where it does not."""
     if not needs_data(plan.request):
         return None
     from deploykit_calibration.observe import run_calibration

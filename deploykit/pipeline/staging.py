@@ -27,7 +27,7 @@ from deploykit.plugin.artifact import Artifact
 from deploykit.plugin.target import Payload, Target
 
 if TYPE_CHECKING:
-    from deploykit.contract.recipe import Recipe
+    from deploykit.contract.recipe import Recipe, TriedStep
     from deploykit_calibration.observe import CalibrationRun
     from deploykit_calibration.prepared import Prepared
 
@@ -133,6 +133,18 @@ def with_verdict(artifact: Artifact, report: ParityReport) -> Artifact:
     """Write the manifest with the report in it; where parity was missed, the artifact is `failed` from then on."""
     status = artifact.manifest.status if report.passed else layout.FAILED
     return _with_manifest(artifact, replace(artifact.manifest, parity=report, status=status))
+
+
+def with_ladder(artifact: Artifact, ladder: Sequence[TriedStep]) -> Artifact:
+    """Write into a finished artifact's recipe what was tried to find it; its profile stays its profile."""
+    recipe, profile = artifact.manifest.recipe, artifact.profile
+    assert recipe is not None
+    recipe = replace(recipe, ladder=tuple(ladder))
+    fingerprints = {**artifact.manifest.fingerprints, "recipe": recipe.fingerprint}
+    artifact = _with_manifest(artifact, replace(artifact.manifest, recipe=recipe, fingerprints=fingerprints))
+    if profile is not None:
+        artifact.save_profile(profile)
+    return artifact
 
 
 def finish(artifact: Artifact, report: ParityReport, profile: Profile | None, *, failed: bool, log: str) -> Artifact:

@@ -144,8 +144,8 @@ class Trained:
         task = self._start.task
         if task is None:
             return
-        self.metrics["float"] = task.measure(reference_session(self._start.prepared.reference))
-        self.metrics["start"] = task.measure(self.session())
+        self.metrics["float"] = task.measure(reference_session(self._start.prepared.reference)).value
+        self.metrics["start"] = task.measure(self.session()).value
         self._saved = {name: value.detach().clone() for name, value in _state(self.model).items()}
         lost = self.metrics["float"] - self.metrics["start"]
         if lost <= task.max_drop:
@@ -159,7 +159,7 @@ class Trained:
         task = self._start.task
         if task is None or "start" not in self.metrics:
             return
-        self.metrics["trained"] = task.measure(self.session())
+        self.metrics["trained"] = task.measure(self.session()).value
         if self.metrics["trained"] < self.metrics["start"]:
             with torch.no_grad():
                 for name, value in _state(self.model).items():

@@ -9,6 +9,7 @@ distributions are entry points of the group `deploykit.algorithms`; a script's o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -72,6 +73,15 @@ def algorithm(name: str) -> Algorithm:
     if not isinstance(found, Algorithm):
         raise DeploykitError(f"{named(entries[name], _KIND)} is no Algorithm", hint=UPDATE)
     return found
+
+
+def registered_algorithms() -> tuple[Algorithm, ...]:
+    """All that are found by name, sorted by it; one of another distribution that cannot be loaded is left out."""
+    found = []
+    for name in sorted({*_own(), *entry_points(GROUP, _KIND)}):
+        with contextlib.suppress(DeploykitError):
+            found.append(algorithm(name))
+    return tuple(found)
 
 
 def register(found: Algorithm) -> Algorithm:

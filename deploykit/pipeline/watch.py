@@ -1,0 +1,82 @@
+"""Whether a task metric is measured on what calibration saw: a session that notes which samples pass through it.
+
+A metric on calibration data is flattered, because ranges and rounding were fitted to exactly these samples. `evaluate`
+is the user's own function, so its data is known only by what it feeds; samples are told by their bytes, row by row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.contract.session import FunctionSession, Session
+from deploykit.contract.tensors import Feeds
+
+if TYPE_CHECKING:
+    from deploykit_calibration.observe import CalibrationRun
+
+MOST_SEEN = 0.5
+"""From this share of evaluated samples on, what was evaluated is the calibration data."""
+
+
+class Watch:
+    """Notes samples, and compares them with those that calibration kept.
+
+    Args:
+        run: of the calibration; None where there was none.
+    """
+
+    def __init__(self, run: CalibrationRun | None) -> None:
+        kept = [] if run is None else [{name: x.numpy() for name, x in feeds.items()} for feeds in run.samples]
+        self._known = {digest for feeds in kept for digest in rows_of(feeds)}
+        self._calibrated = run.table.samples if run is not None else 0
+        self._passed: set[bytes] = set()
+
+    def over(self, session: Session) -> Session:
+        """The same session; what is fed to it is noted."""
+        if not self._known:
+            return session
+
+        def run(feeds: Feeds) -> Mapping[str, Any]:
+            self._passed.update(rows_of(feeds))
+            return session.run(feeds)
+
+        return FunctionSession(run, session.inputs, session.outputs, threads=session.threads)
+
+    @property
+    def seen(self) -> float:
+        """Share of the samples that passed which calibration saw, 0 to 1; estimated where it did not keep them all."""
+        if not self._passed or not self._known:
+            return 0.0
+        found = len(self._known & self._passed) / len(self._known)
+        return min(1.0, found * self._calibrated / len(self._passed))
+
+    @property
+    def remarks(self) -> Iterator[str]:
+        """What must be said beside the metric; nothing where no sample is known."""
+        if self.seen:
+            yield (
+                f"evaluate= measures on data that calibration saw: {len(self._known & self._passed)} of the"
+                f" {len(self._known)} calibration samples that are known are among the {len(self._passed)} it ran;"
+                " the metric is flattered, pass held-out data"
+            )
+
+
+def rows_of(feeds: Feeds | Mapping[str, np.ndarray]) -> Iterable[bytes]:
+    """A digest of each sample of some feeds: of each row, where axis 0 of all inputs is as long; else of the whole."""
+    arrays = [np.ascontiguousarray(feeds[name]) for name in sorted(feeds)]
+    sizes = {array.shape[0] if array.ndim else 0 for array in arrays}
+    if len(sizes) != 1 or not (count := sizes.pop()):
+        return [_digest(arrays)]
+    return [_digest([array[row] for array in arrays]) for row in range(count)]
+
+
+def _digest(arrays: Iterable[np.ndarray]) -> bytes:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()

@@ -1,0 +1,82 @@
+"""`deploykit tune`, `deploykit export --recipe` and what they print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deploykit
+from deploykit.cli import app
+
+MODEL = """
+import sys
+sys.path.insert(0, {tests!r})
+from conftest import draw, net
+
+def factory():
+    return net(), (draw(0),)
+
+def metric(session):
+    return [session.run({{session.inputs[0].name: draw(9).numpy()}})[session.outputs[0].name].max() > 0] * 3
+"""
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: Any
+) -> Callable[..., Any]:
+    (tmp_path / "own_net.py").write_text(MODEL.format(tests=str(Path(__file__).parent)))
+    arrays = [feeds[name].numpy() for feeds in case.run.samples for name in feeds]
+    np.savez(tmp_path / "data.npz", input=np.concatenate(arrays))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def call(command: str, *arguments: str) -> tuple[int, Any, str]:
+        code = app.run([command, "own_net:factory", "--calibration", "data.npz", "--no-profile", *arguments, "--json"])
+        printed = capsys.readouterr()
+        return code, json.loads(printed.out), printed.err
+
+    return call
+
+
+def test_a_search_its_recipe_and_the_export_of_it(run: Callable[..., Any], tmp_path: Path) -> None:
+    gate = ("--min-sqnr-db", "20")
+    metric = ("--evaluate", "own_net:metric", "--max-drop", "0.5")
+    code, found, _ = run("tune", *gate, *metric, "--allow", "ptq", "-o", "out/a", "--save-recipe", "net.toml")
+    assert code == 0 and found["met"] and [step["step"] for step in found["ladder"]] == ["ptq", "ptq: artifact"]
+    assert {"metric", "sqnr_db", "int8_share", "predicted_cost", "measured_cost", "seconds"} <= found["ladder"][
+        0
+    ].keys()
+    assert deploykit.Recipe.read("net.toml") == deploykit.load("out/a").recipe
+    code, made, _ = run("export", "--recipe", "net.toml", *gate, *metric, "-o", "out/b")
+    assert code == 0 and made["precision"] == "int8"
+    assert (tmp_path / "out/a/manifest.json").read_bytes() == (tmp_path / "out/b/manifest.json").read_bytes()
+
+
+def test_a_miss_has_the_ladder_in_its_document(run: Callable[..., Any]) -> None:
+    code, found, shown = run("tune", "--min-sqnr-db", "170", "--allow", "ptq", "--budget-s", "0", "-o", "out/a")
+    assert code == deploykit.ParityError.exit_code
+    assert [step["outcome"] for step in found["error"]["ladder"]] == ["kept", "skipped", "failed"]
+    assert found["error"]["candidate"].endswith("a.failed") and "170 dB" in shown
+
+
+@pytest.mark.parametrize("path", ["own_net", "own_net:absent", "absent_module:f", "own_net:sys"])
+def test_a_function_that_is_none_is_refused(run: Callable[..., Any], path: str) -> None:
+    code, found, _ = run("tune", "--evaluate", path, "-o", "out/a")
+    assert code == deploykit.UsageError.exit_code and "--evaluate" in found["error"]["message"]
+
+
+def test_pages_for_people(case: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = deploykit.tune(
+        case.captured, "x86-cpu", "int8", calibration=case.run, evaluate=case.right, max_drop=0.3,
+        output=tmp_path / "a", profile=False, progress=False,
+    )  # fmt: skip
+    assert app.run(["inspect", str(tmp_path / "a"), "--recipe", str(tmp_path / "net.toml")]) == 0
+    page = capsys.readouterr().out
+    assert "Ladder" in page and "ptq: artifact" in page and "bias-correction 1" in page
+    assert deploykit.Recipe.read(tmp_path / "net.toml") == plan.recipe

@@ -1,0 +1,269 @@
+"""The ladder: what is tried, what is kept, what is told on a miss, and what is never measured twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deploykit
+from deploykit_calibration.algorithms import SAMPLES, Algorithm
+from deploykit_tuning.journal import code_of
+
+PLAIN = {"profile": False, "progress": False}
+
+
+def tune(case: Any, output: Path, **arguments: Any) -> Any:
+    return deploykit.tune(case.captured, "x86-cpu", "int8", calibration=case.run, output=output, **PLAIN, **arguments)
+
+
+def finer(prepared: Any, samples: Any) -> Any:
+    """An algorithm that quantises nothing but the first layer: better, as rounding would be."""
+    names = [layer.name for layer in prepared.layers if layer.macs][1:]
+    return replace(prepared, kept=dict.fromkeys(names, "for the test"))
+
+
+def worse(prepared: Any, samples: Any) -> Any:
+    return replace(prepared, method="percentile:70")
+
+
+def broken(prepared: Any, samples: Any) -> Any:
+    raise RuntimeError("no such luck")
+
+
+CHOICES = [Algorithm(f.__name__, f, cost="none", is_choice=True) for f in (broken, finer, worse)]
+
+
+def told(ladder: Any) -> list[tuple[str, str]]:
+    return [(step.step, step.outcome) for step in ladder]
+
+
+def test_a_goal_that_the_plain_export_meets_needs_no_other_step(case: Any, tmp_path: Path) -> None:
+    plan = tune(case, tmp_path / "a", min_sqnr_db=20.0, evaluate=case.right, max_drop=0.2)
+    assert plan.met and told(plan.ladder) == [("ptq", "kept"), ("ptq: artifact", "kept")]
+    first, proved = plan.ladder
+    assert first.on == "simulation" and proved.on == "artifact" and first.seconds > 0.0
+    assert first.int8_share == 1.0 and abs(first.sqnr_db - proved.sqnr_db) < 3.0
+    assert proved.metric is not None and proved.drop_low <= proved.drop <= proved.drop_high
+    assert plan.best.path == tmp_path / "a" and plan.best.status == "verified"
+    assert plan.recipe == plan.best.recipe and [step.step for step in plan.recipe.ladder] == ["ptq", "ptq: artifact"]
+    assert plan.best.manifest.fingerprints["recipe"] == plan.recipe.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_its_recipe_makes_the_same_bytes(case: Any, tmp_path: Path, only: Any) -> None:
+    only(CHOICES[1])
+    arguments: dict[str, Any] = {"evaluate": case.right, "max_drop": 0.2, "min_placement": 0.0}
+    gate = deploykit.Tolerance(min_sqnr_db=48.0)
+    plan = tune(case, tmp_path / "a", tolerance=gate, allow=("ptq",), **arguments)
+    assert plan.met and "ranges: finer: artifact" in [step.step for step in plan.ladder]
+    plan.recipe.write(tmp_path / "net.toml")
+    for name, recipe in (("b", plan.recipe), ("c", tmp_path / "net.toml")):
+        made = deploykit.export(
+            case.captured, target="x86-cpu", recipe=recipe, calibration=case.run, tolerance=gate,
+            output=tmp_path / name, **arguments, **PLAIN,
+        )  # fmt: skip
+        for path in plan.best.path.iterdir():
+            assert path.read_bytes() == (made.path / path.name).read_bytes(), path.name
+
+
+def test_a_miss_keeps_the_best_and_tells_all(case: Any, tmp_path: Path, only: Any) -> None:
+    only(*CHOICES)
+    with pytest.raises(deploykit.ParityError, match="180 dB") as caught:
+        tune(case, tmp_path / "a", min_sqnr_db=180.0, min_placement=0.0, allow=("ptq", "rounding"))
+    steps = told(caught.value.ladder)
+    assert steps[:4] == [
+        ("ptq", "kept"),
+        ("ranges: broken", "failed"),
+        ("ranges: finer", "kept"),
+        ("ranges: worse", "passed over"),
+    ]
+    assert ("rounding", "skipped") in steps and steps[-1] == ("ranges: finer: artifact", "failed")
+    assert "no such luck" in caught.value.ladder[1].reason
+    figures = {step.step: step.sqnr_db for step in caught.value.ladder}
+    assert figures["ranges: finer"] > figures["ptq"] > figures["ranges: worse"]
+    kept = caught.value.candidate
+    assert kept.path == tmp_path / "a.failed" and kept.status == "failed"
+    assert [step.step for step in kept.recipe.ladder] == [name for name, _ in steps]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.failed"]
+    plan = tune(case, tmp_path / "b", min_sqnr_db=180.0, min_placement=0.0, allow=(), strict=False)
+    assert not plan.met and plan.best.path == tmp_path / "b" and plan.best.status == "failed"
+
+
+def test_rounding_algorithms_are_found_by_what_they_say(case: Any, tmp_path: Path, only: Any) -> None:
+    doubts = Algorithm("doubts", lambda p, s: replace(p, corrects_bias=False), cost="none", needs=frozenset({SAMPLES}))
+    only(doubts)
+    plan = tune(case, tmp_path / "a", min_sqnr_db=180.0, allow=("rounding",), strict=False)
+    assert "rounding: doubts" in [step.step for step in plan.ladder]
+    table = replace(case, run=case.run.table)
+    plan = tune(table, tmp_path / "b", min_sqnr_db=180.0, allow=("rounding",), strict=False)
+    skipped = next(step for step in plan.ladder if step.step == "rounding: doubts")
+    assert skipped.outcome == "skipped" and "needs samples" in skipped.reason
+
+
+def test_the_budget_ends_the_climb(case: Any, tmp_path: Path) -> None:
+    plan = tune(case, tmp_path / "a", min_sqnr_db=180.0, budget_s=0.0, strict=False)
+    measured = [step.step for step in plan.ladder if step.outcome != "skipped"]
+    assert measured == ["ptq", "ptq: artifact"]
+    assert all("budget of 0 s is spent" in step.reason for step in plan.ladder if step.outcome == "skipped")
+    assert {"ranges", "rounding", "mixed"} <= {step.step for step in plan.ladder}
+
+
+def test_what_is_no_better_as_an_artifact_is_not_returned(
+    case: Any, tmp_path: Path, only: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploykit_tuning.bench import Bench
+
+    only(CHOICES[1])
+    honest = Bench.proved
+
+    def proved(self: Any, artifact: Any) -> Any:
+        found = honest(self, artifact)
+        return replace(found, sqnr_db=1.0) if artifact.recipe.kept else found
+
+    monkeypatch.setattr(Bench, "proved", proved)
+    plan = tune(case, tmp_path / "a", min_sqnr_db=180.0, min_placement=0.0, allow=("ptq",), strict=False)
+    assert [step.step for step in plan.ladder][-2:] == ["ranges: finer: artifact", "ptq: artifact"]
+    assert not plan.recipe.kept
+
+
+def test_a_simulation_that_promises_too_much_is_climbed_past(
+    case: Any, tmp_path: Path, only: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploykit_tuning.bench import Bench
+
+    only(CHOICES[1])
+    honest = Bench.proved
+
+    def proved(self: Any, artifact: Any) -> Any:
+        found = honest(self, artifact)
+        return found if artifact.recipe.kept else replace(found, met=False, failures=("the runtime",), margin=-1.0)
+
+    monkeypatch.setattr(Bench, "proved", proved)
+    plan = tune(case, tmp_path / "a", min_sqnr_db=20.0, min_placement=0.0, allow=("ptq",))
+    outcomes = told(plan.ladder)
+    assert outcomes == [
+        ("ptq", "kept"),
+        ("ptq: artifact", "failed"),
+        ("ranges: finer", "kept"),
+        ("ranges: finer: artifact", "kept"),
+    ]
+    assert plan.met and plan.recipe.kept
+
+
+def test_the_metric_must_not_be_of_calibration_data(case: Any, tmp_path: Path) -> None:
+    seen = [{name: tensor.numpy() for name, tensor in feeds.items()} for feeds in case.run.samples]
+
+    def on_seen(session: Any) -> float:
+        return float(np.mean([session.run(feeds)["output"].max() for feeds in seen]))
+
+    def on_some(session: Any) -> list[bool]:
+        session.run(seen[0])
+        return case.right(session)
+
+    with pytest.raises(deploykit.UsageError, match="calibration samples that are known"):
+        tune(case, tmp_path / "a", evaluate=on_seen)
+    assert not list(tmp_path.iterdir())
+    plan = tune(case, tmp_path / "b", evaluate=on_some, max_drop=0.5, allow=())
+    assert any("data that calibration saw: 1 of the" in note for note in plan.notes)
+    clean = tune(case, tmp_path / "c", evaluate=case.right, max_drop=0.5, allow=())
+    assert not any("calibration saw" in note for note in clean.notes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"allow": ("ptq", "magic")}, "magic"),
+        ({"allow": "ptq"}, "not one string"),
+        ({"max_drop": 0.1}, "max_drop needs evaluate"),
+        ({"min_sqnr_db": "30"}, "min_sqnr_db"),
+        ({"min_sqnr_db": float("nan")}, "min_sqnr_db"),
+        ({"budget_s": -1}, "budget_s"),
+        ({"train": 5}, "train is 5"),
+        ({"evaluate": 5}, "evaluate is 5"),
+    ],
+)
+def test_malformed_arguments_are_refused_before_the_work(arguments: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(deploykit.UsageError, match=says):
+        deploykit.tune(object(), "x86-cpu", "int8", output=tmp_path / "a", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_somebody_is_left_alone(case: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.tune").mkdir()
+    (tmp_path / "a.tune" / "notes.txt").write_text("mine")
+    with pytest.raises(deploykit.ArtifactError, match="no state of a search"):
+        tune(case, tmp_path / "a")
+    assert (tmp_path / "a.tune" / "notes.txt").read_text() == "mine"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from conftest import Case, draw, net
+import deploykit
+
+folder, fatal = Path(sys.argv[1]), int(sys.argv[2])
+log = folder / "log"
+ARRAYS = [draw(100 + seed).numpy() for seed in range(4)]
+
+def metric(session):
+    outputs = [session.run({{session.inputs[0].name: array}})[session.outputs[0].name] for array in ARRAYS]
+    with log.open("a") as file:
+        file.write(" ".join(f"{{float(output.sum()):.6f}}" for output in outputs) + chr(10))
+    if len(log.read_text().splitlines()) == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return -sum(float(abs(output).sum()) for output in outputs)
+
+plan = deploykit.tune(
+    net(), "x86-cpu", "int8", example_inputs=(draw(0),), calibration=[draw(seed) for seed in range(12)],
+    evaluate=metric, max_drop=100.0, min_sqnr_db=150.0, allow=("ptq",), output=folder / "out",
+    strict=False, profile=False, progress=False,
+)
+print([step.step for step in plan.ladder])
+"""
+
+
+def test_a_killed_search_goes_on_and_measures_nothing_twice(tmp_path: Path) -> None:
+    script = tmp_path / "search.py"
+    script.write_text(KILLED.format(tests=str(Path(__file__).parent)))
+
+    def search(fatal: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(script), str(tmp_path), str(fatal)],
+            capture_output=True, text=True, check=False, env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        )  # fmt: skip
+
+    killed = search(fatal=3)  # float model, plain export, then in the middle of the choice of ranges
+    assert killed.returncode == -signal.SIGKILL
+    before = (tmp_path / "log").read_text().splitlines()
+    assert len(before) == 3 and (tmp_path / "out.tune" / "state.json").is_file()
+    done = search(fatal=0)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("['ptq', 'ranges: best', ")
+    after = (tmp_path / "log").read_text().splitlines()[3:]
+    assert after[0] == before[2] and len(after) == 2  # what the kill interrupted, and the artifact
+    assert not (tmp_path / "out.tune").exists()
+
+
+def test_a_state_of_another_metric_is_left_aside() -> None:
+    def one(session: Any) -> float:
+        return 1.0
+
+    def other(session: Any) -> float:
+        return 2.0
+
+    class Metric:
+        def __call__(self, session: Any) -> float:
+            return 3.0
+
+    assert code_of(one) != code_of(other) and code_of(one) == code_of(one)
+    assert "Metric" in code_of(Metric()) and "0x" not in code_of(Metric())

@@ -1,0 +1,163 @@
+"""Measuring candidates: a recipe is prepared, and judged by its simulation, or by the artifact that is made of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.contract.precision import Evidence
+from deploykit.contract.recipe import FLOAT, Recipe
+from deploykit.contract.session import FunctionSession, Session
+from deploykit.contract.tensors import Feeds
+from deploykit.judge.parity import compare_sessions
+from deploykit.pipeline.evidence import Samples, choose_samples
+from deploykit.pipeline.plan import Plan, make_request
+from deploykit.pipeline.progress import Steps
+from deploykit.pipeline.publishing import published
+from deploykit.pipeline.reference import reference_session
+from deploykit.pipeline.staging import draft
+from deploykit.pipeline.steps import lower, prepare
+from deploykit.pipeline.watch import Watch, rows_of
+from deploykit.plugin.artifact import Artifact
+from deploykit_tuning.goal import Goal
+from deploykit_tuning.ladder import ARTIFACT, SIMULATION, Figures
+
+if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
+    from deploykit_calibration.observe import CalibrationRun
+    from deploykit_calibration.prepared import Prepared
+
+
+@dataclass(eq=False)
+class Bench:
+    """One model and its data, on which any number of recipes is measured.
+
+    Attributes:
+        plan: the request that the search began with, its gates and output.
+        captured, run, data: as an export has them.
+        goal: to be reached.
+        watch: notes which samples the metric is measured on.
+    """
+
+    plan: Plan
+    captured: CapturedModel
+    run: CalibrationRun | None
+    data: Any
+    goal: Goal
+    watch: Watch
+    _prepared: dict[str, Prepared] = field(default_factory=dict)
+    _samples: Samples | None = None
+    _reference: Session | None = None
+
+    def prepared(self, recipe: Recipe) -> Prepared:
+        """The model prepared as a recipe says; the last one is kept."""
+        key = replace(recipe, ladder=()).fingerprint
+        if key not in self._prepared:
+            asked = self.plan.request
+            request = make_request(asked.target, asked.precision.value, recipe=recipe)
+            made = prepare(request, self.captured, self.run, target=self.plan.target)
+            self._prepared = {key: made}
+        return self._prepared[key]
+
+    def simulated(self, recipe: Recipe) -> Figures:
+        """Figures of the simulated graph; of the lowered file in its runtime where nothing is simulated."""
+        prepared = self.prepared(recipe)
+        with self._session(prepared) as (session, on):
+            found = self._judged(prepared, session)
+        cost, unit = predicted_cost(prepared)
+        return replace(found, int8_share=quantized_share(prepared), on=on, predicted_cost=cost, cost_unit=unit)
+
+    @contextmanager
+    def _session(self, prepared: Prepared) -> Iterator[tuple[Session, str]]:
+        simulation = self.plan.target.simulate(prepared)
+        if simulation is not None:
+            inputs, outputs = prepared.reference.inputs, prepared.reference.outputs
+            yield FunctionSession(_plain(simulation.run), inputs, outputs), SIMULATION
+            return
+        with tempfile.TemporaryDirectory(prefix="deploykit-tune-") as name:
+            folder = Path(name) / "candidate"
+            payload = lower(prepared, folder, target=self.plan.target)
+            made = draft(self.plan.target, prepared, payload, folder, calibration=None)
+            with self.plan.target.open_for_parity(made) as session:
+                yield session, ARTIFACT
+
+    def _judged(self, prepared: Prepared, session: Session) -> Figures:
+        samples = self._samples or choose_samples(prepared, self.run, self.data)
+        self._samples = samples
+        link = compare_sessions(self._remembered(prepared.reference), session, samples.feeds)
+        task = self.goal.task
+        return self.goal.judge(link, None if task is None else task.measure(session))
+
+    def _remembered(self, captured: CapturedModel) -> Session:
+        """The float model, which computes each sample once for all candidates."""
+        if self._reference is None:
+            session, known = reference_session(captured), dict[tuple[bytes, ...], dict[str, np.ndarray]]()
+
+            def run(feeds: Feeds) -> dict[str, np.ndarray]:
+                key = tuple(rows_of(feeds))
+                if key not in known:
+                    known[key] = session.run(feeds)
+                return {name: array.copy() for name, array in known[key].items()}
+
+            self._reference = FunctionSession(run, session.inputs, session.outputs, threads=session.threads)
+        return self._reference
+
+    def artifact(self, recipe: Recipe, output: Path) -> Artifact:
+        """Make the artifact of a recipe, prove it, and publish it at `output`, whether it passes or not."""
+        prepared = self.prepared(recipe)
+        plan = replace(self.plan, request=prepared.request, output=output)
+        steps, task = Steps(enabled=False), self.goal.task
+        return published(plan, lambda: prepared, self.run, data=self.data, task=task, steps=steps, strict=False)
+
+    def proved(self, artifact: Artifact) -> Figures:
+        """Figures of an artifact, as its report has them."""
+        report, profile = artifact.parity, artifact.profile
+        assert report is not None
+        found = self.goal.judge(report.chain[-1], None)
+        metric = report.metric
+        if metric is not None:
+            fall = metric.fall
+            found = replace(found, metric=metric.artifact, drop=metric.drop)
+            found = replace(found, drop_low=fall.low, drop_high=fall.high) if fall is not None else found
+        here = profile is not None and profile.evidence is Evidence.DEVICE
+        met = artifact.status != "failed"
+        return replace(
+            found,
+            met=met,
+            failures=() if met else report.failures or ("it missed a placement or performance gate",),
+            margin=found.margin if met else min(found.margin, 0.0),
+            int8_share=artifact.achieved.as_asked_fraction,
+            on=ARTIFACT,
+            measured_cost=profile.latency_ms.p50 if here and profile is not None else None,
+        )
+
+
+def _plain(run: Any) -> Any:
+    def arrays(feeds: Feeds) -> dict[str, np.ndarray]:
+        found: Mapping[str, Any] = run(feeds)
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    return arrays
+
+
+def quantized_share(prepared: Prepared) -> float | None:
+    """Share of the multiply-accumulates that are placed in the precision asked for; None where nothing is counted."""
+    total = sum(layer.macs for layer in prepared.layers)
+    placed = sum(layer.macs for layer in prepared.layers if layer.precision != FLOAT)
+    return placed / total if total and prepared.scheme.quantizes else None
+
+
+def predicted_cost(prepared: Prepared) -> tuple[float | None, str]:
+    """Cost of all layers by the device table, and its unit; None where nothing is placed."""
+    from deploykit_calibration.sensitivity import costs_of
+
+    if not prepared.scheme.quantizes:
+        return None, ""
+    costs = costs_of(prepared)
+    return costs.of(prepared.layers), costs.unit

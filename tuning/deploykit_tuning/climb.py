@@ -1,0 +1,193 @@
+"""The climb: steps are tried in the order of their cost, each written down, until one meets the goal.
+
+What it returns is never worse than its start: the best artifact is measured as such, and where it is no better than
+the start's, the start is what is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from deploykit.contract.errors import ConversionError, DeploykitError
+from deploykit.contract.recipe import Recipe
+from deploykit.plugin.artifact import Artifact, load
+from deploykit_tuning.bench import Bench
+from deploykit_tuning.goal import better
+from deploykit_tuning.journal import Entry, Journal, key_of
+from deploykit_tuning.ladder import ARTIFACT, FAILED, KEPT, PASSED_OVER, SKIPPED, Figures, LadderStep
+from deploykit_tuning.line import Line
+
+Make = Callable[[], Recipe]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe that was measured, and the step that led to it."""
+
+    step: str
+    recipe: Recipe
+    figures: Figures
+
+
+@dataclass(eq=False)
+class Climb:
+    """One search.
+
+    Attributes:
+        bench: measures.
+        journal: keeps what was measured.
+        line: shows where the search is.
+        budget_s: seconds that all steps may take together; None for any.
+        start, best: candidates; None until the first step is done.
+        ladder: steps, in order.
+    """
+
+    bench: Bench
+    journal: Journal
+    line: Line
+    budget_s: float | None = None
+    start: Candidate | None = None
+    best: Candidate | None = None
+    ladder: list[LadderStep] = field(default_factory=list)
+    _proved: dict[str, tuple[Artifact, Figures]] = field(default_factory=dict)
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of all steps, those of a search that was killed too."""
+        return sum(step.seconds for step in self.ladder)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no step may begin any more; the first one always may."""
+        return self.budget_s is not None and self.start is not None and self.spent_s >= self.budget_s
+
+    @property
+    def here(self) -> Candidate:
+        """The best candidate until now."""
+        assert self.best is not None
+        return self.best
+
+    def attempt(self, step: str, make: Make, *, parent: Recipe | None = None, detail: object = "") -> Figures | None:
+        """Make a candidate and measure it; the best one is kept.
+
+        Args:
+            step: its name in the ladder.
+            make: gives the recipe. What it refuses is told in the ladder; what the metric raises passes.
+            parent, detail: what it is made from and how, by which the step is known again.
+        Returns:
+            Its figures; None where it came to no candidate, or the budget is spent.
+        """
+        if self.is_spent:
+            self.skip(step, f"the budget of {self.budget_s:g} s is spent")
+            return None
+        key = key_of(step, "" if parent is None else _bare(parent).fingerprint, detail)
+        known = self.journal.recall(key)
+        if known is not None:
+            return self._take(known)
+        self.line.show(step, self.best)
+        return self._take(self._measured(step, make, key), new=True)
+
+    def _measured(self, step: str, make: Make, key: str) -> Entry:
+        began = time.perf_counter()
+        try:
+            recipe = make()
+            self.bench.prepared(recipe)
+        except DeploykitError as error:
+            return Entry(key, LadderStep.of(step, FAILED, None, time.perf_counter() - began, error.message))
+        if self.best is not None and _bare(recipe) == _bare(self.best.recipe):
+            seconds = time.perf_counter() - began
+            return Entry(key, LadderStep.of(step, PASSED_OVER, None, seconds, "it decides what was decided before"))
+        figures = self.bench.simulated(recipe)
+        outcome = KEPT if self.best is None or better(figures, self.best.figures) else PASSED_OVER
+        return Entry(key, LadderStep.of(step, outcome, figures, time.perf_counter() - began), recipe, figures)
+
+    def _take(self, entry: Entry, *, new: bool = False) -> Figures | None:
+        if new:
+            self.journal.add(entry)
+        self.ladder.append(entry.step)
+        if entry.recipe is None or entry.figures is None:
+            return None
+        if entry.step.outcome == KEPT:
+            self.best = Candidate(entry.step.step, entry.recipe, entry.figures)
+            self.start = self.start or self.best
+        return entry.figures
+
+    def skip(self, step: str, reason: str) -> None:
+        """Tell of a step that is not tried."""
+        self.ladder.append(LadderStep.of(step, SKIPPED, None, 0.0, reason))
+
+    def confirmed(self) -> bool:
+        """Whether the best candidate meets the goal, and its artifact does, too.
+
+        One whose artifact does not is no longer taken to meet it, and the climb goes on from there.
+        """
+        if self.best is None or not self.best.figures.met:
+            return False
+        _, figures = self.prove(self.best)
+        if not figures.met:
+            self.best = replace(self.best, figures=figures)
+        return figures.met
+
+    def prove(self, candidate: Candidate) -> tuple[Artifact, Figures]:
+        """The artifact of a candidate, measured; made once.
+
+        Raises:
+            ConversionError and others: it cannot be made; see `deploykit.export`.
+        """
+        name = _bare(candidate.recipe).fingerprint
+        if name not in self._proved:
+            self._proved[name] = self._recalled(candidate, name) or self._made(candidate, name)
+        return self._proved[name]
+
+    def _folder(self, name: str) -> Path:
+        return self.journal.folder / f"artifact-{name[:16]}"
+
+    def _recalled(self, candidate: Candidate, name: str) -> tuple[Artifact, Figures] | None:
+        known = self.journal.recall(key_of(ARTIFACT, name))
+        if known is None or known.figures is None or not self._folder(name).is_dir():
+            return None
+        self.ladder.append(known.step)
+        return load(self._folder(name)), known.figures
+
+    def _made(self, candidate: Candidate, name: str) -> tuple[Artifact, Figures]:
+        step = f"{candidate.step}: {ARTIFACT}"
+        self.line.show(step, self.best)
+        began = time.perf_counter()
+        artifact = self.bench.artifact(candidate.recipe, self._folder(name))
+        figures = self.bench.proved(artifact)
+        figures = replace(
+            figures, predicted_cost=candidate.figures.predicted_cost, cost_unit=candidate.figures.cost_unit
+        )
+        told = LadderStep.of(step, KEPT if figures.met else FAILED, figures, time.perf_counter() - began)
+        self.journal.add(Entry(key_of(ARTIFACT, name), told, candidate.recipe, figures))
+        self.ladder.append(told)
+        return artifact, figures
+
+    def finished(self) -> tuple[Candidate, Artifact, Figures]:
+        """The best candidate as an artifact; the start's, where that is better."""
+        if self.best is None or self.start is None:
+            reason = "; ".join(step.reason for step in self.ladder if step.reason)
+            raise ConversionError(f"nothing could be measured: {reason}", hint="export without tune to see the error")
+        found = (self.best, *self.prove(self.best))
+        if found[2].met or self.best.recipe == self.start.recipe or better(found[2], self.start.figures):
+            return found
+        start = (self.start, *self.prove(self.start))
+        return found if better(found[2], start[2]) else start
+
+
+def _bare(recipe: Recipe) -> Recipe:
+    return replace(recipe, ladder=())
+
+
+def climb(search: Climb, rungs: Iterator[tuple[str, Callable[[Climb], None]]]) -> None:
+    """Try rungs until the goal is met or the budget is spent."""
+    for name, rung in rungs:
+        if search.is_spent:
+            search.skip(name, f"the budget of {search.budget_s:g} s is spent")
+            continue
+        rung(search)
+        if search.confirmed():
+            return

@@ -1,0 +1,87 @@
+"""The goal of a search: the gates of an export, judged on a simulation as well as on an artifact."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from deploykit.contract.errors import UsageError
+from deploykit.judge.parity import Link, Tolerance, failures_of
+from deploykit.judge.scores import Scores
+from deploykit.pipeline.evidence import Task, task_metric
+from deploykit_tuning.ladder import Figures
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a candidate must reach.
+
+    Attributes:
+        tolerance: parity gate.
+        task: the user's metric, with what the float model reaches; None where there is none.
+    """
+
+    tolerance: Tolerance
+    task: Task | None = None
+
+    def judge(self, link: Link, scores: Scores | None) -> Figures:
+        """The figures of a candidate that was compared and, where there is a task, scored.
+
+        Args:
+            link: float model against the candidate.
+            scores: of the candidate; None without a task.
+        """
+        failures = failures_of(link, self.tolerance, of_others=True)
+        margins = list(self._margins(link))
+        found = Figures(False, failures, math.inf, link.worst.sqnr_db)
+        if self.task is not None and scores is not None:
+            assert self.task.known is not None
+            metric = task_metric(self.task, self.task.known, scores)
+            margins.append((self.task.max_drop - metric.drop) / (abs(self.task.max_drop) or 1.0))
+            missed = () if metric.passed else (f"task metric fell {metric.described}",)
+            fall = metric.fall
+            found = replace(
+                found,
+                failures=failures + missed,
+                metric=metric.artifact,
+                drop=metric.drop,
+                drop_low=None if fall is None else fall.low,
+                drop_high=None if fall is None else fall.high,
+            )
+        margin = min(margins, default=math.inf)
+        margin = margin if not found.failures else min(margin, 0.0)
+        return replace(found, met=not found.failures, margin=margin)
+
+    def _margins(self, link: Link) -> list[float]:
+        worst, gate = link.worst, self.tolerance
+        reached = worst.sqnr_db if worst.spread is None else worst.spread.low_db
+        part = gate.min_sqnr_db if gate.min_part_sqnr_db is None else gate.min_part_sqnr_db
+        pairs = ((reached, gate.min_sqnr_db), (worst.part.sqnr_db if worst.part else None, part))
+        return [value - least for value, least in pairs if value is not None and least is not None]
+
+
+def better(one: Figures, other: Figures) -> bool:
+    """Whether `one` is to be preferred: it meets the goal, or is nearer; of two that meet it, the cheaper.
+
+    The task decides where there is one, because the SQNR alone can mis-rank; the SQNR decides between equals.
+    """
+    return _rank(one) > _rank(other)
+
+
+def _rank(found: Figures) -> tuple[bool, float, float, float]:
+    sqnr_db = -math.inf if found.sqnr_db is None else found.sqnr_db
+    cheap = -(found.predicted_cost or 0.0) if found.met else 0.0
+    metric = 0.0 if found.metric is None else found.metric
+    return (found.met, cheap, metric if not found.met else 0.0, sqnr_db)
+
+
+def check_number(name: str, value: float | None, *, least: float = -math.inf) -> None:
+    """Refuse a goal that is no number.
+
+    Raises:
+        UsageError: names the argument.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        raise UsageError(f"{name} is {value!r}", hint=f"pass a number, such as {name}=30")

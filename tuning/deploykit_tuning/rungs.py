@@ -1,0 +1,150 @@
+"""The rungs: what may be tried for a model, in the order of its cost. Each proposes recipes and measures none itself.
+
+    ptq        the plain export; then the choices of ranges that are registered as algorithms
+    rounding   registered algorithms that change weights or biases, one on top of the other
+    mixed      some layers in float, found by sensitivity; few real evaluations
+    train      the user's own training, on the placed graph
+
+Algorithms are taken from the registry by what they say of themselves: what they need, and whether all that they
+change is a choice that a recipe records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from deploykit.contract.errors import DeploykitError
+from deploykit.contract.recipe import FLOAT, AlgorithmStep, Recipe
+from deploykit.pipeline.placement import LEAST_PLACED
+from deploykit_tuning.climb import Climb
+
+if TYPE_CHECKING:
+    from deploykit_calibration.algorithms import Algorithm
+    from deploykit_calibration.prepared import Prepared
+    from deploykit_calibration.sensitivity import Candidate
+
+Rung = tuple[str, Callable[[Climb], None]]
+NAMES = ("ptq", "rounding", "mixed", "train")
+EVALUATIONS = 4
+"""Real evaluations of mixed precision: sixteen candidates are told apart."""
+
+
+def rungs(allow: Sequence[str], base: Callable[[], Recipe]) -> Iterator[Rung]:
+    """The rungs that are allowed, cheapest first; the plain export is always the start.
+
+    Args:
+        allow: of `NAMES`.
+        base: gives the recipe of the plain export.
+    """
+    yield "ptq", partial(start, base=base)
+    if "ptq" in allow:
+        yield "ranges", ranges
+    if "rounding" in allow:
+        yield "rounding", rounding
+    if "mixed" in allow:
+        yield "mixed", mixed
+
+
+def start(search: Climb, base: Callable[[], Recipe]) -> None:
+    """The plain export."""
+    search.attempt("ptq", base)
+
+
+def ranges(search: Climb) -> None:
+    """Every registered way to choose ranges."""
+    for found in _offered(search, choices=True):
+        here = search.here.recipe
+        search.attempt(f"ranges: {found.name}", partial(_chosen, search, found, here), parent=here)
+
+
+def rounding(search: Climb) -> None:
+    """Every registered algorithm over the model, each on top of those that were kept."""
+    for found in _offered(search, choices=False):
+        here = search.here.recipe
+        search.attempt(f"rounding: {found.name}", partial(_with, here, found), parent=here)
+        if search.here.figures.met:
+            return
+
+
+def _offered(search: Climb, *, choices: bool) -> list[Algorithm]:
+    """What is registered and can be run here, and was not run yet."""
+    from deploykit_calibration.algorithms import SAMPLES, STATISTICS, registered_algorithms
+
+    prepared, done = search.bench.prepared(search.here.recipe), {s.name for s in search.here.recipe.algorithms}
+    have = {STATISTICS: prepared.table is not None, SAMPLES: bool(prepared.samples)}
+    group, offered = "ranges" if choices else "rounding", []
+    left = [each for each in registered_algorithms() if each.is_choice is choices and each.name not in done]
+    for found in left:
+        lacking = [need for need in sorted(found.needs) if not have[need]]
+        if lacking:
+            search.skip(f"{group}: {found.name}", f"it needs {' and '.join(lacking)} of calibration data: none is here")
+        else:
+            offered.append(found)
+    if not left:
+        search.skip(group, "no algorithm is registered that was not run already")
+    return offered
+
+
+def _chosen(search: Climb, found: Algorithm, here: Recipe) -> Recipe:
+    """The recipe with what a choice decides."""
+    from deploykit_calibration.algorithms import apply
+    from deploykit_calibration.recipes import recipe_of
+
+    made = recipe_of(apply(search.bench.prepared(here), [found.name]))
+    return replace(made, ladder=())
+
+
+def _with(here: Recipe, found: Algorithm) -> Recipe:
+    step = AlgorithmStep(found.name, found.version, dict(found.settings))
+    return replace(here, algorithms=(*here.algorithms, step), ladder=())
+
+
+def mixed(search: Climb) -> None:
+    """Some layers in float: ranked by sensitivity, and found by bisection over the Pareto front."""
+    from deploykit_calibration.sensitivity import Candidate, meet
+
+    here = search.here
+    front = _front(search, search.bench.prepared(here.recipe))
+    if not front:
+        return
+    task, margin = search.bench.goal.task, here.figures.margin
+
+    def figure(candidate: Candidate) -> float:
+        step = f"mixed: {len(candidate.kept)} layers in {candidate.rest}"
+        make = partial(keep, here.recipe, candidate.kept, candidate.gain_db)
+        found = search.attempt(step, make, parent=here.recipe, detail=candidate.kept)
+        return float("nan") if found is None else found.margin
+
+    def predicted(candidate: Candidate) -> float:
+        return margin + candidate.gain_db
+
+    # a metric follows no prediction of noise: the bisection then begins in the middle
+    meet(front, figure, 0.0, predicted=None if task is not None else predicted, most=EVALUATIONS)
+
+
+def _front(search: Climb, prepared: Prepared) -> Sequence[Candidate]:
+    from deploykit_calibration.sensitivity import sensitivity
+
+    least = search.bench.plan.gates.min_placement
+    try:
+        found = sensitivity(prepared).front(least_share=LEAST_PLACED if least is None else least)
+    except DeploykitError as error:
+        search.skip("mixed", error.message)
+        return ()
+    kept = [candidate for candidate in found if candidate.kept]
+    if not kept:
+        search.skip("mixed", "no layer can stay in float without missing the placement gate")
+    return kept
+
+
+def keep(recipe: Recipe, names: Sequence[str], gain_db: float) -> Recipe:
+    """A recipe with more layers in float."""
+    reason = f"kept in float: {len(names)} layers gain {gain_db:.1f} dB by prediction"
+    layers = tuple(
+        replace(each, precision=FLOAT, reason=reason, chosen=True) if each.name in names else each
+        for each in recipe.layers
+    )
+    return replace(recipe, layers=layers, ladder=())

@@ -1,0 +1,251 @@
+"""`deploykit.tune`: from a plain export that misses its gate to the best model that passes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from deploykit._version import __version__
+from deploykit.artifact.replace import check_replaceable, failed_path
+from deploykit.artifact.storage import publish_folder
+from deploykit.contract.errors import GateError, UsageError
+from deploykit.contract.recipe import Recipe
+from deploykit.contract.session import Session
+from deploykit.judge.parity import Tolerance, tolerance_of
+from deploykit.judge.scores import Scores
+from deploykit.pipeline.capturing import captured_of
+from deploykit.pipeline.evidence import Task
+from deploykit.pipeline.export import calibrated, refuse_foreign, refuse_missing
+from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
+from deploykit.pipeline.plan import Goals, Plan, make_plan
+from deploykit.pipeline.reference import reference_session
+from deploykit.pipeline.staging import with_ladder
+from deploykit.pipeline.steps import prepare
+from deploykit.pipeline.watch import MOST_SEEN, Watch
+from deploykit.plugin.artifact import Artifact, load
+from deploykit_tuning.bench import Bench
+from deploykit_tuning.climb import Climb, climb
+from deploykit_tuning.goal import Goal, check_number
+from deploykit_tuning.journal import Journal, code_of, key_of
+from deploykit_tuning.ladder import TunePlan
+from deploykit_tuning.line import Line
+from deploykit_tuning.rungs import NAMES, rungs
+
+if TYPE_CHECKING:
+    pass
+
+_TABLES = "tables"
+_MAX_DROP = 0.01
+
+
+def tune(
+    model: Any,
+    target: str = TARGET,
+    precision: str = PRECISION,
+    *,
+    calibration: Any = None,
+    evaluate: Callable[[Session], Any] | None = None,
+    max_drop: float | None = None,
+    min_sqnr_db: float | None = None,
+    allow: Sequence[str] = NAMES,
+    train: Callable[[Any], Any] | None = None,
+    budget_s: float | None = None,
+    example_inputs: Any = None,
+    calibration_method: str = "default",
+    dynamic_batch: bool = False,
+    dynamic_shapes: Any = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    options: Any = None,
+    tolerance: Tolerance | None = None,
+    min_placement: float | None = None,
+    min_speedup: float | None = None,
+    profile: bool = True,
+    strict: bool = True,
+    output: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    algorithms: Sequence[str] = (),
+    recipe: Recipe | str | Path | None = None,
+) -> TunePlan:
+    """Find the best model that passes the gates: a plain export first, then dearer steps until they are met.
+
+    A search that was killed goes on where it was when it is called again with the same arguments; nothing is measured
+    twice. Its state is in `<output>.tune` until it ends.
+
+    Args:
+        model, target, precision, example_inputs, calibration, options, output and others: as `deploykit.export` takes
+            them. With `recipe`, the search begins at that instead of the plain export.
+        evaluate: task metric, higher is better: one number, or a score for each sample, whose mean is the metric; the
+            drop then has a 95 % interval. It must measure on data that calibration did not see.
+        max_drop: how much lower the metric may be, in its own unit; 0.01 where nothing is said. Needs `evaluate`.
+        min_sqnr_db: SQNR in dB that must be reached, in place of the precision's default gate.
+        allow: what may be tried: `ptq` (choices of ranges), `rounding`, `mixed` (layers in float), `train`.
+        train: your own training: takes the model with its roundings in place, and trains its parameters in place.
+        budget_s: seconds after which no further step begins.
+        strict: raise when no candidate passes; False returns the nearest one, marked `failed`.
+    Returns:
+        The recipe, every step that was tried, and the best artifact, measured as such and published at `output`.
+    Raises:
+        ParityError, PlacementError, PerformanceError: nothing passes; `.ladder` has all that was tried, `.candidate` is
+            the nearest artifact, kept at `<output>.failed`.
+        UsageError: an argument is wrong, or `evaluate` measures on the calibration data.
+        Others: as `deploykit.export`.
+    """
+    recipe = opened(recipe)
+    target, precision = aimed(recipe, target, precision)
+    _check(precision, allow, train, evaluate, max_drop, min_sqnr_db, budget_s)
+    plan = make_plan(
+        model,
+        target,
+        precision,
+        method=calibration_method,
+        options=options,
+        patterns=(include, exclude),
+        output=output,
+        goals=Goals(_gate(precision, tolerance, min_sqnr_db), min_placement, min_speedup),
+        profile=profile,
+        algorithms=algorithms,
+        recipe=recipe,
+    )
+    task = None if evaluate is None else Task(evaluate, _MAX_DROP if max_drop is None else max_drop)
+    journal = Journal(plan.output.with_name(f"{plan.output.name}.tune"))
+    try:
+        captured, data = captured_of(
+            model,
+            example_inputs,
+            calibration,
+            dynamic_batch=dynamic_batch,
+            dynamic_shapes=dynamic_shapes,
+            check=partial(refuse_missing, plan),
+        )
+        refuse_foreign(plan, captured)
+        run = calibrated(plan, captured, data, cache_dir or journal.folder / _TABLES, progress=progress)
+        bench = Bench(plan, captured, run, data, Goal(plan.gates.tolerance, task), Watch(run))
+        journal.begin(_key(bench, task))
+        _measure_reference(bench, journal)
+        with Line(enabled=progress, wanted=_wanted(bench.goal)) as line:
+            search = Climb(bench, journal, line, budget_s)
+            climb(search, rungs(allow, partial(_base, bench)))
+            found = search.finished()
+    except BaseException:
+        if journal.is_empty:
+            journal.remove()
+        raise
+    return _ended(search, found[1], met=found[2].met, strict=strict)
+
+
+def _check(
+    precision: str,
+    allow: Sequence[str],
+    train: Any,
+    evaluate: Any,
+    max_drop: float | None,
+    min_sqnr_db: float | None,
+    budget_s: float | None,
+) -> None:
+    if precision == "auto":
+        hint = 'deploykit.export(precision="auto", evaluate=..., max_drop=...) chooses between precisions'
+        raise UsageError("tune searches within one precision", hint=hint)
+    if isinstance(allow, str):
+        raise UsageError("allow must be a list of names, not one string", hint=f"allow=[{allow!r}]")
+    unknown = [name for name in allow if name not in NAMES]
+    if unknown:
+        raise UsageError(f"allow has {unknown[0]!r}", hint=f"of {', '.join(NAMES)}")
+    if train is not None and not callable(train):
+        raise UsageError(f"train is {train!r}", hint="pass a function that trains the model that it is given")
+    if max_drop is not None and evaluate is None:
+        raise UsageError("max_drop needs evaluate=: a metric that may fall", hint="or say min_sqnr_db=")
+    check_number("min_sqnr_db", min_sqnr_db)
+    check_number("budget_s", budget_s, least=0.0)
+
+
+def _gate(precision: str, tolerance: Tolerance | None, min_sqnr_db: float | None) -> Tolerance | None:
+    """The parity gate; that of the precision where the user says nothing."""
+    from deploykit.contract.precision import known
+
+    found = known(precision)
+    if min_sqnr_db is None or found is None:
+        return tolerance
+    return replace(tolerance_of(found) if tolerance is None else tolerance, min_sqnr_db=min_sqnr_db)
+
+
+def _wanted(goal: Goal) -> str:
+    parts = [] if goal.tolerance.min_sqnr_db is None else [f"{goal.tolerance.min_sqnr_db:g} dB"]
+    return ", ".join(parts if goal.task is None else [*parts, f"a drop of {goal.task.max_drop:g} at most"])
+
+
+def _key(bench: Bench, task: Task | None) -> str:
+    """What a state is of: model, data, request and goal."""
+    asked, run = bench.plan.request, bench.run
+    request = {
+        "target": f"{asked.device.name}:{asked.toolchain}",
+        "precision": asked.precision.value,
+        "method": asked.method,
+        "patterns": (asked.include, asked.exclude),
+        "options": msgspec.to_builtins(asked.options),
+        "algorithms": asked.algorithms,
+        "recipe": "" if asked.recipe is None else asked.recipe.fingerprint,
+    }
+    metric = None if task is None else (code_of(task.evaluate), task.max_drop)
+    data = "" if run is None else (run.table.data_fingerprint, run.table.samples)
+    goals = (bench.plan.gates.tolerance, bench.plan.gates.min_placement, bench.plan.gates.min_speedup)
+    return key_of(__version__, bench.captured.fingerprint, data, request, goals, metric, bench.plan.profile)
+
+
+def _measure_reference(bench: Bench, journal: Journal) -> None:
+    """The metric of the float model, once; refused where it is measured on what calibration saw."""
+    task = bench.goal.task
+    if task is None:
+        return
+    if journal.reference is None:
+        found = task.reference(bench.watch.over(reference_session(bench.captured)))
+        if bench.watch.seen >= MOST_SEEN:
+            hint = "calibrate on one part of the data, and evaluate on another"
+            raise UsageError(f"{bench.watch.seen:.0%} of it: {next(bench.watch.remarks)}", hint=hint)
+        journal.keep_reference(found.value, None if found.each is None else found.each.tolist())
+    value, each = journal.reference or (0.0, None)
+    known = Scores(value, None if each is None else _array(each))
+    bench.goal = replace(bench.goal, task=replace(task, known=known))
+
+
+def _array(values: list[float]) -> Any:
+    import numpy as np
+
+    return np.asarray(values, dtype=np.float64)
+
+
+def _base(bench: Bench) -> Recipe:
+    """What a plain export decides."""
+    from deploykit_calibration.recipes import recipe_of
+
+    made = prepare(bench.plan.request, bench.captured, bench.run, target=bench.plan.target)
+    return replace(recipe_of(made), ladder=())
+
+
+def _ended(search: Climb, artifact: Artifact, *, met: bool, strict: bool) -> TunePlan:
+    """Publish the best artifact with the ladder in its recipe."""
+    plan = search.bench.plan
+    ladder = tuple(search.ladder)
+    written = with_ladder(artifact, [step.recorded for step in ladder])
+    kept = plan.output if met or not strict else failed_path(plan.output)
+    publish_folder(written.path, kept, check_replaceable)
+    published = load(kept)
+    search.journal.remove()
+    if not met and strict:
+        raise _missed(plan, published, ladder)
+    assert published.recipe is not None and published.parity is not None
+    return TunePlan(published.recipe, ladder, published, met, published.parity.notes)
+
+
+def _missed(plan: Plan, artifact: Artifact, ladder: Sequence[Any]) -> GateError:
+    assert artifact.parity is not None
+    misses = plan.gates.misses(artifact.achieved, artifact.parity, artifact.profile)
+    error = misses[0].error(artifact)
+    error.ladder = ladder
+    return error
