@@ -104,7 +104,7 @@ def _with(here: Recipe, found: Algorithm) -> Recipe:
 
 def mixed(search: Climb) -> None:
     """Some layers in float: ranked by sensitivity, and found by bisection over the Pareto front."""
-    from deploykit_calibration.sensitivity import Candidate, meet
+    from deploykit_calibration.sensitivity import meet
 
     here = search.here
     front = _front(search, search.bench.prepared(here.recipe))
@@ -121,8 +121,9 @@ def mixed(search: Climb) -> None:
     def predicted(candidate: Candidate) -> float:
         return margin + candidate.gain_db
 
-    # a metric follows no prediction of noise: the bisection then begins in the middle
-    meet(front, figure, 0.0, predicted=None if task is not None else predicted, most=EVALUATIONS)
+    # a metric that fell follows no prediction of noise: the bisection then begins in the middle
+    fell = task is not None and (here.figures.drop or 0.0) > task.max_drop
+    meet(front, figure, 0.0, predicted=None if fell else predicted, most=EVALUATIONS)
 
 
 def _front(search: Climb, prepared: Prepared) -> Sequence[Candidate]:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploykit.cli.commands.export import _check_calibration, _search_current_folder
 from deploykit.cli.output import Answer
-from deploykit.cli.parameters import Debug, Json, Options, parse_options
+from deploykit.cli.parameters import Debug, Json, Options, check_calibration, parse_options, search_current_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -59,8 +58,8 @@ def sensitivity(
     Nothing is exported. SQNR is predicted from gradients; costs are of the device table, and no latency.
     """
     options = parse_options(option or ())
-    _check_calibration(calibration)
-    _search_current_folder()
+    check_calibration(calibration)
+    search_current_folder()
 
     from deploykit_tuning.sensitivity import sensitivity as rank
 
