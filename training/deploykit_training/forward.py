@@ -128,6 +128,7 @@ class LiveForward:
 
     Attributes:
         calls: how often it ran; tells a training loop that goes around it.
+        live_steps: how many further training steps use the batch's statistics in batch norms.
         not_for_capture: why a module with this forward is not captured.
     """
 
@@ -135,7 +136,7 @@ class LiveForward:
 
     def __init__(self, module: nn.Module, graph: LiveGraph, interface: Interface) -> None:
         self.module, self.graph, self.interface = module, graph, interface
-        self.calls = 0
+        self.calls, self.live_steps = 0, 0
         self.__signature__ = inspect.signature(_own_forward(module))  # trainers look which columns it takes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -144,7 +145,10 @@ class LiveForward:
             raise UsageError(self.not_for_capture, hint="export what deploykit.qat gave: trained.export(...)")
         self.calls += 1
         inputs = self.interface.inputs(args, kwargs)
-        return self.interface.result(self.graph.run(own_of(self.module), inputs))
+        norms_in = None
+        if self.live_steps > 0 and self.module.training and torch.is_grad_enabled():
+            self.live_steps, norms_in = self.live_steps - 1, self.module
+        return self.interface.result(self.graph.run(own_of(self.module), inputs, norms_in=norms_in))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LiveForward:
         return type(self)(memo.get(id(self.module), self.module), self.graph, self.interface)

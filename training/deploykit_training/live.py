@@ -3,7 +3,7 @@
 Every constant of a placed graph follows from the model's tensors: capture recorded how they fold, placement how folded
 values are rounded. Here these become inputs of the graph that are computed anew for each forward pass, differentiably;
 activations are rounded with straight-through gradients. What follows from nothing of the model's stays a constant.
-Statistics of batch norms are read and never written: they are frozen.
+Statistics of batch norms are read and not written, unless `live_norms` is asked for them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from deploykit.capture.calls import stored
@@ -23,6 +24,7 @@ from deploykit.contract.errors import ConversionError
 from deploykit_calibration.op_kinds import data_arguments
 from deploykit_calibration.roundings import ROUNDING, BiasRounding, WeightRounding
 from deploykit_training import straight_through
+from deploykit_training.live_norms import LiveNorm, norms_of, with_live_norms
 
 if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
@@ -49,21 +51,36 @@ class LiveGraph:
         self._live: list[tuple[str, Any]] = []
         self.graph_module = self._build(prepared.graph_module, prepared.placed.run_time)
         self._modules: dict[torch.device, GraphModule] = {torch.device("cpu"): self.graph_module}
+        self._normed: dict[torch.device, GraphModule] = {}
 
-    def run(self, own: Own, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def run(self, own: Own, inputs: Sequence[Tensor], *, norms_in: nn.Module | None = None) -> tuple[Tensor, ...]:
         """Run the graph with the weights of the moment.
 
         Args:
             own: gives a parameter or buffer of the model by name, float32.
             inputs: flat, in the order of the captured inputs.
+            norms_in: the module whose batch norms use the statistics of the batch; None leaves all frozen.
         Returns:
             The outputs in the graph's order, with gradients where autograd records.
         """
         device = inputs[0].device
         with torch.autocast(device.type, enabled=False):
             values = self.values(lambda name: own(name).to(device), device)
+        if norms_in is not None and self.norms:
+            further = [each for norm in self.norms for each in norm.tensors(norms_in)]
+            return tuple(self._with_norms(device)(*inputs, *values, *further))
         result: tuple[Tensor, ...] = self._on(device)(*inputs, *values)
         return result
+
+    @cached_property
+    def norms(self) -> tuple[LiveNorm, ...]:
+        """Batch norms that can use the statistics of the batch."""
+        return norms_of(self.prepared.captured)
+
+    def _with_norms(self, device: torch.device) -> GraphModule:
+        if device not in self._normed:
+            self._normed[device] = with_live_norms(self._on(device), self.norms)
+        return self._normed[device]
 
     def values(self, own: Own, device: torch.device) -> list[Tensor]:
         """Every live constant, from the model's tensors of the moment."""

@@ -63,6 +63,7 @@ def qat(
     algorithms: Sequence[str] = (),
     evaluate: Callable[[Session], float] | None = None,
     max_drop: float = 0.01,
+    live_batch_norm_steps: int = 0,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> Trained:
@@ -81,6 +82,8 @@ def qat(
         evaluate: task metric of a session, higher is better. Where given, the model leaves the block with its
             parameters of before if training made it worse, and a warning says when no training was needed.
         max_drop: how much lower than the float model's the metric may be for a model to need no training.
+        live_batch_norm_steps: in so many first steps (forward passes of training mode with gradients) batch norms use
+            the statistics of the batch, and move theirs on; then they are frozen, as in the artifact.
 
     Returns:
         `Trained`: `.model` to train, `.export(...)` for the artifact.
@@ -109,7 +112,16 @@ def qat(
         )
     shapes = {"dynamic_batch": dynamic_batch and dynamic_shapes is None, "dynamic_shapes": dynamic_shapes}
     observe = partial(calibrate, data=calibration, cache_dir=cache_dir, progress=progress)
-    return begin(module, example_inputs, request, observe, shapes=shapes, task=task, progress=progress)
+    return begin(
+        module,
+        example_inputs,
+        request,
+        observe,
+        shapes=shapes,
+        task=task,
+        live_steps=live_batch_norm_steps,
+        progress=progress,
+    )
 
 
 def begin(
@@ -120,6 +132,7 @@ def begin(
     *,
     shapes: Mapping[str, Any],
     task: Task | None = None,
+    live_steps: int = 0,
     progress: bool = True,
     plugin: Target | None = None,
 ) -> Trained:
@@ -139,7 +152,7 @@ def begin(
     with steps.step("place"):
         prepared = prepare(request, captured, run, target=plugin)
         graph = _checked_graph(prepared, captured, module)
-    return Trained(Start(module, example_inputs, request, run, prepared, task), graph, interface)
+    return Trained(Start(module, example_inputs, request, run, prepared, task, live_steps), graph, interface)
 
 
 def _checked_module(module: Any) -> nn.Module:

@@ -49,6 +49,7 @@ class Start:
         run: ranges, and samples that were held back.
         prepared: the scheme of the target on the untrained model.
         task: the user's metric, or None.
+        live_steps: first steps in which batch norms use the statistics of the batch.
     """
 
     module: nn.Module
@@ -57,6 +58,7 @@ class Start:
     run: CalibrationRun
     prepared: Prepared
     task: Task | None
+    live_steps: int = 0
 
 
 class Trained:
@@ -100,6 +102,7 @@ class Trained:
     def attach(self, kind: type[LiveForward] = LiveForward) -> LiveForward:
         """Let the model's forward run the live graph, until `detach`; `kind` may take more than was captured."""
         self._forward = kind(self.model, self.graph, self._interface)
+        self._forward.live_steps = self._start.live_steps
         self._before = swap(self.model, self._forward)
         return self._forward
 

@@ -46,6 +46,7 @@ class Placed(Callback):  # type: ignore[misc]
             of the training data.
         batches: how many batches of the training data are enough.
         dynamic_batch: the batch may have any size.
+        live_batch_norm_steps: see `deploykit.qat`.
         options: of the toolchain; further ones (`include`, `exclude`, `calibration_method`, `algorithms`) by name.
     """
 
@@ -64,6 +65,7 @@ class Placed(Callback):  # type: ignore[misc]
         exclude: Any = (),
         calibration_method: str = "default",
         algorithms: Any = (),
+        live_batch_norm_steps: int = 0,
     ) -> None:
         super().__init__()
         self.request = make_request(
@@ -76,7 +78,7 @@ class Placed(Callback):  # type: ignore[misc]
             algorithms=algorithms,
         )
         self.module, self.example_inputs, self.calibration = module, example_inputs, calibration
-        self.batches, self.dynamic_batch = batches, dynamic_batch
+        self.batches, self.dynamic_batch, self.live_steps = batches, dynamic_batch, live_batch_norm_steps
         self.table: CalibrationTable | None = None
         self._example: Any = None
         self._resumes = False
@@ -181,7 +183,16 @@ class Placed(Callback):  # type: ignore[misc]
         shapes = {"dynamic_batch": self.dynamic_batch, "dynamic_shapes": None}
         observe = lambda captured: self._observed(trainer, pl_module, captured)  # noqa: E731
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-            return begin(module, self._example, self.request, observe, shapes=shapes, task=task, progress=False)
+            return begin(
+                module,
+                self._example,
+                self.request,
+                observe,
+                shapes=shapes,
+                task=task,
+                live_steps=self.live_steps,
+                progress=False,
+            )
 
     def _observed(self, trainer: Trainer, pl_module: LightningModule, captured: CapturedModel) -> CalibrationRun:
         """The ranges of this run for the module as it is now: those that are known, or what the first process finds."""
