@@ -28,7 +28,7 @@ import deploykit
 from deploykit.lightning import Calibration, Export, QuantizationAwareTraining
 
 
-class Digits(LightningModule):
+class Digits(LightningModule):  # type: ignore[misc]  # Lightning has no types
     """Depthwise-separable convolutions, as phones have them; nothing in here knows of a target."""
 
     def __init__(self, lr: float) -> None:

@@ -47,10 +47,11 @@ class LiveNorm:
 
     def tensors(self, module: nn.Module) -> list[Any]:
         """What `normalised` takes behind y: the model's own tensors, and the momentum."""
-        own = lambda name: None if name is None else operator.attrgetter(name)(module)  # noqa: E731
+        names = (self.mean, self.var, self.weight, self.bias)
+        found = [None if name is None else operator.attrgetter(name)(module) for name in names]
         norm = module.get_submodule(self.mean.rpartition(".")[0])
         count, momentum = getattr(norm, "num_batches_tracked", None), getattr(norm, "momentum", 0.1)
-        return [own(self.mean), own(self.var), own(self.weight), own(self.bias), count, momentum]
+        return [*found, count, momentum]
 
 
 def norms_of(captured: CapturedModel) -> tuple[LiveNorm, ...]:
@@ -73,8 +74,8 @@ def _norm_of(layer: Node, captured: CapturedModel) -> LiveNorm | None:
         return None
     if not all(each is None or isinstance(each, Own) for each in (weight, shift)):
         return None  # computed from others: a parametrised scale keeps its running statistics
-    names = [None if each is None else each.name for each in (weight, shift)]
-    return LiveNorm(layer.name, mean.name, var.name, *names, eps=float(function.args[0]))
+    names = (None if weight is None else weight.name, None if shift is None else shift.name)
+    return LiveNorm(layer.name, mean.name, var.name, *names, float(function.args[0]))
 
 
 def with_live_norms(graph_module: GraphModule, norms: tuple[LiveNorm, ...]) -> GraphModule:
