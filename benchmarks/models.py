@@ -166,6 +166,19 @@ def mobilenet_v2(size: int = 224) -> Example:
     return _image_model(MobileNetV2, size, 2)
 
 
+def efficientnet_b0(size: int = 224) -> Example:
+    """5.3 M parameters, 0.4 GMAC per image at 224, from its configuration alone."""
+    from transformers import EfficientNetConfig, EfficientNetForImageClassification
+
+    def make() -> nn.Module:
+        config = EfficientNetConfig(image_size=size, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280)
+        model = EfficientNetForImageClassification(config)
+        model.efficientnet.pooler = nn.AdaptiveAvgPool2d(1)  # its own has a window of 1280 x 1280
+        return ImageLogits(model)
+
+    return _image_model(make, size, 5)
+
+
 def bert_base(length: int = 128) -> Example:
     """110 M parameters, from its configuration alone; (input_ids, attention_mask) -> logits of two classes."""
     from transformers import BertConfig, BertForSequenceClassification

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from deploykit.contract.decibels import sqnr_db
 from deploykit.contract.devices import Device
+from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit.contract.precision import Precision
 from deploykit.contract.request import Request
-from deploykit.contract.scheme import Scheme
+from deploykit.contract.scheme import IN_FLOAT, Scheme
+from deploykit.contract.session import OpTime
 from deploykit.judge.parts import Part
 from deploykit_calibration.prepare import prepare
 from deploykit_calibration.prepared import Prepared
-from deploykit_calibration.sensitivity import sensitivity
+from deploykit_calibration.sensitivity import costs_of, measured, meet, sensitivity
+from deploykit_calibration.sensitivity.candidates import Candidate, front
 from deploykit_calibration.sensitivity.ends import End
 from deploykit_calibration.sensitivity.planning import Planning
 from deploykit_calibration.sensitivity.taps import Taps
@@ -122,3 +125,99 @@ def test_a_planted_noisy_layer_is_found_first(case_of: Any, scheme: Scheme) -> N
     assert found.keep(1).kept == (found.layers[0].name,)
     assert found.layers[0].gain_db > 3.0
     assert "noisy" in str(found).splitlines()[2]
+
+
+def candidate(cost: float, sqnr_db: float, share: float = 1.0) -> Candidate:
+    return Candidate(("layer",) * int(cost), sqnr_db, sqnr_db - 20.0, cost, share, "float32")
+
+
+def test_a_front_has_what_nothing_beats() -> None:
+    good = [candidate(1, 20.0), candidate(2, 25.0, 0.9), candidate(3, 30.0, 0.8)]
+    beaten = [candidate(2.5, 24.0, 0.85), candidate(3, 29.0, 0.7), candidate(1, 20.0)]
+    assert front([*beaten, *good]) == tuple(good)
+
+
+@pytest.mark.parametrize("first", range(17), ids="goal met from {}".format)
+@pytest.mark.parametrize("offset", [-2.0, 0.0, 2.0])
+def test_the_cheapest_candidate_is_met_in_four_evaluations(first: int, offset: float) -> None:
+    """Sixteen candidates, predictions that are off by 2 dB: each step is 1 dB."""
+    candidates = [candidate(at, 20.0 + at) for at in range(16)]
+    asked: list[float] = []
+
+    def evaluate(each: Candidate) -> float:
+        asked.append(each.cost)
+        return each.sqnr_db
+
+    met = meet(candidates, evaluate, 20.0 + first, predicted=lambda each: each.sqnr_db + offset)
+    assert len(asked) == len(set(asked)) <= 4
+    assert met.meets == (first < 16)
+    assert met.best.cost == min(first, 15)
+
+
+def test_a_goal_that_nothing_meets_leaves_the_best() -> None:
+    candidates = [candidate(at, 20.0) for at in range(5)]
+    met = meet(candidates, lambda each: float("nan") if each.cost == 3 else each.cost, 100.0)
+    assert not met.meets
+    assert met.best.cost == 4.0
+
+
+def test_layers_by_name_and_by_module(case_of: Any) -> None:
+    prepared = prepared_of(case_of(Planted(), (torch.zeros(1, 8, 12, 12),)), SCHEMES["openvino"])
+    found = sensitivity(prepared)
+    assert found.predict(["noisy"]) == found.predict([found.layers[0].name])
+    with pytest.raises(UsageError, match="no quantised layer 'nosy'"):
+        found.predict(["nosy"])
+
+
+def test_everything_in_float_has_no_noise_and_the_dearest_price(case_of: Any) -> None:
+    found = sensitivity(prepared_of(case_of(Residual(), (torch.zeros(1, 3, 24, 24),))))
+    last, first = found.front()[-1], found.front()[0]
+    assert (last.quantized_share, last.sqnr_db) == (0.0, 200.0)
+    assert (first.kept, first.gain_db) == ((), 0.0)
+    assert last.cost == pytest.approx(4 * first.cost, rel=0.02), "float32 has four times the bytes of int8"
+    assert all(each.quantized_share >= 0.5 for each in found.front(least_share=0.5))
+
+
+def test_costs_are_of_the_device_table_or_as_measured(case_of: Any) -> None:
+    prepared = prepared_of(case_of(Planted(), (torch.zeros(1, 8, 12, 12),)), SCHEMES["openvino"])
+    device = replace(prepared.device, peak_tops={"int8": 2.0, "fp32": 0.5})
+    rated = replace(prepared, request=replace(prepared.request, device=device))
+    layer = next(each for each in prepared.layers if each.module_path == "noisy")
+    assert costs_of(rated).layers[layer.name].kept == pytest.approx(2 * layer.macs / 0.5e6)
+    assert costs_of(rated).layers[layer.name].extra == pytest.approx(3 * layer.macs / 1e6)
+    told = [[OpTime(layer.name, "conv", "noisy", microseconds)] for microseconds in (3.0, 5.0)]
+    found = sensitivity(prepared, costs=measured(prepared, *told))
+    assert found.layers[0].cost == 2.0 and found.costs.unit == "us, measured"
+
+
+class Returns(nn.Module):
+    """A convolution, and what a function makes of it."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.function = nn.Conv2d(3, 4, 3), function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(torch.relu(self.conv(x)))
+
+
+def test_a_model_without_floating_outputs_is_refused(case_of: Any) -> None:
+    case = case_of(Returns(lambda x: x.amax((2, 3)).argmax(1)), (torch.zeros(1, 3, 8, 8),))
+    with pytest.raises(CalibrationError, match="noise at floating outputs"):
+        sensitivity(prepared_of(case))
+
+
+def test_the_worst_output_is_what_counts(case_of: Any) -> None:
+    """The second output is nearly all noise: a difference of nearly equal numbers."""
+    case = case_of(
+        Returns(lambda x: (x, x.mean((2, 3)) - x.mean((2, 3)).round(decimals=1))), (torch.zeros(1, 3, 8, 8),)
+    )
+    found = sensitivity(prepared_of(case, SCHEMES["openvino"]))
+    figures = {end.index: end.sqnr_db for end in found.ends if end.part is None}
+    assert found.sqnr_db <= min(figures.values()) and len(figures) == 2
+
+
+def test_a_precision_that_rounds_nothing_is_refused(zoo: Any) -> None:
+    with pytest.raises(UsageError, match="no layer is sensitive"):
+        sensitivity(prepared_of(zoo("mlp"), IN_FLOAT))

@@ -1,20 +1,28 @@
 """What a layer costs quantised and in float: from the device table, or as measured.
 
 The time of a layer is the roofline of `deploykit.plugin.estimate`, layer by layer: its multiply-accumulates at the
-device's rate, or its weights at the bandwidth of its memory, whichever takes longer. A device whose table has no rates
-gets relative costs, in which a multiply-accumulate costs as many units as its operands have bytes. Neither is a
-latency, and both say so; where both builds were profiled on the device, `measured` has what its runtime told.
+device's rate, or its weights at the bandwidth of its memory, whichever takes longer. A layer that multiplies nothing
+(an addition, a pool) costs what it reads and writes: its neighbours are fused to it, or it to them, only where both are
+of one type. A device whose table has no rates gets relative costs, in which a multiply-accumulate, or an element that
+is moved, costs as many units as its type has bytes. Neither is a latency, and both say so; where both builds were
+profiled on the device, `measured` has what its runtime told.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from deploykit.contract.formats import dtype_of, rates_of
+from deploykit_calibration.op_kinds import shape_of
 
 if TYPE_CHECKING:
+    from torch.fx import Node
+
     from deploykit.contract.devices import Device
     from deploykit.contract.session import OpTime
     from deploykit_calibration.placement import LayerPlacement
@@ -64,7 +72,9 @@ def costs_of(prepared: Prepared) -> Costs:
     """Costs of a prepared model's layers by the table of its device."""
     device, rest, narrow = prepared.device, rest_of(prepared), quantized_dtype(prepared)
     layer_cost = _estimated if device.peak_tops else _relative
-    found = {layer.name: layer_cost(layer, device, narrow, rest) for layer in prepared.layers}
+    nodes = {node.name: node for node in prepared.captured.graph_module.graph.nodes}
+    moved = {layer.name: 0 if layer.macs else _elements(nodes[layer.name]) for layer in prepared.layers}
+    found = {layer.name: layer_cost(layer, moved[layer.name], device, narrow, rest) for layer in prepared.layers}
     return Costs(ESTIMATED if device.peak_tops else RELATIVE, rest, found)
 
 
@@ -101,18 +111,26 @@ def quantized_dtype(prepared: Prepared) -> str:
     return f"int{row.activations.bits}"
 
 
-def _estimated(layer: LayerPlacement, device: Device, narrow: str, rest: str) -> Cost:
-    return Cost(_microseconds(layer, device, narrow), _microseconds(layer, device, rest))
+def _elements(op: Node) -> int:
+    """What an operator reads and writes."""
+    tensors = [node for node in (op, *op.all_input_nodes) if isinstance(node.meta.get("val"), Tensor)]
+    return sum(math.prod(shape_of(node)) for node in tensors)
 
 
-def _microseconds(layer: LayerPlacement, device: Device, dtype: str) -> float:
+def _estimated(layer: LayerPlacement, moved: int, device: Device, narrow: str, rest: str) -> Cost:
+    return Cost(_microseconds(layer, moved, device, narrow), _microseconds(layer, moved, device, rest))
+
+
+def _microseconds(layer: LayerPlacement, moved: int, device: Device, dtype: str) -> float:
     usable = [rate for rate in rates_of(dtype) if rate in device.peak_tops]
     rate = device.peak_tops[usable[0]] if usable else min(device.peak_tops.values())
-    bytes_moved = 0.0 if layer.kind == "embedding" else dtype_of(dtype).weight_bytes * layer.weights
+    stored = 0 if layer.kind == "embedding" else layer.weights
+    bytes_moved = dtype_of(dtype).weight_bytes * stored + dtype_of(dtype).bytes * moved
     memory = bytes_moved / (device.memory_gb_per_s * 1e3) if device.memory_gb_per_s else 0.0
     return max(2 * layer.macs / (rate * 1e6), memory)
 
 
-def _relative(layer: LayerPlacement, device: Device, narrow: str, rest: str) -> Cost:
+def _relative(layer: LayerPlacement, moved: int, device: Device, narrow: str, rest: str) -> Cost:
     del device
-    return Cost(layer.macs * dtype_of(narrow).weight_bytes, layer.macs * dtype_of(rest).bytes)
+    work = layer.macs + moved
+    return Cost(work * dtype_of(narrow).weight_bytes, work * dtype_of(rest).bytes)
