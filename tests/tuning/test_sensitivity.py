@@ -13,6 +13,7 @@ import deploykit
 from deploykit.cli import main
 from deploykit.contract.errors import CalibrationError, UsageError
 
+Made = tuple[nn.Module, tuple[torch.Tensor, ...]]
 MODEL = """
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ def make():
 
 
 @pytest.fixture
-def made() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def made() -> Made:
     scope: dict[str, object] = {}
     exec(MODEL, scope)  # the text that the command imports from a file
     return scope["make"]()  # type: ignore[operator,no-any-return]
@@ -37,7 +38,7 @@ def data() -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("target", ["x86-cpu", "jetson-orin", "android", "iphone-15", "raspberry-pi-5:tvm"])
-def test_every_target_has_a_ranking(made: tuple[nn.Module, tuple[torch.Tensor, ...]], target: str) -> None:
+def test_every_target_has_a_ranking(made: Made, target: str) -> None:
     model, inputs = made
     try:
         found = deploykit.sensitivity(model, target, data(), example_inputs=inputs, progress=False)
@@ -50,7 +51,7 @@ def test_every_target_has_a_ranking(made: tuple[nn.Module, tuple[torch.Tensor, .
     assert str(found).count("\n") == len(found.layers) + 1
 
 
-def test_it_takes_what_export_takes(made: tuple[nn.Module, tuple[torch.Tensor, ...]]) -> None:
+def test_it_takes_what_export_takes(made: Made) -> None:
     model, inputs = made
     table = deploykit.calibrate(model, data(), example_inputs=inputs, progress=False)
     found = deploykit.sensitivity(
@@ -60,7 +61,17 @@ def test_it_takes_what_export_takes(made: tuple[nn.Module, tuple[torch.Tensor, .
     assert "0" not in {layer.module_path for layer in found.layers}
 
 
-def test_what_has_no_answer_is_refused(made: tuple[nn.Module, tuple[torch.Tensor, ...]]) -> None:
+def test_what_a_recipe_keeps_in_float_stays_so(made: Made, tmp_path: Path) -> None:
+    model, inputs = made
+    asked = {"example_inputs": inputs, "calibration": data(), "progress": False}
+    artifact = deploykit.export(model, **asked, exclude=["2"], profile=False, strict=False, output=tmp_path / "out")
+    found = deploykit.sensitivity(model, recipe=artifact.recipe, **asked)
+    assert "0" in {layer.module_path for layer in found.layers} and "2" not in {
+        each.module_path for each in found.layers
+    }
+
+
+def test_what_has_no_answer_is_refused(made: Made) -> None:
     model, inputs = made
     with pytest.raises(CalibrationError, match="needs calibration data"):
         deploykit.sensitivity(model, example_inputs=inputs)

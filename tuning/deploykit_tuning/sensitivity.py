@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.errors import CalibrationError
 from deploykit.pipeline.capturing import captured_of
+from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
 from deploykit.pipeline.plan import make_request, needs_data
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.steps import calibrate, prepare
 
 if TYPE_CHECKING:
+    from deploykit.contract.recipe import Recipe
     from deploykit.contract.request import Request
     from deploykit_calibration.sensitivity import Sensitivity
 
 
 def sensitivity(
     model: Any,
-    target: str = "x86-cpu",
+    target: str = TARGET,
     calibration: Any = None,
     *,
-    precision: str = "int8",
+    precision: str = PRECISION,
     example_inputs: Any = None,
     calibration_method: str = "default",
     dynamic_batch: bool = False,
@@ -34,6 +36,7 @@ def sensitivity(
     cache_dir: str | Path | None = None,
     progress: bool = True,
     algorithms: Sequence[str] = (),
+    recipe: Recipe | str | Path | None = None,
 ) -> Sensitivity:
     """Rank the layers of a model by what their rounding does to its outputs, on a target and in a precision.
 
@@ -41,8 +44,8 @@ def sensitivity(
 
     Args:
         model, target, calibration, precision, example_inputs, calibration_method, dynamic_batch, dynamic_shapes,
-            include, exclude, options, cache_dir, progress, algorithms: as `deploykit.export` takes them. Gradients are
-            taken on samples of the calibration data, and on the example inputs where that is a finished table.
+            include, exclude, options, cache_dir, progress, algorithms, recipe: as `deploykit.export` takes them.
+            Gradients are taken on samples of the calibration data, on the example inputs where that is a finished table.
     Returns:
         `.layers`, the ranking; `.keep(k)`, `.predict(names)` and `.front()`, candidates with predicted SQNR, cost and
         share of quantised multiply-accumulates; a table as `str`; `.to_dict()`.
@@ -54,6 +57,8 @@ def sensitivity(
     """
     from deploykit_calibration.sensitivity import sensitivity as rank
 
+    followed = opened(recipe)
+    target, precision = aimed(followed, target, precision)
     request = make_request(
         target,
         precision,
@@ -62,6 +67,7 @@ def sensitivity(
         exclude=exclude,
         options=options,
         algorithms=algorithms,
+        recipe=followed,
     )
     steps = Steps(enabled=progress)
     with steps.step("capture"):

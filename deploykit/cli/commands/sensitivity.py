@@ -8,7 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.cli.output import Answer
-from deploykit.cli.parameters import Debug, Json, Options, check_calibration, parse_options, search_current_folder
+from deploykit.cli.parameters import (
+    CacheDir,
+    Calibration,
+    Debug,
+    DynamicBatch,
+    Exclude,
+    FollowedRecipe,
+    Include,
+    Json,
+    Model,
+    Options,
+    PrecisionName,
+    Target,
+    check_calibration,
+    parse_options,
+    search_current_folder,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,39 +33,23 @@ if TYPE_CHECKING:
 
 
 def sensitivity(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="PACKAGE.MODULE:FACTORY",
-            help="Function that returns the model, or model and example inputs; the current folder is searched, too.",
-        ),
-    ],
-    target: Annotated[
-        str, typer.Option(help="Device, toolchain, or device:toolchain; see `deploykit targets`.")
-    ] = "x86-cpu",
-    precision: Annotated[str, typer.Option(help="A precision that rounds: int8, fp8, int4-weight-only.")] = "int8",
-    calibration: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help=".npz or .safetensors with an array per input, or `synthetic`."),
-    ] = None,
+    model: Model,
+    target: Target = None,
+    precision: PrecisionName = None,
+    calibration: Calibration = None,
     method: Annotated[
         str, typer.Option(help="How ranges are chosen: default, best, minmax, percentile, entropy or mse.")
     ] = "default",
-    include: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Quantise only these layers; repeatable.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Keep these layers in float; repeatable.")
-    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     algorithm: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Run this algorithm over the prepared model; repeatable.")
     ] = None,
+    recipe: FollowedRecipe = None,
     option: Options = None,
-    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Keep axis 0 of every input dynamic.")] = False,
+    dynamic_batch: DynamicBatch = False,
     top: Annotated[int, typer.Option(min=1, help="Layers and candidates shown on the page; --json has all.")] = 20,
-    cache_dir: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Keep calibration statistics here, and reuse them.")
-    ] = None,
+    cache_dir: CacheDir = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -61,8 +61,11 @@ def sensitivity(
     check_calibration(calibration)
     search_current_folder()
 
+    from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
     from deploykit_tuning.sensitivity import sensitivity as rank
 
+    followed = opened(recipe)
+    target, precision = aimed(followed, target or TARGET, precision or PRECISION)
     found = rank(
         model,
         target,
@@ -75,6 +78,7 @@ def sensitivity(
         dynamic_batch=dynamic_batch,
         cache_dir=cache_dir,
         algorithms=tuple(algorithm or ()),
+        recipe=followed,
     )
     return Answer({"target": target, "precision": precision, **found.to_dict()}, _page(found, top))
 
