@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from deploykit.plugin.registry import targets
     from deploykit.plugin.target import Target
     from deploykit_calibration.table import CalibrationTable
+    from deploykit_training.combination import Compressed, compress
     from deploykit_training.distillation.distiller import distill
     from deploykit_training.distillation.terms import Feature, Relation, Response
     from deploykit_training.pruning.job import prune
@@ -55,6 +56,8 @@ _HOME = {
     "export": "pipeline.export",
     "calibrate": "pipeline.calibration",
     "CalibrationTable": "deploykit_calibration.table",
+    "compress": "deploykit_training.combination",
+    "Compressed": "deploykit_training.combination",
     "distill": "deploykit_training.distillation.distiller",
     "Response": "deploykit_training.distillation.terms",
     "Feature": "deploykit_training.distillation.terms",
@@ -99,6 +102,7 @@ __all__ = [
     # do
     "build",
     "calibrate",
+    "compress",
     "distill",
     "export",
     "load",
@@ -110,6 +114,7 @@ __all__ = [
     # values
     "Artifact",
     "CalibrationTable",
+    "Compressed",
     "Evidence",
     "Feature",
     "ParityReport",

@@ -38,6 +38,7 @@ def test_every_example_is_covered_here() -> None:
         "litert_android.py",
         "own_algorithm.py",
         "own_calibration.py",
+        "prune_distil_export.py",
         "raspberry_pi_5.py",
         "third_party_target",
     }
@@ -112,6 +113,17 @@ def test_lightning_qat(tmp_path: Path) -> None:
     artifact = deploykit.load(tmp_path / "x86-cpu")
     assert artifact.parity is not None and artifact.parity.chain[0].reference == "trained graph"
     assert f"{artifact.parity.sqnr_db:.1f} dB against the trained graph, verified" in printed.replace("\n", "")
+
+
+def test_prune_distil_export(tmp_path: Path) -> None:
+    if find_spec("torch_pruning") is None:
+        pytest.skip("torch-pruning finds the channels, and is not installed")
+    printed = _run(str(EXAMPLES / "prune_distil_export.py"), "--output", str(tmp_path), "--epochs", "3")
+    artifact = deploykit.load(tmp_path / "pruned-digits")
+    assert artifact.status == "verified" and artifact.size_bytes < 60_000  # 598,290 bytes in float before
+    figures = dict(line.split()[:2] for line in printed.splitlines() if line.startswith(("float ", "prune ", "train ")))
+    assert float(figures["prune"]) < float(figures["train"]) > 0.9
+    assert "accuracy of the artifact" in printed and "kept: 8: its channels are an output" in printed
 
 
 def test_litert_android(tmp_path: Path) -> None:
