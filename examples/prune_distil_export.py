@@ -121,9 +121,8 @@ def main() -> None:
     )
     print(found)
     with found.artifact.open() as session:
-        print(
-            f"accuracy of the artifact: {accuracy_of(session, test):.2%}; of the float model: {accuracy(model, test):.2%}"
-        )
+        print(f"accuracy of the artifact: {accuracy_of(session, test):.2%}", end="")
+        print(f"; of the float model: {accuracy(model, test):.2%}")
 
 
 if __name__ == "__main__":
