@@ -72,7 +72,7 @@ def _rounded(weight: Tensor, hessian: Tensor) -> Tensor:
 
 GPTQ = register(
     Algorithm(
-        "gptq",
+        "own-gptq",
         gptq,
         cost="a run on samples and the inverse of a matrix per layer",
         needs=frozenset({SAMPLES}),
@@ -99,7 +99,7 @@ def main() -> None:
     captured = pipeline.capture(model, example_inputs=(next(batches()),))
     run = pipeline.calibrate(captured, list(batches()), progress=False)
     for target in ("x86-cpu", "jetson-orin"):
-        for algorithms in ((), ("gptq",)):
+        for algorithms in ((), (GPTQ.name,)):
             artifact = deploykit.export(
                 captured,
                 target,

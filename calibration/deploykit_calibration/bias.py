@@ -53,8 +53,8 @@ def tap_coverage(op: Node) -> Tensor:
         return torch.ones((), dtype=torch.float64)
     arguments, rank = bind(op), len(kernel)
     sizes, results = (shape_of(tensor)[-rank:] for tensor in (data_arguments(op)[0], op))
-    strides, dilations = (_per_axis(arguments[name], rank) for name in ("stride", "dilation"))
-    befores = _padded_before(arguments["padding"], kernel, dilations)
+    strides, dilations = (per_axis(arguments[name], rank) for name in ("stride", "dilation"))
+    befores = padded_before(arguments["padding"], kernel, dilations)
     covered = torch.ones((), dtype=torch.float64)
     for size, result, taps, stride, dilation, before in zip(
         sizes, results, kernel, strides, dilations, befores, strict=True
@@ -65,15 +65,16 @@ def tap_coverage(op: Node) -> Tensor:
     return covered
 
 
-def _padded_before(padding: Any, kernel: Sequence[int], dilations: Sequence[int]) -> Sequence[int]:
+def padded_before(padding: Any, kernel: Sequence[int], dilations: Sequence[int]) -> Sequence[int]:
     """Zeros in front of each axis; of an odd number that `same` needs, PyTorch puts the larger part behind."""
     if isinstance(padding, str):
         same = padding == "same"
         return [dilation * (taps - 1) // 2 * same for taps, dilation in zip(kernel, dilations, strict=True)]
-    return _per_axis(padding, len(kernel))
+    return per_axis(padding, len(kernel))
 
 
-def _per_axis(value: Any, rank: int) -> Sequence[int]:
+def per_axis(value: Any, rank: int) -> Sequence[int]:
+    """An argument such as a stride, which may be one number for all axes, as one number for each."""
     values = list(value) if isinstance(value, list | tuple) else [value]
     return values * rank if len(values) == 1 else values
 

@@ -68,7 +68,7 @@ def test_one_in_a_file_of_its_own_serves_every_target(calibrated: Any, gptq: str
     captured, run = calibrated
     plain = pipeline.prepare(pipeline.request(target, "int8"), captured, run)
     better = pipeline.prepare(pipeline.request(target, "int8", algorithms=(gptq,)), captured, run)
-    assert better.applied[-1] == "gptq" and better.reference is captured
+    assert better.applied[-1] == gptq and better.reference is captured
     assert weight_error_db(better, captured) > weight_error_db(plain, captured) + 6
     assert [layer.precision for layer in better.layers] == [layer.precision for layer in plain.layers]
 
@@ -113,7 +113,7 @@ def test_weight_only_precisions_are_served_too(calibrated: Any, gptq: str, targe
 
 
 def test_the_default_ones_are_found_and_say_what_they_cost() -> None:
-    for name in ("bias-correction", "best"):
+    for name in ("bias-correction", "best", "gptq"):
         found = algorithm(name)
         assert found.name == name and found.cost
 
@@ -182,8 +182,8 @@ def test_weight_only_exports_run_what_is_asked(gptq: str, tmp_path: Path) -> Non
     made = deploykit.export(
         model, "x86-cpu", "int8-weight-only", algorithms=(gptq,), calibration=inputs(), output=tmp_path / "a", **asked
     )
-    assert made.recipe is not None and "gptq" in [step.name for step in made.recipe.algorithms]
-    with pytest.raises(CalibrationError, match="gptq: there is no data"):
+    assert made.recipe is not None and gptq in [step.name for step in made.recipe.algorithms]
+    with pytest.raises(CalibrationError, match="own-gptq: there is no data"):
         deploykit.export(model, "x86-cpu", "int8-weight-only", algorithms=(gptq,), output=tmp_path / "b", **asked)
 
 

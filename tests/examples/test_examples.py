@@ -66,7 +66,7 @@ def test_own_algorithm(tmp_path: Path) -> None:
     printed = _run(str(EXAMPLES / "own_algorithm.py"), "--output", str(tmp_path))
     plain, better, *_ = (float(line.split()[-2]) for line in printed.splitlines())
     assert better > plain - 0.2
-    assert deploykit.load(tmp_path / "algorithm-jetson-orin-gptq").status == "needs device build"
+    assert deploykit.load(tmp_path / "algorithm-jetson-orin-own-gptq").status == "needs device build"
 
 
 def test_geforce_rtx(tmp_path: Path) -> None:

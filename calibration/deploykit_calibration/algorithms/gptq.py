@@ -1,0 +1,86 @@
+"""`gptq`: weights are rounded so that a layer's output changes least, and not each to its nearest value.
+
+Layers are rounded in execution order, each from what it reads behind those before it (`weight_rounding`). A shift of
+the output's mean goes into the bias, where the layer has one of its own. Only the float graph changes, and only to
+values that the target's own quantiser leaves as they are (`weight_grid`), so one algorithm serves every target.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from deploykit.contract.formats import PerGroup
+from deploykit_calibration.algorithms import SAMPLES, Algorithm
+from deploykit_calibration.in_step import affordable, run_in_step
+from deploykit_calibration.patterns import kept_float
+from deploykit_calibration.reweigh import with_weights
+from deploykit_calibration.weight_rounding import round_for_inputs
+from deploykit_calibration.weighted_layers import WeightedLayer, rows_of_weights, value_of, weighted_layers
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+    from deploykit_calibration.algorithms import Samples
+    from deploykit_calibration.in_step import Choose
+    from deploykit_calibration.prepared import Prepared
+
+
+def round_weights(prepared: Prepared, samples: Samples) -> Prepared:
+    """The same model with rounded weights in the layers whose weights the target rounds."""
+    captured, few = prepared.captured, affordable(prepared.captured, samples)
+    layers = _rounded_layers(prepared)
+    counts = Counter(layer.weight for layer in layers)
+    shared = {layer.weight: replace(layer, bias="") for layer in layers if counts[layer.weight] > 1}
+    replaced: dict[str, Tensor] = {}
+    for name, rows in rows_of_weights(captured, few, [layer for layer in layers if layer.weight in shared]):
+        _round(prepared, shared[name], replaced, rows, rows)
+    own = [layer for layer in layers if layer.weight not in shared]
+    run_in_step(captured, few, replaced, {layer.op: _step(prepared, layer, replaced) for layer in own})
+    return replace(prepared, captured=with_weights(captured, replaced)) if replaced else prepared
+
+
+def _rounded_layers(prepared: Prepared) -> list[WeightedLayer]:
+    layers = list(weighted_layers(prepared.captured))
+    if prepared.scheme.quantizes:
+        width = f"int{prepared.scheme.weight.bits}"  # of layers that hold other widths the grid is another
+        integer = {layer.name for layer in prepared.layers if layer.precision.partition("-")[0] == width}
+        return [layer for layer in layers if layer.op.name in integer]
+    if not isinstance(prepared.scheme.weight.granularity, PerGroup):
+        return []
+    linear = [layer for layer in layers if layer.kind != "conv"]
+    names = [layer.op.name for layer in linear]
+    wanted = prepared.include or prepared.exclude
+    kept = kept_float(prepared.captured.origins, names, prepared.include, prepared.exclude) if wanted else {}
+    return [layer for layer in linear if layer.op.name not in kept]
+
+
+def _step(prepared: Prepared, layer: WeightedLayer, replaced: dict[str, Tensor]) -> tuple[Node, Choose]:
+    def choose(plain: Sequence[Tensor], other: Sequence[Tensor]) -> None:
+        wanted = layer.rows_of(plain)
+        _round(prepared, layer, replaced, wanted, wanted if plain is other else layer.rows_of(other))
+
+    return layer.source, choose
+
+
+def _round(prepared: Prepared, layer: WeightedLayer, replaced: dict[str, Tensor], wanted: Tensor, seen: Tensor) -> None:
+    """Put weight and bias of one layer in place."""
+    weight = value_of(prepared.captured, layer.weight)
+    made = round_for_inputs(layer.matrices(weight), prepared.scheme, wanted, seen, centred=bool(layer.bias))
+    replaced[layer.weight] = layer.in_place_of(weight, made.weight)
+    if layer.bias:
+        bias = value_of(prepared.captured, layer.bias)
+        replaced[layer.bias] = (bias.double() - made.shift.reshape(bias.shape)).float()
+
+
+GPTQ = Algorithm(
+    "gptq",
+    round_weights,
+    cost="two float runs on some of the samples and a factorisation per layer: seconds",
+    needs=frozenset({SAMPLES}),
+    source="Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers (2022)",
+)
