@@ -111,6 +111,25 @@ def run_calibration(
     return run if extend is None else replace(run, table=extend.merge(run.table))
 
 
+def extended(run: CalibrationRun, adapted: CapturedModel) -> CalibrationTable:
+    """The table of a run with statistics of what a target's form of the model adds, taken from the kept samples.
+
+    Args:
+        adapted: nodes that are known by their captured names keep their statistics.
+    Returns:
+        The table itself where nothing was kept: what is new has no statistics then, and stays float.
+    """
+    table = run.table
+    if not run.samples:
+        return table
+    observed = _observed(adapted, open_data(adapted, run.samples), seed=0, progress=False, hold_out=False).table
+    return replace(
+        table,
+        statistics={**observed.statistics, **table.statistics},
+        layer_inputs={**observed.layer_inputs, **table.layer_inputs},
+    )
+
+
 def first_samples(captured: CapturedModel, data: Any, *, limit: int) -> list[dict[str, Tensor]]:
     """The first samples of calibration data, in a form that the captured model runs, without observing anything.
 

@@ -222,7 +222,8 @@ def _group_params(group: tuple[Node, ...], ranges: _Ranges, scheme: Scheme, *, c
         # Built-in parameters hold for the group unless another member does not fit into them.
         covered = ranges.covered(fixed)
         if covered[0] <= lo and hi <= covered[1]:
-            return TensorParams(float(np.float32(fixed.scale)), fixed.zero_point)
+            kind = np.float16 if scheme.float16_scales else np.float32
+            return TensorParams(float(kind(fixed.scale)), fixed.zero_point)
     activation = scheme.activation
     limits = {"quant_min": activation.quant_min, "quant_max": activation.quant_max}
     half = scheme.float16_scales

@@ -208,7 +208,11 @@ class Planner:
         if rule.inputs is Inputs.INT8:
             return True
         if rule.inputs is Inputs.RESIDUAL:
-            return self._fused_layer(op) is not None
+            fused = self._fused_layer(op)
+            if fused is None or self._view.kinds[fused] == "conv":
+                return fused is not None
+            # The chain behind a product of matrices reads the skip connection as it is; rounding it is one write more.
+            return all(tensor is fused or tensor in self._plan.quantized for tensor in operands)
         wanted = rule.pull and any(result in self._plan.demanded for result in self.results(op))
         if rule.inputs is Inputs.FOLLOW:
             shares = wanted or (rule.pull and rule.output is Output.ON_DEMAND)

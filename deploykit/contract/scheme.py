@@ -24,6 +24,7 @@ class Inputs(StrEnum):
     FOLLOW = "follow"  # where all of them are integers already; the op then stays in integers
     JOIN = "join"  # as soon as one of them is: the others are quantized for it
     RESIDUAL = "residual"  # only the skip connection; the other input comes from the fused layer in float
+    # (a skip connection to a product of matrices: where it is an integer already)
     FLOAT = "float"  # never
 
 
@@ -94,8 +95,8 @@ class Scheme:
             where it has more than this share of the multiply-accumulates; below it, float costs little and is exact.
         min_linear: a linear layer with fewer inputs or outputs than this stays float.
         float_head: a linear layer whose result is returned stays float below this share of the multiply-accumulates.
-        between: type of what stays float in a static int8 model, where the target's file says types; `by products` is
-            float16 where products of matrices are the larger part of what is int8, else float32.
+        between: type of what stays float in a statically quantised model, where the target's file says types; `by
+            traffic` is float16 where that makes what layers write smaller, else float32.
         split_attention: a product that attention cuts into queries, keys and values is written as one for each.
         max_rank: an op that reads or writes a tensor of more axes stays float; 0 is no limit.
         reduce_range: weights use one bit less, so that sums of two uint8 x int8 products cannot exceed 16 bits.
@@ -119,7 +120,7 @@ class Scheme:
     output_share: float = 1.0
     min_linear: int = 0
     float_head: float = 0.0
-    between: Literal["float32", "float16", "by products"] = "float32"
+    between: Literal["float32", "float16", "by traffic"] = "float32"
     split_attention: bool = False
     max_rank: int = 0
     reduce_range: bool = False

@@ -143,7 +143,7 @@ def refuse_foreign(plan: Plan, captured: CapturedModel) -> None:
     from deploykit_calibration.recipes import check_recipe
 
     if plan.request.recipe is not None:
-        check_recipe(plan.request.recipe, plan.target.adapt(captured))
+        check_recipe(plan.request.recipe, plan.target.adapt(captured, plan.request))
 
 
 def refuse_missing(plan: Plan, data: Any) -> None:

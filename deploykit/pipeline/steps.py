@@ -79,7 +79,7 @@ def prepare(
         MissingDependencyError: what the toolchain exports with is not installed.
         UsageError: a pattern or an algorithm does not exist.
     """
-    from deploykit_calibration.observe import CalibrationRun
+    from deploykit_calibration.observe import CalibrationRun, extended
     from deploykit_calibration.prepare import prepare as place
     from deploykit_calibration.table import CalibrationTable
 
@@ -88,11 +88,12 @@ def prepare(
     run = CalibrationRun(run) if isinstance(run, CalibrationTable) else run
     if run is not None:
         run.table.check_model(captured.fingerprint)
-    adapted = target.adapt(captured)
+    adapted = target.adapt(captured, request)
     scheme = target.scheme(request, adapted)
     if run is None or not needs_data(request):
         return place(request, adapted, scheme, reference=captured)
-    return place(request, adapted, scheme, table=run.table, samples=run.samples, reference=captured)
+    table = extended(run, adapted) if adapted is not captured else run.table
+    return place(request, adapted, scheme, table=table, samples=run.samples, reference=captured)
 
 
 def lower(prepared: Prepared, folder: Path, *, target: Target | None = None) -> Payload:

@@ -335,11 +335,13 @@ class Target(ABC):
         del request, captured
         return IN_FLOAT
 
-    def adapt(self, captured: CapturedModel) -> CapturedModel:
-        """The model in the form that this toolchain compiles; by default as it was captured.
+    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
+        """The model in the form that this toolchain compiles for a request; by default as it was captured.
 
-        Nodes keep their names where they can: statistics are of the captured graph.
+        Nodes keep their names where they can: statistics are of the captured graph. What is new is observed on the
+        samples that calibration kept.
         """
+        del request
         return captured
 
     def simulate(self, prepared: Prepared) -> Simulation | None:

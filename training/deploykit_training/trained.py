@@ -249,7 +249,7 @@ class Trained:
                 trainable=True,
             )
         frozen = copy.deepcopy(self.model)  # the artifact's reference stays, whatever is trained on
-        adapted = toolchain(start.request.toolchain).adapt(captured)
+        adapted = toolchain(start.request.toolchain).adapt(captured, start.request)
         check_names(start.prepared, adapted)
         reference = Trained(replace(start, module=frozen), self.graph, self._interface)
         prepared = replace(start.prepared, captured=adapted, reference=captured, trained=reference)

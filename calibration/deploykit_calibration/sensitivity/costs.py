@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from deploykit.contract.formats import dtype_of, rates_of
+from deploykit_calibration.between import float_between
 from deploykit_calibration.op_kinds import shape_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
 
 ESTIMATED, RELATIVE, MEASURED = "us, estimated", "MACs x bytes", "us, measured"
-_PRODUCTS = frozenset({"linear", "matmul", "attention"})
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,8 @@ def measured(prepared: Prepared, quantized: Iterable[OpTime], kept: Iterable[OpT
 
 def rest_of(prepared: Prepared) -> str:
     """What layers that are kept compute in: the type of the target's file between its integers."""
-    rest, between = prepared.precision.row.rest, prepared.scheme.between
-    if rest != "float32" or between == "float32":
-        return rest
-    if between != "by products":
-        return between
-    quantized = [layer for layer in prepared.layers if layer.precision != "float"]
-    products = sum(layer.macs for layer in quantized if layer.kind in _PRODUCTS)
-    return "float16" if 2 * products > sum(layer.macs for layer in quantized) else "float32"
+    rest = prepared.precision.row.rest
+    return rest if rest != "float32" else float_between(prepared)
 
 
 def quantized_dtype(prepared: Prepared) -> str:

@@ -14,6 +14,7 @@ from deploykit.contract.errors import ConversionError
 from deploykit.contract.precision import Precision
 from deploykit_calibration.layers import reconcile
 from deploykit_targets._float16 import Float16Plan, plan_float16
+from deploykit_targets._onnx.between import float_name
 from deploykit_targets._onnx.lint import Finding, LintRules, errors_of, lint
 from deploykit_targets._onnx.lower import MIN_OPSET
 from deploykit_targets._onnx.lowered import lowered
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
 
 
-_FLOAT_NAMES = {Precision.FP16: "float16", Precision.BF16: "bfloat16", Precision.MIXED: "float16"}
 _FLOAT_TYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16}
-_MATRICES = ("linear", "matmul")
-_LEAST_SCALE, _MOST_SCALE = 2.0**-18, 65504.0
 _QUANTIZED_NAMES = {Precision.INT8: "int8", Precision.MIXED: "int8", Precision.FP8: "fp8"}
 _UNTYPED = "float layers are float32 in the file; the device's compiler turns them into the narrower type"
 SOURCE = "q/dq nodes and types of the ONNX file; what the device runs is known after the build"
@@ -76,7 +74,7 @@ def lower_explicit(prepared: Prepared, rules: LintRules, *, opset: int, typed: b
     made = lowered(prepared, opset=max(opset, MIN_OPSET))
     if prepared.scheme.split_attention:
         split_products(made.model)
-    plain = _float_name(prepared, made.model)
+    plain = float_name(prepared)
     plan = plan_float16(prepared) if typed and plain == "float16" else Float16Plan()
     if typed and plain in _FLOAT_TYPES:
         retype(made.model, _FLOAT_TYPES[plain], plan.kept)
@@ -100,27 +98,6 @@ def checked(model: onnx.ModelProto, rules: LintRules) -> tuple[Finding, ...]:
             hint="replace the operation, or keep the layer in float (exclude=)",
         )
     return findings
-
-
-def _float_name(prepared: Prepared, model: onnx.ModelProto) -> str:
-    """The type of what is not quantized; see `Scheme.between`."""
-    between = prepared.scheme.between
-    if prepared.precision is not Precision.INT8:
-        return _FLOAT_NAMES.get(prepared.precision, "float32")
-    if between != "by products":
-        return between
-    macs = [(layer.kind in _MATRICES, layer.macs) for layer in prepared.layers if layer.precision == "int8"]
-    products = sum(count for is_product, count in macs if is_product)
-    return "float16" if 2 * products > sum(count for _, count in macs) and _scales_fit(model) else "float32"
-
-
-def _scales_fit(model: onnx.ModelProto) -> bool:
-    """Whether float16 holds the scales of q/dq nodes to 1 %, a tenth of what rounding to int8 costs."""
-    from onnx import numpy_helper
-
-    scales = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
-    values = (numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in scales)
-    return all(float(value.min()) >= _LEAST_SCALE and float(value.max()) <= _MOST_SCALE for value in values)
 
 
 def _achieved(prepared: Prepared, plan: Float16Plan, plain: str, notes: tuple[str, ...]) -> Achieved:

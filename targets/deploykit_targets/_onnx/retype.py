@@ -64,8 +64,17 @@ class _Wide:
             node.name for node in model.graph.node if node.name.partition(".")[0] in kept or self._is_undefined(node)
         }
         self._names |= {node.name for node in model.graph.node if next(_bodies(node), None) is not None}
+        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._floats = _float_values(model)
+        self._names |= {node.name for node in model.graph.node if self._divides_by_little(node)}
         self._keep_quantization()
+
+    def _divides_by_little(self, node: NodeProto) -> bool:
+        """Whether the narrow type has no 1 / scale of a quantization, by which compilers multiply."""
+        if node.op_type != "QuantizeLinear" or node.input[1] not in self._constants:
+            return False
+        scales = numpy_helper.to_array(self._constants[node.input[1]]).astype(np.float64)
+        return bool(np.any((scales * _MAX[self._to] < 1.0) | (scales > _MAX[self._to])))
 
     def _keep_quantization(self) -> None:
         """What quantizes a kept node's result, or dequantizes for kept nodes only, has values like theirs."""

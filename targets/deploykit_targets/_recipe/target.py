@@ -24,7 +24,7 @@ from deploykit.contract.reading import MAX_JSON_BYTES, read_bytes
 from deploykit.contract.requirements import Missing, Preflight, Requirements
 from deploykit.judge.profiling import DEFAULT_EFFORT, Effort, Profile
 from deploykit.plugin.estimate import estimate
-from deploykit.plugin.target import Payload, Target, Validation
+from deploykit.plugin.target import Payload, Simulation, Target, Validation
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from deploykit.contract.session import Session
     from deploykit.contract.tensors import TensorSpec
     from deploykit.judge.parity import ParityReport
+    from deploykit_calibration.prepared import Prepared
 
 COMPILED = "compiled"
 """Key of the manifest's metadata under which the word of the vendor's compiler is kept."""
@@ -114,6 +115,12 @@ class BuiltOnDevice(Target):
             if (artifact.path / RECIPE).is_file():
                 Path(folder, RECIPE).write_bytes(read_bytes(artifact.path / RECIPE, limit=MAX_JSON_BYTES))
             yield Path(folder, self.program)
+
+    def simulate(self, prepared: Prepared) -> Simulation | None:
+        """See `Target.simulate`: with float16 between integers where the file has it."""
+        from deploykit_targets._onnx.between import simulation_of
+
+        return simulation_of(prepared)
 
     def evidence(self, artifact: StoredArtifact) -> Evidence:
         """A built artifact runs on its device; another one only in a reference runtime."""

@@ -23,6 +23,9 @@ from deploykit_calibration.op_kinds import ACTIVATIONS
 
 _SHARED = replace(FOLLOW, pull=True)
 _AVERAGE = replace(_SHARED, output=Output.ON_DEMAND)
+_LOOP = OpRule(
+    Inputs.FLOAT, reason="a loop, which computes in float: recurrent layers are int8 where they are written out"
+)
 _DECONVOLUTION = OpRule(Inputs.FLOAT, reason="NVIDIA's compiler computes transposed convolutions in float")
 
 # A classifier narrower than an int8 tile of the tensor cores is no faster in int8, and costs 4 dB on a digits ResNet.
@@ -31,14 +34,15 @@ _DECONVOLUTION = OpRule(Inputs.FLOAT, reason="NVIDIA's compiler computes transpo
 # (TensorRT for RTX 1.7; benchmarks/tensorrt_compiled.py): averages are steps of a chain and computed in float, so that
 # rounding for their sake alone gains nothing; a value that other ops want as integers is written once, where what only
 # moves or averages it reads those too; a float classifier is one layer, an int8 one two, as a chain scales its sums; an
-# int8 product of matrices writes the type of the file, and an int8 convolution float32 whatever the file says.
+# int8 product of matrices writes the type of the file, and an int8 convolution float32 whatever the file says. Scales
+# are values of float16, so that the simulated graph has those of a file that holds float16 between its integers.
 TENSORRT = Scheme(
     name="tensorrt",
     activation=replace(INT8_SYMMETRIC, quant_min=-128),
     weight=INT8_CHANNELS,
     rules={
         **dict.fromkeys(PASSENGERS, _SHARED),
-        **RECURRENT,
+        **dict.fromkeys(RECURRENT, _LOOP),
         "conv": INT8,
         "conv_transpose": _DECONVOLUTION,
         "linear": INT8,
@@ -52,7 +56,8 @@ TENSORRT = Scheme(
     fixed_outputs={"softmax": FixedParams(1 / 127, 0)},
     min_linear=16,
     float_head=0.02,
-    between="by products",
+    between="by traffic",
+    float16_scales=True,
     split_attention=True,
 )
 # For float8 E4M3 at the same places: rounding is relative, so that means of rounding errors say nothing.

@@ -161,8 +161,7 @@ class CoreMLTarget(Target):
         """See `Target.simulate`: what is not an integer is float16."""
         if not prepared.scheme.quantizes:
             return None
-        from deploykit_targets._float16 import plan_float16
-        from deploykit_targets.coreml.simulation import simulated
+        from deploykit_targets._float16 import plan_float16, simulated
 
         return simulated(prepared.captured, prepared.placed, plan_float16(prepared).kept)
 

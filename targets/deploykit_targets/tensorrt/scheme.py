@@ -21,7 +21,8 @@ def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
     """The scheme for a request: what is between q/dq nodes has a type of its own only where the graph says types."""
     del captured
     scheme = explicit_scheme(request.precision)
-    return scheme if is_strongly_typed(request.device) else replace(scheme, between="float32", split_attention=False)
+    untyped = replace(scheme, between="float32", split_attention=False, float16_scales=False)
+    return scheme if is_strongly_typed(request.device) else untyped
 
 
 def opset_of(device: Device) -> int:

@@ -121,6 +121,12 @@ class TensorRtTarget(BuiltOnDevice):
         """See `BuiltOnDevice.interpreter`."""
         return session.interpreter()
 
+    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
+        """See `Target.adapt`: recurrent layers are written out where they are quantized."""
+        from deploykit_targets._tensorrt.adapt import adapt
+
+        return adapt(captured, request)
+
     def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
         """See `Target.scheme`."""
         from deploykit_targets.tensorrt.scheme import scheme_of

@@ -111,6 +111,12 @@ class TensorRtRtxTarget(BuiltOnDevice):
         """See `BuiltOnDevice.interpreter`."""
         return session.interpreter()
 
+    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
+        """See `Target.adapt`: recurrent layers are written out where they are quantized."""
+        from deploykit_targets._tensorrt.adapt import adapt
+
+        return adapt(captured, request)
+
     def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
         """See `Target.scheme`."""
         from deploykit_targets.tensorrt_rtx.scheme import scheme_of

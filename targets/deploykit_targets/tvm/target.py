@@ -44,8 +44,9 @@ class TvmTarget(RunsCompiled):
         compiler = compiler_for("aarch64" if device.arch == "arm64" else "x86_64")
         return "" if compiler.installed else f"{compiler.install_command} (to {compiler.purpose})"
 
-    def adapt(self, captured: CapturedModel) -> CapturedModel:
+    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
         """See `Target.adapt`: recurrent layers are unrolled."""
+        del request
         from deploykit_targets.tvm.convert import adapt
 
         return adapt(captured)

@@ -1,6 +1,6 @@
-"""The simulated reference of a Core ML int8 program: beside its integers, the program computes in float16.
+"""The simulated reference of a quantised model that computes in float16 beside its integers.
 
-Every value that an operator gives, and every constant that it reads, is rounded to float16 as the program holds it.
+Every value that an operator gives, and every constant that it reads, is rounded to float16 as the file holds it.
 What an operator does inside (sums, the steps of a layer norm) is float32 here: compute units differ in it.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _ARITHMETIC = frozenset("add sub rsub mul div".split())
-"""Operators with a number in the program, which is float16 there as everything else is."""
+"""Operators with a number in the file, which is float16 there as everything else is."""
 
 
 def simulated(captured: CapturedModel, quantized: QuantizedGraph, single: Collection[str]) -> SimulatedModel:
@@ -33,7 +33,7 @@ def simulated(captured: CapturedModel, quantized: QuantizedGraph, single: Collec
     Args:
         captured: the float model.
         quantized: what `place` made of it.
-        single: captured nodes that the program computes in float32.
+        single: captured nodes that are computed in float32.
     """
     found = SimulatedModel(captured, quantized)
     _halve(found.graph_module, frozenset(single))
