@@ -1,4 +1,7 @@
-"""Which toolchain `target="device:fastest"` chose, and what the others reached: values of the record `choice.json`."""
+"""What a search by latency chose, and what the others reached: values of the record `choice.json`.
+
+`target="device:fastest"` chooses between toolchains, `precision="auto"` between precisions.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,22 @@ from pathlib import Path
 
 from deploykit.artifact.manifest import CHOICE_NAME
 from deploykit.contract.errors import ArtifactError
+from deploykit.contract.precision import Evidence
 from deploykit.contract.reading import read_json
 from deploykit.judge.profiling import Percentiles
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What one toolchain made of the model.
+    """What one toolchain, or one precision, made of the model.
 
     Attributes:
-        target: such as `x86-cpu:openvino`.
+        target: such as `x86-cpu:openvino`; where precisions were compared, the precision, such as `int8`.
         status: `verified`, `failed`, or `refused` where there is no artifact.
         sqnr_db: of its parity; None without an artifact.
         size_bytes: of its payload.
-        latency_ms: percentiles, measured in turns with the other candidates that pass; None where it does not.
+        latency_ms: percentiles, measured in turns with the other candidates that pass, or estimated; None where it
+            does not pass.
         reason: why it was refused or failed; "" where it passes.
     """
 
@@ -34,11 +39,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which toolchain was the fastest, and what the others reached; fastest first."""
+    """Which was the fastest, and what the others reached; fastest first.
+
+    Attributes:
+        winner: `target` of the candidate.
+        threads: of the runtimes that were measured; 0 in an estimate.
+        evidence: of the latencies: `device`, or `estimate` where the device is not here.
+    """
 
     winner: str
     threads: int
     candidates: tuple[Candidate, ...]
+    evidence: Evidence = Evidence.DEVICE
 
 
 def read_choice(folder: Path) -> Choice | None:

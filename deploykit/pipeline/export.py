@@ -24,6 +24,8 @@ from deploykit.pipeline.publishing import published
 from deploykit.pipeline.steps import prepare
 from deploykit.plugin.artifact import Artifact
 
+AUTO = "auto"
+
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
     from deploykit_calibration.observe import CalibrationRun
@@ -64,7 +66,9 @@ def export(
             exports with each installed toolchain of the device, which must be this machine, and keeps the fastest that
             passes; `artifact.choice` has the table. By default that of the recipe, or `x86-cpu`.
         precision: such as `fp32`, `fp16`, `int8`, `int8-dynamic`; a target says which it has. By default that of
-            the recipe, or `int8`.
+            the recipe, or `int8`. `"auto"` exports in each of fp16, bf16, int8, int8-dynamic, mixed and fp32 that the
+            target has, and keeps the fastest that passes, by latency measured here, or by estimate where the device is
+            not here; int8 that misses is tuned first. `artifact.choice` has the table.
         example_inputs: tuple (positional) or dict (by name) of tensors; not needed where the model, the factory or a
             calibration file tells the inputs.
         calibration: for static precisions: iterable of tensors, `(inputs, labels)` tuples or dicts, a DataLoader, a
@@ -104,6 +108,10 @@ def export(
     request = dict(locals())  # first of all: the arguments, and nothing else
     recipe = opened(recipe)
     target, precision = aimed(recipe, target, precision)
+    if precision == AUTO:
+        from deploykit_tuning.auto import export_auto
+
+        return export_auto(export, {**request, "target": target})
     if isinstance(target, str) and target.endswith(SUFFIX):
         return export_fastest(export, {**request, "target": target, "precision": precision})
     goals = Goals(tolerance, min_placement, min_speedup)

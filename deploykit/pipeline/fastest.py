@@ -54,19 +54,19 @@ def export_fastest(export: Callable[..., Artifact], request: Mapping[str, Any]) 
         staging_folder(output, check_replaceable) as staging,
         tempfile.TemporaryDirectory(prefix="deploykit-fastest-") as cache,
     ):
-        shared = {**request, "calibration": _kept(request["calibration"]), "cache_dir": request["cache_dir"] or cache}
+        shared = {**request, "calibration": kept(request["calibration"]), "cache_dir": request["cache_dir"] or cache}
         made = {
-            offer.typed: _attempt(export, {**shared, "target": offer.typed, "output": staging / offer.target.name})
+            offer.typed: attempt(export, {**shared, "target": offer.typed, "output": staging / offer.target.name})
             for offer in offers
         }
-        passing = {name: found for name, found in made.items() if isinstance(found, Artifact) and _passes(found)}
+        passing = {name: found for name, found in made.items() if isinstance(found, Artifact) and passes(found)}
         if not passing:
-            reasons = "; ".join(f"{name}: {_described(name, found).reason}" for name, found in made.items())
+            reasons = "; ".join(f"{name}: {described(name, found).reason}" for name, found in made.items())
             raise ConversionError(
                 f"no toolchain of {device} makes an artifact that passes: {reasons}",
                 hint="export with one of them to see its report and its hint",
             )
-        choice = _measured(_of_the_device(passing), made)
+        choice = measured(_of_the_device(passing), made)
         winner = passing[choice.winner]
         data = msgspec.json.format(msgspec.json.encode(choice), indent=2) + b"\n"
         write_file(winner.path / CHOICE_NAME, data)
@@ -112,25 +112,27 @@ def _of_this_architecture(device: str, having: list[Resolved]) -> list[Resolved]
     return same
 
 
-def _kept(calibration: Any) -> Any:
+def kept(calibration: Any) -> Any:
     """Data that can be read once are read once, for every toolchain."""
     return list(calibration) if isinstance(calibration, Iterator) else calibration
 
 
-def _attempt(export: Callable[..., Artifact], request: Mapping[str, Any]) -> Artifact | DeploykitError:
+def attempt(export: Callable[..., Artifact], request: Mapping[str, Any]) -> Artifact | DeploykitError:
+    """An export that may miss its gates, or why there is none."""
     try:
         return export(**{**request, "strict": False})
     except DeploykitError as error:
         return error
 
 
-def _passes(artifact: Artifact) -> bool:
+def passes(artifact: Artifact) -> bool:
+    """Whether an artifact met its gates and needs no build."""
     return artifact.status == VERIFIED
 
 
 def _of_the_device(passing: Mapping[str, Artifact]) -> Mapping[str, Artifact]:
     """Those that compute here as they do on their device, which alone can be compared."""
-    found = {name: one for name, one in passing.items() if _is_native(one)}
+    found = {name: one for name, one in passing.items() if is_native(one)}
     if not found:
         raise DeviceError(
             f"{', '.join(passing)} does not run on this machine, and the fastest is found by measuring",
@@ -139,29 +141,37 @@ def _of_the_device(passing: Mapping[str, Artifact]) -> Mapping[str, Artifact]:
     return found
 
 
-def _is_native(artifact: Artifact) -> bool:
+def is_native(artifact: Artifact) -> bool:
+    """Whether it computes here as on its device."""
     return artifact.plugin().evidence(artifact) is Evidence.DEVICE
 
 
-def _measured(passing: Mapping[str, Artifact], made: Mapping[str, Artifact | DeploykitError]) -> Choice:
+def measured(passing: Mapping[str, Artifact], made: Mapping[str, Artifact | DeploykitError]) -> Choice:
+    """Measure artifacts in turns, and rank them.
+
+    Args:
+        passing: what is measured, by name.
+        made: all that was tried, by name.
+    """
     with ExitStack() as stack:
         sessions = [stack.enter_context(artifact.open()) for artifact in passing.values()]
         feeds = next(iter(passing.values())).golden().inputs[0]
         times, _ = measure_interleaved(sessions, feeds, DEFAULT_EFFORT)
         threads = sessions[0].threads
     latency = dict(zip(passing, map(Percentiles.of, times), strict=True))
-    rows = [replace(_described(name, found), latency_ms=latency.get(name)) for name, found in made.items()]
+    rows = [replace(described(name, found), latency_ms=latency.get(name)) for name, found in made.items()]
     rows.sort(key=lambda row: row.latency_ms.p50 if row.latency_ms else float("inf"))
     return Choice(rows[0].target, threads, tuple(rows))
 
 
-def _described(name: str, found: Artifact | DeploykitError) -> Candidate:
+def described(name: str, found: Artifact | DeploykitError) -> Candidate:
+    """A row of the table, without latency."""
     if isinstance(found, DeploykitError):
         return Candidate(name, "refused", reason=str(found).splitlines()[0])
     parity = found.parity
     failures: Sequence[str] = parity.failures if parity else ()
-    if _passes(found) and not _is_native(found):
+    if passes(found) and not is_native(found):
         reason = "; ".join(("it computes otherwise here than on its device", *found.preflight().adapted))
         return Candidate(name, found.status, parity.sqnr_db if parity else None, found.size_bytes, reason=reason)
-    reason = "" if _passes(found) else "; ".join(failures) or "it missed a placement or performance gate"
+    reason = "" if passes(found) else "; ".join(failures) or "it missed a placement or performance gate"
     return Candidate(name, found.status, parity.sqnr_db if parity else None, found.size_bytes, reason=reason)

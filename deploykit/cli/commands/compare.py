@@ -76,7 +76,7 @@ def published(artifact: Artifact) -> Answer:
 
 
 def choice_table(choice: Choice) -> Table:
-    """The toolchains that were tried, fastest first."""
+    """The toolchains, or precisions, that were tried, fastest first."""
     from deploykit.cli.tables import grid
 
     rows = [
@@ -90,8 +90,9 @@ def choice_table(choice: Choice) -> Table:
         ]
         for row in choice.candidates
     ]
-    title = f"Measured in turns on {choice.threads} thread(s)"
-    return grid(title, ["target", "status", "p50", "SQNR", "size", "why not"], rows, right=["p50", "SQNR", "size"])
+    measured = f"Measured in turns on {choice.threads} thread(s)"
+    title = measured if choice.threads else f"By {choice.evidence}: the device is not here"
+    return grid(title, ["tried", "status", "p50", "SQNR", "size", "why not"], rows, right=["p50", "SQNR", "size"])
 
 
 def shown_path(artifact: Artifact) -> Path:

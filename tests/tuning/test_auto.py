@@ -1,0 +1,62 @@
+"""`precision="auto"`: the fastest precision that passes, by measurement here, and by estimate elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deploykit
+from deploykit.contract.precision import Evidence
+from deploykit_tuning import auto
+
+
+def export(case: Any, target: str, output: Path, **arguments: Any) -> deploykit.Artifact:
+    shared: dict[str, Any] = {"calibration": case.run, "evaluate": case.right, "max_drop": 0.2, "profile": False}
+    shared |= {"progress": False, "output": output, **arguments}
+    return deploykit.export(case.captured, target, "auto", **shared)
+
+
+def test_the_fastest_that_passes_here(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An int8 that misses is tuned, and what is slower or misses stays in the table."""
+    monkeypatch.setattr(auto, "PRECISIONS", ("int8", "fp32"))
+    gate = deploykit.Tolerance(min_sqnr_db=55.0)
+    artifact = export(case, "x86-cpu", tmp_path / "a", tolerance=gate, min_placement=0.0)
+    choice = artifact.choice
+    assert choice is not None and artifact.status == "verified" and artifact.path == tmp_path / "a"
+    rows = {row.target: row for row in choice.candidates}
+    assert rows.keys() == {"int8", auto.TUNED, "fp32"} and rows["int8"].status == "failed"
+    assert "below 55 dB" in rows["int8"].reason and rows["int8"].latency_ms is None
+    passing = [row for row in choice.candidates if row.latency_ms is not None]
+    assert {row.target for row in passing} == {auto.TUNED, "fp32"}
+    if choice.evidence is Evidence.DEVICE:  # else this CPU lacks what the device has
+        assert choice.threads > 0
+    assert choice.winner == min(passing, key=lambda row: row.latency_ms.p50).target
+    assert artifact.precision == choice.winner.partition(",")[0]
+    assert artifact.parity is not None and artifact.parity.metric is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_by_estimate_where_the_device_is_not_here(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "PRECISIONS", ("int8", "fp16"))
+    artifact = export(case, "jetson-orin", tmp_path / "a")
+    assert artifact.choice is not None
+    assert artifact.choice.evidence is Evidence.ESTIMATE and artifact.choice.threads == 0
+    assert [row.latency_ms is None for row in artifact.choice.candidates] == [False, False]
+
+
+def test_what_auto_cannot_choose(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(deploykit.UsageError, match="both choose"):
+        export(case, "x86-cpu:fastest", tmp_path / "a")
+    with pytest.raises(deploykit.UsageError, match="within one precision"):
+        deploykit.tune(case.captured, "x86-cpu", "auto", calibration=case.run, output=tmp_path / "a")
+    monkeypatch.setattr(auto, "PRECISIONS", ("bf16",))
+    with pytest.raises(deploykit.UnsupportedPrecisionError, match="has none of bf16"):
+        export(case, "x86-cpu", tmp_path / "a")
+    monkeypatch.setattr(auto, "PRECISIONS", ("int8",))
+    with pytest.raises(
+        deploykit.ParityError, match="x86-cpu passes: int8: int8 needs calibration data"
+    ):
+        export(case, "x86-cpu", tmp_path / "a", calibration=None)
+    assert not list(tmp_path.iterdir())
