@@ -45,7 +45,7 @@ def sensitivity(
     Args:
         model, target, calibration, precision, example_inputs, calibration_method, dynamic_batch, dynamic_shapes,
             include, exclude, options, cache_dir, progress, algorithms, recipe: as `deploykit.export` takes them.
-            Gradients are taken on samples of the calibration data, on the example inputs where that is a finished table.
+            Gradients are of samples of the calibration data, or of the example inputs where that is a finished table.
     Returns:
         `.layers`, the ranking; `.keep(k)`, `.predict(names)` and `.front()`, candidates with predicted SQNR, cost and
         share of quantised multiply-accumulates; a table as `str`; `.to_dict()`.
