@@ -56,6 +56,11 @@ def fake_float8(x: Tensor, scale: float, limit: int) -> Tensor:
     return x.div(scale).clamp_(-limit, limit).to(torch.float8_e4m3fn).to(x.dtype).mul_(scale)
 
 
+def round_half(x: Tensor) -> Tensor:
+    """Round to float16; the values are float32 again."""
+    return x.half().float()
+
+
 def fuse(graph_module: GraphModule, run_time: AbstractSet[str] = frozenset()) -> GraphModule:
     """A copy of a q/dq graph that gives the same results in fewer passes over memory.
 

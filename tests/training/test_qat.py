@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import deploykit
 from deploykit import pipeline
 from deploykit.contract.errors import CalibrationError, CaptureError, UnsupportedPrecisionError, UsageError
+from deploykit.plugin.registry import toolchain
 from deploykit.testing.models import ZOO
 from deploykit_training.trained import TrainingWarning
 
@@ -34,9 +35,9 @@ def test_before_the_first_step_it_computes_what_is_placed(target: str, make_net:
     net, (images, _) = make_net(), digits
     captured = pipeline.capture(net, example_inputs=(images[:1],), dynamic_batch=True)
     run = pipeline.calibrate(captured, [images[:32], images[32:64]], progress=False)
-    simulation = pipeline.prepare(pipeline.request(target, "int8"), captured, run).simulation
-    assert simulation is not None
-    placed = simulation.graph_module  # the placed graph, with inputs rounded where a layer does so when it runs
+    prepared = pipeline.prepare(pipeline.request(target, "int8"), captured, run)
+    simulation: Any = toolchain(prepared.request.toolchain).simulate(prepared)
+    placed = simulation.graph_module  # the placed graph; what a layer or the device rounds when it runs is rounded, too
     with started(net, images, target=target) as trained, torch.no_grad():
         for part in (images[:1], images[100:107]):
             assert torch.equal(trained.model(part), placed(part)[0])

@@ -1,9 +1,9 @@
 """The placed graph as a live function of the model's own parameters.
 
 Every constant of a placed graph follows from the model's tensors: capture recorded how they fold, placement how folded
-values are rounded. Here these become inputs of the graph that are computed anew for each forward pass, differentiably;
-activations are rounded with straight-through gradients. What follows from nothing of the model's stays a constant.
-Statistics of batch norms are read and not written, unless `live_norms` is asked for them.
+values are rounded. Here these become inputs of the graph that the target's simulation runs, computed anew for each
+forward pass, differentiably; activations are rounded with straight-through gradients. What follows from nothing of the
+model's stays a constant. Statistics of batch norms are read and not written, unless `live_norms` is asked for them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.fx import Graph, GraphModule, Node
 from deploykit.capture.calls import stored
 from deploykit.capture.derivation import evaluate
 from deploykit.contract.errors import ConversionError
-from deploykit_calibration.op_kinds import data_arguments
 from deploykit_calibration.roundings import ROUNDING, BiasRounding, WeightRounding
+from deploykit_calibration.simulate import round_half
 from deploykit_training import straight_through
 from deploykit_training.live_norms import LiveNorm, norms_of, with_live_norms
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
     from deploykit_calibration.weights import WeightQuant
 
-_OPS = torch.ops.quantized_decomposed
-_QUANTIZE, _DEQUANTIZE = _OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default
 Own = Callable[[str], Tensor]
 
 
@@ -40,16 +38,17 @@ class LiveGraph:
 
     Args:
         prepared: what was placed, from a capture whose derivations are known.
+        simulated: what the target computes of it, as `Target.simulate` gives it.
 
     Raises:
         ConversionError: a stored tensor is rounded in a way that says nothing of how it follows from the parameters.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, simulated: GraphModule) -> None:
         self.prepared = prepared
         self._derivations = prepared.captured.derivations
-        self._live: list[tuple[str, Any]] = []
-        self.graph_module = self._build(prepared.graph_module, prepared.placed.run_time)
+        self._live: list[tuple[str, Any, bool]] = []
+        self.graph_module = self._build(simulated)
         self._modules: dict[torch.device, GraphModule] = {torch.device("cpu"): self.graph_module}
         self._normed: dict[torch.device, GraphModule] = {}
 
@@ -89,13 +88,14 @@ class LiveGraph:
         with torch.no_grad():  # scales are chosen on the CPU, in float64, as placement does
             plain = {name: value.detach().cpu() for name, value in floats.items()}
         quants: dict[WeightRounding, WeightQuant] = {}
-        return [self._rounded(rule, floats, plain, quants) for _, rule in self._live]
+        values = ((self._rounded(rule, floats, plain, quants), halved) for _, rule, halved in self._live)
+        return [straight_through.half_through(value) if halved else value for value, halved in values]
 
     # Values.
 
     def _names(self) -> list[str]:
         """The captured model's constants that live values are made of."""
-        return list(dict.fromkeys(name for _, rule in self._live for name in _read(rule)))
+        return list(dict.fromkeys(name for _, rule, _ in self._live for name in _read(rule)))
 
     def _constant(self, name: str, own: Own, known: dict[int, Any], device: torch.device) -> Tensor:
         if name in self._derivations:
@@ -131,27 +131,29 @@ class LiveGraph:
 
     # The graph.
 
-    def _build(self, placed: GraphModule, run_time: frozenset[str]) -> GraphModule:
+    def _build(self, simulated: GraphModule) -> GraphModule:
+        """The simulated graph with gradients; its constants that follow from the model are inputs."""
         graph, copies = Graph(), dict[Node, Any]()
         buffers: dict[str, Any] = {}
-        nodes = list(placed.graph.nodes)
+        rules = {node.name: self._rule(node) for node in self.prepared.graph_module.graph.nodes}
+        nodes = list(simulated.graph.nodes)
         for node in nodes:
             if node.op == "placeholder":
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         for node in nodes:
-            rule = self._rule(node)
-            if rule is not None:
+            rule = rules.get(node.name)
+            if node.op == "get_attr" and rule is not None:
                 copies[node] = graph.placeholder(f"live_{node.name}")
-                self._live.append((node.name, rule))
+                self._live.append((node.name, rule, self._is_halved(node.name, rule, simulated)))
         for node in nodes:
             if node not in copies:
-                copies[node] = self._copy(graph, placed, node, copies, buffers, run_time)
-        for node in reversed(graph.nodes):
-            if node.op in ("get_attr", "call_function") and not node.users:
-                graph.erase_node(node)
-        used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-        kept = {name: value for name, value in buffers.items() if name in used}
-        module = GraphModule(kept, graph, class_name="TrainedGraphModule")
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+                if node.op == "get_attr":
+                    value = stored(simulated, str(node.target))
+                    buffers[str(node.target)] = value.detach() if isinstance(value, Tensor) else value
+                elif node.op == "call_function":
+                    copies[node].target = _with_gradient(node.target)
+        module = GraphModule(buffers, graph, class_name="TrainedGraphModule")
         module.graph.lint()
         return module
 
@@ -164,30 +166,25 @@ class LiveGraph:
             return str(node.target)
         return None
 
-    def _copy(
-        self,
-        graph: Graph,
-        placed: GraphModule,
-        node: Node,
-        copies: Mapping[Node, Any],
-        buffers: dict[str, Any],
-        run_time: frozenset[str],
-    ) -> Any:
-        if node.op == "get_attr":
-            value = stored(placed, str(node.target))
-            buffers[str(node.target)] = value.detach() if isinstance(value, Tensor) else value
-            return graph.node_copy(node, copies.__getitem__)
-        if node.target is _QUANTIZE and all(user.target is _DEQUANTIZE for user in node.users):
-            return copies[node.args[0]]  # type: ignore[index]
-        if node.target is _DEQUANTIZE and getattr(node.args[0], "target", None) is _QUANTIZE:
-            return _rounded_call(graph, node, copies)
-        copy = graph.node_copy(node, copies.__getitem__)
-        if node.name in run_time:
-            (source,) = data_arguments(copy)
-            with graph.inserting_before(copy):
-                rounded = graph.call_function(straight_through.rows_through, (source,))
-            copy.replace_input_with(source, rounded)
-        return copy
+    def _is_halved(self, name: str, rule: Any, simulated: GraphModule) -> bool:
+        """Whether the simulation rounds a constant to float16, too.
+
+        Raises:
+            ConversionError: it is something else than the rule gives.
+        """
+        held = {each: stored(self.prepared.captured.graph_module, each) for each in _read(rule)}
+        plain = {each: value.detach() for each, value in held.items() if isinstance(value, Tensor)}
+        wanted = stored(simulated, name)
+        assert isinstance(wanted, Tensor)
+        found = self._rounded(rule, plain, plain, {})
+        if torch.equal(found, wanted):
+            return False
+        if torch.equal(round_half(found), wanted):
+            return True
+        raise ConversionError(
+            f"{name} is not what its rule gives: how it follows from the parameters is not known",
+            hint="leave its layer in float (exclude=), or leave out algorithms=; report it as a fault of deploykit",
+        )
 
     def _on(self, device: torch.device) -> GraphModule:
         """The graph for a device: constants are moved there, and tensors are made there."""
@@ -204,16 +201,17 @@ class LiveGraph:
         return self._modules[device]
 
 
-def _rounded_call(graph: Graph, node: Node, copies: Mapping[Node, Any]) -> Node:
-    """One straight-through call in place of a quantize and the dequantize behind it."""
-    pair: Any = node.args[0]
-    source, scale, zero_point, low, high, dtype = pair.args
-    if dtype.is_floating_point:
-        return graph.call_function(straight_through.float8_through, (copies[source], scale, high))
-    args = (copies[source], scale, low - zero_point, high - zero_point)
-    made = graph.call_function(straight_through.fake_quantize, args)
-    made.meta["rounds"] = str(source.name)
-    return made
+def _with_gradient(target: Any) -> Any:
+    """What trains in place of a function of the simulation.
+
+    Raises:
+        ConversionError: it is none of ours, nor an operator of PyTorch, which has its own gradient.
+    """
+    if target in straight_through.TRAINED_AS:
+        return straight_through.TRAINED_AS[target]
+    if isinstance(target, torch._ops.OpOverload) or getattr(target, "__module__", "") in ("_operator", "torch", "math"):
+        return target
+    raise ConversionError(f"the simulation computes {target}, which has no gradient that is known")
 
 
 def _read(rule: Any) -> tuple[str, ...]:

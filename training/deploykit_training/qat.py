@@ -34,9 +34,10 @@ from deploykit.pipeline.evidence import Task
 from deploykit.pipeline.plan import make_request
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.steps import calibrate, prepare
+from deploykit.plugin.registry import toolchain
 from deploykit_training.forward import Interface, LiveForward, plain
 from deploykit_training.live import LiveGraph
-from deploykit_training.same_graph import check_equal
+from deploykit_training.same_graph import check_equal, simulation_of
 from deploykit_training.trained import Start, Trained
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from deploykit_calibration.observe import CalibrationRun
 
 if TYPE_CHECKING:
-    from deploykit_calibration.prepared import Prepared
+    pass
 
 
 def qat(
@@ -151,8 +152,10 @@ def begin(
         run = observe(captured)
     with steps.step("place"):
         prepared = prepare(request, captured, run, target=plugin)
-        graph = _checked_graph(prepared, captured, module)
-    return Trained(Start(module, example_inputs, request, run, prepared, task, live_steps), graph, interface)
+        plugin = plugin or toolchain(request.toolchain)
+        start = Start(module, example_inputs, request, run, prepared, task, live_steps, plugin)
+        graph = _checked_graph(start, captured)
+    return Trained(start, graph, interface)
 
 
 def _checked_module(module: Any) -> nn.Module:
@@ -195,7 +198,7 @@ def _captured(module: nn.Module, example_inputs: Any, *, dynamic_batch: bool, dy
         ) from error
 
 
-def _checked_graph(prepared: Prepared, captured: CapturedModel, module: nn.Module) -> LiveGraph:
+def _checked_graph(start: Start, captured: CapturedModel) -> LiveGraph:
     """The live graph, which equals the placed one before the first step.
 
     Raises:
@@ -203,7 +206,7 @@ def _checked_graph(prepared: Prepared, captured: CapturedModel, module: nn.Modul
         UsageError: an algorithm replaced weights.
         ConversionError: it differs.
     """
-    request = prepared.request
+    prepared, request = start.prepared, start.request
     if not request.precision.is_static or not prepared.scheme.quantizes:
         raise UnsupportedPrecisionError(
             f"{request.precision} rounds nothing that is placed on {request.target}: there is nothing to train for",
@@ -219,6 +222,7 @@ def _checked_graph(prepared: Prepared, captured: CapturedModel, module: nn.Modul
     if not any(layer.precision == "int8" for layer in prepared.layers):
         first = next((layer.reason for layer in prepared.layers if layer.reason), "it has no layer")
         raise UsageError(f"no layer of the model is quantised: {first}", hint="export it in float, or change include=")
-    graph = LiveGraph(prepared)
-    check_equal(prepared, graph, module, captured.example_inputs, "before")
+    simulated = simulation_of(start.plugin, prepared)
+    graph = LiveGraph(prepared, simulated)
+    check_equal(prepared, simulated, graph, start.module, captured.example_inputs, "before")
     return graph

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from deploykit.capture import CapturedModel
 from deploykit.contract.errors import (
@@ -19,16 +20,36 @@ from deploykit.contract.errors import (
 from deploykit_training.live import LiveGraph, own_of
 
 if TYPE_CHECKING:
+    from deploykit.plugin.target import Target
     from deploykit_calibration.observe import CalibrationRun
     from deploykit_calibration.prepared import Prepared
 
 
-def check_equal(prepared: Prepared, graph: LiveGraph, module: nn.Module, inputs: Sequence[Tensor], when: str) -> None:
-    """Raise unless the live graph gives what the placed one gives, bit for bit."""
-    simulation = prepared.simulation
-    assert simulation is not None
+def simulation_of(plugin: Target, prepared: Prepared) -> GraphModule:
+    """The graph that a target's simulation runs.
+
+    Raises:
+        ConversionError: it runs something else than a graph.
+    """
+    found = getattr(plugin.simulate(prepared), "graph_module", None)
+    if not isinstance(found, GraphModule):
+        raise ConversionError(
+            f"what {plugin.name} simulates is no graph that can be trained", hint="train for another target"
+        )
+    return found
+
+
+def check_equal(
+    prepared: Prepared,
+    simulated: GraphModule,
+    graph: LiveGraph,
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    when: str,
+) -> None:
+    """Raise unless the live graph gives what the simulated one gives, bit for bit."""
     with torch.no_grad():
-        wanted = simulation.graph_module(*inputs)
+        wanted = simulated(*inputs)
         found = graph.run(own_of(module), inputs)
     for spec, want, have in zip(prepared.captured.outputs, wanted, found, strict=True):
         if not torch.equal(want, have.cpu()):

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deploykit_calibration.simulate import fake_float8, round_rows
+from deploykit_calibration import simulate
+from deploykit_calibration.simulate import fake_float8, round_half, round_rows
 from deploykit_calibration.weights import WeightQuant
 
 
@@ -35,6 +36,12 @@ def rows_through(x: Tensor) -> Tensor:
     """Round each row to 256 steps between its own extremes; the gradient passes as it is."""
     x = x.float()
     return through(x, round_rows(x.detach()))
+
+
+def half_through(x: Tensor) -> Tensor:
+    """Round to float16; the gradient passes as it is, in float32."""
+    x = x.float()
+    return through(x, round_half(x.detach()))
 
 
 def quantize_weight(weight: Tensor, quant: WeightQuant) -> Tensor:
@@ -64,3 +71,12 @@ class _Through(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         del ctx
         return gradients[0], None
+
+
+TRAINED_AS: dict[Callable[..., Any], Callable[..., Any]] = {
+    simulate.fake_quantize: fake_quantize,
+    simulate.fake_float8: float8_through,
+    simulate.round_rows: rows_through,
+    simulate.round_half: half_through,
+}
+"""What a simulation computes with -> the same with a gradient."""

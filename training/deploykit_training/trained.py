@@ -23,13 +23,13 @@ from deploykit.pipeline.plan import Goals, make_plan
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.publishing import published
 from deploykit.pipeline.reference import reference_session, to_arrays
-from deploykit.plugin.registry import toolchain
 from deploykit_training.forward import Interface, LiveForward, plain, restore, swap
 from deploykit_training.live import LiveGraph, own_of
-from deploykit_training.same_graph import check_equal, check_names, fitted
+from deploykit_training.same_graph import check_equal, check_names, fitted, simulation_of
 
 if TYPE_CHECKING:
     from deploykit.plugin.artifact import Artifact
+    from deploykit.plugin.target import Target
     from deploykit_calibration.observe import CalibrationRun
     from deploykit_calibration.prepared import Prepared
 
@@ -50,6 +50,7 @@ class Start:
         prepared: the scheme of the target on the untrained model.
         task: the user's metric, or None.
         live_steps: first steps in which batch norms use the statistics of the batch.
+        plugin: whose scheme is trained.
     """
 
     module: nn.Module
@@ -58,7 +59,8 @@ class Start:
     run: CalibrationRun
     prepared: Prepared
     task: Task | None
-    live_steps: int = 0
+    live_steps: int
+    plugin: Target
 
 
 class Trained:
@@ -249,11 +251,12 @@ class Trained:
                 trainable=True,
             )
         frozen = copy.deepcopy(self.model)  # the artifact's reference stays, whatever is trained on
-        adapted = toolchain(start.request.toolchain).adapt(captured, start.request)
+        adapted = start.plugin.adapt(captured, start.request)
         check_names(start.prepared, adapted)
         reference = Trained(replace(start, module=frozen), self.graph, self._interface)
         prepared = replace(start.prepared, captured=adapted, reference=captured, trained=reference)
-        check_equal(prepared, self.graph, frozen, captured.example_inputs, "after")
+        simulated = simulation_of(start.plugin, prepared)
+        check_equal(prepared, simulated, self.graph, frozen, captured.example_inputs, "after")
         return prepared
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from deploykit_calibration.products import operator_name
-from deploykit_calibration.simulate import SimulatedModel, fake_quantize
+from deploykit_calibration.simulate import SimulatedModel, fake_quantize, round_half
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -38,11 +38,6 @@ def simulated(captured: CapturedModel, quantized: QuantizedGraph, single: Collec
     found = SimulatedModel(captured, quantized)
     _halve(found.graph_module, frozenset(single))
     return found
-
-
-def round_half(x: Tensor) -> Tensor:
-    """Round to float16; the values are float32 again."""
-    return x.half().float()
 
 
 def _halve(module: GraphModule, single: frozenset[str]) -> None:
