@@ -55,8 +55,6 @@ def test_what_auto_cannot_choose(case: Any, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(deploykit.UnsupportedPrecisionError, match="has none of bf16"):
         export(case, "x86-cpu", tmp_path / "a")
     monkeypatch.setattr(auto, "PRECISIONS", ("int8",))
-    with pytest.raises(
-        deploykit.ParityError, match="x86-cpu passes: int8: int8 needs calibration data"
-    ):
+    with pytest.raises(deploykit.ParityError, match="x86-cpu passes: int8: int8 needs calibration data"):
         export(case, "x86-cpu", tmp_path / "a", calibration=None)
     assert not list(tmp_path.iterdir())
