@@ -131,6 +131,18 @@ class Link:
     worst: Metrics
     outputs: dict[str, Metrics]
 
+    def bounded(self, foreseen: Link) -> Link:
+        """The link with the lower end of each output's spread at most at what another link reaches on it."""
+        outputs = {name: _bounded(found, foreseen.outputs[name].sqnr_db) for name, found in self.outputs.items()}
+        return replace(self, worst=worst_of(outputs.values()), outputs=outputs)
+
+
+def _bounded(metrics: Metrics, most: float | None) -> Metrics:
+    spread = metrics.spread
+    if spread is None or most is None or most >= spread.low_db:
+        return metrics
+    return replace(metrics, spread=replace(spread, low_db=most))
+
 
 @dataclass(frozen=True)
 class OtherSamples:

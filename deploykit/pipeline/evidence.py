@@ -25,6 +25,7 @@ from deploykit.plugin.target import Target, Validation
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
+    from deploykit_calibration.foreseen import Foreseen
     from deploykit_calibration.observe import CalibrationRun
     from deploykit_calibration.prepared import Prepared
 
@@ -145,6 +146,7 @@ def prove(
         The artifact with its golden data, and the report, with remarks where data were few.
     """
     begins_with, reference = _reference(prepared)
+    foreseen = _foreseen(prepared)
     judged = Validation(
         reference,
         samples.feeds,
@@ -154,11 +156,12 @@ def prove(
         others=samples.others,
         seen=samples.seen,
         begins_with=begins_with,
+        foreseen=foreseen.simulation if foreseen else None,
     )
     with target.open_for_parity(artifact) as session:
         artifact = make_golden(artifact, samples.feeds, session)
         report = target.validate(artifact, judged, session)
-        report = replace(report, notes=(*report.notes, *_remarks(report, run)))
+        report = replace(report, notes=(*report.notes, *_remarks(report, run), *_wild(foreseen, report)))
         if task is not None:
             report = _with_task(report, task, reference, session, run)
     return with_verdict(artifact, report), report
@@ -190,6 +193,25 @@ def _remarks(report: ParityReport, run: CalibrationRun | None) -> Iterator[str]:
         )
     if run.held_out and len(run.held_out) < _FEW:
         yield f"judged on {len(run.held_out)} held-out sample(s): pass more calibration data for a figure that is sure"
+
+
+def _foreseen(prepared: Prepared) -> Foreseen | None:
+    if prepared.table is None:
+        return None
+    from deploykit_calibration.foreseen import foresee
+
+    return foresee(prepared)
+
+
+def _wild(foreseen: Foreseen | None, report: ParityReport) -> Iterator[str]:
+    """What is said of values that further samples are expected to take far beyond their ranges."""
+    if foreseen is None or report.spread is None:
+        return
+    named = ", ".join(f"`{name}` ({factor:.1f} x)" for name, factor in foreseen.worst())
+    yield (
+        f"values that differ wildly from sample to sample are expected to leave their ranges: {named}; other samples"
+        f" may reach {report.spread.low_db:.1f} dB. Calibrate on more samples, or keep in float what reads these values"
+    )
 
 
 def _with_task(

@@ -168,6 +168,8 @@ class Validation:
         others: further samples, by what they are; compared.
         seen: which of the others calibration saw: they must pass the gate, too; "" for none.
         begins_with: what the reference is, as the chain's first link names it.
+        foreseen: the simulation as it would meet further samples, run on those at hand; bounds what is expected of
+            others (`Spread.low_db`); None where they are expected to be like these.
     """
 
     reference: Session
@@ -178,6 +180,7 @@ class Validation:
     others: Mapping[str, Sequence[Feeds]] = field(default_factory=dict)
     seen: str = ""
     begins_with: str = FLOAT
+    foreseen: Simulation | None = None
 
 
 class Target(ABC):
@@ -611,7 +614,8 @@ def judge(session: Session, evidence: Evidence, validation: Validation) -> Parit
     stages.append(Stage("artifact", session, evidence))
     comparison = ChainComparison(stages)
     comparison.add(validation.samples)
-    chain, ends = comparison.links(), (stages[0], stages[-1])
+    ends = (stages[0], stages[-1])
+    chain = _bounded(comparison.links(), stages[0], session, validation)
     links = {name: compare_chain(ends, samples) for name, samples in validation.others.items()}
     others = tuple(OtherSamples(name, count, found[-1].worst) for name, (found, count) in links.items())
     whole, seen = chain[-1].worst, links.get(validation.seen)
@@ -634,6 +638,17 @@ def judge(session: Session, evidence: Evidence, validation: Validation) -> Parit
         notes=(*remarks_on(chain[-1]), *((_UNROUNDED,) if unrounded else ())),
         other_samples=others,
     )
+
+
+def _bounded(chain: tuple[Link, ...], first: Stage, session: Session, validation: Validation) -> tuple[Link, ...]:
+    """The chain with what is expected of other samples bounded by what is foreseen of them."""
+    if validation.foreseen is None:
+        return chain
+    simulated = FunctionSession(validation.foreseen.run, session.inputs, session.outputs)
+    foreseen = Stage("foreseen", simulated, first.evidence)
+    known = (*validation.samples, *validation.others.get(validation.seen, ()))
+    found = compare_chain((first, foreseen), known)[0][-1]
+    return (*chain[:-1], chain[-1].bounded(found))
 
 
 def _failures_of_seen(seen: tuple[tuple[Link, ...], int] | None, validation: Validation) -> tuple[str, ...]:

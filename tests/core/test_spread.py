@@ -11,7 +11,7 @@ from deploykit.contract.decibels import sqnr_db
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import FunctionSession
 from deploykit.contract.tensors import Feeds, TensorSpec
-from deploykit.judge.parity import Metrics, OutputComparison, Tolerance, worst_of
+from deploykit.judge.parity import LayerParity, Metrics, OutputComparison, Tolerance, worst_of
 from deploykit.judge.spread import CONFIDENCE, KEPT, Spread, spread_of
 from deploykit.plugin.target import Validation, judge
 
@@ -113,3 +113,22 @@ def test_seen_samples_that_miss_the_gate_fail_the_verdict() -> None:
     report = judge(FunctionSession(lambda feeds: feeds, SPEC, SPEC), Evidence.DEVICE, _validation(0.01, 0.9))
     assert not report.passed and report.sqnr_db is not None and report.sqnr_db > 30.0
     assert report.failures[0].startswith("SQNR ") and report.failures[0].endswith("on seen by calibration")
+
+
+def test_what_is_foreseen_bounds_what_is_expected_of_others() -> None:
+    """A simulation that clips as further samples will be clipped lowers the end that is gated, and no figure."""
+
+    class Foreseen:
+        def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+            return {"x": feeds["x"] * np.float32([1, 1, 1, 1, 0, 0, 0, 0]) * np.float32(0.5)}
+
+        def compare_layers(self, samples: object) -> list[LayerParity]:
+            return []
+
+    validation = _validation(0.01, 0.01)
+    session = FunctionSession(lambda feeds: feeds, SPEC, SPEC)
+    plain = judge(session, Evidence.DEVICE, validation)
+    report = judge(session, Evidence.DEVICE, replace(validation, foreseen=Foreseen()))
+    assert plain.passed and not report.passed and report.sqnr_db == plain.sqnr_db
+    assert report.spread is not None and report.spread.low_db == pytest.approx(sqnr_db(1.0, 0.25), abs=0.01)
+    assert report.failures[0].startswith("SQNR to expect of other samples")
