@@ -205,8 +205,9 @@ class Trained:
         profile: bool = True,
         strict: bool = True,
         progress: bool = True,
+        task: Task | None = None,
     ) -> Artifact:
-        """Export what was trained; arguments as those of `deploykit.export`.
+        """Export what was trained; arguments as those of `deploykit.export`, and `task` in place of `evaluate`.
 
         The model is captured again with the trained parameters and placed with the ranges of the training; that graph
         must equal the trained one bit for bit on the example inputs. Parity is then against the trained graph.
@@ -228,7 +229,7 @@ class Trained:
             profile=profile,
             algorithms=start.request.algorithms,
         )
-        task = Task(evaluate, max_drop) if evaluate is not None else start.task
+        task = task or (Task(evaluate, max_drop) if evaluate is not None else start.task)
         steps = Steps(enabled=progress)
         with steps.step("capture"):
             prepared = self.prepared(dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)

@@ -83,7 +83,7 @@ class Climb:
         if self.is_spent:
             self.skip(step, f"the budget of {self.budget_s:g} s is spent")
             return None
-        key = key_of(step, "" if parent is None else _bare(parent).fingerprint, detail)
+        key = key_of(step, "" if parent is None else bare(parent).fingerprint, detail)
         known = self.journal.recall(key)
         if known is not None:
             return self._take(known)
@@ -97,7 +97,7 @@ class Climb:
             self.bench.prepared(recipe)
         except DeploykitError as error:
             return Entry(key, LadderStep.of(step, FAILED, None, time.perf_counter() - began, error.message))
-        if self.best is not None and _bare(recipe) == _bare(self.best.recipe):
+        if self.best is not None and bare(recipe) == bare(self.best.recipe):
             seconds = time.perf_counter() - began
             return Entry(key, LadderStep.of(step, PASSED_OVER, None, seconds, "it decides what was decided before"))
         figures = self.bench.simulated(recipe)
@@ -114,6 +114,13 @@ class Climb:
             self.best = Candidate(entry.step.step, entry.recipe, entry.figures)
             self.start = self.start or self.best
         return entry.figures
+
+    def take_artifact(self, entry: Entry, *, new: bool = False) -> None:
+        """Take a step that made an artifact of its own, in the folder of its key."""
+        if entry.recipe is not None and entry.figures is not None and self.folder(entry.key).is_dir():
+            artifact = load(self.folder(entry.key))
+            self._proved[bare(entry.recipe).fingerprint] = (artifact, entry.figures)
+        self._take(entry, new=new)
 
     def skip(self, step: str, reason: str) -> None:
         """Tell of a step that is not tried."""
@@ -137,26 +144,27 @@ class Climb:
         Raises:
             ConversionError and others: it cannot be made; see `deploykit.export`.
         """
-        name = _bare(candidate.recipe).fingerprint
+        name = bare(candidate.recipe).fingerprint
         if name not in self._proved:
             self._proved[name] = self._recalled(candidate, name) or self._made(candidate, name)
         return self._proved[name]
 
-    def _folder(self, name: str) -> Path:
+    def folder(self, name: str) -> Path:
+        """Where an artifact of the search lies until it ends."""
         return self.journal.folder / f"artifact-{name[:16]}"
 
     def _recalled(self, candidate: Candidate, name: str) -> tuple[Artifact, Figures] | None:
         known = self.journal.recall(key_of(ARTIFACT, name))
-        if known is None or known.figures is None or not self._folder(name).is_dir():
+        if known is None or known.figures is None or not self.folder(name).is_dir():
             return None
         self.ladder.append(known.step)
-        return load(self._folder(name)), known.figures
+        return load(self.folder(name)), known.figures
 
     def _made(self, candidate: Candidate, name: str) -> tuple[Artifact, Figures]:
         step = f"{candidate.step}: {ARTIFACT}"
         self.line.show(step, self.best)
         began = time.perf_counter()
-        artifact = self.bench.artifact(candidate.recipe, self._folder(name))
+        artifact = self.bench.artifact(candidate.recipe, self.folder(name))
         figures = self.bench.proved(artifact)
         figures = replace(
             figures, predicted_cost=candidate.figures.predicted_cost, cost_unit=candidate.figures.cost_unit
@@ -178,7 +186,8 @@ class Climb:
         return found if better(found[2], start[2]) else start
 
 
-def _bare(recipe: Recipe) -> Recipe:
+def bare(recipe: Recipe) -> Recipe:
+    """Without its ladder: the decisions alone."""
     return replace(recipe, ladder=())
 
 

@@ -32,12 +32,13 @@ EVALUATIONS = 4
 """Real evaluations of mixed precision: sixteen candidates are told apart."""
 
 
-def rungs(allow: Sequence[str], base: Callable[[], Recipe]) -> Iterator[Rung]:
+def rungs(allow: Sequence[str], base: Callable[[], Recipe], train: Callable[[Climb], None]) -> Iterator[Rung]:
     """The rungs that are allowed, cheapest first; the plain export is always the start.
 
     Args:
         allow: of `NAMES`.
         base: gives the recipe of the plain export.
+        train: the last rung.
     """
     yield "ptq", partial(start, base=base)
     if "ptq" in allow:
@@ -46,6 +47,8 @@ def rungs(allow: Sequence[str], base: Callable[[], Recipe]) -> Iterator[Rung]:
         yield "rounding", rounding
     if "mixed" in allow:
         yield "mixed", mixed
+    if "train" in allow:
+        yield "train", train
 
 
 def start(search: Climb, base: Callable[[], Recipe]) -> None:

@@ -21,6 +21,7 @@ from deploykit.judge.scores import Scores
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.evidence import Task
 from deploykit.pipeline.export import calibrated, refuse_foreign, refuse_missing
+from deploykit.pipeline.fastest import kept
 from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
 from deploykit.pipeline.plan import Goals, Plan, make_plan
 from deploykit.pipeline.reference import reference_session
@@ -35,6 +36,7 @@ from deploykit_tuning.journal import Journal, code_of, key_of
 from deploykit_tuning.ladder import TunePlan
 from deploykit_tuning.line import Line
 from deploykit_tuning.rungs import NAMES, rungs
+from deploykit_tuning.training import Training
 
 if TYPE_CHECKING:
     pass
@@ -114,14 +116,28 @@ def tune(
         recipe=recipe,
     )
     task = None if evaluate is None else Task(evaluate, _MAX_DROP if max_drop is None else max_drop)
+    calibration = kept(calibration)
+    shapes = {"dynamic_batch": dynamic_batch, "dynamic_shapes": dynamic_shapes}
+    training = Training(
+        model,
+        train,
+        {
+            **{"target": target, "precision": precision, "example_inputs": example_inputs, "calibration": calibration},
+            **{"calibration_method": calibration_method, "include": include, "exclude": exclude, "options": options},
+            **{"dynamic_batch": dynamic_shapes is None, "dynamic_shapes": dynamic_shapes, "progress": False},
+        },
+        {
+            **{"tolerance": plan.gates.tolerance, "min_placement": min_placement, "min_speedup": min_speedup},
+            **{"profile": profile, "progress": False, **shapes},
+        },
+    )
     journal = Journal(plan.output.with_name(f"{plan.output.name}.tune"))
     try:
         captured, data = captured_of(
             model,
             example_inputs,
             calibration,
-            dynamic_batch=dynamic_batch,
-            dynamic_shapes=dynamic_shapes,
+            **shapes,
             check=partial(refuse_missing, plan),
         )
         refuse_foreign(plan, captured)
@@ -131,13 +147,13 @@ def tune(
         _measure_reference(bench, journal)
         with Line(enabled=progress, wanted=_wanted(bench.goal)) as line:
             search = Climb(bench, journal, line, budget_s)
-            climb(search, rungs(allow, partial(_base, bench)))
+            climb(search, rungs(allow, partial(_base, bench), training))
             found = search.finished()
     except BaseException:
         if journal.is_empty:
             journal.remove()
         raise
-    return _ended(search, found[1], met=found[2].met, strict=strict)
+    return _ended(search, found[1], training, met=found[2].met, strict=strict)
 
 
 def _check(
@@ -228,19 +244,20 @@ def _base(bench: Bench) -> Recipe:
     return replace(recipe_of(made), ladder=())
 
 
-def _ended(search: Climb, artifact: Artifact, *, met: bool, strict: bool) -> TunePlan:
+def _ended(search: Climb, artifact: Artifact, training: Training, *, met: bool, strict: bool) -> TunePlan:
     """Publish the best artifact with the ladder in its recipe."""
     plan = search.bench.plan
     ladder = tuple(search.ladder)
     written = with_ladder(artifact, [step.recorded for step in ladder])
-    kept = plan.output if met or not strict else failed_path(plan.output)
-    publish_folder(written.path, kept, check_replaceable)
-    published = load(kept)
+    folder = plan.output if met or not strict else failed_path(plan.output)
+    publish_folder(written.path, folder, check_replaceable)
+    published = load(folder)
     search.journal.remove()
     if not met and strict:
         raise _missed(plan, published, ladder)
     assert published.recipe is not None and published.parity is not None
-    return TunePlan(published.recipe, ladder, published, met, published.parity.notes)
+    notes = (*published.parity.notes, *training.notes)
+    return TunePlan(published.recipe, ladder, published, met, notes, training.model if training.is_kept else None)
 
 
 def _missed(plan: Plan, artifact: Artifact, ladder: Sequence[Any]) -> GateError:
