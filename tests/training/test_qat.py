@@ -12,13 +12,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import deploykit
 from deploykit import pipeline
-from deploykit.contract.errors import CalibrationError, CaptureError, UnsupportedPrecisionError, UsageError
+from deploykit.contract.errors import (
+    CalibrationError,
+    CaptureError,
+    ConversionError,
+    UnsupportedPrecisionError,
+    UsageError,
+)
 from deploykit.plugin.registry import toolchain
 from deploykit.testing.models import ZOO
+from deploykit_training.live import own_of
 from deploykit_training.trained import TrainingWarning
 
 Make = Callable[[], nn.Module]
@@ -130,6 +138,44 @@ def test_running_statistics_and_what_it_is_called_with_are_checked(make_net: Mak
             started(net, images)
         with pytest.raises(UsageError, match=r"trained\.export"):
             deploykit.export(net, "x86-cpu", "fp32", example_inputs=(images[:1],))
+
+
+@pytest.mark.parametrize("kind", ["own", "torch"])
+def test_masks_hold_while_it_trains(kind: str, make_net: Make, digits: Any) -> None:
+    net, (images, labels) = make_net(), digits
+    if kind == "own":
+        deploykit.prune(net, (images[:1],), ratio=0.5, kind="unstructured")
+        zeros = {name: each == 0 for name, each in net.named_parameters() if each.dim() > 1 and bool((each == 0).any())}
+        assert zeros
+    else:
+        prune.l1_unstructured(net[3], "weight", 0.5)
+        prune.l1_unstructured(net[8], "weight", 0.5)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    with started(net, images) as trained:
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(images[:32]), labels[:32]).backward()
+            optimizer.step()
+        simulation = trained.prepared().simulation
+        with torch.no_grad():
+            assert simulation is not None and torch.equal(simulation.graph_module(images[:1])[0], net(images[:1]))
+    if kind == "own":
+        assert all(bool((net.get_parameter(name)[mask] == 0).all()) for name, mask in zeros.items())
+    else:
+        module = trained.prepared().captured.graph_module
+        stored = [each for _, each in (*module.named_parameters(), *module.named_buffers())]
+        assert [int((each == 0).sum()) for each in stored if each.shape == (10, 32)] == [160]
+
+
+def test_sharded_parameters_are_refused() -> None:
+    class DTensor:
+        pass
+
+    net = nn.Linear(2, 2)
+    del net.weight
+    net.weight = DTensor()  # type: ignore[assignment]
+    with pytest.raises(ConversionError, match="sharded"):
+        own_of(net)("weight")
 
 
 class Fixed(nn.Module):

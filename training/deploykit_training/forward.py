@@ -26,6 +26,7 @@ from deploykit.capture.sources import Source
 from deploykit.contract.errors import CaptureError, UsageError
 from deploykit.contract.tensors import TensorSpec
 from deploykit_training.live import LiveGraph, own_of
+from deploykit_training.pruning.masks import WeightMask
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class LiveForward:
         if torch.compiler.is_exporting():
             raise UsageError(self.not_for_capture, hint="export what deploykit.qat gave: trained.export(...)")
         self.calls += 1
+        hold_masks(self.module)
         inputs = self.interface.inputs(args, kwargs)
         norms_in = None
         if self.live_steps > 0 and self.module.training and torch.is_grad_enabled():
@@ -155,6 +157,14 @@ class LiveForward:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _own_forward, (self.module,)
+
+
+def hold_masks(module: nn.Module) -> None:
+    """What masks of `deploykit.prune` do before the forward of their layer, which is not called here."""
+    for child in module.modules():
+        for hook in child._forward_pre_hooks.values():
+            if isinstance(hook, WeightMask):
+                hook(child, ())
 
 
 def _own_forward(module: nn.Module) -> Any:

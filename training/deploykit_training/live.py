@@ -15,12 +15,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from deploykit.capture.calls import stored
-from deploykit.capture.derivation import evaluate
+from deploykit.capture.derivation import evaluate, own_names
 from deploykit.contract.errors import ConversionError
+from deploykit.pipeline.reference import to_arrays
 from deploykit_calibration.roundings import ROUNDING, BiasRounding, WeightRounding
 from deploykit_calibration.simulate import round_half
 from deploykit_training import straight_through
@@ -70,6 +72,19 @@ class LiveGraph:
             return tuple(self._with_norms(device)(*inputs, *values, *further))
         result: tuple[Tensor, ...] = self._on(device)(*inputs, *values)
         return result
+
+    def arrays(self, own: Own, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run named arrays to named arrays, without gradients."""
+        captured = self.prepared.reference
+        inputs = [torch.from_numpy(feeds[spec.name]) for spec in captured.inputs]
+        with torch.no_grad():
+            results = self.run(own, inputs)
+        return to_arrays({spec.name: x for spec, x in zip(captured.outputs, results, strict=True)})
+
+    def kept(self, own: Own) -> Kept:
+        """The graph with the parameters of the moment, whatever becomes of the model."""
+        names = {name for derivation in self._derivations.values() for name in own_names(derivation)}
+        return Kept(self, {name: own(name).detach().cpu().clone() for name in names})
 
     @cached_property
     def norms(self) -> tuple[LiveNorm, ...]:
@@ -228,6 +243,21 @@ def _moved(quant: WeightQuant, like: Tensor) -> WeightQuant:
     if like.device.type == "cpu":
         return quant
     return replace(quant, scales=quant.scales.to(like.device), zero_points=quant.zero_points.to(like.device))
+
+
+class Kept:
+    """A trained graph with the parameters that it had at one moment."""
+
+    def __init__(self, graph: LiveGraph, tensors: Mapping[str, Tensor]) -> None:
+        self._graph, self._tensors = graph, tensors
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run one set of named arrays."""
+        return self._graph.arrays(self.own, feeds)
+
+    def own(self, name: str) -> Tensor:
+        """A parameter or buffer as it was."""
+        return self._tensors[name]
 
 
 def own_of(module: torch.nn.Module) -> Own:

@@ -36,7 +36,7 @@ from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.steps import calibrate, prepare
 from deploykit.plugin.registry import toolchain
 from deploykit_training.forward import Interface, LiveForward, plain
-from deploykit_training.live import LiveGraph
+from deploykit_training.live import LiveGraph, own_of
 from deploykit_training.same_graph import check_equal, simulation_of
 from deploykit_training.trained import Start, Trained
 
@@ -224,5 +224,5 @@ def _checked_graph(start: Start, captured: CapturedModel) -> LiveGraph:
         raise UsageError(f"no layer of the model is quantised: {first}", hint="export it in float, or change include=")
     simulated = simulation_of(start.plugin, prepared)
     graph = LiveGraph(prepared, simulated)
-    check_equal(prepared, simulated, graph, start.module, captured.example_inputs, "before")
+    check_equal(prepared, simulated, graph, own_of(start.module), captured.example_inputs, "before")
     return graph

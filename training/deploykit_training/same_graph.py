@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
 from deploykit.capture import CapturedModel
 from deploykit.contract.errors import (
     ConversionError,
 )
-from deploykit_training.live import LiveGraph, own_of
+from deploykit_training.live import LiveGraph, Own
 
 if TYPE_CHECKING:
     from deploykit.plugin.target import Target
@@ -43,14 +43,14 @@ def check_equal(
     prepared: Prepared,
     simulated: GraphModule,
     graph: LiveGraph,
-    module: nn.Module,
+    own: Own,
     inputs: Sequence[Tensor],
     when: str,
 ) -> None:
     """Raise unless the live graph gives what the simulated one gives, bit for bit."""
     with torch.no_grad():
         wanted = simulated(*inputs)
-        found = graph.run(own_of(module), inputs)
+        found = graph.run(own, inputs)
     for spec, want, have in zip(prepared.captured.outputs, wanted, found, strict=True):
         if not torch.equal(want, have.cpu()):
             difference = float((want.double() - have.cpu().double()).abs().max())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,8 +21,8 @@ from deploykit.pipeline.evidence import Task
 from deploykit.pipeline.plan import Goals, make_plan
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.publishing import published
-from deploykit.pipeline.reference import reference_session, to_arrays
-from deploykit_training.forward import Interface, LiveForward, plain, restore, swap
+from deploykit.pipeline.reference import reference_session
+from deploykit_training.forward import Interface, LiveForward, hold_masks, plain, restore, swap
 from deploykit_training.live import LiveGraph, own_of
 from deploykit_training.same_graph import check_equal, check_names, fitted, simulation_of
 
@@ -121,11 +120,8 @@ class Trained:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one set of named arrays through the graph with the parameters of the moment."""
-        captured = self._start.prepared.reference
-        inputs = [torch.from_numpy(feeds[spec.name]) for spec in captured.inputs]
-        with torch.no_grad():
-            results = self.graph.run(own_of(self.model), inputs)
-        return to_arrays({spec.name: x for spec, x in zip(captured.outputs, results, strict=True)})
+        hold_masks(self.model)
+        return self.graph.arrays(own_of(self.model), feeds)
 
     @property
     def is_attached(self) -> bool:
@@ -243,6 +239,7 @@ class Trained:
             ConversionError: the placed graph is not the trained one, bit for bit, on the example inputs.
         """
         start = self._start
+        hold_masks(self.model)
         with plain(self.model) as module:
             captured = capture(
                 module,
@@ -251,13 +248,12 @@ class Trained:
                 dynamic_shapes=dynamic_shapes,
                 trainable=True,
             )
-        frozen = copy.deepcopy(self.model)  # the artifact's reference stays, whatever is trained on
+        kept = self.graph.kept(own_of(self.model))  # the artifact's reference stays, whatever is trained on
         adapted = start.plugin.adapt(captured, start.request)
         check_names(start.prepared, adapted)
-        reference = Trained(replace(start, module=frozen), self.graph, self._interface)
-        prepared = replace(start.prepared, captured=adapted, reference=captured, trained=reference)
+        prepared = replace(start.prepared, captured=adapted, reference=captured, trained=kept)
         simulated = simulation_of(start.plugin, prepared)
-        check_equal(prepared, simulated, self.graph, frozen, captured.example_inputs, "after")
+        check_equal(prepared, simulated, self.graph, kept.own, captured.example_inputs, "after")
         return prepared
 
 
