@@ -37,7 +37,7 @@ def _narrowed_share(prepared: Prepared) -> float:
     returned = {node.name for node in nodes if any(user.op == "output" for user in node.users)}
     own = {activation.name for activation in prepared.float_activations if activation.op not in _POOLS}
     for layer in prepared.layers:
-        if layer.macs and (layer.kind in _MATRICES or layer.precision != "int8"):
+        if layer.macs and (layer.kind in _MATRICES or layer.precision == "float"):
             own.add(layer.name)
     return sum(written.get(name, 0) for name in own - returned) / max(1, sum(written.values()))
 

@@ -15,12 +15,20 @@ import torch
 from torch.fx import Graph, Node
 
 from deploykit_calibration.data_flow import data_tensors
-from deploykit_calibration.op_kinds import data_arguments, kind_of
+from deploykit_calibration.op_kinds import (
+    RECURRENT,
+    channel_axis,
+    data_arguments,
+    kind_of,
+    shape_of,
+    weight_argument,
+)
 
 if TYPE_CHECKING:
     from deploykit.capture.model import CapturedModel
 
 _MOVES_DATA = frozenset({"reshape", "split"})
+_ELEMENTWISE = frozenset({"add", "sub", "mul"})
 _FUSES = frozenset({"conv", "conv_transpose", "linear", "matmul", "add", "mul"})
 
 
@@ -58,6 +66,25 @@ class GraphView:
         """The tensors that an op reads as activations: those of the table, else all its inputs."""
         known = self.kinds[op] != "other"
         return data_arguments(op) if known else tuple(op.all_input_nodes)
+
+    def stored_operands(self, op: Node) -> tuple[tuple[Node, int | None], ...]:
+        """What an op computes with and the model stores, with the axis of its output channels; None has none.
+
+        Of what is added or multiplied element by element, tensors of two axes and more; their first one is the axis.
+        """
+        weight = weight_argument(op)
+        if weight is not None:
+            return ((weight, channel_axis(op)),) if is_constant(weight) else ()
+        if self.kinds[op] in RECURRENT:
+            return tuple((node, 0) for node in op.all_input_nodes if is_constant(node) and len(shape_of(node)) > 1)
+        if self.kinds[op] in _ELEMENTWISE:
+            return tuple((node, 0) for node in self.operands(op) if is_constant(node) and len(shape_of(node)) > 1)
+        operands = self.operands(op) if self.kinds[op] == "matmul" else ()
+        return tuple(
+            (node, 1 if position == 1 and len(shape_of(node)) == 2 else None)
+            for position, node in enumerate(operands)
+            if is_constant(node)
+        )
 
     def tail(self, op: Node, fused: frozenset[str]) -> Node:
         """The activation that is fused to an op, where it has one; else the op."""

@@ -47,7 +47,6 @@ def reconcile(
     source: str,
     reasons: Mapping[str, str] | None = None,
     notes: Iterable[str] = (),
-    placed: str = "int8",
     kept: Collection[str] = (),
     left: str = "",
 ) -> Achieved:
@@ -60,23 +59,18 @@ def reconcile(
             `unknown`; others are taken as planned, because runtimes fuse and rename them.
         source: where `executed` was read.
         reasons: layer name to why it is not as requested, where the placement does not say it.
-        placed: what layers with q/dq nodes are to compute in: `fp8` where the target writes E4M3 at their places.
         kept: layers that stay in float by the user's wish, where the placement does not say it.
         left: why this target leaves a layer in another precision, where neither placement nor `reasons` says it.
     """
-    found = [
-        _layer(precision, each, executed.get(each.name), (reasons or {}).get(each.name, ""), placed) for each in layers
-    ]
+    found = [_layer(precision, each, executed.get(each.name), (reasons or {}).get(each.name, "")) for each in layers]
     found = [replace(each, by_request=each.by_request or each.name in kept) for each in found]
     return Achieved.count(
         precision.value, (_explained(precision, each, left) for each in found), source=source, notes=notes
     )
 
 
-def _layer(
-    precision: Precision, layer: LayerPlacement, executed: str | None, reason: str, placed: str
-) -> LayerAchieved:
-    planned = placed if layer.precision == "int8" else "float32"
+def _layer(precision: Precision, layer: LayerPlacement, executed: str | None, reason: str) -> LayerAchieved:
+    planned = "float32" if layer.precision == "float" else layer.precision
     actual = executed or ("unknown" if layer.macs and layer.kind not in _ELEMENTWISE else planned)
     why = layer.reason or reason
     if not layer.counted:
@@ -85,8 +79,8 @@ def _layer(
         why = why or "not found in the runtime's graph"
     elif precision.row.counts_as(actual):
         why = ""
-    elif planned == placed and actual != placed:
-        why = f"placed as {placed}, and the runtime computes it in {actual}"
+    elif layer.precision not in ("float", actual):
+        why = why or f"placed as {planned}, and the runtime computes it in {actual}"
     return LayerAchieved(
         name=layer.name,
         module_path=layer.module_path,

@@ -8,13 +8,14 @@ transformers, and says of every layer that stays float why.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.fx import GraphModule, Node
 
 from deploykit.contract.achieved import FloatActivation
+from deploykit.contract.formats import TensorScheme, placed_as
 from deploykit.contract.scheme import FixedParams, Scheme
 from deploykit_calibration.float_between import float_activations
 from deploykit_calibration.graph_view import GraphView
@@ -42,7 +43,7 @@ class LayerPlacement:
         kind: such as `conv`, `linear`, `add`.
         macs: multiply-accumulates at the captured input sizes; 0 where `counted` says that they are not known.
         weights: weight elements.
-        precision: `int8` or `float`.
+        precision: what it is placed as, under the name that it is counted by (`int8`, `int4-weights`), or `float`.
         reason: why it is float; "" where it is not.
         by_request: it is float because include or exclude says so, or is a Fourier transform, which is no layer.
         counted: whether it is known how often the operator multiplies.
@@ -71,8 +72,9 @@ class QuantizedGraph:
             activation that is fused to it; all its consumers read the rounded value. Tensors with a q/dq pair that
             are not here are rounded only for the ops that ask for it.
         float_activations: what computes in float beside the integer layers, largest first.
-        run_time: layers with an int8 weight that round each row of their input when they run, and write float. In the
-            graph their weight is rounded, and their input is not.
+        run_time: what layers round their input to when they run, by name: they write float. In the graph their weight
+            is rounded, and their input is not.
+        forms: of the weights of layers whose weight alone is rounded, by name.
     """
 
     graph_module: GraphModule
@@ -80,12 +82,13 @@ class QuantizedGraph:
     scheme: Scheme
     integer_outputs: Mapping[str, str]
     float_activations: tuple[FloatActivation, ...] = ()
-    run_time: frozenset[str] = frozenset()
+    run_time: Mapping[str, TensorScheme] = field(default_factory=dict)
+    forms: Mapping[str, TensorScheme] = field(default_factory=dict)
 
 
 def place(
     captured: CapturedModel,
-    table: CalibrationTable,
+    table: CalibrationTable | None,
     scheme: Scheme,
     *,
     method: str = "default",
@@ -98,7 +101,7 @@ def place(
 
     Args:
         captured: the model; it is not changed.
-        table: its calibration; layers whose tensors have no statistics stay float.
+        table: its calibration; layers whose tensors have no statistics stay float. None for schemes that need none.
         method: calibration method, see `ranges.METHODS`.
         include: patterns of module paths; where given, only these layers are quantized.
         exclude: patterns of module paths that stay float.
@@ -112,17 +115,24 @@ def place(
     """
     view = GraphView.of(captured)
     planner, plan, asked = _planned(captured, view, table, scheme, (include, exclude), kept or {})
-    params = _params(view, plan, planner, _Ranges(view, table, scheme, method, methods or {}))
-    graph_module = Rewriter(captured.graph_module, view, scheme, table.layer_inputs).run(plan, params)
-    written = {tensor.name: op.name for op in plan.reads for tensor in planner.results(op) if tensor in plan.hard}
-    beside = float_activations(captured, view, planner, plan)
-    layers, run_time = describe_layers(captured, view, plan, asked), frozenset(op.name for op in plan.run_time)
-    return QuantizedGraph(graph_module, layers, scheme, written, beside, run_time)
+    params = _params(view, plan, planner, _Ranges(view, table, scheme, method, methods or {})) if table else {}
+    graph_module = Rewriter(captured.graph_module, view, scheme, table.layer_inputs if table else {}).run(plan, params)
+    return QuantizedGraph(
+        graph_module,
+        describe_layers(captured, view, plan, scheme, asked),
+        scheme,
+        integer_outputs={
+            tensor.name: op.name for op in plan.reads for tensor in planner.results(op) if tensor in plan.hard
+        },
+        float_activations=float_activations(captured, view, planner, plan),
+        run_time={op.name: stored.rounded for op, stored in plan.stored.items() if stored.rounded},
+        forms={op.name: stored.weight for op, stored in plan.stored.items()},
+    )
 
 
 def plan_layers(
     captured: CapturedModel,
-    table: CalibrationTable,
+    table: CalibrationTable | None,
     scheme: Scheme,
     *,
     include: Sequence[str] = (),
@@ -132,28 +142,39 @@ def plan_layers(
     """What `place` would make of every layer: the plan alone, without ranges and without a graph."""
     view = GraphView.of(captured)
     _, plan, asked = _planned(captured, view, table, scheme, (include, exclude), kept or {})
-    return describe_layers(captured, view, plan, asked)
+    return describe_layers(captured, view, plan, scheme, asked)
 
 
 def _planned(
     captured: CapturedModel,
     view: GraphView,
-    table: CalibrationTable,
+    table: CalibrationTable | None,
     scheme: Scheme,
     patterns: tuple[Sequence[str], Sequence[str]],
     kept: Mapping[str, str],
 ) -> tuple[Planner, Plan, Collection[str]]:
     """The plan, and the layers that patterns keep in float."""
-    names = [op.name for op in view.ops() if is_layer(view, op)]
-    asked = kept_float(captured.origins, names, *patterns) if any(patterns) else {}
-    planner = Planner(view, scheme, table.statistics, {**kept, **asked})
+    asked = _asked(captured, view, *patterns)
+    planner = Planner(view, scheme, table.statistics if table else {}, {**kept, **asked})
     return planner, planner.run(), asked
 
 
-def float_graph(captured: CapturedModel, scheme: Scheme) -> QuantizedGraph:
+def float_graph(
+    captured: CapturedModel, scheme: Scheme, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> QuantizedGraph:
     """The float graph as a placement in which nothing is placed: every layer with its multiply-accumulates."""
-    layers = describe_layers(captured, GraphView.of(captured), Plan())
-    return QuantizedGraph(captured.graph_module, layers, scheme, {})
+    view = GraphView.of(captured)
+    kept = _asked(captured, view, include, exclude)
+    plan = Plan(reasons={op: kept[op.name] for op in view.ops() if op.name in kept})
+    return QuantizedGraph(captured.graph_module, describe_layers(captured, view, plan, scheme, kept), scheme, {})
+
+
+def _asked(captured: CapturedModel, view: GraphView, include: Sequence[str], exclude: Sequence[str]) -> dict[str, str]:
+    """Layers that stay float by the user's wish, with the reason."""
+    if not include and not exclude:
+        return {}
+    names = [op.name for op in view.ops() if is_layer(view, op)]
+    return kept_float(captured.origins, names, include, exclude)
 
 
 class _Ranges:
@@ -176,8 +197,8 @@ class _Ranges:
         if fixed is not None:
             return self.covered(fixed)
         source = next(node for node in self._view.same_data(tensor) if node.name in self._table.statistics)
-        method = self._methods.get(source.name, self._method)
-        lo, hi = self._table.range(source.name, method=method, symmetric=symmetric)
+        method, bits = self._methods.get(source.name, self._method), self._scheme.activation.bits
+        lo, hi = self._table.range(source.name, method=method, symmetric=symmetric, bits=bits)
         kind = self._view.kinds[source]
         if kind in _NOT_NEGATIVE and not symmetric:
             lo = 0.0
@@ -232,13 +253,13 @@ def _group_params(group: tuple[Node, ...], ranges: _Ranges, scheme: Scheme, *, c
 
 
 def describe_layers(
-    captured: CapturedModel, view: GraphView, plan: Plan, kept: Collection[str] = ()
+    captured: CapturedModel, view: GraphView, plan: Plan, scheme: Scheme, kept: Collection[str] = ()
 ) -> tuple[LayerPlacement, ...]:
     """Every layer in execution order, and what `plan` makes of it; `kept` are float by the user's wish."""
-    return tuple(_described(captured, op, plan, kept) for op in view.ops() if is_layer(view, op))
+    return tuple(_described(captured, op, plan, scheme, kept) for op in view.ops() if is_layer(view, op))
 
 
-def _described(captured: CapturedModel, op: Node, plan: Plan, kept: Collection[str]) -> LayerPlacement:
+def _described(captured: CapturedModel, op: Node, plan: Plan, scheme: Scheme, kept: Collection[str]) -> LayerPlacement:
     macs = mac_count(op)
     return LayerPlacement(
         name=op.name,
@@ -246,8 +267,14 @@ def _described(captured: CapturedModel, op: Node, plan: Plan, kept: Collection[s
         kind=layer_kind(op),
         macs=macs or 0,
         weights=0 if transform_of(op) else weight_count(op),  # the numbers of a transform are no weights
-        precision="int8" if op in plan.reads or op in plan.run_time else "float",
+        precision=_placed_as(op, plan, scheme),
         reason=plan.reasons.get(op, ""),
         by_request=op.name in kept or bool(transform_of(op)),
         counted=macs is not None,
     )
+
+
+def _placed_as(op: Node, plan: Plan, scheme: Scheme) -> str:
+    if op in plan.stored:
+        return plan.stored[op].counted
+    return placed_as(scheme.weight, scheme.activation) if op in plan.reads else "float"

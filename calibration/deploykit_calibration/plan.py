@@ -7,21 +7,48 @@ or join become integer ops when a neighbour is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch.fx import Node
 
 from deploykit.capture.fourier import TRANSFORM
-from deploykit.contract.scheme import Inputs, OpRule, Output, Scheme
+from deploykit.contract.formats import PerGroup, TensorScheme, placed_as
+from deploykit.contract.scheme import AT_RUN_TIME, Inputs, OpRule, Output, Scheme
 from deploykit_calibration.graph_view import GraphView, is_constant, is_float
-from deploykit_calibration.op_kinds import LAYERS, MACS, argument, bias_argument, shape_of, weight_argument
+from deploykit_calibration.op_kinds import (
+    LAYERS,
+    MACS,
+    argument,
+    bias_argument,
+    data_arguments,
+    input_channel_axis,
+    shape_of,
+    weight_argument,
+)
 from deploykit_calibration.products import layer_kind, mac_count, weight_count
 from deploykit_calibration.statistics import TensorStatistics
 from deploykit_calibration.transformer_residual import ResidualStream, residual_stream
 
 GRAPH_OUTPUT = "graph output"  # the reason why an op that must write integers stays float
+_WEIGHT_ALONE = (Inputs.RUN_TIME, Inputs.WEIGHT)
 _TWO_OPERANDS = frozenset({"add", "sub", "mul"})
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A layer whose weight alone is rounded at export.
+
+    Attributes:
+        weight: form of the weight.
+        rounded: what its kernel rounds its inputs to when it runs; None where it does not.
+        counted: the name that it is counted under.
+    """
+
+    weight: TensorScheme
+    rounded: TensorScheme | None
+    counted: str
 
 
 @dataclass
@@ -32,14 +59,14 @@ class Plan:
         reads: tensors that each integer op reads as integers.
         demanded: tensors that some op reads as integers.
         hard: tensors whose float value is gone: every consumer reads the rounded one.
-        run_time: ops with an int8 weight that round their input when they run, and write float.
+        stored: ops whose weight alone is rounded; they read and write float.
         reasons: why an op stays float, by node.
     """
 
     reads: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     demanded: set[Node] = field(default_factory=set)
     hard: set[Node] = field(default_factory=set)
-    run_time: set[Node] = field(default_factory=set)
+    stored: dict[Node, Stored] = field(default_factory=dict)
     reasons: dict[Node, str] = field(default_factory=dict)
 
     @property
@@ -65,13 +92,17 @@ class Planner:
     def run(self) -> Plan:
         """Decide everything."""
         for op in self._view.ops():
-            reason = self._why_float(op, self._rule(op))
-            if reason is None:
-                self._possible.append(op)
-            elif reason == GRAPH_OUTPUT and self._view.kinds[op] in self.scheme.run_time_outputs:
-                self._plan.run_time.add(op)
-            else:
+            rule = self._rule(op)
+            reason = self._why_float(op, rule)
+            if reason == GRAPH_OUTPUT and self._view.kinds[op] in self.scheme.run_time_outputs:
+                self._plan.stored[op] = self._stored(op, AT_RUN_TIME)
+            elif reason is not None:
                 self._plan.reasons[op] = reason
+            elif rule.inputs in _WEIGHT_ALONE:
+                self._plan.stored[op] = self._stored(op, rule)
+                self._plan.reasons[op] = self._why_wider(op, rule)
+            else:
+                self._possible.append(op)
         while self._round():
             pass
         for op in self._possible:
@@ -115,6 +146,8 @@ class Planner:
             return f"part of {transform_of(op)}: 8 bits hold no spectrum"
         if rule.inputs is Inputs.FLOAT:
             return rule.reason or f"{self.scheme.name} keeps {layer_kind(op)} in float"
+        if rule.inputs in _WEIGHT_ALONE:
+            return self._why_stored(op, rule) or self._why_weight(op)
         return (
             self._why_rank(op)
             or self._why_operands(op)
@@ -122,6 +155,38 @@ class Planner:
             or self._why_residual(op, rule)
             or self._why_output(op, rule)
         )
+
+    def _why_stored(self, op: Node, rule: OpRule) -> str | None:
+        stored = self._view.stored_operands(op)
+        if not stored:
+            return None if weight_argument(op) is not None else "a product of two activations has no weights"
+        if rule.matrices and any(len(shape_of(node)) != 2 for node, _ in stored):
+            return "its weights are a stack of matrices"
+        if not rule.depthwise and _is_depthwise(op):
+            return rule.reason or f"{self.scheme.name} keeps depthwise convolutions in float"
+        if max(math.prod(shape_of(node)) for node, _ in stored) < self.scheme.min_weights:
+            return f"fewer than {self.scheme.min_weights} weights"
+        return None
+
+    def _stored(self, op: Node, rule: OpRule) -> Stored:
+        """How the weight of an op is stored: the first form that it fits into, else the last."""
+        forms = rule.weight or (self.scheme.weight,)
+        operands = self._view.stored_operands(op)
+        fitting = (form for form in forms if all(_fits(form, node, axis) for node, axis in operands))
+        weight = next(fitting, forms[-1])
+        named = rule.rounded if rule.inputs is Inputs.RUN_TIME else None
+        return Stored(weight, rule.rounded, placed_as(weight, named))
+
+    def _why_wider(self, op: Node, rule: OpRule) -> str:
+        """Why a stored weight is not in the scheme's own form; "" where it is as narrow."""
+        form = self._plan.stored[op].weight
+        if form.bits <= self.scheme.weight.bits:
+            return ""
+        sizes = [own.granularity.size for own in rule.weight if isinstance(own.granularity, PerGroup)]
+        if not sizes:
+            return rule.reason
+        inputs = [shape_of(node)[1 - axis] for node, axis in self._view.stored_operands(op) if axis is not None]
+        return f"its {inputs[0]} inputs are no multiple of a block of {sizes[0]}: it holds {form.bits} bits"
 
     def _why_operands(self, op: Node) -> str | None:
         operands = self._view.operands(op)
@@ -240,6 +305,18 @@ class Planner:
             if self._view.kinds[tensor] in MACS and len(tensor.users) == 1 and tensor in self._plan.reads
         ]
         return max(layers, key=self._view.order.__getitem__, default=None)
+
+
+def _fits(form: TensorScheme, weight: Node, axis: int | None) -> bool:
+    """Whether groups of a form divide the axis of a weight that is summed over."""
+    size = form.granularity.size if isinstance(form.granularity, PerGroup) else 0
+    return not size or (axis is not None and shape_of(weight)[1 - axis] % size == 0)
+
+
+def _is_depthwise(op: Node) -> bool:
+    """Whether a convolution has one input channel for each output, and several of them."""
+    outputs, inputs = shape_of(weight_argument(op))[:2]
+    return inputs == 1 < outputs and shape_of(data_arguments(op)[0])[input_channel_axis(op)] > 1
 
 
 def transform_of(op: Node) -> str:

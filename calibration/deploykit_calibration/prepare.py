@@ -55,7 +55,7 @@ def prepare(
             kept=kept_layers(request, captured, scheme, table),
             methods=checked_methods(request.recipe, table),
         )
-    if scheme.quantizes:
+    if scheme.is_static:
         _ = prepared.statistics  # refused here, before an algorithm asks for them
     return apply(prepared, _asked(request, scheme))
 

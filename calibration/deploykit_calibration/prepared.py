@@ -116,10 +116,10 @@ class Prepared:
             UsageError: a pattern matches nothing.
         """
         if not self.scheme.quantizes:
-            return float_graph(self.captured, self.scheme)
+            return float_graph(self.captured, self.scheme, include=self.include, exclude=self.exclude)
         return place(
             self.captured,
-            self.statistics,
+            self.statistics if self.scheme.is_static else self.table,
             replace(self.scheme, bias_correction=self.corrects_bias),
             method=self.method,
             include=self.include,
@@ -131,7 +131,18 @@ class Prepared:
     @property
     def graph_module(self) -> GraphModule:
         """What is lowered: the graph with q/dq nodes, or the float graph itself."""
-        return self.placed.graph_module
+        return self.captured.graph_module if self.scheme.by_vendor else self.placed.graph_module
+
+    @cached_property
+    def in_float(self) -> frozenset[str]:
+        """Layers that are placed as float: what a vendor's own quantizer has to leave."""
+        return frozenset(layer.name for layer in self.layers if layer.precision == "float")
+
+    @cached_property
+    def excluded(self) -> dict[str, str]:
+        """Layers that stay float by pattern or recipe, and Fourier transforms, with the reason."""
+        floats = (layer for layer in self.layers if layer.by_request or layer.name in self.kept)
+        return {layer.name: layer.reason for layer in floats if layer.reason}
 
     @property
     def layers(self) -> tuple[LayerPlacement, ...]:

@@ -61,16 +61,8 @@ def recipe_of(prepared: Prepared) -> Recipe:
 
 
 def _choice(prepared: Prepared, layer: LayerPlacement) -> LayerChoice:
-    placed = layer.precision if layer.precision == FLOAT else quantized_name(prepared.request, layer.precision)
-    chosen = layer.name in prepared.kept and placed == FLOAT
-    return LayerChoice(layer.name, layer.module_path, layer.kind, placed, layer.reason, chosen)
-
-
-def quantized_name(request: Request, placed: str) -> str:
-    """How a recipe names what a layer is quantised to: q/dq nodes of more than 8 bits, or of float8, are no int8."""
-    activations = request.precision.row.activations
-    wider = request.precision.is_static and (activations.bits > 8 or activations.is_float)
-    return request.precision.value if wider and placed == "int8" else placed
+    chosen = layer.name in prepared.kept and layer.precision == FLOAT
+    return LayerChoice(layer.name, layer.module_path, layer.kind, layer.precision, layer.reason, chosen)
 
 
 def _steps(applied: Iterable[str]) -> Iterator[AlgorithmStep]:
@@ -164,7 +156,7 @@ def kept_layers(
     recipe = request.recipe
     assert recipe is not None
     kept = recipe.kept
-    if not scheme.quantizes or table is None:
+    if not scheme.quantizes or (scheme.is_static and table is None):
         if kept:
             raise UsageError(
                 f"the recipe keeps {len(kept)} layers in float, and {request.precision} of {recipe.target} has none to"
@@ -176,11 +168,10 @@ def kept_layers(
     planned = partial(plan_layers, captured, table, scheme, include=request.include, exclude=request.exclude)
     for layer in planned(kept=kept):
         wanted = told[layer.name]
-        placed = quantized_name(request, layer.precision)
         if layer.precision != FLOAT and wanted.precision == FLOAT:
             kept[layer.name] = wanted.reason or _EDITED
-        elif layer.precision != FLOAT and wanted.precision != placed:
-            _refuse(wanted, f"a layer of {request.precision} is {placed} or {FLOAT}")
+        elif layer.precision not in (FLOAT, wanted.precision):
+            _refuse(wanted, f"a layer of {request.precision} is {layer.precision} or {FLOAT}")
     plain = {layer.name: layer for layer in planned()}
     for wanted in recipe.layers:
         if wanted.precision != FLOAT and plain[wanted.name].precision == FLOAT:

@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from deploykit.capture.calls import stored
 from deploykit.contract.errors import CalibrationError, ConversionError
+from deploykit.contract.formats import TensorScheme
 from deploykit.contract.scheme import Scheme
 from deploykit_calibration.bias import INT32_MAX, corrected, quantize_bias, scale_floor, tap_coverage
 from deploykit_calibration.channel_sums import ChannelSums
@@ -31,7 +32,7 @@ from deploykit_calibration.op_kinds import (
     weight_argument,
 )
 from deploykit_calibration.plan import Plan
-from deploykit_calibration.roundings import ROUNDING, BiasRounding, WeightRounding
+from deploykit_calibration.roundings import ROUNDING, BiasRounding, StoredRounding, WeightRounding
 from deploykit_calibration.weights import DTYPES, WeightQuant, weight_quant
 
 _OPS = torch.ops.quantized_decomposed
@@ -82,9 +83,8 @@ class Rewriter:
                 self._round(tensor, params[tensor], plan)
         for op, reads in plan.reads.items():
             self._weigh(op, [params[tensor].scale for tensor in reads])
-        for op in self._view.order:
-            if op in plan.run_time:
-                self._round_weight(op)
+        for op, own in plan.stored.items():
+            self._round_weight(op, own.weight)
         return self._finish()
 
     def _copy(self) -> None:
@@ -136,7 +136,7 @@ class Rewriter:
     # Weights and biases.
 
     def _weigh(self, op: Node, input_scales: list[float]) -> None:
-        for weight, axis in self._stored_operands(op):
+        for weight, axis in self._view.stored_operands(op):
             bias = bias_argument(op)
             integer_bias = self._scheme.bias == "int32" and is_constant(bias) and weight is weight_argument(op)
             floor = scale_floor(self._value(bias), input_scales[0]) if integer_bias else None
@@ -147,40 +147,34 @@ class Rewriter:
                 self._copies[op].replace_input_with(self._copies[weight], dq)
                 new = self._new_bias(op, input_scales[0], quant, integer=integer_bias)
                 if new is not None:
-                    new.meta[ROUNDING] = self._bias_rounding(op, dq.meta[ROUNDING], input_scales[0], integer_bias)
+                    new.meta[ROUNDING] = self._bias_rounding(
+                        op, dq.meta[ROUNDING], input_scales[0], is_integer=integer_bias
+                    )
                     self._copies[op].replace_input_with(self._copies[bias], new)
 
-    def _round_weight(self, op: Node) -> None:
-        """Give an op the float values that its int8 weight stands for, and a bias that is corrected for them."""
-        weight, axis, copy = weight_argument(op), channel_axis(op), self._copies[op]
-        value = self._value(weight)
-        quant = weight_quant(value, axis, self._scheme, name=f"weight {weight.target}")
-        with self._graph.inserting_before(copy):
-            rounded = self._constant(f"{op.name}_weight_rounded", quant.rounded(value))
-            rounded.meta[ROUNDING] = WeightRounding(str(weight.target), axis, at_run_time=True)
-            copy.replace_input_with(self._copies[weight], rounded)
-            new = self._new_bias(op, 1.0, quant, integer=False) if is_constant(bias_argument(op)) else None
-            if new is not None:
-                new.meta[ROUNDING] = self._bias_rounding(op, rounded.meta[ROUNDING], 1.0, False)
-                copy.replace_input_with(self._copies[bias_argument(op)], new)
+    def _round_weight(self, op: Node, form: TensorScheme) -> None:
+        """Give an op the float values that its narrow weight stands for, and a bias that is corrected for them."""
+        for number, (weight, axis) in enumerate(self._view.stored_operands(op)):
+            rule = StoredRounding(str(weight.target), axis, form)
+            rounded = rule.of(lambda _, own=weight: self._value(own), self._scheme)  # type: ignore[misc]
+            with self._graph.inserting_before(self._copies[op]):
+                name = f"{op.name}_weight_rounded{f'_{number}' if number else ''}"
+                made = self._constant(name, rounded)
+                made.meta[ROUNDING] = rule
+                self._copies[op].replace_input_with(self._copies[weight], made)
+                error = rounded - self._value(weight)
+                new = self._corrected_bias(op, error) if is_constant(bias_argument(op)) else None
+                if new is not None:
+                    new.meta[ROUNDING] = self._bias_rounding(op, rule, 1.0, is_integer=False)
+                    self._copies[op].replace_input_with(self._copies[bias_argument(op)], new)
 
-    def _bias_rounding(self, op: Node, weight: WeightRounding, input_scale: float, is_integer: bool) -> BiasRounding:
+    def _bias_rounding(
+        self, op: Node, weight: WeightRounding | StoredRounding, input_scale: float, *, is_integer: bool
+    ) -> BiasRounding:
         """How the bias that `_new_bias` gave follows from the stored one."""
         seen, name, axis = self._layer_inputs.get(op.name), str(bias_argument(op).target), channel_axis(op)
         correction = (self._input_mean(op, seen), tap_coverage(op)) if seen is not None else (None, None)
         return BiasRounding(name, weight, input_scale, is_integer, axis, *correction)
-
-    def _stored_operands(self, op: Node) -> list[tuple[Node, int | None]]:
-        """(node, channel axis) of what an op multiplies with and the model stores."""
-        weight = weight_argument(op)
-        if weight is not None:
-            return [(weight, channel_axis(op))]
-        operands = self._view.operands(op) if self._view.kinds[op] == "matmul" else ()
-        return [
-            (node, 1 if position == 1 and len(shape_of(node)) == 2 else None)
-            for position, node in enumerate(operands)
-            if is_constant(node)
-        ]
 
     def _value(self, node: Node) -> Tensor:
         value = stored(self._source, str(node.target))
@@ -217,16 +211,22 @@ class Rewriter:
 
         None where it stays as it is: float, and the input's mean is not known.
         """
-        seen, weight = self._layer_inputs.get(op.name), weight_argument(op)
-        if seen is None and not integer:
+        if op.name not in self._layer_inputs:
+            return self._integer_bias(op, self._value(bias_argument(op)), input_scale, quant) if integer else None
+        error = quant.error(self._value(weight_argument(op)))
+        if not integer:
+            return self._corrected_bias(op, error)
+        return self._integer_bias(op, self._without_shift(op, error), input_scale, quant)
+
+    def _corrected_bias(self, op: Node, error: Tensor) -> Node | None:
+        if op.name not in self._layer_inputs:
             return None
-        value = self._value(bias_argument(op))
-        if seen is not None:
-            error = quant.error(self._value(weight)).transpose(0, channel_axis(op))
-            value = corrected(value, error, self._input_mean(op, seen), tap_coverage(op))
-        if integer:
-            return self._integer_bias(op, value, input_scale, quant)
-        return self._constant(f"{op.name}_bias_corrected", value)
+        return self._constant(f"{op.name}_bias_corrected", self._without_shift(op, error))
+
+    def _without_shift(self, op: Node, error: Tensor) -> Tensor:
+        mean = self._input_mean(op, self._layer_inputs[op.name])
+        axes = error.transpose(0, channel_axis(op))
+        return corrected(self._value(bias_argument(op)), axes, mean, tap_coverage(op))
 
     def _input_mean(self, op: Node, seen: ChannelSums) -> NDArray[np.float64]:
         channels = shape_of(data_arguments(op)[0])[input_channel_axis(op)]

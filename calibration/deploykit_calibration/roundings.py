@@ -8,16 +8,17 @@ weights of the moment as placement would. A node without a rule is a literal. No
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deploykit.contract.formats import TensorScheme
 from deploykit.contract.scheme import Scheme
 from deploykit_calibration.bias import corrected, quantize_bias, scale_floor
-from deploykit_calibration.weights import WeightQuant, weight_quant
+from deploykit_calibration.weights import WeightQuant, rounded_weight, weight_quant
 
 ROUNDING = "deploykit_rounding"
 ValueOf = Callable[[str], Tensor]
@@ -32,19 +33,37 @@ class WeightRounding:
         axis: of the output channels; None for one scale.
         bias: name of the bias that must fit into int32 beside it; None where none must.
         input_scale: of the layer's input; read where there is such a bias.
-        at_run_time: the layer rounds its input when it runs, and its weight is stored as floats that are rounded.
     """
 
     weight: str
     axis: int | None
     bias: str | None = None
     input_scale: float = 1.0
-    at_run_time: bool = False
 
-    def quant(self, value: ValueOf, scheme: Scheme) -> WeightQuant:
+    def of(self, value: ValueOf, scheme: Scheme) -> WeightQuant:
         """The scales for the values of the moment, as `place` chooses them."""
         floor = scale_floor(value(self.bias), self.input_scale) if self.bias is not None else None
         return weight_quant(value(self.weight), self.axis, scheme, floor=floor, name=f"weight {self.weight}")
+
+
+@dataclass(frozen=True)
+class StoredRounding:
+    """A weight that is stored narrow alone, and stands in the graph as the floats that it is rounded to.
+
+    Attributes:
+        weight: name of the constant.
+        axis: of the output channels; None for one scale.
+        form: what it is rounded to.
+    """
+
+    weight: str
+    axis: int | None
+    form: TensorScheme
+
+    def of(self, value: ValueOf, scheme: Scheme) -> Tensor:
+        """The rounded values for those of the moment, as `place` chooses them."""
+        own = replace(scheme, weight=self.form)
+        return rounded_weight(value(self.weight), self.axis, own, name=f"weight {self.weight}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,20 +80,24 @@ class BiasRounding:
     """
 
     bias: str
-    weight: WeightRounding
+    weight: WeightRounding | StoredRounding
     input_scale: float
     is_integer: bool
     channels: int
     input_mean: NDArray[np.float64] | None = None
     coverage: Any = None
 
-    def rounded(self, value: ValueOf, quant: WeightQuant) -> Tensor:
-        """What the layer adds, float32, in units of the bias."""
-        bias = value(self.bias).detach()
+    def rounded(self, value: ValueOf, quant: WeightQuant | Tensor) -> Tensor:
+        """What the layer adds, float32, in units of the bias.
+
+        Args:
+            quant: what the rule of the weight gave.
+        """
+        bias, weight = value(self.bias).detach(), value(self.weight.weight)
         if self.input_mean is not None:
-            error = quant.error(value(self.weight.weight)).transpose(0, self.channels)
-            bias = corrected(bias, error, self.input_mean, self.coverage)
-        if not self.is_integer:
+            error = quant - weight if isinstance(quant, Tensor) else quant.error(weight)
+            bias = corrected(bias, error.transpose(0, self.channels), self.input_mean, self.coverage)
+        if not self.is_integer or isinstance(quant, Tensor):
             return bias
         integers, scales = quantize_bias(bias, self.input_scale, quant.scales)
         return integers.float() * scales

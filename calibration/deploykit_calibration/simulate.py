@@ -21,14 +21,16 @@ from torch.fx.node import map_arg
 from deploykit.capture.calls import stored
 from deploykit.contract.decibels import sqnr_db
 from deploykit.judge.parity import LayerParity
-from deploykit_calibration.op_kinds import data_arguments
+from deploykit_calibration.run_time import round_inputs
 
 if TYPE_CHECKING:
     import numpy as np
 
     from deploykit.capture import CapturedModel
+    from deploykit.contract.formats import TensorScheme
     from deploykit_calibration.placement import QuantizedGraph
 
+_NONE: Mapping[str, TensorScheme] = {}
 _OPS = torch.ops.quantized_decomposed
 _QUANTIZE = (_OPS.quantize_per_tensor.default, _OPS.quantize_per_channel.default)
 _DEQUANTIZE = (_OPS.dequantize_per_tensor.default, _OPS.dequantize_per_channel.default)
@@ -43,14 +45,6 @@ def fake_quantize(x: Tensor, scale: float, low: int, high: int) -> Tensor:
     return x.mul(1.0 / scale).round_().clamp_(low, high).mul_(scale)
 
 
-def round_rows(x: Tensor) -> Tensor:
-    """Round each row (last axis) to 256 steps between its own extremes and zero: int8 inputs chosen at run time."""
-    low, high = x.amin(-1, keepdim=True).clamp(max=0.0), x.amax(-1, keepdim=True).clamp(min=0.0)
-    scale = ((high - low) / 255.0).masked_fill_(high == low, 1.0)
-    zero_point = torch.round(-128.0 - low / scale)
-    return x.div(scale).round_().add_(zero_point).clamp_(-128.0, 127.0).sub_(zero_point).mul_(scale)
-
-
 def fake_float8(x: Tensor, scale: float, limit: int) -> Tensor:
     """Round to E4M3 multiples of `scale`, ties to even, saturating at `limit` of them."""
     return x.div(scale).clamp_(-limit, limit).to(torch.float8_e4m3fn).to(x.dtype).mul_(scale)
@@ -61,12 +55,12 @@ def round_half(x: Tensor) -> Tensor:
     return x.half().float()
 
 
-def fuse(graph_module: GraphModule, run_time: AbstractSet[str] = frozenset()) -> GraphModule:
+def fuse(graph_module: GraphModule, run_time: Mapping[str, TensorScheme] = _NONE) -> GraphModule:
     """A copy of a q/dq graph that gives the same results in fewer passes over memory.
 
     Args:
         graph_module: as `place` made it; it is not changed.
-        run_time: layers whose input is rounded when they run, see `QuantizedGraph`.
+        run_time: what layers round their input to when they run, see `QuantizedGraph`.
     Returns:
         A module with the original node names; it holds weights as float32.
     """
@@ -84,19 +78,12 @@ def fuse(graph_module: GraphModule, run_time: AbstractSet[str] = frozenset()) ->
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.name in run_time:
-                _round_input(copies[node])
+                round_inputs(copies[node], run_time[node.name])
     for node in reversed(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
             buffers.pop(str(node.target))
     return GraphModule(buffers, graph, class_name="SimulatedGraphModule").eval()
-
-
-def _round_input(layer: Node) -> None:
-    (source,) = data_arguments(layer)
-    with layer.graph.inserting_before(layer):
-        rounded = layer.graph.create_node("call_function", round_rows, (source,), name=f"{layer.name}_input")
-    layer.replace_input_with(source, rounded)
 
 
 def _fused(graph: Graph, node: Node, copies: Mapping[Node, Node]) -> Node:
@@ -196,7 +183,7 @@ class SimulatedModel:
         self._captured = captured
         self._layers = {layer.name: layer for layer in quantized.layers}
         self.float_activations = quantized.float_activations
-        self.rounds = any(layer.precision == "int8" for layer in quantized.layers)
+        self.rounds = any(layer.precision != "float" for layer in quantized.layers)
         self.graph_module = fuse(quantized.graph_module, quantized.run_time)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

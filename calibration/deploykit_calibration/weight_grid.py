@@ -59,7 +59,7 @@ def grid_of(matrices: Tensor, scheme: Scheme, importance: Tensor | None = None) 
     """
     lowest, highest = scheme.weight_limits
     rows, shape = _sharing(matrices, scheme)
-    whole_range = isinstance(scheme.weight.granularity, PerGroup) and -lowest > highest
+    whole_range = scheme.weight.furthest
     lowest = lowest if whole_range else -highest
     if importance is not None:
         weights, _ = _sharing(importance[:, None].expand_as(matrices), scheme)
@@ -105,7 +105,8 @@ def _sharing(matrices: Tensor, scheme: Scheme) -> tuple[Tensor, tuple[int, ...]]
     """Elements that share a scale as rows (scales, elements), and the shape of the (padded) matrices."""
     granularity = scheme.weight.granularity
     if isinstance(granularity, PerGroup):
-        padded = torch.nn.functional.pad(matrices, [0, -matrices.shape[2] % granularity.size])
-        return padded.reshape(-1, granularity.size), tuple(padded.shape)
+        size = granularity.size or matrices.shape[2]
+        padded = torch.nn.functional.pad(matrices, [0, -matrices.shape[2] % size])
+        return padded.reshape(-1, size), tuple(padded.shape)
     rows = matrices.flatten(0, 1) if isinstance(granularity, PerAxis) else matrices.reshape(1, -1)
     return rows, tuple(matrices.shape)

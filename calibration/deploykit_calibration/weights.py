@@ -1,4 +1,4 @@
-"""Quantize stored weights: one scale for each output channel, symmetric, from their largest magnitude.
+"""Quantize stored weights: one scale for each output channel or group, from their largest magnitude, or a palette.
 
 Min-max per channel is enough (MSE-optimal scales measured no better). Two things need care: channels that are all
 zero, and channels so small that the int32 bias of the layer would not fit.
@@ -6,6 +6,7 @@ zero, and channels so small that the int32 bias of the layer would not fit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,11 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch import Tensor
 
 from deploykit.contract.errors import ConversionError
-from deploykit.contract.formats import PerAxis, PerGroup
+from deploykit.contract.formats import UINT8_AFFINE, PerAxis, PerGroup
 from deploykit.contract.scheme import Scheme
+from deploykit_calibration.palette import palettize
 from deploykit_calibration.ranges import affine_qparams
+from deploykit_calibration.run_time import arguments_of, round_rows
 
 DTYPES = {name: getattr(torch, name) for name in ("uint8", "int8", "int16", "int32", "float8_e4m3fn")}
 
@@ -103,6 +106,57 @@ def weight_quant(
     zeros = torch.zeros(scales.shape, dtype=torch.int64)
     dtype = DTYPES[scheme.weight.dtype]
     return WeightQuant(scales, zeros, axis if per_axis else None, quant_min, quant_max, dtype)
+
+
+def rounded_weight(weight: Tensor, axis: int | None, scheme: Scheme, *, name: str = "a weight") -> Tensor:
+    """The values that a weight stored in a scheme's form stands for: shape and dtype are its own.
+
+    Args:
+        weight: float32, any shape.
+        axis: of the output channels; None gives one scale.
+        name: of the weight, for errors.
+    Raises:
+        CalibrationError: the weight holds NaN or infinity.
+        ConversionError: there is no such form.
+    """
+    form = scheme.weight
+    if form.is_palette:
+        held = weight.detach().half() if scheme.float16_weights else weight.detach()
+        palette, indices = palettize(held.numpy(), form.bits)
+        return torch.from_numpy(palette[indices].reshape(weight.shape)).float()
+    if form == UINT8_AFFINE:
+        return round_rows(weight.detach(), *arguments_of(form))
+    if isinstance(form.granularity, PerGroup) or form.dtype not in DTYPES:
+        return _in_groups(weight.detach(), axis, scheme)
+    return weight_quant(weight, axis, scheme, name=name).rounded(weight)
+
+
+def _in_groups(weight: Tensor, axis: int | None, scheme: Scheme) -> Tensor:
+    """One scale for each run along the axis that is summed over, which taps of a kernel share."""
+    if axis is None:
+        return _in_groups(weight.reshape(1, -1), 0, scheme).reshape(weight.shape)
+    form, moved = scheme.weight, weight.transpose(0, axis)
+    kept: Callable[[Tensor], Tensor] = _as_float16 if scheme.float16_weights else lambda value: value
+    outer, inner, *taps = moved.shape
+    size = (form.granularity.size if isinstance(form.granularity, PerGroup) else 0) or inner
+    blocks = -(-inner // size)
+    padded = moved.new_zeros(outer, blocks * size, *taps)
+    padded[:, :inner] = kept(moved)
+    grouped = padded.reshape(outer, blocks, -1)
+    largest = grouped.abs().amax(-1, keepdim=True)
+    if form.furthest:
+        scales = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)) / form.quant_min
+    else:
+        scales = kept(largest / form.quant_max)
+    if scheme.float16_scales:
+        scales = _as_float16(scales.clamp(min=torch.finfo(torch.float16).tiny))
+    scales = torch.where(largest == 0, torch.ones_like(scales), scales)
+    rounded = kept(grouped.div(scales)).round_().clamp_(form.quant_min, form.quant_max).mul_(scales)
+    return rounded.reshape(padded.shape)[:, :inner].transpose(0, axis).contiguous()
+
+
+def _as_float16(value: Tensor) -> Tensor:
+    return value.half().float()
 
 
 def _check_form(scheme: Scheme, name: str) -> None:

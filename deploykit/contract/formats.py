@@ -38,7 +38,7 @@ class PerGroup:
     """One scale for each run of neighbouring elements along the axis that is summed over.
 
     Attributes:
-        size: elements in a run.
+        size: elements in a run; 0 is the whole axis.
     """
 
     size: int
@@ -55,6 +55,7 @@ class TensorScheme:
         quant_min, quant_max: values used, inclusive; narrower than the dtype restricts the range. Both 0 for
             floats that have no scale.
         granularity: of scale and zero-point, or of the palette.
+        furthest: the element of largest magnitude becomes `quant_min`, whatever its sign: the scale takes that sign.
     """
 
     dtype: str
@@ -62,6 +63,7 @@ class TensorScheme:
     quant_min: int = 0
     quant_max: int = 0
     granularity: PerTensor | PerAxis | PerGroup = PerTensor()
+    furthest: bool = False
 
     def __post_init__(self) -> None:
         if not re.search(r"[1-9]", self.dtype):
@@ -82,18 +84,40 @@ class TensorScheme:
         """Whether elements are floating-point numbers, those of 8 bits with a scale too."""
         return "float" in self.dtype
 
+    @property
+    def is_palette(self) -> bool:
+        """Whether elements are indices into a table of values."""
+        return "palette" in self.dtype
+
 
 FLOAT32, FLOAT16, BFLOAT16 = (TensorScheme(dtype) for dtype in ("float32", "float16", "bfloat16"))
 UINT8_AFFINE = TensorScheme("uint8", symmetric=False, quant_min=0, quant_max=255)
 INT8_AFFINE = TensorScheme("int8", symmetric=False, quant_min=-128, quant_max=127)
 INT8_SYMMETRIC = TensorScheme("int8", symmetric=True, quant_min=-127, quant_max=127)
 INT8_CHANNELS = replace(INT8_SYMMETRIC, granularity=PerAxis())
-INT4_CHANNELS = TensorScheme("int4", quant_min=-8, quant_max=7, granularity=PerAxis())
+INT4_CHANNELS = TensorScheme("int4", quant_min=-7, quant_max=7, granularity=PerAxis())
+# Of inputs that a kernel rounds when it runs: one scale for each row of a matrix, for each sample, for the tensor.
+INT8_ROWS = replace(INT8_AFFINE, granularity=PerGroup(0))
+INT8_SAMPLES = replace(INT8_AFFINE, granularity=PerAxis(0))
 INT16_SYMMETRIC = TensorScheme("int16", quant_min=-32767, quant_max=32767)
 FLOAT8 = TensorScheme("float8_e4m3fn", quant_min=-448, quant_max=448)
 FLOAT8_CHANNELS = replace(FLOAT8, granularity=PerAxis())
 PALETTE4 = TensorScheme("palette4", symmetric=False, quant_min=0, quant_max=15)
 PALETTE6 = TensorScheme("palette6", symmetric=False, quant_min=0, quant_max=63)
+
+
+def placed_as(weight: TensorScheme, inputs: TensorScheme | None) -> str:
+    """The name that a layer placed in these forms is counted under; see `Format.counts_as`.
+
+    Args:
+        inputs: what its activations are rounded to; None where its weight alone is stored narrow.
+    """
+    if inputs is None:
+        return f"{weight.bits}-bit palette" if weight.is_palette else f"int{weight.bits}-weights"
+    if inputs.is_float:
+        return f"fp{inputs.bits}"
+    return f"int{inputs.bits}" if inputs.bits == weight.bits else f"int{inputs.bits}x{weight.bits}"
+
 
 GENTLER = ("int8-dynamic", "int8-weight-only", "fp16", "bf16", "fp32")
 """Precisions by what they lose, most first."""

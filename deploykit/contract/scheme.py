@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from deploykit.contract.formats import FLOAT32, TensorScheme
+from deploykit.contract.formats import FLOAT32, INT8_ROWS, TensorScheme
 
 
 class Inputs(StrEnum):
@@ -25,6 +25,8 @@ class Inputs(StrEnum):
     JOIN = "join"  # as soon as one of them is: the others are quantized for it
     RESIDUAL = "residual"  # only the skip connection; the other input comes from the fused layer in float
     # (a skip connection to a product of matrices: where it is an integer already)
+    RUN_TIME = "run time"  # each time it runs, as the kernel does it; at export its weight alone is rounded
+    WEIGHT = "weight"  # never; its weight is stored narrow
     FLOAT = "float"  # never
 
 
@@ -45,13 +47,22 @@ class OpRule:
         output: when its result is.
         pull: an op with JOIN also quantizes all its inputs where a consumer wants its output quantized; one with
             FOLLOW also follows inputs that other ops want as integers, where its own output is wanted so or is float.
-        reason: why it stays float, for the report; "" where it does not.
+        reason: why it stays float, or its weight is wider than the scheme's, for the report; "" where neither is so.
+        weight: form of its weight, where that is not the scheme's; the first of several that the weight fits into, as
+            groups do that divide the axis.
+        rounded: what its kernel rounds its inputs to when it runs; None where it does not.
+        matrices: its weight has to be a matrix: a stack of them stays float.
+        depthwise: whether convolutions of each channel by itself are meant, too.
     """
 
     inputs: Inputs
     output: Output = Output.ON_DEMAND
     pull: bool = False
     reason: str = ""
+    weight: tuple[TensorScheme, ...] = ()
+    rounded: TensorScheme | None = None
+    matrices: bool = False
+    depthwise: bool = True
 
 
 INT8 = OpRule(Inputs.INT8)
@@ -61,6 +72,8 @@ FOLLOW = OpRule(Inputs.FOLLOW, Output.REQUIRED)
 JOIN = OpRule(Inputs.JOIN, Output.REQUIRED)
 RESIDUAL = OpRule(Inputs.RESIDUAL)
 FLOAT = OpRule(Inputs.FLOAT)
+AT_RUN_TIME = OpRule(Inputs.RUN_TIME, rounded=INT8_ROWS)
+WEIGHT = OpRule(Inputs.WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,7 @@ class Scheme:
         float_outputs: what the graph returns is not rounded.
         run_time_outputs: kinds whose static kernels write integers, and that have another one for what is returned: an
             int8 weight, an input whose rows are rounded when it runs, a float result.
+        min_weights: a layer with fewer weights than this stays float.
         output_share: a layer whose kernel has to write integers, and whose result is returned, is rounded all the same
             where it has more than this share of the multiply-accumulates; below it, float costs little and is exact.
         min_linear: a linear layer with fewer inputs or outputs than this stays float.
@@ -101,6 +115,9 @@ class Scheme:
         max_rank: an op that reads or writes a tensor of more axes stays float; 0 is no limit.
         reduce_range: weights use one bit less, so that sums of two uint8 x int8 products cannot exceed 16 bits.
         float16_scales: scales of activations and weights are values of float16, the type that the file holds them in.
+        float16_weights: weights that are stored narrow are float16 before, and are divided by their scales in it.
+        by_vendor: the toolchain's own quantizer writes what is placed, from the float graph: the placed graph tells it
+            where, and is the simulated reference.
     """
 
     name: str
@@ -125,11 +142,19 @@ class Scheme:
     max_rank: int = 0
     reduce_range: bool = False
     float16_scales: bool = False
+    float16_weights: bool = False
+    min_weights: int = 0
+    by_vendor: bool = False
 
     @property
     def quantizes(self) -> bool:
         """Whether it rounds anything; a scheme without rules leaves the whole model in float."""
         return bool(self.rules)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it fixes ranges of activations, so that statistics are needed."""
+        return any(rule.inputs not in _WEIGHTS_ALONE for rule in self.rules.values())
 
     def rule(self, kind: str) -> OpRule:
         """The rule of a kind; float with a reason where the scheme has none."""
@@ -142,6 +167,9 @@ class Scheme:
             return self.weight.quant_min, self.weight.quant_max
         half = (self.weight.quant_max + 1) // 2
         return -half, half - 1
+
+
+_WEIGHTS_ALONE = (Inputs.RUN_TIME, Inputs.WEIGHT, Inputs.FLOAT)
 
 
 def with_rules(scheme: Scheme, **rules: OpRule) -> dict[str, OpRule]:
@@ -160,4 +188,13 @@ def no_kernel(kind: str) -> OpRule:
 
 
 IN_FLOAT = Scheme(name="float", activation=FLOAT32, weight=FLOAT32, rules={}, bias_correction=False)
-"""Of float precisions, and of those that a vendor's own quantizer writes: nothing is placed."""
+"""Of float precisions: nothing is placed."""
+
+
+def weights_alone(name: str, weight: TensorScheme, **fields: Any) -> Scheme:
+    """A scheme that rounds stored weights, which the toolchain's own quantizer writes from the float graph.
+
+    Args:
+        fields: further ones of `Scheme`, `rules` among them.
+    """
+    return Scheme(name, FLOAT32, weight, residual_policy="int8", bias_correction=False, by_vendor=True, **fields)

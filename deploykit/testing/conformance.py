@@ -20,6 +20,7 @@ import pytest
 import deploykit
 from deploykit.artifact.manifest import LOG_NAME, MANIFEST_NAME, NEEDS_DEVICE_BUILD, PROFILE_NAME, VERIFIED
 from deploykit.contract.precision import Evidence, Precision
+from deploykit.judge.parity import SIMULATED, ParityReport
 from deploykit.judge.profiling import Effort
 from deploykit.plugin.artifact import Artifact
 from deploykit.plugin.registry import Resolved, resolve
@@ -27,6 +28,14 @@ from deploykit.testing import hammer, models
 
 Example = tuple[Any, Any]
 _THREADS = 8
+_EXACT_DB = 60.0
+
+
+def far_from_simulation(parity: ParityReport) -> float:
+    """By how many dB the artifact's SQNR differs from that of its simulation; 0 where it has none, or both are high."""
+    simulated = next((link.worst.sqnr_db for link in parity.chain if link.candidate == SIMULATED), None)
+    whole = parity.sqnr_db
+    return 0.0 if simulated is None or whole is None or min(simulated, whole) > _EXACT_DB else abs(whole - simulated)
 
 
 class TargetConformance:
@@ -123,6 +132,7 @@ class TargetConformance:
             assert sum(achieved.macs.values()) > 0, f"{precision}: no multiply-accumulates were counted"
             left = [layer for layer in achieved.layers if not achieved.is_as_asked(layer.precision)]
             assert all(layer.reason for layer in left), f"{precision}: a layer is left out without a reason"
+            assert far_from_simulation(artifact.parity) <= 1.0, f"{precision}: the artifact is not what is simulated"
 
     def test_what_is_only_stored_in_a_precision_is_refused_by_default(
         self, precisions: list[Precision], tmp_path: Path

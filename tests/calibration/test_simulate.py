@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from deploykit.contract.decibels import SQNR_CAP_DB, sqnr_db
 from deploykit.contract.scheme import Scheme
 from deploykit_calibration.placement import place
-from deploykit_calibration.simulate import SimulatedModel, fake_quantize, fuse, round_rows, run, values
+from deploykit_calibration.run_time import round_rows
+from deploykit_calibration.simulate import SimulatedModel, fake_quantize, fuse, run, values
 from deploykit_targets._schemes.gpu import TENSORRT
 from deploykit_targets._schemes.x86 import ONNX_X86
 from deploykit_targets.litert.scheme import LITERT

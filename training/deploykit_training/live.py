@@ -23,14 +23,15 @@ from deploykit.capture.calls import stored
 from deploykit.capture.derivation import evaluate, own_names
 from deploykit.contract.errors import ConversionError
 from deploykit.pipeline.reference import to_arrays
-from deploykit_calibration.roundings import ROUNDING, BiasRounding, WeightRounding
+from deploykit_calibration.roundings import ROUNDING, BiasRounding
+from deploykit_calibration.run_time import recurrent_of_rounded
 from deploykit_calibration.simulate import round_half
+from deploykit_calibration.weights import WeightQuant
 from deploykit_training import straight_through
 from deploykit_training.live_norms import LiveNorm, norms_of, with_live_norms
 
 if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
-    from deploykit_calibration.weights import WeightQuant
 
 Own = Callable[[str], Tensor]
 
@@ -102,7 +103,7 @@ class LiveGraph:
         floats = {name: self._constant(name, own, known, device).to(device) for name in self._names()}
         with torch.no_grad():  # scales are chosen on the CPU, in float64, as placement does
             plain = {name: value.detach().cpu() for name, value in floats.items()}
-        quants: dict[WeightRounding, WeightQuant] = {}
+        quants: dict[Any, WeightQuant | Tensor] = {}
         values = ((self._rounded(rule, floats, plain, quants), halved) for _, rule, halved in self._live)
         return [straight_through.half_through(value) if halved else value for value, halved in values]
 
@@ -125,23 +126,19 @@ class LiveGraph:
         rule: Any,
         floats: Mapping[str, Tensor],
         plain: Mapping[str, Tensor],
-        quants: dict[WeightRounding, WeightQuant],
+        quants: dict[Any, WeightQuant | Tensor],
     ) -> Tensor:
         if isinstance(rule, str):
             return floats[rule]
         weight = rule.weight if isinstance(rule, BiasRounding) else rule
         with torch.no_grad():
             if weight not in quants:
-                quants[weight] = weight.quant(plain.__getitem__, self.prepared.scheme)
+                quants[weight] = weight.of(plain.__getitem__, self.prepared.scheme)
             quant = quants[weight]
-            if isinstance(rule, BiasRounding):
-                value, rounded = floats[rule.bias], rule.rounded(plain.__getitem__, quant)
-            elif rule.at_run_time:
-                value, rounded = floats[rule.weight], quant.rounded(plain[rule.weight])
-            else:
-                value, rounded = floats[rule.weight], None
-        if rounded is None:
-            return straight_through.quantize_weight(value, _moved(quant, value))
+            rounded = rule.rounded(plain.__getitem__, quant) if isinstance(rule, BiasRounding) else quant
+        value = floats[rule.bias if isinstance(rule, BiasRounding) else rule.weight]
+        if isinstance(rounded, WeightQuant):
+            return straight_through.quantize_weight(value, _moved(rounded, value))
         return straight_through.through(value, rounded.to(value.device))
 
     # The graph.
@@ -150,7 +147,7 @@ class LiveGraph:
         """The simulated graph with gradients; its constants that follow from the model are inputs."""
         graph, copies = Graph(), dict[Node, Any]()
         buffers: dict[str, Any] = {}
-        rules = {node.name: self._rule(node) for node in self.prepared.graph_module.graph.nodes}
+        rules = {node.name: self._rule(node) for node in self.prepared.placed.graph_module.graph.nodes}
         nodes = list(simulated.graph.nodes)
         for node in nodes:
             if node.op == "placeholder":
@@ -167,6 +164,7 @@ class LiveGraph:
                     value = stored(simulated, str(node.target))
                     buffers[str(node.target)] = value.detach() if isinstance(value, Tensor) else value
                 elif node.op == "call_function":
+                    _refuse_steps(node)
                     copies[node].target = _with_gradient(node.target)
         module = GraphModule(buffers, graph, class_name="TrainedGraphModule")
         module.graph.lint()
@@ -216,6 +214,12 @@ class LiveGraph:
         return self._modules[device]
 
 
+def _refuse_steps(node: Node) -> None:
+    if node.target is recurrent_of_rounded:
+        why = "rounds its state in each step when it runs, which has no gradient here"
+        raise ConversionError(f"{node.name} {why}", hint="leave the layer in float (exclude=)")
+
+
 def _with_gradient(target: Any) -> Any:
     """What trains in place of a function of the simulation.
 
@@ -235,7 +239,8 @@ def _read(rule: Any) -> tuple[str, ...]:
         return (rule,)
     if isinstance(rule, BiasRounding):
         return (rule.bias, *_read(rule.weight))
-    return (rule.weight,) if rule.bias is None else (rule.weight, rule.bias)
+    bias = getattr(rule, "bias", None)
+    return (rule.weight,) if bias is None else (rule.weight, bias)
 
 
 def _moved(quant: WeightQuant, like: Tensor) -> WeightQuant:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deploykit_calibration import simulate
-from deploykit_calibration.simulate import fake_float8, round_half, round_rows
+from deploykit_calibration import run_time, simulate
+from deploykit_calibration.run_time import round_rows
+from deploykit_calibration.simulate import fake_float8, round_half
 from deploykit_calibration.weights import WeightQuant
 
 
@@ -32,10 +33,10 @@ def float8_through(x: Tensor, scale: float, limit: int) -> Tensor:
     return through(x.clamp(-limit * scale, limit * scale), fake_float8(x.detach(), scale, limit))
 
 
-def rows_through(x: Tensor) -> Tensor:
-    """Round each row to 256 steps between its own extremes; the gradient passes as it is."""
+def rows_through(x: Tensor, *rounding: Any) -> Tensor:
+    """Round between the extremes of the moment, see `round_rows`; the gradient passes as it is."""
     x = x.float()
-    return through(x, round_rows(x.detach()))
+    return through(x, round_rows(x.detach(), *rounding))
 
 
 def half_through(x: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class _Through(torch.autograd.Function):
 TRAINED_AS: dict[Callable[..., Any], Callable[..., Any]] = {
     simulate.fake_quantize: fake_quantize,
     simulate.fake_float8: float8_through,
-    simulate.round_rows: rows_through,
+    run_time.round_rows: rows_through,
     simulate.round_half: half_through,
 }
 """What a simulation computes with -> the same with a gradient."""

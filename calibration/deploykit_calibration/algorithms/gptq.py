@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from deploykit.contract.formats import PerGroup
 from deploykit_calibration.algorithms import SAMPLES, Algorithm
 from deploykit_calibration.in_step import affordable, run_in_step
-from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.reweigh import with_weights
 from deploykit_calibration.weight_rounding import round_for_inputs
 from deploykit_calibration.weighted_layers import WeightedLayer, rows_of_weights, value_of, weighted_layers
@@ -25,6 +23,7 @@ from deploykit_calibration.weighted_layers import WeightedLayer, rows_of_weights
 if TYPE_CHECKING:
     from torch.fx import Node
 
+    from deploykit.contract.formats import TensorScheme
     from deploykit_calibration.algorithms import Samples
     from deploykit_calibration.in_step import Choose
     from deploykit_calibration.prepared import Prepared
@@ -45,18 +44,15 @@ def round_weights(prepared: Prepared, samples: Samples) -> Prepared:
 
 
 def _rounded_layers(prepared: Prepared) -> list[WeightedLayer]:
-    layers = list(weighted_layers(prepared.captured))
-    if prepared.scheme.quantizes:
-        width = f"int{prepared.scheme.weight.bits}"  # of layers that hold other widths the grid is another
-        integer = {layer.name for layer in prepared.layers if layer.precision.partition("-")[0] == width}
-        return [layer for layer in layers if layer.op.name in integer]
-    if not isinstance(prepared.scheme.weight.granularity, PerGroup):
-        return []
-    linear = [layer for layer in layers if layer.kind != "conv"]
-    names = [layer.op.name for layer in linear]
-    wanted = prepared.include or prepared.exclude
-    kept = kept_float(prepared.captured.origins, names, prepared.include, prepared.exclude) if wanted else {}
-    return [layer for layer in linear if layer.op.name not in kept]
+    return [layer for layer in weighted_layers(prepared.captured) if _form(prepared, layer) is not None]
+
+
+def _form(prepared: Prepared, layer: WeightedLayer) -> TensorScheme | None:
+    """The integers that the weight of a layer is stored in; None where it is not."""
+    name, whole = layer.op.name, prepared.scheme.weight
+    placed = {each.name for each in prepared.layers if each.precision != "float"}
+    form = prepared.placed.forms.get(name, whole) if name in placed else None
+    return None if form is None or form.is_float or form.is_palette else form
 
 
 def _step(prepared: Prepared, layer: WeightedLayer, replaced: dict[str, Tensor]) -> tuple[Node, Choose]:
@@ -70,7 +66,10 @@ def _step(prepared: Prepared, layer: WeightedLayer, replaced: dict[str, Tensor])
 def _round(prepared: Prepared, layer: WeightedLayer, replaced: dict[str, Tensor], wanted: Tensor, seen: Tensor) -> None:
     """Put weight and bias of one layer in place."""
     weight = value_of(prepared.captured, layer.weight)
-    made = round_for_inputs(layer.matrices(weight), prepared.scheme, wanted, seen, centred=bool(layer.bias))
+    form = _form(prepared, layer)
+    assert form is not None
+    scheme = replace(prepared.scheme, weight=form)
+    made = round_for_inputs(layer.matrices(weight), scheme, wanted, seen, centred=bool(layer.bias))
     replaced[layer.weight] = layer.in_place_of(weight, made.weight)
     if layer.bias:
         bias = value_of(prepared.captured, layer.bias)

@@ -94,12 +94,12 @@ class Planning:
         planner = Planner(self._view, self._scheme, self._statistics, reasons)
         plan = planner.run()
         reads = {tensor.name: _readers(plan, tensor) for tensor in plan.quantized}
-        for op in plan.run_time:
+        for op in (op for op, own in plan.stored.items() if own.rounded is not None):
             for tensor in data_arguments(op):
                 reads[tensor.name] = (*reads.get(tensor.name, ()), op.name)
         repeated = frozenset(tensor.name for tensor in plan.quantized if self._repeats(plan, tensor))
-        stored = tuple(op.name for op in (*plan.reads, *plan.run_time) if _stores(op))
-        layers = describe_layers(self._captured, self._view, plan, self._asked)
+        stored = tuple(op.name for op in (*plan.reads, *plan.stored) if _stores(op))
+        layers = describe_layers(self._captured, self._view, plan, self._scheme, self._asked)
         written = {op.name: tuple(each.name for each in planner.results(op) if each in plan.hard) for op in plan.reads}
         read = {name: readers for name, readers in reads.items() if readers}
         return Planned(read, repeated, stored, layers, written)

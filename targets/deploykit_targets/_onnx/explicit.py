@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from deploykit.contract.errors import ConversionError
-from deploykit.contract.precision import Precision
 from deploykit_calibration.layers import reconcile
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.between import float_name
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 
 _FLOAT_TYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16}
-_QUANTIZED_NAMES = {Precision.INT8: "int8", Precision.MIXED: "int8", Precision.FP8: "fp8"}
 _UNTYPED = "float layers are float32 in the file; the device's compiler turns them into the narrower type"
 SOURCE = "q/dq nodes and types of the ONNX file; what the device runs is known after the build"
 
@@ -101,9 +99,8 @@ def checked(model: onnx.ModelProto, rules: LintRules) -> tuple[Finding, ...]:
 
 
 def _achieved(prepared: Prepared, plan: Float16Plan, plain: str, notes: tuple[str, ...]) -> Achieved:
-    quantized = _QUANTIZED_NAMES.get(prepared.precision, "int8")
     executed = {
-        layer.name: quantized if layer.precision == "int8" else "float32" if layer.name in plan.kept else plain
+        layer.name: layer.precision if layer.precision != "float" else "float32" if layer.name in plan.kept else plain
         for layer in prepared.layers
     }
-    return reconcile(prepared.precision, prepared.layers, executed, source=SOURCE, notes=notes, placed=quantized)
+    return reconcile(prepared.precision, prepared.layers, executed, source=SOURCE, notes=notes)

@@ -8,23 +8,21 @@ these forms are not written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from deploykit.contract.precision import Precision
 from deploykit_calibration.layers import reconcile
-from deploykit_calibration.patterns import kept_float
 from deploykit_targets._float16 import plan_float16
 from deploykit_targets._onnx.edit import Editor
 from deploykit_targets._onnx.explicit import SOURCE, Explicit, checked
 from deploykit_targets._onnx.lowered import lowered
 from deploykit_targets._onnx.retype import FLOAT16, retype
 from deploykit_targets._onnx.traffic import traffic_of
-from deploykit_targets._onnx.weights import Compressed, layers_with_weights, products_with_bias_apart
+from deploykit_targets._onnx.weights import Compressed, products_with_bias_apart
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +34,6 @@ OPSET = 21
 """The first with 4-bit types and with blocks in DequantizeLinear."""
 _MATRIX_RANK = 2
 _LIMIT = {4: 7, 8: 127}
-_NO_KERNEL = "weight-only kernels are for matrix products: float16"
 
 
 def lower_held(prepared: Prepared, rules: LintRules, *, block_size: int) -> Explicit:
@@ -51,9 +48,7 @@ def lower_held(prepared: Prepared, rules: LintRules, *, block_size: int) -> Expl
     """
     made = lowered(prepared, opset=OPSET)
     model = made.model
-    keep = kept_float(prepared.captured.origins, layers_with_weights(model), prepared.include, prepared.exclude)
-    bits = 4 if prepared.precision is Precision.INT4_WEIGHT_ONLY else 8
-    held = hold_weights(model, bits=bits, block_size=block_size, keep=keep)
+    held = hold_weights(model, bits=prepared.scheme.weight.bits, block_size=block_size, keep=prepared.in_float)
     plan = plan_float16(prepared)
     retype(model, FLOAT16, plan.kept)
     findings = checked(model, replace(rules, max_opset=OPSET))
@@ -63,25 +58,22 @@ def lower_held(prepared: Prepared, rules: LintRules, *, block_size: int) -> Expl
         prepared.layers,
         {**plain, **held.executed},
         source=SOURCE,
-        reasons=held.reasons,
-        kept=keep,
-        left=_NO_KERNEL,
     )
     return Explicit(
         model, made.log, findings, plan.listed(achieved, prepared.captured), traffic_of(prepared.captured), rules
     )
 
 
-def hold_weights(model: onnx.ModelProto, *, bits: int, block_size: int, keep: Mapping[str, str]) -> Compressed:
+def hold_weights(model: onnx.ModelProto, *, bits: int, block_size: int, keep: Collection[str]) -> Compressed:
     """Put the weights of matrix products behind a DequantizeLinear.
 
     Args:
         model: lowered float model; changed in place.
         bits: 4 or 8.
         block_size: for 4 bits. A matrix whose inner axis is no multiple of it holds 8 bits.
-        keep: captured names of the layers to leave in float, with the reason.
+        keep: captured names of the layers to leave in float.
     """
-    result = Compressed(model, reasons=dict(keep))
+    result = Compressed(model)
     products_with_bias_apart(model)
     editor = Editor(model)
     for node in list(model.graph.node):
@@ -92,9 +84,6 @@ def hold_weights(model: onnx.ModelProto, *, bits: int, block_size: int, keep: Ma
         own = bits if bits == 8 or weight.shape[0] % block_size == 0 else 8
         editor.replace(node, _held(editor, node, weight, own, block_size))
         result.executed[name] = f"int{own}-weights"
-        if own != bits:
-            why = f"its {weight.shape[0]} inputs are no multiple of a block of {block_size}: it holds 8 bits"
-            result.reasons[name] = why
     editor.finish()
     return result
 

@@ -1,6 +1,6 @@
 """Precisions that change weights only: float16, int8 or int4 weight-only, and ONNX Runtime's dynamic int8.
 
-Each takes a lowered float model, changes it in place, and says of every layer what it became or why it stayed.
+Each takes a lowered float model, changes it in place, and says of every layer what it became.
 Forms: products become MatMulNBits (one scale per block of the inner axis; activations stay float32 between
 operators); convolutions and embeddings hold int8 tables that standard operators expand, convolutions once, when the
 model is loaded, embeddings row by row. Recurrent layers keep their weights: their kernels take float ones.
@@ -9,10 +9,9 @@ model is loaded, embeddings row by row. Recurrent layers keep their weights: the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -23,16 +22,6 @@ from deploykit_targets._onnx.edit import Editor
 from deploykit_targets._onnx.retype import FLOAT16, retype
 
 _CONTRIB = "com.microsoft"
-_ALL: Mapping[str, str] = MappingProxyType({})
-_MATRIX_RANK = 2
-_RECURRENT = "recurrent kernels take float weights"
-_WEIGHTED = frozenset("Conv ConvTranspose Gather Gemm GRU LSTM MatMul RNN".split())
-_FLOAT_ONLY = {
-    "LSTM": _RECURRENT,
-    "GRU": _RECURRENT,
-    "RNN": _RECURRENT,
-    "ConvTranspose": "no compressed form is written for it",
-}
 
 
 @dataclass(eq=False)
@@ -43,13 +32,11 @@ class Compressed:
         model: the model, changed in place.
         executed: captured node name -> what the file makes it compute in (`float16`, `int8`) or hold its weights as
             (`int8-weights`, `int4-weights`). What a runtime makes of that, `count.count` tells.
-        reasons: captured node name -> why its weights were left alone.
         log: what converters printed.
     """
 
     model: onnx.ModelProto
     executed: dict[str, str] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
 
 
@@ -58,12 +45,7 @@ def _captured(name: str) -> str:
     return name.partition(".")[0]
 
 
-def layers_with_weights(model: onnx.ModelProto) -> list[str]:
-    """Captured names of the operators whose weights a precision may change."""
-    return list(dict.fromkeys(_captured(node.name) for node in model.graph.node if node.op_type in _WEIGHTED))
-
-
-def _kept_nodes(model: onnx.ModelProto, keep: Mapping[str, str]) -> list[str]:
+def _kept_nodes(model: onnx.ModelProto, keep: Collection[str]) -> list[str]:
     """Names of the nodes that belong to the layers of `keep`."""
     return [node.name for node in model.graph.node if _captured(node.name) in keep]
 
@@ -72,7 +54,7 @@ def _kept_nodes(model: onnx.ModelProto, keep: Mapping[str, str]) -> list[str]:
 
 
 def weight_only(
-    model: onnx.ModelProto, *, bits: int, block_size: int = 32, accuracy_level: int = 4, keep: Mapping[str, str] = _ALL
+    model: onnx.ModelProto, *, bits: int, block_size: int = 32, accuracy_level: int = 4, keep: Collection[str] = ()
 ) -> Compressed:
     """Weights in `bits` bits, activations in float.
 
@@ -84,9 +66,9 @@ def weight_only(
             float32. With 4, one row is 3 to 6 times faster than in float and 128 rows 10 to 20 % slower; with 1, ONNX
             Runtime 1.31 has no kernel for 8 bits and unpacks the weights in every run, 14 times slower than float
             at one row. It costs 1 dB at 8 bits and nothing at 4.
-        keep: captured names of the layers to leave in float, with the reason.
+        keep: captured names of the layers to leave in float.
     """
-    result = Compressed(model, reasons=dict(keep))
+    result = Compressed(model)
     products_with_bias_apart(model)
     editor = Editor(model)
     forms: dict[str, Callable[[NodeProto, np.ndarray], list[NodeProto]]] = {
@@ -101,14 +83,7 @@ def weight_only(
         weight = editor.weight(node, where) if node.op_type in forms else None
         if weight is not None and weight.ndim >= 2 and not (node.op_type == "MatMul" and weight.ndim != 2):
             editor.replace(node, forms[node.op_type](node, weight))
-            own = bits if node.op_type == "MatMul" else 8
-            result.executed[_captured(node.name)] = f"int{own}-weights"
-            if own != bits:
-                result.reasons[_captured(node.name)] = f"blocks of {bits} bits are for matrix products: it holds 8 bits"
-        elif node.op_type in _FLOAT_ONLY:
-            result.reasons[_captured(node.name)] = _FLOAT_ONLY[node.op_type]
-        elif node.op_type == "MatMul":
-            result.reasons[_captured(node.name)] = "a product of two activations has no weights"
+            result.executed[_captured(node.name)] = f"int{bits if node.op_type == 'MatMul' else 8}-weights"
     editor.finish()
     return result
 
@@ -215,26 +190,21 @@ def products_with_bias_apart(model: onnx.ModelProto) -> None:
 # Dynamic int8.
 
 
-def dynamic_int8(model: onnx.ModelProto, *, reduce_range: bool = False, keep: Mapping[str, str] = _ALL) -> Compressed:
+def dynamic_int8(model: onnx.ModelProto, *, reduce_range: bool = False, keep: Collection[str] = ()) -> Compressed:
     """int8 weights per channel; activations quantised in each run (ONNX Runtime's own quantizer).
 
     Products, LSTMs and embeddings; convolutions stay float, whose dynamic kernels are slower than float ones.
 
     Args:
         reduce_range: 7-bit weights, for processors without VNNI, whose 16-bit sums would saturate.
-        keep: captured names of the layers to leave in float, with the reason.
+        keep: captured names of the layers to leave in float.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     products_with_bias_apart(model)
-    result = Compressed(model, reasons=dict(keep))
+    result = Compressed(model)
     kept = _kept_nodes(model, keep)
-    weighted = Editor(model)
-    weights = {node.name: weighted.weight(node, 1) for node in model.graph.node if node.op_type == "MatMul"}
-    stacks = [name for name, weight in weights.items() if weight is not None and weight.ndim != _MATRIX_RANK]
-    result.reasons |= {_captured(name): "ONNX Runtime multiplies no stack of int8 matrices" for name in stacks}
-    operators = [(node.op_type, node.name, weights.get(node.name) is not None) for node in model.graph.node]
-    kept += stacks
+    written = [node.name for node in model.graph.node if node.op_type in ("MatMul", "LSTM")]
     with kept_quiet(result.log), tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
         path = Path(folder) / "dynamic.onnx"
         quantize_dynamic(
@@ -243,15 +213,7 @@ def dynamic_int8(model: onnx.ModelProto, *, reduce_range: bool = False, keep: Ma
         )  # fmt: skip
         result.model = onnx.load(str(path))
     del result.model.graph.value_info[:]
-    for op_type, name, has_weight in operators:
-        if name in kept:
-            continue
-        if (op_type == "MatMul" and has_weight) or op_type == "LSTM":
-            result.executed[_captured(name)] = "int8"
-        elif op_type == "MatMul":
-            result.reasons[_captured(name)] = "a product of two activations has no weights"
-        elif op_type in ("Conv", "ConvTranspose", "GRU", "RNN"):
-            result.reasons[_captured(name)] = f"dynamic {op_type} is not faster than float, or does not exist"
+    result.executed |= {_captured(name): "int8" for name in written if name not in kept}
     return result
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deploykit.contract.formats import FLOAT8, FLOAT8_CHANNELS, INT8_CHANNELS, INT8_SYMMETRIC
+from deploykit.contract.formats import (
+    FLOAT8,
+    FLOAT8_CHANNELS,
+    INT4_CHANNELS,
+    INT8_CHANNELS,
+    INT8_SYMMETRIC,
+    PerGroup,
+)
 from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import (
     FOLLOW,
@@ -18,6 +25,7 @@ from deploykit.contract.scheme import (
     OpRule,
     Output,
     Scheme,
+    weights_alone,
 )
 from deploykit_calibration.op_kinds import ACTIVATIONS
 
@@ -76,3 +84,20 @@ def explicit_scheme(precision: Precision) -> Scheme:
     if precision is Precision.FP8:
         return TENSORRT_FP8
     return TENSORRT if precision in (Precision.INT8, Precision.MIXED) else IN_FLOAT
+
+
+def held_scheme(precision: Precision, block_size: int) -> Scheme:
+    """Weights of matrix products in 4 bits in blocks, or 8 bits for each channel, with scales of float16."""
+    blocks = replace(INT4_CHANNELS, granularity=PerGroup(block_size))
+    forms = (blocks, INT8_CHANNELS) if precision is Precision.INT4_WEIGHT_ONLY else (INT8_CHANNELS,)
+    matrices = OpRule(Inputs.WEIGHT, weight=forms, matrices=True)
+    others = OpRule(Inputs.FLOAT, reason="weight-only kernels are for matrix products: float16")
+    return weights_alone(
+        f"tensorrt-{precision}",
+        forms[0],
+        rules={
+            **dict.fromkeys(("linear", "matmul"), matrices),
+            **dict.fromkeys(("conv", "conv_transpose", "lstm", "gru", "rnn", "embedding"), others),
+        },
+        float16_scales=True,
+    )

@@ -106,7 +106,7 @@ def _source(prepared: Prepared) -> _Source:
     if prepared.options.form == network.FORM:
         why = "a Core ML neural network is float16 throughout"
         plan.refuse(prepared.captured, why, 'leave out form="neuralnetwork"')
-    graph = prepared.graph_module if prepared.scheme.quantizes else None
+    graph = None if prepared.scheme.by_vendor or not prepared.scheme.quantizes else prepared.graph_module
     return _Source(prepared.captured, exported(prepared.captured, graph), prepared.layers, plan)
 
 
@@ -176,15 +176,10 @@ def _achieved(prepared: Prepared, source: _Source, counted: Counted) -> Achieved
     held = precision in WEIGHT_ONLY
     if held:
         executed |= counted.held
-    reasons = {
-        layer.name: "its weights are too small to be compressed, or not constant"
-        for layer in source.layers
-        if held and layer.weights and layer.name not in counted.held
-    }
     notes = (network.NOTE,) if old else (_HELD_AS,) if held else _NOTES.get(precision, ())
     read = "the neural network" if old else "the ML Program"
     left = "" if precision is Precision.FP32 else "coremltools leaves it in float32"
-    achieved = reconcile(precision, source.layers, executed, source=read, reasons=reasons, notes=notes, left=left)
+    achieved = reconcile(precision, source.layers, executed, source=read, notes=notes, left=left)
     return source.plan.listed(achieved, source.captured)
 
 

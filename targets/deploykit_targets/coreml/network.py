@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.errors import UnsupportedPrecisionError, UsageError
 from deploykit.contract.precision import Precision
+from deploykit_calibration.palette import palettize
 from deploykit_targets.coreml import interface
-from deploykit_targets.coreml.compress import PALETTE_BITS, palettize
+from deploykit_targets.coreml.compress import PALETTE_BITS
 from deploykit_targets.coreml.count import Counted
 from deploykit_targets.coreml.mil_evaluator._milproto import parsed_model
 from deploykit_targets.coreml.nn_evaluator.weights import stored

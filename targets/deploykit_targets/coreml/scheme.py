@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploykit.contract.formats import INT8_AFFINE, INT8_CHANNELS
+from deploykit.contract.formats import (
+    INT4_CHANNELS,
+    INT8_AFFINE,
+    INT8_CHANNELS,
+    PALETTE4,
+    PALETTE6,
+    PerGroup,
+    TensorScheme,
+)
 from deploykit.contract.precision import Precision
-from deploykit.contract.scheme import IN_FLOAT, INT8_IN_OUT, FixedParams, Scheme, with_rules
+from deploykit.contract.scheme import IN_FLOAT, INT8_IN_OUT, WEIGHT, FixedParams, Scheme, weights_alone, with_rules
 from deploykit_targets._schemes.x86 import ONNX_X86
 
 if TYPE_CHECKING:
@@ -47,7 +56,29 @@ def op_set_of(wanted: str, precision: Precision) -> str:
     return max(wanted, _NEEDED.get(precision, OP_SETS[0]), key=OP_SETS.index)
 
 
+_WEIGHTED = ("linear", "conv", "conv_transpose", "matmul", "embedding", "lstm", "gru", "rnn", "add", "sub", "mul")
+_PALETTES = {Precision.INT4_PALETTE: PALETTE4, Precision.INT6_PALETTE: PALETTE6}
+
+
+def weight_only(precision: Precision, *, block_size: int, threshold: int) -> Scheme:
+    """What coremltools' own optimiser writes: a palette or scales for each weight of `threshold` elements or more."""
+    palette = _PALETTES.get(precision)
+    forms: tuple[TensorScheme, ...] = (palette or replace(INT8_CHANNELS, granularity=PerGroup(0)),)
+    if precision is Precision.INT4_WEIGHT_ONLY:
+        forms = tuple(replace(INT4_CHANNELS, granularity=PerGroup(size)) for size in (block_size, 0))
+    return weights_alone(
+        f"coreml-{precision}",
+        forms[0],
+        rules=dict.fromkeys(_WEIGHTED, replace(WEIGHT, weight=forms)),
+        min_weights=threshold,
+        float16_weights=True,
+    )
+
+
 def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
-    """The scheme for a request; what is rounded in weights alone, coremltools' own optimiser writes."""
+    """The scheme for a request."""
     del captured
+    options = request.options
+    if request.precision.is_weight_only:
+        return weight_only(request.precision, block_size=options.block_size, threshold=options.weight_threshold)
     return COREML if request.precision is Precision.INT8 else IN_FLOAT

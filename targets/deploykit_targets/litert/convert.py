@@ -13,7 +13,6 @@ from deploykit.contract.optional import versions
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
 from deploykit_calibration.layers import layer_aliases, reconcile
-from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.placement import LayerPlacement
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.litert import flatbuffer, program
@@ -59,7 +58,7 @@ class _Source:
         captured: the model whose graph is converted.
         graph_module: its float or q/dq graph.
         layers: every layer and what it was placed as.
-        kept: why layers stay as they are by the user's wish, by name; empty for static int8, where `layers` says it.
+        kept: why layers stay as they are by the user's wish, by name.
         dynamic: layers of a static model that round their input at run time, and write float.
     """
 
@@ -80,7 +79,7 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
     """
     _check(prepared)
     worker().start()  # its imports run beside our own work
-    source = _quantized(prepared) if prepared.precision is Precision.INT8 else _float(prepared)
+    source = _source(prepared)
     labels = _labels(source)
     graph_module = lowered(source.captured, source.graph_module)
     request = Request(
@@ -128,19 +127,9 @@ def _check_normalisation(prepared: Prepared) -> None:
         )
 
 
-def _quantized(prepared: Prepared) -> _Source:
-    placed = prepared.placed
-    return _Source(prepared.captured, placed.graph_module, placed.layers, {}, placed.run_time)
-
-
-def _float(prepared: Prepared) -> _Source:
-    names = [layer.name for layer in prepared.layers]
-    kept = (
-        kept_float(prepared.captured.origins, names, prepared.include, prepared.exclude)
-        if prepared.include or prepared.exclude
-        else {}
-    )
-    return _Source(prepared.captured, prepared.graph_module, prepared.layers, kept)
+def _source(prepared: Prepared) -> _Source:
+    dynamic = frozenset() if prepared.scheme.by_vendor else frozenset(prepared.placed.run_time)
+    return _Source(prepared.captured, prepared.graph_module, prepared.layers, prepared.excluded, dynamic)
 
 
 def _settings(prepared: Prepared, source: _Source, labels: dict[str, str]) -> dict[str, Any]:
@@ -222,9 +211,8 @@ def _achieved(prepared: Prepared, source: _Source, path: Path) -> Achieved:
         source.layers,
         {**renamed, **found},
         source="operators and types in the .tflite file",
-        reasons={**_in_float(prepared, source), **source.kept},
+        reasons=_in_float(prepared, source),
         notes=(*_NOTES.get(prepared.precision, ()), *((_DYNAMIC,) if source.dynamic else ()), *_overflows(prepared)),
-        kept=source.kept,
         left=_LEFT.get(prepared.precision, "ai-edge-quantizer leaves this kind of layer in float"),
     )
     if prepared.options.kernels != "xnnpack":

@@ -25,6 +25,7 @@ _PRODUCTS = frozenset(
         "CONV_3D_TRANSPOSE",
     }
 )
+_WEIGHTED = _PRODUCTS | {"EMBEDDING_LOOKUP"}
 _MOVES = frozenset(
     {"TRANSPOSE", "RESHAPE", "PAD", "PADV2", "QUANTIZE", "DEQUANTIZE", "CAST", "SLICE", "STRIDED_SLICE", "DELEGATE"}
 )
@@ -50,7 +51,7 @@ def stored(model: Any, layers: Collection[str]) -> dict[str, str]:
     sources = {op.outputs[0].name: op for op in flatbuffer.operators(model) if op.kind == "DEQUANTIZE"}
     found = {}
     for name, ops in matched(model, layers).items():
-        weights = [_weight(op, sources) for op in ops if op.kind in _PRODUCTS]
+        weights = [_weight(op, sources) for op in ops if op.kind in _WEIGHTED]
         types = [{**_FLOATS, **_WEIGHTS}.get(weight.dtype, "unknown") for weight in weights if weight is not None]
         if types:
             found[name] = _least(types)

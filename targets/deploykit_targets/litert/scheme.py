@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploykit.contract.formats import INT8_AFFINE, INT8_CHANNELS
+from deploykit.contract.formats import INT4_CHANNELS, INT8_AFFINE, INT8_CHANNELS, INT8_SAMPLES, INT16_SYMMETRIC
 from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import (
+    AT_RUN_TIME,
     FOLLOW,
     IN_FLOAT,
     INT8_REQUIRED,
     JOIN,
     PASSENGERS,
     RECURRENT,
+    WEIGHT,
     FixedParams,
+    Inputs,
+    OpRule,
     Scheme,
     no_kernel,
+    weights_alone,
 )
 
 # Every tensor that an int8 kernel writes is int8, or the kernel is not chosen; built-in parameters and equal
@@ -52,6 +57,45 @@ LITERT = Scheme(
     run_time_outputs=frozenset({"linear"}),
 )
 
+_PRODUCTS = ("linear", "conv", "conv_transpose", "matmul", "embedding", "lstm", "gru", "rnn")
+_NO_4_BITS = "ai-edge-quantizer has no 4-bit form of it"
+
+# What ai-edge-quantizer writes into the float file, in each of its recipes. Its kernels round a row of a matrix at a
+# time, and a sample of an image.
+BY_VENDOR = {
+    Precision.INT8_DYNAMIC: weights_alone(
+        "litert-dynamic",
+        INT8_CHANNELS,
+        rules={
+            **dict.fromkeys(_PRODUCTS, AT_RUN_TIME),
+            **dict.fromkeys(("conv", "conv_transpose"), replace(AT_RUN_TIME, rounded=INT8_SAMPLES)),
+            "embedding": WEIGHT,
+        },
+    ),
+    Precision.INT8_WEIGHT_ONLY: weights_alone(
+        "litert-int8-weights", INT8_CHANNELS, rules=dict.fromkeys(_PRODUCTS, WEIGHT)
+    ),
+    Precision.INT4_WEIGHT_ONLY: weights_alone(
+        "litert-int4-weights",
+        INT4_CHANNELS,
+        rules={
+            **dict.fromkeys(_PRODUCTS, WEIGHT),
+            "conv": replace(WEIGHT, depthwise=False, reason=_NO_4_BITS),
+            "conv_transpose": OpRule(Inputs.FLOAT, reason=_NO_4_BITS),
+        },
+    ),
+    Precision.INT16X8: replace(
+        LITERT,
+        name="litert-int16x8",
+        activation=INT16_SYMMETRIC,
+        fixed_outputs={},
+        float_outputs=False,
+        run_time_outputs=frozenset(),
+        bias_correction=False,
+        by_vendor=True,
+    ),
+}
+
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -73,7 +117,7 @@ def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
     from deploykit_calibration.graph_view import GraphView
 
     if request.precision is not Precision.INT8:
-        return IN_FLOAT
+        return BY_VENDOR.get(request.precision, IN_FLOAT)
     view = GraphView.of(captured)
     integers = request.options.io == "int8" or any(_writer(view, node) in _INTEGER_ENDS for node in view.returned)
     return replace(LITERT, float_outputs=not integers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +12,11 @@ from deploykit.contract.optional import versions
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
 from deploykit_calibration.layers import layer_aliases, reconcile
-from deploykit_calibration.patterns import kept_float
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.count import count
 from deploykit_targets._onnx.lowered import Lowered, lowered, refuse_patterns
 from deploykit_targets._onnx.ort_forms import for_onnxruntime
-from deploykit_targets._onnx.vnni import has_wide_weights
-from deploykit_targets._onnx.weights import Compressed, dynamic_int8, float16, layers_with_weights, weight_only
+from deploykit_targets._onnx.weights import Compressed, dynamic_int8, float16, weight_only
 
 if TYPE_CHECKING:
     import onnx
@@ -50,8 +48,6 @@ class _Made:
 
     model: onnx.ModelProto
     held: Mapping[str, str] | None = None
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    kept: Collection[str] = ()
     log: str = ""
     plan: Float16Plan = field(default_factory=Float16Plan)
 
@@ -83,13 +79,10 @@ def _make(prepared: Prepared) -> _Made:
         refuse_patterns(prepared)
         plan = plan_float16(prepared)
         return replace(_compressed(made, float16(model, plan.kept)), plan=plan)
-    keep = kept_float(prepared.captured.origins, layers_with_weights(model), prepared.include, prepared.exclude)
     if prepared.precision is Precision.INT8_DYNAMIC:
-        dynamic = dynamic_int8(model, reduce_range=not has_wide_weights(prepared.device), keep=keep)
-        return replace(_compressed(made, dynamic), kept=keep)
-    bits = 4 if prepared.precision is Precision.INT4_WEIGHT_ONLY else 8
-    held = weight_only(model, bits=bits, block_size=_checked(block_size), keep=keep)
-    return replace(_compressed(made, held, held=True), kept=keep)
+        return _compressed(made, dynamic_int8(model, reduce_range=prepared.scheme.reduce_range, keep=prepared.in_float))
+    held = weight_only(model, bits=prepared.scheme.weight.bits, block_size=_checked(block_size), keep=prepared.in_float)
+    return _compressed(made, held, held=True)
 
 
 def _checked(block_size: int) -> int:
@@ -101,7 +94,7 @@ def _checked(block_size: int) -> int:
 def _compressed(made: Lowered, result: Compressed, *, held: bool = False) -> _Made:
     """`held`: the precision is that of the stored weights, not that of the arithmetic."""
     log = "\n".join(filter(None, (made.log, *result.log)))
-    return _Made(result.model, result.executed if held else None, result.reasons, log)
+    return _Made(result.model, result.executed if held else None, log)
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:
@@ -123,9 +116,7 @@ def _achieved(prepared: Prepared, made: _Made, path: Path) -> Achieved:
         prepared.layers,
         executed,
         source="ONNX Runtime's optimised graph",
-        reasons=made.reasons,
         notes=_NOTES.get(prepared.precision, ()),
-        kept=made.kept,
         left=_LEFT.get(prepared.precision, ""),
     )
     return made.plan.listed(achieved, prepared.captured)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from deploykit.contract.devices import Device
 from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import FOLLOW, Inputs, OpRule, Scheme, with_rules
-from deploykit_targets._schemes.gpu import TENSORRT, explicit_scheme
+from deploykit_targets._schemes.gpu import TENSORRT, explicit_scheme, held_scheme
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -48,8 +48,10 @@ SCHEME_TURING = replace(
 
 
 def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
-    """The scheme for a request; weight-only precisions hold weights that the lowering rounds."""
+    """The scheme for a request."""
     del captured
+    if request.precision.is_weight_only:
+        return held_scheme(request.precision, request.options.block_size)
     if request.precision in (Precision.INT8, Precision.MIXED):
         return SCHEME_TURING if request.device.arch == _TURING else SCHEME
     return explicit_scheme(request.precision)

@@ -53,7 +53,7 @@ def test_the_file_computes_what_is_simulated(layer: torch.nn.Module) -> None:
     captured = capture(torch.nn.Sequential(layer, torch.nn.ReLU()).eval(), example_inputs=(x,))
     table = calibrate(captured, [x], progress=False)
     placed = place(captured, table, replace(TENSORRT_FP8, min_linear=0))
-    assert {layer.precision for layer in placed.layers if layer.macs} == {"int8"}
+    assert {layer.precision for layer in placed.layers if layer.macs} == {"fp8"}
     model = to_onnx(captured, placed.graph_module, opset=20)
     types = {tensor.data_type for tensor in model.graph.initializer}
     assert TensorProto.FLOAT8E4M3FN in types and TensorProto.INT8 not in types
