@@ -139,3 +139,29 @@ class Normed(nn.Module):
     def forward(self, x: Any) -> Any:
         y = self.a(x)
         return self.o(y + self.b(self.n(y)).relu())
+
+
+class QuietHeads(nn.Module):
+    """Heads by their size, so that any number of channels can be cut into some, and weights too small to show it.
+
+    A norm with a forward of its own, as ConvNeXt has.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.q, self.k, self.v, self.p = nn.Linear(8, 32), *(nn.Linear(32, 32) for _ in range(4))
+        self.n, self.f, self.o = OwnNorm(32), nn.Linear(32, 32), nn.Linear(32, 4)
+        for layer in (self.q, self.k, self.v):
+            nn.init.normal_(layer.weight, std=1e-3)
+
+    def forward(self, x: Any) -> Any:
+        y = self.i(x)
+        n, t, _ = y.shape
+        q, k, v = (layer(y).view(n, t, -1, 8).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = y + self.p(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, -1))
+        return self.o(self.f(self.n(y).relu()).relu())
+
+
+class OwnNorm(nn.LayerNorm):
+    def forward(self, x: Any) -> Any:
+        return super().forward(x.transpose(1, 2).transpose(1, 2))

@@ -74,6 +74,12 @@ CASES: list[tuple[type[nn.Module], Any, dict[str, int], dict[str, str]]] = [
         {"q": 32, "v": 32, "f": 32, "g": 32},
         {"v": "does not run", "g": "heads", "m.out_proj": "used outside of it"},
     ),
+    (
+        nets.QuietHeads,
+        torch.randn(2, 5, 8),
+        {"i": 16, "q": 32, "v": 32, "p": 16, "f": 16},
+        {"q": "not the same as masking", "v": "not the same as masking"},
+    ),
     (nets.Centred, nets.image(), {"a": 16, "b": 8}, {"a": "not the same as masking"}),
     (nets.Normed, torch.randn(2, 8), {"a": 16, "b": 16}, {}),
 ]

@@ -87,7 +87,12 @@ class Dependencies:
         self._graph = self._tp.DependencyGraph()
         try:
             with quiet(), torch.enable_grad():
-                self._graph.build_dependency(self.copy.model, example_inputs=None, forward_fn=lambda m, _: run(m))
+                self._graph.build_dependency(
+                    self.copy.model,
+                    example_inputs=None,
+                    forward_fn=lambda m, _: run(m),
+                    ignored_layers=[m for m in self.copy.model.modules() if isinstance(m, nn.RNNBase)],
+                )
         except Exception as error:  # it asserts, indexes and unpacks
             raise UsageError(
                 f"Torch-Pruning cannot follow {type(model).__name__}: {type(error).__name__}: {error}",

@@ -6,8 +6,8 @@ that normalise over channels take their statistics over the others. A pruned mod
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,23 +70,44 @@ def _mask_norm(layer: Any, kind: str, gone: set[int]) -> None:
     if kind in ("LN", "GN") and gone:
         size = layer.normalized_shape[-1] if kind == "LN" else layer.num_channels
         keep = torch.tensor(sorted(set(range(size)) - gone))
-        layer.forward = types.MethodType(_layer_norm if kind == "LN" else _group_norm, layer)
-        layer.kept_channels = keep
+        name, restricted = ("layer_norm", _layer_norm) if kind == "LN" else ("group_norm", _group_norm)
+        layer.forward = _with_function(layer.forward, name, partial(restricted, keep))
 
 
-def _layer_norm(self: Any, x: Tensor) -> Tensor:
-    keep, out = self.kept_channels, torch.zeros_like(x)
-    weight = None if self.weight is None else self.weight[..., keep]
-    bias = None if self.bias is None else self.bias[..., keep]
-    out[..., keep] = F.layer_norm(x[..., keep], (*self.normalized_shape[:-1], len(keep)), weight, bias, self.eps)
+def _with_function(forward: Callable[..., Any], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's forward, whatever it does around it, with another function of PyTorch inside."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        had = getattr(F, name)
+        setattr(F, name, function)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            setattr(F, name, had)
+
+    return run
+
+
+_LAYER_NORM, _GROUP_NORM = F.layer_norm, F.group_norm
+
+
+def _layer_norm(
+    keep: Tensor, x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Statistics over the channels that stay, zero for the others."""
+    out = torch.zeros_like(x)
+    weight, bias = (None if each is None else each[..., keep] for each in (weight, bias))
+    out[..., keep] = _LAYER_NORM(x[..., keep], [*shape[:-1], len(keep)], weight, bias, eps)
     return out
 
 
-def _group_norm(self: Any, x: Tensor) -> Tensor:
-    keep, out = self.kept_channels, torch.zeros_like(x)
-    weight = None if self.weight is None else self.weight[keep]
-    bias = None if self.bias is None else self.bias[keep]
-    out[:, keep] = F.group_norm(x[:, keep], self.num_groups, weight, bias, self.eps)
+def _group_norm(
+    keep: Tensor, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Statistics over the channels that stay, zero for the others."""
+    out = torch.zeros_like(x)
+    weight, bias = (None if each is None else each[keep] for each in (weight, bias))
+    out[:, keep] = _GROUP_NORM(x[:, keep], groups, weight, bias, eps)
     return out
 
 

@@ -14,7 +14,7 @@ from deploykit_training.pruning.calls import Calls, tensors_of
 from deploykit_training.pruning.choose import Choice
 from deploykit_training.pruning.groups import Dependencies, Member
 from deploykit_training.pruning.masked import mask
-from deploykit_training.pruning.working_copy import plain_copy
+from deploykit_training.pruning.working_copy import plain_copy, scrambled
 
 
 def remove(model: nn.Module, calls: Calls, choices: Sequence[Choice]) -> tuple[nn.Module, list[Choice], dict[str, str]]:
@@ -29,9 +29,9 @@ def remove(model: nn.Module, calls: Calls, choices: Sequence[Choice]) -> tuple[n
     pruned, problem = attempt(model, calls, choices)
     if pruned is not None:
         return pruned, list(choices), {}
-    kept, good = {}, []
+    kept, good, drawn = {}, [], scrambled(model)
     for choice in choices:
-        alone, problem = attempt(model, calls, [choice])
+        alone, problem = _attempt(drawn, calls, [choice])
         if alone is None:
             kept[choice.group.root] = problem
         else:
@@ -59,9 +59,17 @@ def _one_by_one(
 def attempt(model: nn.Module, calls: Calls, choices: Sequence[Choice]) -> tuple[nn.Module | None, str]:
     """Remove channels from a copy, and compare it with a copy in which they are masked.
 
+    First with random weights: whether a group is right does not depend on them, and small ones would hide what is
+    wrong.
+
     Returns:
         The smaller copy and "", or None and what went wrong.
     """
+    drawn, problem = _attempt(scrambled(model), calls, choices)
+    return (None, problem) if drawn is None else _attempt(model, calls, choices)
+
+
+def _attempt(model: nn.Module, calls: Calls, choices: Sequence[Choice]) -> tuple[nn.Module | None, str]:
     graph = Dependencies(model, calls.run)
     members = [graph.members(choice.group.root, choice.index) for choice in choices]
     more = _more_than_asked(choices, members)
@@ -73,7 +81,7 @@ def attempt(model: nn.Module, calls: Calls, choices: Sequence[Choice]) -> tuple[
     except Exception as error:  # asserts and indices of the pruning functions
         return None, f"Torch-Pruning fails: {type(error).__name__}: {error}{_where(members)}"
     pruned = graph.copy.restore()
-    problem = _differs(mask(plain_copy(model), [m for each in members for m in each]), pruned, calls)
+    problem = _differs(model, [m for each in members for m in each], pruned, calls)
     return (None, problem + _where(members)) if problem else (pruned, "")
 
 
@@ -93,25 +101,38 @@ def _where(members: Sequence[Sequence[Member]]) -> str:
 
 
 @torch.no_grad()
-def _differs(masked: nn.Module, pruned: nn.Module, calls: Calls) -> str:
+def _differs(model: nn.Module, members: Sequence[Member], pruned: nn.Module, calls: Calls) -> str:
     """How the outputs differ; "" where they do not. In float64 where the model runs in it: rounding hides nothing."""
+    dtype = _widest(model, calls)
+    masked, pruned = mask(plain_copy(model).to(dtype), members), copy.deepcopy(pruned).to(dtype)
     for leaves in (calls.example, calls.noisy()):
         try:
-            want = _outputs(masked, calls, leaves)
-        except Exception:
+            want = _outputs(masked, calls, leaves, dtype)
+        except Exception as error:
             if leaves is calls.example:
-                raise
+                return f"the model does not run with its channels masked: {_first_line(error)}"
             continue  # noise is no valid input of this model
         try:
-            have = _outputs(pruned, calls, leaves)
+            have = _outputs(pruned, calls, leaves, dtype)
         except Exception as error:
-            return (
-                f"the smaller model does not run: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            )
+            return f"the smaller model does not run: {_first_line(error)}"
         problem = _compare(want, have)
         if problem:
             return problem
     return ""
+
+
+def _widest(model: nn.Module, calls: Calls) -> torch.dtype:
+    """float64, or float32 where the model fixes a dtype somewhere."""
+    try:
+        _outputs(plain_copy(model).double(), calls, calls.example, torch.float64)
+    except Exception:
+        return torch.float32
+    return torch.float64
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _compare(want: Sequence[Tensor], have: Sequence[Tensor]) -> str:
@@ -121,12 +142,9 @@ def _compare(want: Sequence[Tensor], have: Sequence[Tensor]) -> str:
     return f"removing its channels is not the same as masking them: {problem}" if problem else ""
 
 
-def _outputs(model: nn.Module, calls: Calls, leaves: Sequence[Any]) -> list[Tensor]:
-    try:
-        wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves]
-        return tensors_of(calls.call(copy.deepcopy(model).double(), wide))
-    except RuntimeError:  # a dtype that the model fixes
-        return tensors_of(calls.call(model, leaves))
+def _outputs(model: nn.Module, calls: Calls, leaves: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:
+    given = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves]
+    return tensors_of(calls.call(model, given))
 
 
 @torch.no_grad()

@@ -81,6 +81,25 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
+@torch.no_grad()
+def scrambled(model: nn.Module) -> nn.Module:
+    """A plain copy with random weights of ordinary sizes, the same each time.
+
+    Raises:
+        UsageError: it cannot be copied.
+    """
+    copied, generator = plain_copy(model), torch.Generator().manual_seed(0)
+    for name, parameter in copied.named_parameters():
+        if parameter.is_floating_point():
+            drawn = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            vector = drawn * 0.2 + (1.0 if name.endswith("weight") else 0.0)
+            parameter.copy_(vector if parameter.dim() < 2 else drawn * (len(drawn) / drawn.numel()) ** 0.5)
+    for module in copied.modules():
+        if isinstance(module, _OWN_BUFFERS) and isinstance(module.running_mean, Tensor):
+            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.2)
+    return copied
+
+
 def left_out(model: nn.Module) -> dict[int, Any]:
     """What a Lightning module holds of its trainer is no part of it: in the copy there is none."""
     held = [module.__dict__.get(name) for module in model.modules() for name in ("_trainer", "_fabric")]
