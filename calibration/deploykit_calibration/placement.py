@@ -95,6 +95,7 @@ def place(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     kept: Mapping[str, str] | None = None,
+    wider: Mapping[str, str] | None = None,
     methods: Mapping[str, str] | None = None,
 ) -> QuantizedGraph:
     """Place q/dq nodes as a scheme says.
@@ -106,15 +107,16 @@ def place(
         include: patterns of module paths; where given, only these layers are quantized.
         exclude: patterns of module paths that stay float.
         kept: layers that stay float, by node name, and why.
+        wider: layers whose weight is held in 8 bits where the scheme has fewer, by node name, and why.
         methods: calibration method of single tensors, by the node that computes them.
     Returns:
         The q/dq graph with a report of every layer.
     Raises:
-        UsageError: unknown method, or a pattern that matches no layer.
+        UsageError: unknown method, a pattern that matches no layer, or a weight that cannot be wider.
         CalibrationError: a range or a weight is not finite.
     """
     view = GraphView.of(captured)
-    planner, plan, asked = _planned(captured, view, table, scheme, (include, exclude), kept or {})
+    planner, plan, asked = _planned(captured, view, table, scheme, (include, exclude), kept or {}, wider)
     params = _params(view, plan, planner, _Ranges(view, table, scheme, method, methods or {})) if table else {}
     graph_module = Rewriter(captured.graph_module, view, scheme, table.layer_inputs if table else {}).run(plan, params)
     return QuantizedGraph(
@@ -138,10 +140,11 @@ def plan_layers(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     kept: Mapping[str, str] | None = None,
+    wider: Mapping[str, str] | None = None,
 ) -> tuple[LayerPlacement, ...]:
     """What `place` would make of every layer: the plan alone, without ranges and without a graph."""
     view = GraphView.of(captured)
-    _, plan, asked = _planned(captured, view, table, scheme, (include, exclude), kept or {})
+    _, plan, asked = _planned(captured, view, table, scheme, (include, exclude), kept or {}, wider)
     return describe_layers(captured, view, plan, scheme, asked)
 
 
@@ -152,10 +155,11 @@ def _planned(
     scheme: Scheme,
     patterns: tuple[Sequence[str], Sequence[str]],
     kept: Mapping[str, str],
+    wider: Mapping[str, str] | None,
 ) -> tuple[Planner, Plan, Collection[str]]:
     """The plan, and the layers that patterns keep in float."""
     asked = _asked(captured, view, *patterns)
-    planner = Planner(view, scheme, table.statistics if table else {}, {**kept, **asked})
+    planner = Planner(view, scheme, table.statistics if table else {}, {**kept, **asked}, wider)
     return planner, planner.run(), asked
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from deploykit.capture.fourier import TRANSFORM
+from deploykit.contract.errors import UsageError
 from deploykit.contract.formats import PerGroup, TensorScheme, placed_as
 from deploykit.contract.scheme import AT_RUN_TIME, Inputs, OpRule, Output, Scheme
 from deploykit_calibration.graph_view import GraphView, is_constant, is_float
@@ -79,9 +80,15 @@ class Planner:
     """Applies one scheme to one graph."""
 
     def __init__(
-        self, view: GraphView, scheme: Scheme, observed: Mapping[str, TensorStatistics], kept: dict[str, str]
+        self,
+        view: GraphView,
+        scheme: Scheme,
+        observed: Mapping[str, TensorStatistics],
+        kept: Mapping[str, str],
+        wider: Mapping[str, str] | None = None,
     ) -> None:
         self._view, self.scheme, self._observed, self._kept = view, scheme, observed, kept
+        self._wider = wider or {}
         self._stream = residual_stream(view) if scheme.residual_policy == "auto" else ResidualStream()
         self._unrounded = self._stream.tensors | self._stream.starts
         self._returned = view.returned - self._rounded_outputs() if scheme.float_outputs else frozenset()
@@ -90,7 +97,11 @@ class Planner:
         self._possible: list[Node] = []
 
     def run(self) -> Plan:
-        """Decide everything."""
+        """Decide everything.
+
+        Raises:
+            UsageError: the weight of a layer shall be wider, and the scheme has no form for that.
+        """
         for op in self._view.ops():
             rule = self._rule(op)
             reason = self._why_float(op, rule)
@@ -108,7 +119,18 @@ class Planner:
         for op in self._possible:
             if op not in self._plan.reads:
                 self._plan.reasons[op] = "no neighbour computes in integers"
+        self._check_wider()
         return self._plan
+
+    def _check_wider(self) -> None:
+        """Every layer whose weight shall be wider has a form for that."""
+        able = {op.name for op in self._plan.stored if self._rule(op).wider is not None}
+        unable = [name for name in self._wider if name not in able]
+        if unable:
+            raise UsageError(
+                f"{self.scheme.name} has no 8-bit form for the weights of {', '.join(unable[:5])} beside narrower ones",
+                hint="keep these layers in float, or take onnxruntime, whose matrix products may differ in width",
+            )
 
     def _rule(self, op: Node) -> OpRule:
         return self.scheme.rule(self._view.kinds[op])
@@ -171,6 +193,8 @@ class Planner:
     def _stored(self, op: Node, rule: OpRule) -> Stored:
         """How the weight of an op is stored: the first form that it fits into, else the last."""
         forms = rule.weight or (self.scheme.weight,)
+        if op.name in self._wider and rule.wider is not None:
+            forms = (rule.wider,)
         operands = self._view.stored_operands(op)
         fitting = (form for form in forms if all(_fits(form, node, axis) for node, axis in operands))
         weight = next(fitting, forms[-1])
@@ -180,6 +204,8 @@ class Planner:
     def _why_wider(self, op: Node, rule: OpRule) -> str:
         """Why a stored weight is not in the scheme's own form; "" where it is as narrow."""
         form = self._plan.stored[op].weight
+        if op.name in self._wider:
+            return self._wider[op.name]
         if form.bits <= self.scheme.weight.bits:
             return ""
         sizes = [own.granularity.size for own in rule.weight if isinstance(own.granularity, PerGroup)]

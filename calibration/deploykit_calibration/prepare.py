@@ -50,11 +50,8 @@ def prepare(
     )
     if request.recipe is not None:
         check_recipe(request.recipe, captured)
-        prepared = replace(
-            prepared,
-            kept=kept_layers(request, captured, scheme, table),
-            methods=checked_methods(request.recipe, table),
-        )
+        kept, wider = kept_layers(request, captured, scheme, table)
+        prepared = replace(prepared, kept=kept, wider=wider, methods=checked_methods(request.recipe, table))
     if scheme.is_static:
         _ = prepared.statistics  # refused here, before an algorithm asks for them
     return apply(prepared, _asked(request, scheme))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from deploykit.contract.achieved import FloatActivation
 from deploykit.contract.devices import Device
-from deploykit.contract.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit.contract.precision import Precision
 from deploykit.contract.request import Request
 from deploykit.contract.scheme import Scheme
@@ -52,6 +52,7 @@ class Prepared:
         corrects_bias: the shift of a layer's mean that rounding its weight causes is taken out of its bias.
         applied: names of the algorithms that were run.
         kept: layers that stay in float beside those that the scheme and the patterns keep, by node name, and why.
+        wider: layers whose weight is held in 8 bits where the scheme has fewer, by node name, and why.
         methods: how the ranges of single tensors are chosen, by node name, where that is not `method`.
         trained: the graph that was trained, where one was: parity is against it in place of `reference`.
         is_baseline: made to be compared with and not kept, so that nothing need be proved of it.
@@ -69,6 +70,7 @@ class Prepared:
     is_baseline: bool = False
     trained: Runnable | None = None
     kept: Mapping[str, str] = field(default_factory=dict)
+    wider: Mapping[str, str] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -113,8 +115,14 @@ class Prepared:
 
         Raises:
             CalibrationError: the scheme needs statistics, and there are none.
-            UsageError: a pattern matches nothing.
+            UsageError: a pattern matches nothing, or a weight cannot be wider than others.
         """
+        if not self.scheme.quantizes and self.wider:
+            raise UsageError(
+                f"{self.precision} of {self.request.toolchain} is not placed: the weights of {', '.join(self.wider)}"
+                " cannot be wider than others",
+                hint="take onnxruntime, whose matrix products may differ in width",
+            )
         if not self.scheme.quantizes:
             return float_graph(self.captured, self.scheme, include=self.include, exclude=self.exclude)
         return place(
@@ -125,6 +133,7 @@ class Prepared:
             include=self.include,
             exclude=self.exclude,
             kept=self.kept,
+            wider=self.wider,
             methods=self.methods,
         )
 

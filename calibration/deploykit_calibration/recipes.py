@@ -17,7 +17,7 @@ import msgspec
 from deploykit._version import __version__
 from deploykit.capture.fingerprint import structure
 from deploykit.contract.errors import UsageError
-from deploykit.contract.recipe import FLOAT, AlgorithmStep, LayerChoice, ModelIdentity, RangeChoice, Recipe
+from deploykit.contract.recipe import FLOAT, WIDE, AlgorithmStep, LayerChoice, ModelIdentity, RangeChoice, Recipe
 from deploykit_calibration.algorithms import Algorithm, algorithm
 from deploykit_calibration.placement import LayerPlacement, float_graph, plan_layers
 from deploykit_calibration.ranges import parse_method
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from deploykit_calibration.table import CalibrationTable
 
 _SHOWN = 6
-_EDITED = "kept in float by the recipe"
+_EDITED, _WIDENED = "kept in float by the recipe", "held in 8 bits by the recipe"
 
 
 def recipe_of(prepared: Prepared) -> Recipe:
@@ -61,7 +61,7 @@ def recipe_of(prepared: Prepared) -> Recipe:
 
 
 def _choice(prepared: Prepared, layer: LayerPlacement) -> LayerChoice:
-    chosen = layer.name in prepared.kept and layer.precision == FLOAT
+    chosen = layer.name in prepared.wider or (layer.name in prepared.kept and layer.precision == FLOAT)
     return LayerChoice(layer.name, layer.module_path, layer.kind, layer.precision, layer.reason, chosen)
 
 
@@ -147,36 +147,42 @@ def _few(names: list[str]) -> str:
 
 def kept_layers(
     request: Request, captured: CapturedModel, scheme: Scheme, table: CalibrationTable | None
-) -> dict[str, str]:
-    """Layers that a recipe keeps in float, by node name, and why: as it says, and as it was edited to say.
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What a recipe decides for single layers, by node name, and why: as it says, and as it was edited to say.
 
+    Returns:
+        The layers that it keeps in float, and those whose weight it holds in 8 bits where others have fewer.
     Raises:
         UsageError: the recipe wants a layer in what the scheme cannot give it, or the precision has no layers to keep.
     """
     recipe = request.recipe
     assert recipe is not None
-    kept = recipe.kept
+    kept, wider = recipe.kept, recipe.wider
     if not scheme.quantizes or (scheme.is_static and table is None):
-        if kept:
+        if kept or wider:
             raise UsageError(
-                f"the recipe keeps {len(kept)} layers in float, and {request.precision} of {recipe.target} has none to"
-                " choose",
+                f"the recipe keeps {len({*kept, *wider})} layers apart, and {request.precision} of {recipe.target} has"
+                " none to choose",
                 hint="use exclude=",
             )
-        return {}
+        return {}, {}
+    is_narrow = request.precision.row.weights.bits < 8
     told = {layer.name: layer for layer in recipe.layers}
     planned = partial(plan_layers, captured, table, scheme, include=request.include, exclude=request.exclude)
-    for layer in planned(kept=kept):
+    for layer in planned(kept=kept, wider=wider):
         wanted = told[layer.name]
         if layer.precision != FLOAT and wanted.precision == FLOAT:
             kept[layer.name] = wanted.reason or _EDITED
+            wider.pop(layer.name, None)
+        elif layer.precision not in (FLOAT, wanted.precision) and wanted.precision == WIDE and is_narrow:
+            wider[layer.name] = wanted.reason or _WIDENED
         elif layer.precision not in (FLOAT, wanted.precision):
             _refuse(wanted, f"a layer of {request.precision} is {layer.precision} or {FLOAT}")
-    plain = {layer.name: layer for layer in planned()}
+    plain = {layer.name: layer for layer in planned(wider=wider)}
     for wanted in recipe.layers:
         if wanted.precision != FLOAT and plain[wanted.name].precision == FLOAT:
             _refuse(wanted, plain[wanted.name].reason)
-    return kept
+    return kept, wider
 
 
 def _refuse(layer: LayerChoice, why: str) -> None:

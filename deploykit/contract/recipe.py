@@ -16,6 +16,8 @@ import msgspec
 
 SCHEMA_VERSION = 1
 FLOAT = "float"
+WIDE = "int8-weights"
+"""What a layer holds that is kept wider than others in a precision of narrower weights."""
 
 
 class _Whole:
@@ -35,8 +37,8 @@ class LayerChoice(_Whole):
         module_path: dotted path of the module, "" for the root.
         kind: such as `conv`, `linear`, `add`.
         precision: `float` (what the target computes in beside quantised layers), or what it was quantised to.
-        reason: why it is float; "" where it is not.
-        chosen: it is float because this recipe says so. The others are what scheme and patterns make of the graph.
+        reason: why it is float, or its weight wider than others; "" where neither is so.
+        chosen: it is so because this recipe says so. The others are what scheme and patterns make of the graph.
     """
 
     name: str
@@ -166,6 +168,11 @@ class Recipe(_Whole):
     def kept(self) -> dict[str, str]:
         """Layers that this recipe keeps in float, by node name, and why."""
         return {each.name: each.reason for each in self.layers if each.chosen and each.precision == FLOAT}
+
+    @property
+    def wider(self) -> dict[str, str]:
+        """Layers whose weight this recipe holds wider than others, by node name, and why."""
+        return {each.name: each.reason for each in self.layers if each.chosen and each.precision == WIDE}
 
     @property
     def methods(self) -> dict[str, str]:

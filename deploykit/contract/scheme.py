@@ -53,6 +53,8 @@ class OpRule:
         rounded: what its kernel rounds its inputs to when it runs; None where it does not.
         matrices: its weight has to be a matrix: a stack of them stays float.
         depthwise: whether convolutions of each channel by itself are meant, too.
+        wider: form of 8 bits that the weight of a single layer may have instead, where narrower ones are asked for;
+            None where the target writes one form.
     """
 
     inputs: Inputs
@@ -63,6 +65,7 @@ class OpRule:
     rounded: TensorScheme | None = None
     matrices: bool = False
     depthwise: bool = True
+    wider: TensorScheme | None = None
 
 
 INT8 = OpRule(Inputs.INT8)

@@ -28,6 +28,8 @@ from deploykit_calibration.sensitivity.planning import Planning
 from deploykit_calibration.sensitivity.taps import Taps
 from deploykit_targets._schemes.gpu import TENSORRT_FP8
 from deploykit_targets._schemes.x86 import ONNX_X86
+from deploykit_targets.litert.scheme import BY_VENDOR
+from deploykit_targets.onnxruntime.scheme import weight_only
 
 EVERY = {**SCHEMES, TENSORRT_FP8.name: TENSORRT_FP8}
 NETS = ("residual_cnn", "mobilenet_like", "concat_cnn", "transformer_encoder")
@@ -221,3 +223,44 @@ def test_the_worst_output_is_what_counts(case_of: Any) -> None:
 def test_a_precision_that_rounds_nothing_is_refused(zoo: Any) -> None:
     with pytest.raises(UsageError, match="no layer is sensitive"):
         sensitivity(prepared_of(zoo("mlp"), IN_FLOAT))
+
+
+class Dense(nn.Module):
+    """Three linear layers, whose inputs are blocks of 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 128), nn.GELU(), nn.Linear(128, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def test_a_layer_may_hold_eight_bits_beside_four(case_of: Any) -> None:
+    case = case_of(Dense(), (torch.zeros(16, 64),))
+    prepared = replace(prepared_of(case, weight_only(4, 32)))
+    found = sensitivity(prepared, rest="int8-weights")
+    assert found.costs.rest == "int8-weights"
+    for count in (1, 2, 3):
+        candidate = found.keep(count)
+        widened = candidate.applied(prepared)
+        real = measured_db(widened, case, found.ends) - found.sqnr_db
+        assert candidate.gain_db == pytest.approx(real, abs=2.0)
+        held = {layer.name for layer in widened.layers if layer.precision == "int8-weights"}
+        assert held == set(candidate.kept) and len(held) == count
+        assert all("holds 8 bits" in layer.reason for layer in widened.layers if layer.name in held)
+
+
+def test_where_weights_have_one_width_none_is_wider(case_of: Any) -> None:
+    case = case_of(Dense(), (torch.zeros(16, 64),))
+    for scheme in (ONNX_X86, weight_only(8, 32), BY_VENDOR[Precision.INT4_WEIGHT_ONLY]):
+        prepared = prepared_of(case, scheme)
+        with pytest.raises(UsageError, match="one width"):
+            sensitivity(prepared, rest="int8-weights")
+        with pytest.raises(UsageError, match="no 8-bit form for the weights of linear beside"):
+            _ = replace(prepared, wider={"linear": "asked"}).placed
+    with pytest.raises(UsageError, match="is not placed"):
+        _ = replace(prepared, scheme=IN_FLOAT, wider={"linear": "asked"}).placed
+    with pytest.raises(UsageError, match="cannot become 'float16'"):
+        sensitivity(prepared, rest="float16")

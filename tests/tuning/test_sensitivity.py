@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,34 @@ def test_the_command_shows_layers_and_candidates(
         "us, estimated",
     )
     assert document["front"][0]["kept"] == [] and document["layers"]
+
+
+def test_a_recipe_holds_a_layer_in_eight_bits_beside_four(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 32))
+    samples = [torch.randn(4, 64) for _ in range(4)]
+    asked = {"example_inputs": (samples[0],), "profile": False, "progress": False, "strict": False}
+    narrow = deploykit.export(model, "x86-cpu", "int4-weight-only", output=tmp_path / "narrow", **asked)
+    found = deploykit.sensitivity(
+        model,
+        calibration=samples,
+        precision="int4-weight-only",
+        rest="int8-weights",
+        example_inputs=(samples[0],),
+        progress=False,
+    )
+    (name,) = found.keep(1).kept
+    layers = tuple(
+        replace(each, precision="int8-weights") if each.name == name else each for each in narrow.recipe.layers
+    )
+    edited = replace(narrow.recipe, layers=layers)
+    wide = deploykit.export(model, recipe=edited, output=tmp_path / "wide", **asked)
+    held = {layer.name: layer.precision for layer in wide.achieved.layers if layer.weights}
+    assert held == {each: "int8-weights" if each == name else "int4-weights" for each in held} and len(held) == 3
+    assert wide.recipe.wider == {name: "held in 8 bits by the recipe"}
+    again = deploykit.export(model, recipe=wide.recipe, output=tmp_path / "again", **asked)
+    assert again.recipe.layers == wide.recipe.layers
+    assert (tmp_path / "again" / "model.onnx").read_bytes() == (tmp_path / "wide" / "model.onnx").read_bytes()
+    assert wide.parity.sqnr_db > narrow.parity.sqnr_db
+    back = replace(wide.recipe, layers=narrow.recipe.layers)
+    assert deploykit.export(model, recipe=back, output=tmp_path / "back", **asked).recipe.wider == {}

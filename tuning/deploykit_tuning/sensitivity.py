@@ -37,6 +37,7 @@ def sensitivity(
     progress: bool = True,
     algorithms: Sequence[str] = (),
     recipe: Recipe | str | Path | None = None,
+    rest: str = "",
 ) -> Sensitivity:
     """Rank the layers of a model by what their rounding does to its outputs, on a target and in a precision.
 
@@ -46,6 +47,8 @@ def sensitivity(
         model, target, calibration, precision, example_inputs, calibration_method, dynamic_batch, dynamic_shapes,
             include, exclude, options, cache_dir, progress, algorithms, recipe: as `deploykit.export` takes them.
             Gradients are of samples of the calibration data, or of the example inputs where that is a finished table.
+        rest: what a layer that is kept becomes. By default float, in the type that the target's file has between its
+            integers; `"int8-weights"` with `precision="int4-weight-only"`, where the target writes both widths.
     Returns:
         `.layers`, the ranking; `.keep(k)`, `.predict(names)` and `.front()`, candidates with predicted SQNR, cost and
         share of quantised multiply-accumulates; a table as `str`; `.to_dict()`.
@@ -83,7 +86,7 @@ def sensitivity(
         run = None if data is None else calibrate(captured, data, cache_dir=cache_dir, progress=progress)
     with steps.step("score"):
         prepared = prepare(request, captured, run)
-        return rank(prepared, run.samples if run is not None else ())
+        return rank(prepared, run.samples if run is not None else (), rest=rest)
 
 
 def _refuse_missing(request: Request, data: Any) -> None:

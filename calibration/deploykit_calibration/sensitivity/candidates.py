@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from deploykit.contract.recipe import WIDE
+
 if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model with some of its layers kept in float.
+    """A model with some of its layers kept in float, or wider than others.
 
     Attributes:
         kept: names of the layers' nodes, in the order in which they were chosen.
@@ -20,7 +22,7 @@ class Candidate:
         gain_db: how much better than with no layer kept.
         cost: predicted, in the unit of the costs.
         quantized_share: share of the multiply-accumulates that stay quantised, 0 to 1.
-        rest: what the kept layers compute in.
+        rest: what the kept layers compute in; `int8-weights` where they are stored so among narrower ones.
     """
 
     kept: tuple[str, ...]
@@ -31,9 +33,11 @@ class Candidate:
     rest: str
 
     def applied(self, prepared: Prepared, reason: str = "") -> Prepared:
-        """The prepared model with these layers in float."""
-        from deploykit_calibration.sensitivity.planning import KEPT
+        """The prepared model with these layers kept."""
+        from deploykit_calibration.sensitivity.planning import KEPT, WIDENED
 
+        if self.rest == WIDE:
+            return replace(prepared, wider={**prepared.wider, **dict.fromkeys(self.kept, reason or WIDENED)})
         return replace(prepared, kept={**prepared.kept, **dict.fromkeys(self.kept, reason or KEPT)})
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ profiled on the device, `measured` has what its runtime told.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,18 +59,23 @@ class Costs:
     rest: str
     layers: Mapping[str, Cost]
 
-    def of(self, layers: Iterable[LayerPlacement]) -> float:
-        """The sum over a placement."""
+    def of(self, layers: Iterable[LayerPlacement], apart: Collection[str] = ()) -> float:
+        """The sum over a placement, in which some layers are kept though they are not float."""
         return sum(
-            cost.kept if layer.precision == "float" else cost.quantized
+            cost.kept if layer.precision == "float" or layer.name in apart else cost.quantized
             for layer in layers
             if (cost := self.layers.get(layer.name)) is not None
         )
 
 
-def costs_of(prepared: Prepared) -> Costs:
-    """Costs of a prepared model's layers by the table of its device."""
-    device, rest, narrow = prepared.device, rest_of(prepared), quantized_dtype(prepared)
+def costs_of(prepared: Prepared, rest: str = "") -> Costs:
+    """Costs of a prepared model's layers by the table of its device.
+
+    Args:
+        rest: what a layer that is kept becomes, as targets count it; what the target's file has between its integers
+            where nothing is given.
+    """
+    device, rest, narrow = prepared.device, rest or rest_of(prepared), quantized_dtype(prepared)
     layer_cost = _estimated if device.peak_tops else _relative
     nodes = {node.name: node for node in prepared.captured.graph_module.graph.nodes}
     moved = {layer.name: 0 if layer.macs else _elements(nodes[layer.name]) for layer in prepared.layers}

@@ -19,26 +19,40 @@ if TYPE_CHECKING:
     from deploykit_calibration.sensitivity.search import Move
 
 
+_WIDENED = 1 / 256  # of a weight's noise in 4 bits is left in 8: sixteen times as many steps
+
+
 class NoiseModel:
-    """Predicts the noise of a prepared model with some of its layers in float.
+    """Predicts the noise of a prepared model with some of its layers kept.
 
     Args:
         prepared: the model with none of them kept.
         samples: feeds by input name.
         ends: what to measure at, with what was measured there.
+        widens: see `Planning`.
     """
 
-    def __init__(self, prepared: Prepared, samples: Sequence[Mapping[str, Tensor]], ends: tuple[End, ...]) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        samples: Sequence[Mapping[str, Tensor]],
+        ends: tuple[End, ...],
+        *,
+        widens: bool = False,
+    ) -> None:
         self.ends = ends
         self._prepared, self._samples = prepared, samples
-        self._planning = Planning(prepared)
+        self._planning = Planning(prepared, widens=widens)
         self._plans: dict[frozenset[str], Planned] = {}
         self._relative: dict[frozenset[str], float] = {}
         self._scored = score(prepared, samples, ends)
         self.passes = self._scored.passes
         self.base = self.planned(())
-        roundings = (self.base.counted, self.base.stored)
-        self._total = [(scores.powers(*roundings), scores.along(*roundings)) for scores in self._scored.scores]
+        self.candidates = self._planning.candidates(self.base)
+        self._before = frozenset(self.base.widened)
+        self._total = [
+            (self._powers(scores, self.base), self._along(scores, self.base)) for scores in self._scored.scores
+        ]
         self._score_new()
 
     def planned(self, kept: Move) -> Planned:
@@ -67,7 +81,7 @@ class NoiseModel:
             return math.inf
         before, worst = min(end.sqnr_db for end in self.ends), 0.0
         for end, scores, (whole, _) in zip(self.ends, self._scored.scores, self._total, strict=True):
-            rate = scores.powers(planned.counted, planned.stored) / (whole or 1.0)
+            rate = self._powers(scores, planned) / (whole or 1.0)
             worst = max(worst, rate * math.pow(10.0, (before - end.sqnr_db) / 10.0))
         return worst
 
@@ -94,11 +108,19 @@ class NoiseModel:
         )
         return [min(end.sqnr_db - _decibels(rate), SQNR_CAP_DB) for end, rate in zip(self.ends, rates, strict=True)]
 
-    @staticmethod
-    def _rate(scores: Scores, powers: float, along: float, planned: Planned) -> float:
+    def _powers(self, scores: Scores, planned: Planned) -> float:
+        wide = [name for name in planned.widened if name not in self._before]
+        narrow = [name for name in planned.stored if name not in wide]
+        return scores.powers(planned.counted, narrow) + _WIDENED * scores.powers({}, wide)
+
+    def _along(self, scores: Scores, planned: Planned) -> float:
+        wide = [name for name in planned.widened if name not in self._before]
+        narrow = [name for name in planned.stored if name not in wide]
+        return scores.along(planned.counted, narrow) + _WIDENED * scores.powers({}, wide)
+
+    def _rate(self, scores: Scores, powers: float, along: float, planned: Planned) -> float:
         """Noise that is left, relative to all of it: the mean of the two estimates."""
-        roundings = (planned.counted, planned.stored)
-        rates = [(scores.powers(*roundings), powers), (scores.along(*roundings), along)]
+        rates = [(self._powers(scores, planned), powers), (self._along(scores, planned), along)]
         return sum(left / whole if whole > 0.0 else 1.0 for left, whole in rates) / len(rates)
 
     def _unscored(self, planned: Planned) -> bool:
@@ -107,7 +129,7 @@ class NoiseModel:
 
     def _score_new(self) -> None:
         """Score what is rounded only where a layer is kept: a residual addition is fused to another one then."""
-        names = [layer.name for layer in self.base.quantized]
+        names = [layer.name for layer in self.candidates]
         new = [name for name in names if self._unscored(self.planned((name,)))]
         if not new:
             return

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deploykit_calibration.sensitivity.taps import Read
 
 KEPT = "kept in float: the noise of its rounding is worth more than its time"
+WIDENED = "holds 8 bits: the noise of fewer is worth more than their bytes"
 
 _SELECT = frozenset(
     {"reshape", "split", "concat", "max_pool", "resize_nearest"}
@@ -39,6 +40,7 @@ class Planned:
         repeated: tensors of these that are on their grid without it: what is moved or selected from rounded tensors
             of the same scale.
         stored: layers whose stored operands are rounded.
+        widened: those of these that hold 8 bits where the scheme has fewer.
         layers: every layer, and what it is placed as.
         written: the tensors that a layer writes as integers, by its name.
     """
@@ -46,6 +48,7 @@ class Planned:
     reads: Mapping[str, tuple[str, ...]]
     repeated: frozenset[str]
     stored: tuple[str, ...]
+    widened: tuple[str, ...]
     layers: tuple[LayerPlacement, ...]
     written: Mapping[str, tuple[str, ...]]
 
@@ -73,25 +76,40 @@ class Planned:
 
 
 class Planning:
-    """Plans one prepared model with some of its layers in float."""
+    """Plans one prepared model with some of its layers kept apart.
 
-    def __init__(self, prepared: Prepared) -> None:
+    Args:
+        prepared: what is kept apart in it already stays so.
+        widens: a layer that is kept holds 8 bits where the scheme has fewer; else it is float.
+    """
+
+    def __init__(self, prepared: Prepared, *, widens: bool = False) -> None:
+        self._widens = widens
         self._captured, self._view = prepared.captured, GraphView.of(prepared.captured)
         self._scheme = replace(prepared.scheme, bias_correction=prepared.corrects_bias)
         self._statistics = prepared.table.statistics if prepared.table is not None else {}
         names = [op.name for op in self._view.ops() if is_layer(self._view, op)]
         patterns = (prepared.include, prepared.exclude)
         self._asked = kept_float(self._captured.origins, names, *patterns) if any(patterns) else {}
-        self._before = dict(prepared.kept)
+        self._before, self._wide = dict(prepared.kept), dict(prepared.wider)
+
+    def candidates(self, planned: Planned) -> tuple[LayerPlacement, ...]:
+        """The layers that can be kept."""
+        if not self._widens:
+            return planned.quantized
+        able = {op.name for op in self._view.ops() if self._scheme.rule(self._view.kinds[op]).wider is not None}
+        known = able.intersection(planned.stored) - set(planned.widened)
+        return tuple(layer for layer in planned.quantized if layer.name in known)
 
     def plan(self, kept: Collection[str] = ()) -> Planned:
-        """The plan with these layers in float beside those that were so already.
+        """The plan with these layers kept beside those that were so already.
 
         Args:
             kept: names of nodes.
         """
-        reasons = {**dict.fromkeys(kept, KEPT), **self._before, **self._asked}
-        planner = Planner(self._view, self._scheme, self._statistics, reasons)
+        new = dict.fromkeys(kept, WIDENED if self._widens else KEPT)
+        floats, wider = (self._before, {**new, **self._wide}) if self._widens else ({**new, **self._before}, self._wide)
+        planner = Planner(self._view, self._scheme, self._statistics, {**floats, **self._asked}, wider)
         plan = planner.run()
         reads = {tensor.name: _readers(plan, tensor) for tensor in plan.quantized}
         for op in (op for op, own in plan.stored.items() if own.rounded is not None):
@@ -102,7 +120,8 @@ class Planning:
         layers = describe_layers(self._captured, self._view, plan, self._scheme, self._asked)
         written = {op.name: tuple(each.name for each in planner.results(op) if each in plan.hard) for op in plan.reads}
         read = {name: readers for name, readers in reads.items() if readers}
-        return Planned(read, repeated, stored, layers, written)
+        widened = tuple(name for name in stored if name in wider)
+        return Planned(read, repeated, stored, widened, layers, written)
 
     def _repeats(self, plan: Plan, tensor: Node) -> bool:
         op = self._view.producer(tensor)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.decibels import SQNR_CAP_DB
 from deploykit.contract.errors import UsageError
+from deploykit.contract.recipe import WIDE
 from deploykit_calibration.sensitivity.candidates import Candidate, front
 from deploykit_calibration.sensitivity.costs import Costs, costs_of
 from deploykit_calibration.sensitivity.ends import End, ends_of
@@ -67,12 +68,11 @@ class Sensitivity:
         seconds: that scoring and planning took, on this machine.
     """
 
-    def __init__(self, prepared: Prepared, samples: Sequence[Mapping[str, Tensor]], costs: Costs | None = None) -> None:
+    def __init__(self, prepared: Prepared, samples: Sequence[Mapping[str, Tensor]], costs: Costs) -> None:
         began = time.perf_counter()
-        self._prepared = prepared
-        self.costs = costs if costs is not None else costs_of(prepared)
+        self.costs = costs
         self.samples = len(samples)
-        self._noise = NoiseModel(prepared, samples, ends_of(prepared, samples))
+        self._noise = NoiseModel(prepared, samples, ends_of(prepared, samples), widens=costs.rest == WIDE)
         self.ends: tuple[End, ...] = self._noise.ends
         self.sqnr_db = min(end.sqnr_db for end in self.ends)
         scored = time.perf_counter()
@@ -151,11 +151,10 @@ class Sensitivity:
         return "\n".join((head + self.costs.unit, *lines))
 
     def _ranked(self) -> Iterator[LayerSensitivity]:
-        base = self._noise.base
-        slopes = self._noise.slopes
-        steepest = sum(slopes.get(layer.name, 0.0) for layer in base.quantized) or 1.0
-        gains = {layer.name: 1.0 - self._noise.relative((layer.name,)) for layer in base.quantized}
-        for layer in sorted(base.quantized, key=lambda each: -gains[each.name]):
+        layers, slopes = self._noise.candidates, self._noise.slopes
+        steepest = sum(slopes.get(layer.name, 0.0) for layer in layers) or 1.0
+        gains = {layer.name: 1.0 - self._noise.relative((layer.name,)) for layer in layers}
+        for layer in sorted(layers, key=lambda each: -gains[each.name]):
             yield LayerSensitivity(
                 name=layer.name,
                 module_path=layer.module_path,
@@ -178,8 +177,8 @@ class Sensitivity:
             kept=kept,
             sqnr_db=predicted,
             gain_db=predicted - self.sqnr_db,
-            cost=costs.of(planned.layers),
-            quantized_share=_share(planned.layers),
+            cost=costs.of(planned.layers, planned.widened),
+            quantized_share=_share(planned.layers, apart=planned.widened),
             rest=costs.rest,
         )
 
@@ -196,7 +195,11 @@ class Sensitivity:
 
 
 def sensitivity(
-    prepared: Prepared, samples: Sequence[Mapping[str, Tensor]] = (), *, costs: Costs | None = None
+    prepared: Prepared,
+    samples: Sequence[Mapping[str, Tensor]] = (),
+    *,
+    costs: Costs | None = None,
+    rest: str = "",
 ) -> Sensitivity:
     """Find which layers of a prepared model make its noise.
 
@@ -205,19 +208,33 @@ def sensitivity(
         samples: feeds by input name; those that it was prepared with, or its example inputs, where none are given.
             The first `SAMPLES` are used.
         costs: what layers cost; by the device table where nothing is given.
+        rest: what a kept layer becomes: float in the type that the target's file has between its integers, where
+            nothing is given; `int8-weights` where weights are narrower, and the target writes both.
     Raises:
-        UsageError: nothing of it is quantised.
+        UsageError: nothing of it is quantised, no weight of it can be wider than others, or `rest` is neither.
         CalibrationError: the model has no floating output, or an operator without a gradient.
     """
+    if rest not in ("", WIDE):
+        raise UsageError(
+            f"a kept layer cannot become {rest!r}",
+            hint=f'rest="{WIDE}", or nothing: float layers have the type of the target\'s file ("mixed" has float16)',
+        )
     if prepared.simulation is None or not prepared.simulation.rounds:
         raise UsageError(
             f"{prepared.precision} rounds nothing of this model on {prepared.request.target}: no layer is sensitive",
             hint="ask for a precision that is placed, such as int8",
         )
     chosen = list(samples or prepared.samples)[:SAMPLES] or [prepared.captured.example_feeds()]
-    return Sensitivity(prepared, chosen, costs)
+    found = Sensitivity(prepared, chosen, costs if costs is not None else costs_of(prepared, rest))
+    if found.costs.rest == WIDE and not found.layers:
+        raise UsageError(
+            f"{prepared.precision} of {prepared.request.toolchain} writes weights of one width: none can be {WIDE}",
+            hint="leave rest= out: layers are kept in float; or take onnxruntime with int4-weight-only",
+        )
+    return found
 
 
-def _share(layers: Sequence[LayerPlacement]) -> float:
+def _share(layers: Sequence[LayerPlacement], apart: Collection[str]) -> float:
     total = sum(layer.macs for layer in layers)
-    return sum(layer.macs for layer in layers if layer.precision != "float") / total if total else 1.0
+    inside = (layer.macs for layer in layers if layer.precision != "float" and layer.name not in apart)
+    return sum(inside) / total if total else 1.0

@@ -48,6 +48,9 @@ def sensitivity(
     recipe: FollowedRecipe = None,
     option: Options = None,
     dynamic_batch: DynamicBatch = False,
+    rest: Annotated[
+        str, typer.Option(help="What a kept layer becomes: int8-weights with int4-weight-only; float if not given.")
+    ] = "",
     top: Annotated[int, typer.Option(min=1, help="Layers and candidates shown on the page; --json has all.")] = 20,
     cache_dir: CacheDir = None,
     json: Json = False,
@@ -79,6 +82,7 @@ def sensitivity(
         cache_dir=cache_dir,
         algorithms=tuple(algorithm or ()),
         recipe=followed,
+        rest=rest,
     )
     return Answer({"target": target, "precision": precision, **found.to_dict()}, _page(found, top))
 

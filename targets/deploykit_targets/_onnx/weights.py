@@ -54,7 +54,13 @@ def _kept_nodes(model: onnx.ModelProto, keep: Collection[str]) -> list[str]:
 
 
 def weight_only(
-    model: onnx.ModelProto, *, bits: int, block_size: int = 32, accuracy_level: int = 4, keep: Collection[str] = ()
+    model: onnx.ModelProto,
+    *,
+    bits: int,
+    block_size: int = 32,
+    accuracy_level: int = 4,
+    keep: Collection[str] = (),
+    wider: Collection[str] = (),
 ) -> Compressed:
     """Weights in `bits` bits, activations in float.
 
@@ -67,12 +73,17 @@ def weight_only(
             Runtime 1.31 has no kernel for 8 bits and unpacks the weights in every run, 14 times slower than float
             at one row. It costs 1 dB at 8 bits and nothing at 4.
         keep: captured names of the layers to leave in float.
+        wider: of those whose products take 8 bits whatever `bits` is.
     """
     result = Compressed(model)
     products_with_bias_apart(model)
     editor = Editor(model)
+
+    def width(node: NodeProto) -> int:
+        return bits if node.op_type == "MatMul" and _captured(node.name) not in wider else 8
+
     forms: dict[str, Callable[[NodeProto, np.ndarray], list[NodeProto]]] = {
-        "MatMul": lambda node, weight: _blockwise(editor, node, weight, bits, block_size, accuracy_level),
+        "MatMul": lambda node, weight: _blockwise(editor, node, weight, width(node), block_size, accuracy_level),
         "Conv": lambda node, weight: _expanded_when_loaded(editor, node, weight),
         "Gather": lambda node, table: _rows(editor, node, table),
     }
@@ -83,7 +94,7 @@ def weight_only(
         weight = editor.weight(node, where) if node.op_type in forms else None
         if weight is not None and weight.ndim >= 2 and not (node.op_type == "MatMul" and weight.ndim != 2):
             editor.replace(node, forms[node.op_type](node, weight))
-            result.executed[_captured(node.name)] = f"int{bits if node.op_type == 'MatMul' else 8}-weights"
+            result.executed[_captured(node.name)] = f"int{width(node)}-weights"
     editor.finish()
     return result
 

@@ -81,7 +81,13 @@ def _make(prepared: Prepared) -> _Made:
         return replace(_compressed(made, float16(model, plan.kept)), plan=plan)
     if prepared.precision is Precision.INT8_DYNAMIC:
         return _compressed(made, dynamic_int8(model, reduce_range=prepared.scheme.reduce_range, keep=prepared.in_float))
-    held = weight_only(model, bits=prepared.scheme.weight.bits, block_size=_checked(block_size), keep=prepared.in_float)
+    held = weight_only(
+        model,
+        bits=prepared.scheme.weight.bits,
+        block_size=_checked(block_size),
+        keep=prepared.in_float,
+        wider=prepared.wider,
+    )
     return _compressed(made, held, held=True)
 
 

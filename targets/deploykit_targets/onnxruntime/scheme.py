@@ -44,6 +44,7 @@ def weight_only(bits: int, block_size: int) -> Scheme:
         weight=(blocks,),
         rounded=replace(INT8_SYMMETRIC, granularity=PerGroup(block_size)),
         matrices=True,
+        wider=replace(blocks, dtype="int8", quant_min=-128, quant_max=127) if bits < 8 else None,
     )
     wider = f"blocks of {bits} bits are for matrix products: it holds 8 bits"
     table = replace(WEIGHT, weight=(INT8_CHANNELS,), reason=wider)
