@@ -406,7 +406,7 @@ class ChainComparison:
         self._pairs = [(i, i + 1) for i in range(len(stages) - 1)]
         if len(stages) > 2:
             self._pairs.append((0, len(stages) - 1))
-        specs = [(spec.name, _is_batch(stages[0].session, spec)) for spec in stages[0].session.outputs]
+        specs = [(spec.name, is_batch(stages[0].session.inputs, spec)) for spec in stages[0].session.outputs]
         self._outputs = {pair: {n: OutputComparison(n, batch=batch) for n, batch in specs} for pair in self._pairs}
         self.count = 0
 
@@ -431,9 +431,9 @@ def compare_chain(stages: Sequence[Stage], samples: Iterable[Feeds]) -> tuple[tu
     return comparison.links(), comparison.count
 
 
-def _is_batch(session: Session, output: TensorSpec) -> bool:
+def is_batch(inputs: Sequence[TensorSpec], output: TensorSpec) -> bool:
     """Whether axis 0 of an output counts samples: it is as long as that of every input."""
-    sizes = {spec.shape[0] if spec.shape else None for spec in session.inputs}
+    sizes = {spec.shape[0] if spec.shape else None for spec in inputs}
     return bool(output.shape) and sizes == {output.shape[0]}
 
 

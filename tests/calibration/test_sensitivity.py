@@ -28,8 +28,9 @@ from deploykit_calibration.sensitivity.planning import Planning
 from deploykit_calibration.sensitivity.taps import Taps
 from deploykit_targets._schemes.gpu import TENSORRT_FP8
 from deploykit_targets._schemes.x86 import ONNX_X86
+from deploykit_targets.coreml.scheme import weight_only as coreml_weights
 from deploykit_targets.litert.scheme import BY_VENDOR
-from deploykit_targets.onnxruntime.scheme import weight_only
+from deploykit_targets.onnxruntime.scheme import DYNAMIC, weight_only
 
 EVERY = {**SCHEMES, TENSORRT_FP8.name: TENSORRT_FP8}
 NETS = ("residual_cnn", "mobilenet_like", "concat_cnn", "transformer_encoder")
@@ -72,6 +73,29 @@ def test_what_is_tapped_is_what_the_planner_rounds(zoo: Any, name: str, scheme: 
     assert planned.pairs
     assert taps.reads == {(tensor, reader) for tensor, readers in planned.reads.items() for reader in readers}
     assert taps.stored == set(planned.stored)
+
+
+ALONE = {
+    scheme.name: scheme
+    for scheme in (
+        *(weight_only(4, 16), weight_only(8, 16), DYNAMIC, *BY_VENDOR.values()),
+        coreml_weights(Precision.INT4_WEIGHT_ONLY, block_size=16, threshold=64),
+        coreml_weights(Precision.INT4_PALETTE, block_size=16, threshold=64),
+    )
+}
+
+
+@pytest.mark.parametrize("scheme", ALONE.values(), ids=ALONE)
+@pytest.mark.parametrize("name", ["lstm_classifier", "transformer_encoder"])
+def test_weights_alone_palettes_and_dynamic_inputs_are_tapped(zoo: Any, name: str, scheme: Scheme) -> None:
+    prepared = prepared_of(zoo(name), scheme)
+    planned = Planning(prepared).plan()
+    taps = Taps(prepared.captured.graph_module, prepared.simulation.graph_module)  # type: ignore[union-attr]
+    assert taps.reads == {(tensor, reader) for tensor, readers in planned.reads.items() for reader in readers}
+    assert taps.stored == set(planned.stored)
+    found = sensitivity(prepared)
+    assert found.layers[0].share > 0.0
+    assert found.front()[-1].sqnr_db > found.sqnr_db + 3.0
 
 
 class Residual(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deploykit.contract.errors import CalibrationError
-from deploykit.judge.parity import OutputComparison
+from deploykit.judge.parity import OutputComparison, is_batch
 from deploykit.judge.parts import Part
 
 if TYPE_CHECKING:
@@ -75,12 +75,14 @@ def ends_of(prepared: Prepared, samples: Sequence[Mapping[str, Tensor]]) -> tupl
         CalibrationError: no output is a float that varies: there is no noise to measure.
     """
     assert prepared.simulation is not None
-    floats = {
-        spec.name: at for at, spec in enumerate(prepared.captured.outputs) if spec.dtype.startswith(("float", "bfloat"))
+    captured = prepared.captured
+    floats = {spec.name: at for at, spec in enumerate(captured.outputs) if spec.dtype.startswith(("float", "bfloat"))}
+    comparisons = {
+        name: OutputComparison(name, batch=is_batch(captured.inputs, captured.outputs[at]))
+        for name, at in floats.items()
     }
-    comparisons = {name: OutputComparison(name) for name in floats}
     for feeds in samples:
-        want = prepared.captured.run(feeds)
+        want = captured.run(feeds)
         got = prepared.simulation.run({name: tensor.numpy() for name, tensor in feeds.items()})
         for name, comparison in comparisons.items():
             comparison.add(want[name].numpy(), got[name])

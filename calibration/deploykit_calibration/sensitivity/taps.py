@@ -20,7 +20,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from deploykit.capture.calls import stored
-from deploykit_calibration.op_kinds import bias_argument, channel_axis, weight_argument
+from deploykit_calibration.op_kinds import bias_argument, channel_axis, data_arguments, weight_argument
+from deploykit_calibration.run_time import recurrent_of_rounded, round_rows
 
 Read = tuple[str, str]
 """A tensor and the node that reads it rounded, by name; `STORED` and a layer for what a layer stores."""
@@ -58,8 +59,8 @@ class Taps:
         self._captured, self._simulated = captured, simulated
         self._floats = {node.name: node for node in captured.graph.nodes}
         self._nodes = {node.name: node for node in simulated.graph.nodes}
-        self._sources = {
-            node: dict(_replaced(self._floats[node.name], node))
+        self._operands = {
+            node: list(zip(_inputs_of(self._floats[node.name]), _inputs_of(node), strict=True))
             for node in simulated.graph.nodes
             if node.name in self._floats
         }
@@ -69,21 +70,17 @@ class Taps:
     @property
     def reads(self) -> frozenset[Read]:
         """Every tensor that is read rounded, with its reader."""
-        return frozenset(
-            (source.name, reader.name)
-            for reader, sources in self._sources.items()
-            for source in sources.values()
-            if source.op != "get_attr"
-        )
+        return frozenset((was.name, reader.name) for reader, was in self._rounded() if was.op != "get_attr")
 
     @property
     def stored(self) -> frozenset[str]:
         """The layers with a rounded stored operand."""
-        return frozenset(
-            reader.name
-            for reader, sources in self._sources.items()
-            if any(source.op == "get_attr" for source in sources.values())
-        )
+        return frozenset(reader.name for reader, was in self._rounded() if was.op == "get_attr")
+
+    def _rounded(self) -> Iterator[tuple[Node, Node]]:
+        """Every reader in the simulated graph, and what it reads rounded in the captured one."""
+        for reader, operands in self._operands.items():
+            yield from ((reader, was) for was, now in operands if was.name != now.name or self._inside(reader, was))
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run the network on one tensor for each placeholder; the outputs can be given to `read`."""
@@ -100,11 +97,11 @@ class Taps:
                     with torch.no_grad():  # a rounding, or what stands for one
                         environment[node] = _called(node, environment)
                 else:
-                    operands = self._inputs(node, environment, tapped)
+                    operands, own = self._inputs(node, environment, tapped), self._floats[node.name]
                     if node.op == "output":
-                        outputs: tuple[Tensor, ...] = map_arg(node.args[0], operands.__getitem__)
+                        outputs: tuple[Tensor, ...] = map_arg(own.args[0], operands.__getitem__)
                         return tuple(outputs)
-                    environment[node] = _called(node, operands)
+                    environment[node] = _called(own, operands)
         raise AssertionError("a graph without an output")
 
     def read(self, outputs: tuple[Tensor, ...], direction: Mapping[int, Tensor], *, keep: bool) -> Reading:
@@ -126,20 +123,29 @@ class Taps:
         return self._reading
 
     def _inputs(self, reader: Node, environment: Mapping[Node, Any], tapped: dict[Node, _Tap]) -> dict[Node, Any]:
+        """What a reader is given, by the nodes of the captured graph: float values, with taps on what it rounds."""
         found: dict[Node, Any] = {}
-        sources = self._sources[reader]
-        for node in reader.all_input_nodes:
-            source, value = sources.get(node), environment[node]
-            if source is None:
-                found[node] = value
-            elif source.op == "get_attr":
-                found[node] = self._stored(reader, source, value)
+        for was, now in self._operands[reader]:
+            value = environment[now]
+            inside = self._inside(reader, was)
+            if was.name == now.name and not inside:
+                found[was] = value
+            elif was.op == "get_attr":
+                found[was] = self._stored(reader, was, value)
             else:
-                own = self._nodes[source.name]
-                if node not in tapped:
-                    tapped[node] = _Tap(source.name, environment[own], value, self._note)
-                found[node] = tapped[node].read_by(reader.name)
+                at = reader if inside else now
+                if at not in tapped:
+                    rounded = _rounded_inside(reader, value) if inside else value
+                    tapped[at] = _Tap(was.name, environment[self._nodes[was.name]], rounded, self._note)
+                found[was] = tapped[at].read_by(reader.name)
         return found
+
+    def _inside(self, reader: Node, was: Node) -> bool:
+        """Whether an operator itself rounds what it reads: a recurrent one, whose steps round their state too.
+
+        The error of the states is left out: it is made and passed on within the operator.
+        """
+        return reader.target is recurrent_of_rounded and was in data_arguments(self._floats[reader.name])
 
     def _note(self, tap: _Tap) -> None:
         products = {reader: torch.nan_to_num(slope * tap.error) for reader, slope in tap.slopes.items()}
@@ -186,10 +192,9 @@ class _Tap:
         return edge
 
 
-def _replaced(before: Node, after: Node) -> Iterator[tuple[Node, Node]]:
-    """Inputs of a simulated node that are others than those of the captured one, with what they stand for."""
-    old, new = _inputs_of(before), _inputs_of(after)
-    yield from ((now, was) for was, now in zip(old, new, strict=True) if was.name != now.name)
+def _rounded_inside(reader: Node, value: Tensor) -> Tensor:
+    rounding: Any = reader.args[1]
+    return round_rows(value, *rounding)
 
 
 def _inputs_of(node: Node) -> list[Node]:
