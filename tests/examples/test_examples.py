@@ -41,6 +41,7 @@ def test_every_example_is_covered_here() -> None:
         "prune_distil_export.py",
         "raspberry_pi_5.py",
         "third_party_target",
+        "tune.py",
     }
     assert {path.name for path in EXAMPLES.iterdir()} == covered
 
@@ -54,6 +55,17 @@ def test_digits(tmp_path: Path) -> None:
     assert artifact.parity.metric.artifact > 0.9
     assert artifact.parity.metric.drop <= 0.01
     assert f"{artifact.parity.metric.artifact:.2%}" in printed
+
+
+def test_tune(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the images come with scikit-learn")
+    printed = _run(str(EXAMPLES / "tune.py"), "--output", str(tmp_path), "--epochs", "2", "--min-sqnr-db", "42")
+    artifact = deploykit.load(tmp_path / "tuned")
+    assert artifact.status == "verified" and artifact.recipe is not None and artifact.recipe.ladder
+    assert artifact.parity is not None and artifact.parity.metric is not None
+    assert artifact.parity.metric.fall is not None and artifact.parity.metric.drop <= 0.005
+    assert deploykit.Recipe.read(tmp_path / "digits.toml") == artifact.recipe
+    assert "makes the same bytes again" in printed and "with 95 % confidence" in printed
 
 
 def test_own_calibration(tmp_path: Path) -> None:
