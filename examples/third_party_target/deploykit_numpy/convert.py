@@ -91,15 +91,13 @@ def _layer(prepared: Prepared, program: _Program, node: Node) -> LayerAchieved:
     """Count a linear layer; its weight is rounded where that was asked for and it is a constant."""
     weight = node.args[1]
     name = weight.name if isinstance(weight, Node) else ""
-    precision, reason = "float32", ""
-    if program.precision.is_weight_only:
-        if name in program.tensors:
-            precision = _round(program, name)
-        else:
-            reason = "its weight is not a constant"
+    precision = "float32"
+    placed = next(layer for layer in prepared.layers if layer.name == node.name)
+    if placed.precision != "float":
+        precision = _round(program, name)
     module_path = prepared.captured.origins[node.name].module_path
     macs, weights = mac_count(node) or 0, weight_count(node)
-    return LayerAchieved(node.name, module_path, "linear", precision, macs, weights, reason)
+    return LayerAchieved(node.name, module_path, "linear", precision, macs, weights, placed.reason, placed.by_request)
 
 
 def _round(program: _Program, name: str) -> str:

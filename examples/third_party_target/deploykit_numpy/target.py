@@ -10,9 +10,12 @@ from deploykit import Precision, Session, Target
 from deploykit.artifact.store import StoredArtifact
 from deploykit.contract.devices import load_devices
 from deploykit.contract.optional import Requirement
+from deploykit.contract.request import Request
+from deploykit.contract.scheme import WEIGHT, Scheme, weights_alone
 from deploykit.plugin.target import Capabilities, Payload
 
 if TYPE_CHECKING:
+    from deploykit.capture import CapturedModel
     from deploykit_calibration.prepared import Prepared
 
 
@@ -34,6 +37,12 @@ class NumpyTarget(Target):
             runtime_requires=(),
             distribution="deploykit-numpy",
         )
+
+    def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
+        """See `Target.scheme`: weights of linear layers alone, in the form that the precision's row says."""
+        if not request.precision.is_weight_only:
+            return super().scheme(request, captured)
+        return weights_alone(f"numpy-{request.precision}", request.precision.row.weights, rules={"linear": WEIGHT})
 
     def lower(self, prepared: Prepared, folder: Path) -> Payload:
         """See `Target.lower`."""

@@ -115,3 +115,19 @@ def test_a_misspelt_name_is_answered_with_those_there_are(tmp_path: Path) -> Non
         exported(tmp_path / "never", "int12")
     assert caught.value.hint is not None
     assert caught.value.hint.endswith(NAME)
+
+
+def test_it_is_simulated_as_it_is_computed(artifact: deploykit.Artifact) -> None:
+    assert artifact.parity is not None
+    assert len(artifact.parity.chain) == 3 and artifact.parity.layers, "a simulation, with figures a layer"
+    ends = [link.worst.sqnr_db for link in artifact.parity.chain if link.reference == "float PyTorch"]
+    assert None not in ends and abs(ends[0] - ends[-1]) < 1.0  # type: ignore[operator]
+
+
+def test_patterns_keep_a_layer_in_float(tmp_path: Path) -> None:
+    model, inputs = models.mlp()
+    kept = deploykit.export(
+        model, "numpy-cpu", NAME, example_inputs=inputs, output=tmp_path / "a", profile=False, exclude=["4"]
+    )
+    floats = [layer for layer in kept.achieved.layers if layer.precision == "float32"]
+    assert floats and all("excluded by pattern" in layer.reason for layer in floats)
