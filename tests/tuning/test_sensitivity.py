@@ -128,3 +128,22 @@ def test_a_recipe_holds_a_layer_in_eight_bits_beside_four(tmp_path: Path) -> Non
     assert wide.parity.sqnr_db > narrow.parity.sqnr_db
     back = replace(wide.recipe, layers=narrow.recipe.layers)
     assert deploykit.export(model, recipe=back, output=tmp_path / "back", **asked).recipe.wider == {}
+
+
+def test_tune_holds_layers_in_eight_bits_beside_four(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 32))
+    asked = {"example_inputs": (torch.randn(4, 64),), "profile": False, "progress": False}
+    start = deploykit.export(model, "x86-cpu", "int4-weight-only", output=tmp_path / "start", strict=False, **asked)
+    plan = deploykit.tune(
+        model,
+        "x86-cpu",
+        "int4-weight-only",
+        min_sqnr_db=start.parity.sqnr_db + 1.0,
+        allow=("mixed",),
+        output=tmp_path / "tuned",
+        **asked,
+    )
+    assert plan.recipe.wider and not plan.recipe.kept
+    held = {layer.precision for layer in plan.best.achieved.layers if layer.weights}
+    assert held == {"int4-weights", "int8-weights"}

@@ -2,7 +2,7 @@
 
     ptq        the plain export; then the choices of ranges that are registered as algorithms
     rounding   registered algorithms that change weights or biases, one on top of the other
-    mixed      some layers in float, found by sensitivity; few real evaluations
+    mixed      some layers in float, or in int8 beside int4, found by sensitivity; few real evaluations
     train      the user's own training, on the placed graph
 
 Algorithms are taken from the registry by what they say of themselves: what they need, and whether all that they
@@ -12,19 +12,20 @@ change is a choice that a recipe records.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deploykit.contract.errors import DeploykitError
-from deploykit.contract.recipe import FLOAT, AlgorithmStep, Recipe
+from deploykit.contract.errors import DeploykitError, UsageError
+from deploykit.contract.recipe import FLOAT, WIDE, AlgorithmStep, Recipe
 from deploykit.pipeline.placement import LEAST_PLACED
 from deploykit_tuning.climb import Climb
 
 if TYPE_CHECKING:
     from deploykit_calibration.algorithms import Algorithm
     from deploykit_calibration.prepared import Prepared
-    from deploykit_calibration.sensitivity import Candidate
+    from deploykit_calibration.sensitivity import Candidate, Sensitivity
 
 Rung = tuple[str, Callable[[Climb], None]]
 NAMES = ("ptq", "rounding", "mixed", "train")
@@ -106,7 +107,7 @@ def _with(here: Recipe, found: Algorithm) -> Recipe:
 
 
 def mixed(search: Climb) -> None:
-    """Some layers in float: ranked by sensitivity, and found by bisection over the Pareto front."""
+    """Some layers in float, or wider: ranked by sensitivity, and found by bisection over the Pareto front."""
     from deploykit_calibration.sensitivity import meet
 
     here = search.here
@@ -117,7 +118,7 @@ def mixed(search: Climb) -> None:
 
     def figure(candidate: Candidate) -> float:
         step = f"mixed: {len(candidate.kept)} layers in {candidate.rest}"
-        make = partial(keep, here.recipe, candidate.kept, candidate.gain_db)
+        make = partial(keep, here.recipe, candidate)
         found = search.attempt(step, make, parent=here.recipe, detail=candidate.kept)
         return float("nan") if found is None else found.margin
 
@@ -130,11 +131,9 @@ def mixed(search: Climb) -> None:
 
 
 def _front(search: Climb, prepared: Prepared) -> Sequence[Candidate]:
-    from deploykit_calibration.sensitivity import sensitivity
-
     least = search.bench.plan.gates.min_placement
     try:
-        found = sensitivity(prepared).front(least_share=LEAST_PLACED if least is None else least)
+        found = _scored(prepared).front(least_share=LEAST_PLACED if least is None else least)
     except DeploykitError as error:
         search.skip("mixed", error.message)
         return ()
@@ -144,11 +143,23 @@ def _front(search: Climb, prepared: Prepared) -> Sequence[Candidate]:
     return kept
 
 
-def keep(recipe: Recipe, names: Sequence[str], gain_db: float) -> Recipe:
-    """A recipe with more layers in float."""
-    reason = f"kept in float: {len(names)} layers gain {gain_db:.1f} dB by prediction"
+def _scored(prepared: Prepared) -> Sensitivity:
+    """By layers that hold 8 bits where weights have fewer and the target writes both widths; else by float ones."""
+    from deploykit_calibration.sensitivity import sensitivity
+
+    if prepared.precision.row.is_weight_only and prepared.precision.row.weights.bits < 8:
+        with suppress(UsageError):
+            return sensitivity(prepared, rest=WIDE)
+    return sensitivity(prepared)
+
+
+def keep(recipe: Recipe, candidate: Candidate) -> Recipe:
+    """A recipe with more layers in float, or in 8 bits."""
+    becomes = WIDE if candidate.rest == WIDE else FLOAT
+    gain = f"{len(candidate.kept)} layers gain {candidate.gain_db:.1f} dB by prediction"
+    reason = f"{'holds 8 bits' if becomes == WIDE else 'kept in float'}: {gain}"
     layers = tuple(
-        replace(each, precision=FLOAT, reason=reason, chosen=True) if each.name in names else each
+        replace(each, precision=becomes, reason=reason, chosen=True) if each.name in candidate.kept else each
         for each in recipe.layers
     )
     return replace(recipe, layers=layers, ladder=())
