@@ -25,6 +25,7 @@ from deploykit_calibration.sensitivity import costs_of, measured, meet, sensitiv
 from deploykit_calibration.sensitivity.candidates import Candidate, front
 from deploykit_calibration.sensitivity.ends import End
 from deploykit_calibration.sensitivity.planning import Planning
+from deploykit_calibration.sensitivity.search import sequence
 from deploykit_calibration.sensitivity.taps import Taps
 from deploykit_targets._schemes.gpu import TENSORRT_FP8
 from deploykit_targets._schemes.x86 import ONNX_X86
@@ -288,3 +289,14 @@ def test_where_weights_have_one_width_none_is_wider(case_of: Any) -> None:
         _ = replace(prepared, scheme=IN_FLOAT, wider={"linear": "asked"}).placed
     with pytest.raises(UsageError, match="cannot become 'float16'"):
         sensitivity(prepared, rest="float16")
+
+
+def test_a_move_that_gains_only_behind_another_is_found() -> None:
+    """`b` gains nothing before `a` is kept, and is passed over until the others are used up."""
+    noises = {(): 1.0, ("a",): 0.5, ("b",): 1.0, ("a", "b"): 0.1}
+    steps = list(sequence([("a",), ("b",)], lambda kept: noises[tuple(sorted(kept))], len, 2))
+    assert steps == [("a",), ("a", "b")]
+
+
+def test_what_gains_nothing_is_not_kept() -> None:
+    assert list(sequence([("a",), ("b",)], lambda kept: 1.0, len, 2)) == []

@@ -2,8 +2,8 @@
 
 A move is one layer, or all the layers that must be float for one tensor not to be rounded: keeping one of two readers
 of a noisy tensor gains little, keeping both a lot. Gains shrink as layers are kept, so that a move whose last known
-gain is below another's new one need not be planned again (lazy greedy, Minoux 1978); where a gain grew, because its
-neighbour was kept, the move is found a step later.
+gain is below another's new one need not be planned again (lazy greedy, Minoux 1978). A gain that grew, because a
+neighbour was kept, is found when the others are used up.
 """
 
 from __future__ import annotations
@@ -28,24 +28,31 @@ def sequence(moves: Iterable[Move], noise: Noise, weight: Callable[[Move], float
         most: layers kept in all.
     """
     kept: Move = ()
-    left = noise(kept)
-    waiting = [(-(left - noise(move)) / weight(move), 0, move) for move in moves]
+    left, step = noise(kept), 0
+
+    def planned(move: Move) -> tuple[float, int, Move]:
+        new = tuple(name for name in move if name not in kept)
+        return -(left - noise((*kept, *new))) / weight(move), step, move
+
+    waiting = [planned(move) for move in moves]
+    passed: list[tuple[float, int, Move]] = []
     heapq.heapify(waiting)
-    step = 0
-    while waiting and len(kept) < most:
-        known, planned, move = heapq.heappop(waiting)
+    while len(kept) < most and (waiting or any(at < step for _, at, _ in passed)):
+        if not waiting:  # what gained nothing may gain something now
+            waiting, passed = [planned(move) for _, at, move in passed if at < step], []
+            heapq.heapify(waiting)
+        known, at, move = heapq.heappop(waiting)
         new = tuple(name for name in move if name not in kept)
         if not new or len(kept) + len(new) > most:
             continue
-        if planned < step:
-            gain = left - noise((*kept, *new))
-            heapq.heappush(waiting, (-gain / weight(move), step, move))
-            continue
-        if -known * weight(move) < _LEAST * left:
-            continue
-        kept = (*kept, *new)
-        left, step = noise(kept), step + 1
-        yield kept
+        if at < step:
+            heapq.heappush(waiting, planned(move))
+        elif -known * weight(move) < _LEAST * left:
+            passed.append((known, at, move))
+        else:
+            kept = (*kept, *new)
+            left, step = noise(kept), step + 1
+            yield kept
 
 
 def moves_of(layers: Sequence[str], reads: Iterable[tuple[str, ...]]) -> tuple[Move, ...]:

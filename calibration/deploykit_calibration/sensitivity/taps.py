@@ -171,7 +171,7 @@ class Taps:
                 known = self._reading.slopes.get(reader.name, 0.0)
                 self._reading.slopes[reader.name] = known + float(torch.nan_to_num(slope).square().sum())
 
-        tapped: Tensor = value.clone().requires_grad_()
+        tapped = _leaf(value.clone())
         tapped.register_hook(note)
         return tapped
 
@@ -182,7 +182,7 @@ class _Tap:
     def __init__(self, name: str, value: Tensor, rounded: Tensor, note: Callable[[_Tap], None]) -> None:
         self.name, self.error = name, (rounded - value).detach()
         self.slopes: dict[str, Tensor] = {}
-        self._root: Tensor = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+        self._root: Tensor = value.view_as(value) if value.requires_grad else _leaf(value.detach())
         self._root.register_hook(lambda _: note(self))
 
     def read_by(self, reader: str) -> Tensor:
@@ -195,6 +195,13 @@ class _Tap:
 def _rounded_inside(reader: Node, value: Tensor) -> Tensor:
     rounding: Any = reader.args[1]
     return round_rows(value, *rounding)
+
+
+def _leaf(value: Tensor) -> Tensor:
+    """A tensor whose gradient goes to its hooks and is not kept."""
+    leaf: Tensor = value.requires_grad_()
+    leaf.register_post_accumulate_grad_hook(lambda tensor: setattr(tensor, "grad", None))
+    return leaf
 
 
 def _inputs_of(node: Node) -> list[Node]:
