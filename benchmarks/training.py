@@ -244,8 +244,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--turns", type=int, default=23)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     rows: list[dict[str, Any]] = []
     if "accuracy" in arguments.parts:
         rows += accuracy_rows(arguments.seeds, arguments.steps)
