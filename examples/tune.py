@@ -67,7 +67,8 @@ def main() -> None:
         """Whether each held-out image is classified rightly: a score per sample, so that the drop has an interval."""
         feeds = {session.inputs[0].name: images[-HELD_OUT:].numpy()}
         chosen = session.run(feeds)[session.outputs[0].name].argmax(1)
-        return np.equal(chosen, labels[-HELD_OUT:].numpy())
+        found: np.ndarray = np.equal(chosen, labels[-HELD_OUT:].numpy())
+        return found
 
     shared = {"example_inputs": (images[:1],), "dynamic_batch": True, "calibration": images[:64].split(8)}
     gate = deploykit.Tolerance(min_sqnr_db=arguments.min_sqnr_db)

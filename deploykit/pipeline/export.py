@@ -170,10 +170,16 @@ def refuse_missing(plan: Plan, data: Any) -> None:
 
 
 def calibrated(
-    plan: Plan, captured: CapturedModel, data: Any, cache_dir: str | Path | None, *, progress: bool
+    plan: Plan,
+    captured: CapturedModel,
+    data: Any,
+    cache_dir: str | Path | None,
+    *,
+    progress: bool,
+    always: bool = False,
 ) -> CalibrationRun | None:
-    """Observe the model where the request needs it; None where it does not."""
-    if not needs_data(plan.request):
+    """Observe the model where the request needs it, or `always`; None where it is not observed."""
+    if not (always or needs_data(plan.request)):
         return None
     from deploykit_calibration.observe import run_calibration
 

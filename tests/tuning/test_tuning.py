@@ -267,3 +267,20 @@ def test_a_state_of_another_metric_is_left_aside() -> None:
 
     assert code_of(one) != code_of(other) and code_of(one) == code_of(one)
     assert "Metric" in code_of(Metric()) and "0x" not in code_of(Metric())
+
+
+def test_weights_alone_are_rounded_with_data_and_widened(tmp_path: Path) -> None:
+    """int4: algorithms that need data have it, and single layers are held in 8 bits before any is float."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.manual_seed(0)
+    widths = ((64, 64), (64, 64), (64, 32))
+    model = torch.nn.Sequential(*(torch.nn.Linear(*width) for width in widths)).eval()
+    plan = deploykit.tune(
+        model, "x86-cpu", "int4-weight-only", example_inputs=(torch.randn(1, 64),), min_sqnr_db=100.0, strict=False,
+        calibration=torch.randn(12, 1, 64), allow=("rounding", "mixed"), output=tmp_path / "a", **PLAIN,
+    )  # fmt: skip
+    steps = [step.step for step in plan.ladder if step.outcome in ("kept", "passed over")]
+    assert any(step.startswith("rounding: ") for step in steps)
+    assert any(step.endswith("layers in int8-weights") for step in steps)
+    widened = next(step for step in plan.ladder if "int8-weights" in step.step)
+    assert widened.sqnr_db > plan.ladder[0].sqnr_db and widened.int8_share == 1.0

@@ -17,7 +17,7 @@ from deploykit.contract.session import FunctionSession, Session
 from deploykit.contract.tensors import Feeds
 from deploykit.judge.parity import compare_sessions
 from deploykit.pipeline.evidence import Samples, choose_samples
-from deploykit.pipeline.plan import Plan, make_request
+from deploykit.pipeline.plan import Plan, make_request, needs_data
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.publishing import published
 from deploykit.pipeline.reference import reference_session
@@ -55,15 +55,22 @@ class Bench:
     _samples: Samples | None = None
     _reference: Session | None = None
 
-    def prepared(self, recipe: Recipe) -> Prepared:
-        """The model prepared as a recipe says; the last one is kept."""
+    def prepared(self, recipe: Recipe, *, with_data: bool = False) -> Prepared:
+        """The model prepared as a recipe says; the last one is kept.
+
+        Args:
+            with_data: with statistics and samples, also where the recipe needs none: for an algorithm that does.
+        """
         key = replace(recipe, ladder=()).fingerprint
         if key not in self._prepared:
             asked = self.plan.request
             request = make_request(asked.target, asked.precision.value, recipe=recipe)
             made = prepare(request, self.captured, self.run, target=self.plan.target)
             self._prepared = {key: made}
-        return self._prepared[key]
+        made = self._prepared[key]
+        if with_data and made.table is None and self.run is not None:
+            return replace(made, table=self.run.table, samples=self.run.samples)
+        return made
 
     def simulated(self, recipe: Recipe) -> Figures:
         """Figures of the simulated graph; of the lowered file in its runtime where nothing is simulated."""
@@ -113,7 +120,8 @@ class Bench:
         prepared = self.prepared(recipe)
         plan = replace(self.plan, request=prepared.request, output=output)
         steps, task = Steps(enabled=False), self.goal.task
-        return published(plan, lambda: prepared, self.run, data=self.data, task=task, steps=steps, strict=False)
+        run = self.run if needs_data(prepared.request) else None  # as an export of the recipe has it
+        return published(plan, lambda: prepared, run, data=self.data, task=task, steps=steps, strict=False)
 
     def proved(self, artifact: Artifact) -> Figures:
         """Figures of an artifact, as its report has them."""

@@ -2,7 +2,7 @@
 
     ptq        the plain export; then the choices of ranges that are registered as algorithms
     rounding   registered algorithms that change weights or biases, one on top of the other
-    mixed      some layers in float, or in int8 beside int4, found by sensitivity; few real evaluations
+    mixed      some layers wider or in float, found by sensitivity; few real evaluations
     train      the user's own training, on the placed graph
 
 Algorithms are taken from the registry by what they say of themselves: what they need, and whether all that they
@@ -12,20 +12,20 @@ change is a choice that a recipe records.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deploykit.contract.errors import DeploykitError, UsageError
+from deploykit.contract.errors import DeploykitError
 from deploykit.contract.recipe import FLOAT, WIDE, AlgorithmStep, Recipe
 from deploykit.pipeline.placement import LEAST_PLACED
+from deploykit_tuning.climb import Candidate as Point
 from deploykit_tuning.climb import Climb
 
 if TYPE_CHECKING:
     from deploykit_calibration.algorithms import Algorithm
     from deploykit_calibration.prepared import Prepared
-    from deploykit_calibration.sensitivity import Candidate, Sensitivity
+    from deploykit_calibration.sensitivity import Candidate
 
 Rung = tuple[str, Callable[[Climb], None]]
 NAMES = ("ptq", "rounding", "mixed", "train")
@@ -77,8 +77,8 @@ def _offered(search: Climb, *, choices: bool) -> list[Algorithm]:
     """What is registered and can be run here, and was not run yet."""
     from deploykit_calibration.algorithms import SAMPLES, STATISTICS, registered_algorithms
 
-    prepared, done = search.bench.prepared(search.here.recipe), {s.name for s in search.here.recipe.algorithms}
-    have = {STATISTICS: prepared.table is not None, SAMPLES: bool(prepared.samples)}
+    run, done = search.bench.run, {step.name for step in search.here.recipe.algorithms}
+    have = {STATISTICS: run is not None, SAMPLES: run is not None and bool(run.samples)}
     group, offered = "ranges" if choices else "rounding", []
     left = [each for each in registered_algorithms() if each.is_choice is choices and each.name not in done]
     for found in left:
@@ -97,7 +97,7 @@ def _chosen(search: Climb, found: Algorithm, here: Recipe) -> Recipe:
     from deploykit_calibration.algorithms import apply
     from deploykit_calibration.recipes import recipe_of
 
-    made = recipe_of(apply(search.bench.prepared(here), [found.name]))
+    made = recipe_of(apply(search.bench.prepared(here, with_data=bool(found.needs)), [found.name]))
     return replace(made, ladder=())
 
 
@@ -107,11 +107,25 @@ def _with(here: Recipe, found: Algorithm) -> Recipe:
 
 
 def mixed(search: Climb) -> None:
-    """Some layers in float, or wider: ranked by sensitivity, and found by bisection over the Pareto front."""
+    """Some layers wider or in float: ranked by sensitivity, and found by bisection over the Pareto front."""
+    here = search.here
+    for rest in _rests(search.bench.prepared(here.recipe)):
+        _mixed(search, here, rest)
+        if search.here.figures.met:
+            return
+
+
+def _rests(prepared: Prepared) -> tuple[str, ...]:
+    """What a kept layer may become, the cheaper first: narrow weights may be held in 8 bits before they are float."""
+    narrow = prepared.precision.row.weights.bits < 8
+    widens = narrow and any(rule.wider is not None for rule in prepared.scheme.rules.values())
+    return (WIDE, "") if widens else ("",)
+
+
+def _mixed(search: Climb, here: Point, rest: str) -> None:
     from deploykit_calibration.sensitivity import meet
 
-    here = search.here
-    front = _front(search, search.bench.prepared(here.recipe))
+    front = _front(search, search.bench.prepared(here.recipe), rest)
     if not front:
         return
     task, margin = search.bench.goal.task, here.figures.margin
@@ -130,36 +144,28 @@ def mixed(search: Climb) -> None:
     meet(front, figure, 0.0, predicted=None if fell else predicted, most=EVALUATIONS)
 
 
-def _front(search: Climb, prepared: Prepared) -> Sequence[Candidate]:
+def _front(search: Climb, prepared: Prepared, rest: str) -> Sequence[Candidate]:
+    from deploykit_calibration.sensitivity import sensitivity
+
     least = search.bench.plan.gates.min_placement
     try:
-        found = _scored(prepared).front(least_share=LEAST_PLACED if least is None else least)
+        found = sensitivity(prepared, rest=rest).front(least_share=LEAST_PLACED if least is None else least)
     except DeploykitError as error:
         search.skip("mixed", error.message)
         return ()
     kept = [candidate for candidate in found if candidate.kept]
     if not kept:
-        search.skip("mixed", "no layer can stay in float without missing the placement gate")
+        search.skip("mixed", "no layer can be kept without missing the placement gate")
     return kept
 
 
-def _scored(prepared: Prepared) -> Sensitivity:
-    """By layers that hold 8 bits where weights have fewer and the target writes both widths; else by float ones."""
-    from deploykit_calibration.sensitivity import sensitivity
-
-    if prepared.precision.row.is_weight_only and prepared.precision.row.weights.bits < 8:
-        with suppress(UsageError):
-            return sensitivity(prepared, rest=WIDE)
-    return sensitivity(prepared)
-
-
 def keep(recipe: Recipe, candidate: Candidate) -> Recipe:
-    """A recipe with more layers in float, or in 8 bits."""
-    becomes = WIDE if candidate.rest == WIDE else FLOAT
+    """A recipe with the layers of a candidate kept wider, or in float."""
+    precision = WIDE if candidate.rest == WIDE else FLOAT
     gain = f"{len(candidate.kept)} layers gain {candidate.gain_db:.1f} dB by prediction"
-    reason = f"{'holds 8 bits' if becomes == WIDE else 'kept in float'}: {gain}"
+    reason = f"{'holds 8 bits' if precision == WIDE else 'kept in float'}: {gain}"
     layers = tuple(
-        replace(each, precision=becomes, reason=reason, chosen=True) if each.name in candidate.kept else each
+        replace(each, precision=precision, reason=reason, chosen=True) if each.name in candidate.kept else each
         for each in recipe.layers
     )
     return replace(recipe, layers=layers, ladder=())

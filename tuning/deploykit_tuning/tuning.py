@@ -141,7 +141,8 @@ def tune(
             check=partial(refuse_missing, plan),
         )
         refuse_foreign(plan, captured)
-        run = calibrated(plan, captured, data, cache_dir or journal.folder / _TABLES, progress=progress)
+        tables = cache_dir or journal.folder / _TABLES
+        run = calibrated(plan, captured, data, tables, progress=progress, always=data is not None)
         bench = Bench(plan, captured, run, data, Goal(plan.gates.tolerance, task), Watch(run))
         journal.begin(_key(bench, task))
         _measure_reference(bench, journal)
