@@ -277,7 +277,7 @@ def test_weights_alone_are_rounded_with_data_and_widened(tmp_path: Path) -> None
     model = torch.nn.Sequential(*(torch.nn.Linear(*width) for width in widths)).eval()
     plan = deploykit.tune(
         model, "x86-cpu", "int4-weight-only", example_inputs=(torch.randn(1, 64),), min_sqnr_db=100.0, strict=False,
-        calibration=torch.randn(12, 1, 64), allow=("rounding", "mixed"), output=tmp_path / "a", **PLAIN,
+        calibration=list(torch.randn(12, 1, 64)), allow=("rounding", "mixed"), output=tmp_path / "a", **PLAIN,
     )  # fmt: skip
     steps = [step.step for step in plan.ladder if step.outcome in ("kept", "passed over")]
     assert any(step.startswith("rounding: ") for step in steps)
