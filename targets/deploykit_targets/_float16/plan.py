@@ -3,11 +3,13 @@
 An operator stays where float16 would overflow, or would lose a value that matters: a result, an input or a constant
 beyond the range; squares and sums inside an operator that leave it; values so small that little is left of them; and
 a small number that guards a denominator, root or logarithm, which as zero would make 0/0 of a silent channel, seen in
-the samples or not. Precision that float16 loses everywhere (11 bits) is no reason.
+the samples or not. Precision that float16 loses everywhere (11 bits) is no reason, but for angles: of one of a thousand
+turns the 11 bits are all before the point, so what a large angle is computed of stays, up to the layer it comes from.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -64,6 +66,8 @@ _GUARDS = frozenset(
 )
 """Ops that put a small number under a value."""
 
+_ANGLES = frozenset((aten.sin.default, aten.cos.default, aten.tan.default))
+_LARGEST_ANGLE = 16.0  # radians: float16 has steps of 2**-6 from there on, and leaves a sine 40 dB
 _FACTORS = frozenset((aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar))
 _SUMS = frozenset((aten.add.Tensor, aten.sub.Tensor))
 _MOVES = frozenset(
@@ -173,6 +177,7 @@ class _Decision:
         for node in nodes:
             self._guard(node)
             self._denominator(node)
+            self._angle(node)
         for node in nodes:
             if node.op == "call_function":
                 self._operator(node)
@@ -227,6 +232,23 @@ class _Decision:
         smallest = self.found[source.name].smallest
         if smallest < SMALLEST_NORMAL:
             self._widen(source, f"a denominator, root or logarithm of {smallest:.3g} is below float16's 6.1e-05")
+
+    # Angles.
+
+    def _angle(self, node: fx.Node) -> None:
+        source = node.args[0] if node.target in _ANGLES else None
+        if not isinstance(source, fx.Node) or (peak := self._peak(source)) <= _LARGEST_ANGLE:
+            return
+        step = 2.0 ** (math.floor(math.log2(peak)) - 10)
+        why = f"angles reach {peak:.4g} radians, where float16 has steps of {step:.3g}"
+        pending = [source]
+        while pending:
+            angle = pending.pop()
+            if angle in self.wide or not _is_float(angle):
+                continue
+            self._widen(angle, why)
+            if angle.target in _FACTORS | _SUMS | _MOVES:
+                pending += angle.all_input_nodes
 
     # Operators.
 

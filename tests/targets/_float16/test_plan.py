@@ -49,7 +49,7 @@ def silent(h: Tensor) -> Tensor:
 def plan(model: nn.Module, x: Tensor = X) -> Float16Plan:
     captured = capture(model.eval(), example_inputs=(x,))
     request = Request("any", "any", None, deploykit.Precision.FP16)  # type: ignore[arg-type]
-    return plan_float16(Prepared(request, captured, IN_FLOAT))
+    return plan_float16(Prepared(request, captured, IN_FLOAT, captured))
 
 
 OVERFLOWS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
@@ -166,3 +166,35 @@ def test_the_old_form_of_core_ml_is_refused_with_layer_and_value(tmp_path: Path)
             Behind(rms), "iphone-15", "fp16", example_inputs=(X,), output=tmp_path / "a", profile=False,
             options={"form": "neuralnetwork"},
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [torch.sin, torch.cos, torch.tan])
+def test_large_angles_and_what_they_are_computed_of_are_kept(function: Callable[[Tensor], Tensor]) -> None:
+    """Float16 has steps of a radian and more there; up to the layer that gives them, as that rounds them, too."""
+    kept = plan(Behind(lambda h: function(h.reshape(4, 2, 8) * 1000.0) * 2.0)).kept
+    assert {"linear", "mul", function.__name__} <= kept.keys() and "mul_1" not in kept
+    assert "radians, where float16 has steps of 2" in kept["mul"] or "steps of 4" in kept["mul"]
+    assert not plan(Behind(function)).kept, "small angles lose what everything does"
+
+
+def test_positions_in_sines_are_right_in_float16(tmp_path: Path) -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("rates", torch.logspace(0, 2.5, 8))
+            self.layer = nn.Linear(16, 4)
+
+        def forward(self, time: Tensor) -> Tensor:
+            angles = time[:, None] * self.rates
+            result: Tensor = self.layer(torch.cat([angles.sin(), angles.cos()], -1))
+            return result
+
+    model = Positions().eval()
+    made = deploykit.export(
+        *(model, "jetson-orin", "fp16"),
+        example_inputs=(torch.linspace(0, 10, 4),),
+        output=tmp_path / "a",
+        progress=False,
+    )
+    assert made.parity is not None and made.parity.sqnr_db > 55
+    assert any("radians" in layer.reason for layer in made.achieved.not_as_requested)
