@@ -115,7 +115,7 @@ def _windows(op: Node, value: Tensor) -> Tensor:
 def weighted_layers(captured: CapturedModel) -> Iterator[WeightedLayer]:
     """Linear layers (products with a stored matrix are captured as such) and convolutions, in execution order."""
     view = GraphView.of(captured)
-    readers = _readers(view)
+    readers = readers_of(view)
     found = [layer for op in view.ops() if (layer := _layer(view, op, readers)) is not None]
     ours = {layer.op: layer.weight for layer in found}
     for layer in found:
@@ -138,7 +138,7 @@ def _layer(view: GraphView, op: Node, readers: Mapping[str, list[Node]]) -> Weig
     )
 
 
-def _readers(view: GraphView) -> dict[str, list[Node]]:
+def readers_of(view: GraphView) -> dict[str, list[Node]]:
     """Who reads each stored tensor, through whichever node."""
     found: dict[str, list[Node]] = defaultdict(list)
     for node in view.graph.find_nodes(op="get_attr"):

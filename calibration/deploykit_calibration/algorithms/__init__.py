@@ -102,9 +102,10 @@ _registered: dict[str, Algorithm] = {}
 def _own() -> dict[str, Algorithm]:
     from deploykit_calibration.algorithms.best import BEST
     from deploykit_calibration.algorithms.bias_correction import BIAS_CORRECTION
+    from deploykit_calibration.algorithms.equalize import EQUALIZE, SMOOTH
     from deploykit_calibration.algorithms.gptq import GPTQ
 
-    return {**_registered, **{each.name: each for each in (BIAS_CORRECTION, BEST, GPTQ)}}
+    return {**_registered, **{each.name: each for each in (BIAS_CORRECTION, BEST, EQUALIZE, SMOOTH, GPTQ)}}
 
 
 def apply(prepared: Prepared, names: Iterable[str]) -> Prepared:

@@ -25,19 +25,19 @@ def choose_method(prepared: Prepared, samples: Samples) -> Prepared:
     """The same model with the method that loses least on `samples`, or on the example inputs where there are none."""
     if not prepared.scheme.quantizes:
         return prepared
-    judged = list(samples[: _affordable(prepared)]) or [prepared.captured.example_feeds()]
+    judged = list(samples[: affordable_samples(prepared)]) or [prepared.captured.example_feeds()]
     wanted = [prepared.captured.run(feeds) for feeds in judged]
     candidates = (replace(prepared, method=method) for method in CANDIDATES)
-    return max(candidates, key=lambda candidate: _sqnr(candidate, judged, wanted))
+    return max(candidates, key=lambda candidate: worst_sqnr_db(candidate, judged, wanted))
 
 
-def _affordable(prepared: Prepared) -> int:
+def affordable_samples(prepared: Prepared) -> int:
     """How many samples each candidate is judged on: all that were kept of a small network, few of a large one."""
     macs = sum(layer.macs for layer in replace(prepared, method=CANDIDATES[0]).layers)
     return max(_LEAST_SAMPLES, int(_MACS // max(macs, 1)))
 
 
-def _sqnr(candidate: Prepared, samples: Samples, wanted: Samples) -> float:
+def worst_sqnr_db(candidate: Prepared, samples: Samples, wanted: Samples) -> float:
     """SQNR in dB of the worst floating output over all samples."""
     assert candidate.simulation is not None
     names = [spec.name for spec in candidate.captured.outputs if spec.dtype.startswith("float")]
