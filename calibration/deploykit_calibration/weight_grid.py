@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploykit.contract.formats import PerAxis, PerGroup
+from deploykit.contract.formats import PerGroup, PerTensor
 from deploykit_calibration.ranges import affine_qparams
 
 if TYPE_CHECKING:
@@ -48,34 +48,40 @@ class WeightGrid:
         return codes * self.steps
 
 
-def grid_of(matrices: Tensor, scheme: Scheme, importance: Tensor | None = None) -> WeightGrid:
+def grid_of(matrices: Tensor, scheme: Scheme, importance: Tensor | None = None, *, taps: int = 1) -> WeightGrid:
     """The grid of a weight in a scheme.
 
     Args:
         matrices: float32, shape (groups, outputs, inputs).
-        scheme: says width and granularity of weights; one scale for each output where it says `PerAxis`.
+        scheme: says the form of weights; one scale for each output where it says `PerAxis`.
         importance: of errors in each input, shape (groups, inputs); given, large elements are made smaller where that
             loses less than the finer grid gains.
+        taps: neighbouring inputs that are one input channel.
     """
+    furthest = scheme.weight.furthest
     lowest, highest = scheme.weight_limits
-    rows, shape = _sharing(matrices, scheme)
-    whole_range = scheme.weight.furthest
-    lowest = lowest if whole_range else -highest
+    lowest = lowest if furthest else -highest
+    rows, shape = _sharing(matrices, scheme, taps)
     if importance is not None:
-        weights, _ = _sharing(importance[:, None].expand_as(matrices), scheme)
-        rows = clipped(rows, weights, lowest if whole_range else highest, lowest, highest)
+        weights, _ = _sharing(importance[:, None].expand_as(matrices), scheme, taps)
+        rows = clipped(rows, weights, lowest if furthest else highest, lowest, highest)
     bound, where = rows.abs().max(1, keepdim=True)
-    if whole_range:  # the furthest element has the code that is furthest from zero
-        furthest = rows.gather(1, where)
-        steps = torch.where(furthest == 0, 1.0, furthest / lowest)
-    else:
-        size, half = bound.double().numpy(), scheme.float16_scales
-        params = affine_qparams(-size, size, quant_min=lowest, quant_max=highest, symmetric=True, float16=half)
-        steps = torch.from_numpy(np.atleast_1d(params.scale))
+    steps = rows.gather(1, where) / lowest if furthest else _steps(bound, scheme, highest)
+    steps = torch.where(bound == 0, 1.0, steps)
     anchors = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, where, value=True)
     inputs = matrices.shape[2]
     weight, steps, anchors = (each.expand_as(rows).reshape(shape)[..., :inputs] for each in (rows, steps, anchors))
     return WeightGrid(weight, steps, lowest, highest, anchors)
+
+
+def _steps(bound: Tensor, scheme: Scheme, highest: int) -> Tensor:
+    """Scales from largest magnitudes; in groups they are the nearest values of float16 where they are held so."""
+    if isinstance(scheme.weight.granularity, PerGroup):
+        half = scheme.float16_scales or scheme.float16_weights
+        return (bound / highest).clamp(min=torch.finfo(torch.float16).tiny).half().float() if half else bound / highest
+    size, half = bound.double().numpy(), scheme.float16_scales
+    params = affine_qparams(-size, size, quant_min=-highest, quant_max=highest, symmetric=True, float16=half)
+    return torch.from_numpy(np.atleast_1d(params.scale))
 
 
 def clipped(rows: Tensor, importance: Tensor, furthest: int, lowest: int, highest: int) -> Tensor:
@@ -101,12 +107,12 @@ def _loss(rows: Tensor, importance: Tensor, steps: Tensor, lowest: int, highest:
     return (errors.square_() * importance).sum(1, keepdim=True)
 
 
-def _sharing(matrices: Tensor, scheme: Scheme) -> tuple[Tensor, tuple[int, ...]]:
+def _sharing(matrices: Tensor, scheme: Scheme, taps: int) -> tuple[Tensor, tuple[int, ...]]:
     """Elements that share a scale as rows (scales, elements), and the shape of the (padded) matrices."""
     granularity = scheme.weight.granularity
-    if isinstance(granularity, PerGroup):
-        size = granularity.size or matrices.shape[2]
+    if isinstance(granularity, PerGroup) and granularity.size:
+        size = granularity.size * taps
         padded = torch.nn.functional.pad(matrices, [0, -matrices.shape[2] % size])
         return padded.reshape(-1, size), tuple(padded.shape)
-    rows = matrices.flatten(0, 1) if isinstance(granularity, PerAxis) else matrices.reshape(1, -1)
-    return rows, tuple(matrices.shape)
+    whole = isinstance(granularity, PerTensor)
+    return matrices.reshape(1, -1) if whole else matrices.flatten(0, 1), tuple(matrices.shape)

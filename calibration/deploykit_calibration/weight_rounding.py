@@ -36,14 +36,17 @@ class Rounded:
     shift: Tensor
 
 
-def round_for_inputs(weight: Tensor, scheme: Scheme, wanted: Tensor, seen: Tensor, *, centred: bool) -> Rounded:
+def round_for_inputs(
+    weight: Tensor, scheme: Scheme, wanted: Tensor, seen: Tensor, *, centred: bool, taps: int = 1
+) -> Rounded:
     """Round the matrices of a layer.
 
     Args:
         weight: float32, shape (groups, outputs, inputs).
-        scheme: of the target.
+        scheme: of the target, with the form of this layer's weight.
         wanted: what the layer reads in the float graph, float32, shape (groups, rows, inputs).
         seen: what it reads behind layers that are rounded already, row by row.
+        taps: neighbouring inputs that are one input channel.
         centred: a shift of the outputs' mean does not count: the layer has a bias that takes it out.
     """
     means = wanted.mean(1), seen.mean(1)
@@ -52,7 +55,7 @@ def round_for_inputs(weight: Tensor, scheme: Scheme, wanted: Tensor, seen: Tenso
     products = seen.transpose(1, 2) @ seen / seen.shape[1]
     start = weight if wanted is seen else _repaired(weight, wanted, seen, products)
     importance = products.diagonal(dim1=1, dim2=2)
-    made = round_matrices(grid_of(start, scheme, importance), products)
+    made = round_matrices(grid_of(start, scheme, importance, taps=taps), products)
     before, after = (w.double() @ mean.double()[:, :, None] for w, mean in zip((weight, made), means, strict=True))
     return Rounded(made, (after - before).flatten())
 

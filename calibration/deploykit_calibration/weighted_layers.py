@@ -58,6 +58,11 @@ class WeightedLayer:
         weight = shape_of(weight_argument(self.op))
         return math.prod(weight) // weight[self.axis]
 
+    @property
+    def taps(self) -> int:
+        """Neighbouring columns that are one input channel."""
+        return math.prod(shape_of(weight_argument(self.op))[2:])
+
     def matrices(self, weight: Tensor) -> Tensor:
         """A weight, or a tensor of its shape, as (groups, outputs, inputs)."""
         rows = weight.transpose(0, self.axis).flatten(1)

@@ -13,12 +13,14 @@ from deploykit import pipeline
 from deploykit.capture import capture
 from deploykit.contract.decibels import sqnr_db
 from deploykit.contract.formats import INT4_CHANNELS, INT8_SYMMETRIC, PerGroup
+from deploykit.plugin.registry import toolchain
 from deploykit_calibration.in_step import affordable, run_in_step
+from deploykit_calibration.prepare import prepare
 from deploykit_calibration.simulate import values
 from deploykit_calibration.weight_grid import grid_of
 from deploykit_calibration.weight_rounding import round_for_inputs
 from deploykit_calibration.weighted_layers import rows_of_weights, value_of, weighted_layers
-from deploykit_calibration.weights import weight_quant
+from deploykit_calibration.weights import rounded_weight, weight_quant
 from deploykit_targets._schemes.x86 import ONNX_X86
 
 FORMS = {
@@ -81,6 +83,36 @@ def test_the_target_rounds_nothing_again(form: str) -> None:
     torch.testing.assert_close(
         own.nearest()[0], weight_quant(weight[0], 0, scheme).rounded(weight[0]), rtol=1e-6, atol=0.0
     )
+
+
+WEIGHT_ONLY = [
+    *(("x86-cpu", "int4-weight-only"), ("x86-cpu", "int8-weight-only"), ("x86-cpu", "int8-dynamic")),
+    *(("rtx-4090", "int4-weight-only"), ("iphone-15", "int4-weight-only"), ("iphone-15", "int8-weight-only")),
+    *(("android", "int4-weight-only"), ("android", "int8-dynamic")),
+]
+
+
+@pytest.mark.parametrize(("target", "precision"), WEIGHT_ONLY)
+def test_forms_of_weights_alone_are_those_of_the_target(target: str, precision: str) -> None:
+    """Blocks of every size, inputs that they do not divide, taps that share a scale, float16 scales and weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(40, 64, 3), nn.Conv1d(64, 64, 3, groups=64), nn.Linear(8, 128), nn.Linear(128, 100))
+    mix = draw(4, 12, 6, 12)
+    asked = pipeline.request(target, precision)
+    captured = capture(model.eval(), example_inputs=(draw(3, 12, 40, 6) @ mix,))
+    scheme = toolchain(asked.toolchain).scheme(asked, captured)
+    samples = [captured.feeds(draw(k, 12, 40, 6) @ mix) for k in range(5, 13)]
+    plain = prepare(asked, captured, scheme, samples=samples)
+    made = prepare(replace(asked, algorithms=("gptq",)), captured, scheme, samples=samples)
+    forms = made.placed.forms
+    layers = [layer for layer in weighted_layers(made.captured) if layer.op.name in forms]
+    assert layers and {layer.precision for layer in made.layers} == {layer.precision for layer in plain.layers}
+    for layer in layers:
+        weight, own = value_of(made.captured, layer.weight), replace(scheme, weight=forms[layer.op.name])
+        again = rounded_weight(weight, layer.axis, own)
+        step = float(weight.abs().max()) / 2 ** (own.weight.bits - 1)
+        assert float((again - weight).abs().max()) < 0.1 * step, layer.op.name  # float16: 2^-11 of 127 steps
+        assert not torch.equal(rounded_weight(value_of(captured, layer.weight), layer.axis, own), again)
 
 
 def outputs_db(weight: Tensor, made: Tensor, rows: Tensor) -> float:

@@ -116,5 +116,5 @@ SMOOTH = Algorithm(
     partial(scale_channels, norms=True),
     cost=_COST,
     needs=_NEEDS,
-    source="Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models"",
+    source="Xiao et al., SmoothQuant (2023)",
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from deploykit.contract.recipe import FLOAT
 from deploykit_calibration.algorithms import SAMPLES, Algorithm
 from deploykit_calibration.in_step import affordable, run_in_step
 from deploykit_calibration.reweigh import with_weights
@@ -44,15 +45,17 @@ def round_weights(prepared: Prepared, samples: Samples) -> Prepared:
 
 
 def _rounded_layers(prepared: Prepared) -> list[WeightedLayer]:
-    return [layer for layer in weighted_layers(prepared.captured) if _form(prepared, layer) is not None]
+    """Layers whose weights become integers with a zero-point in the middle; palettes have no grid."""
+    if not prepared.scheme.quantizes:
+        return []
+    placed = {layer.name for layer in prepared.layers if layer.precision != FLOAT}
+    layers = (layer for layer in weighted_layers(prepared.captured) if layer.op.name in placed)
+    forms = ((layer, _form(prepared, layer)) for layer in layers)
+    return [layer for layer, form in forms if form.symmetric and not form.is_float and not form.is_palette]
 
 
-def _form(prepared: Prepared, layer: WeightedLayer) -> TensorScheme | None:
-    """The integers that the weight of a layer is stored in; None where it is not."""
-    name, whole = layer.op.name, prepared.scheme.weight
-    placed = {each.name for each in prepared.layers if each.precision != "float"}
-    form = prepared.placed.forms.get(name, whole) if name in placed else None
-    return None if form is None or form.is_float or form.is_palette else form
+def _form(prepared: Prepared, layer: WeightedLayer) -> TensorScheme:
+    return prepared.placed.forms.get(layer.op.name, prepared.scheme.weight)
 
 
 def _step(prepared: Prepared, layer: WeightedLayer, replaced: dict[str, Tensor]) -> tuple[Node, Choose]:
