@@ -2,6 +2,7 @@
 
     python -m venv modelopt && modelopt/bin/pip install torch "nvidia-modelopt[onnx]"
     python benchmarks/tensorrt_compiled.py [--modelopt modelopt/bin/python] [--arch sm_86] [--models resnet18 vit ...]
+    python benchmarks/tensorrt_compiled.py --ours --precisions int8 fp16 --arch sm_86 sm_89 sm_120
 
 Counts by TensorRT for RTX's own listing of engine layers; no GPU takes part, and nothing here says how fast a file is.
 """
@@ -15,16 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import models
+import onnx
 import peers
 import torch
 from harness import quiet, report, scratch
 from tensorrt_peers import modelopt, symmetric
 from torch import Tensor, nn
 
-import deploykit
-from deploykit_targets._tensorrt.compiled import counted
+from deploykit import pipeline
+from deploykit.contract.achieved import Achieved
+from deploykit_targets._onnx.explicit import lower_explicit
+from deploykit_targets._onnx.lint import load_rules
+from deploykit_targets._tensorrt.compiled import counted, wanted_of
 from deploykit_targets._tensorrt.compiler import Compiled, compile_onnx
 
+OPSET = 19
 Made = tuple[nn.Module, list[tuple[Tensor, ...]]]
 
 
@@ -141,21 +147,18 @@ NETWORKS: dict[str, Callable[[], Made]] = {
 }
 
 
-def ours(made: Made, folder: Path, precision: str, target: str = "jetson-orin") -> deploykit.Artifact:
-    """A TensorRT artifact."""
+def ours(made: Made, folder: Path, precision: str, target: str = "jetson-orin") -> tuple[Path, Achieved]:
+    """The file of an export, and what it asks for; its outputs are not computed here."""
     model, samples = made
+    request = pipeline.request(target, precision)
     with quiet():
-        return deploykit.export(
-            model,
-            target=target,
-            precision=precision,
-            example_inputs=samples[0],
-            calibration=samples if precision in ("int8", "mixed", "fp8") else None,
-            profile=False,
-            strict=False,
-            progress=False,
-            output=folder / f"ours-{precision}",
-        )
+        captured = pipeline.capture(model, example_inputs=samples[0])
+        run = pipeline.calibrate(captured, samples, progress=False) if request.precision.is_static else None
+        prepared = pipeline.prepare(request, captured, run)
+        made_of_it = lower_explicit(prepared, load_rules("tensorrt"), opset=OPSET)
+    path = folder / f"ours-{precision}.onnx"
+    onnx.save(made_of_it.model, path)
+    return path, made_of_it.achieved
 
 
 def counts(found: Compiled) -> dict[str, Any]:
@@ -171,21 +174,42 @@ def counts(found: Compiled) -> dict[str, Any]:
     }
 
 
-def row(model: str, what: str, path: Path, arch: str, artifact: deploykit.Artifact | None = None) -> dict[str, Any]:
-    """One file through the compiler; of ours also the share of multiply-accumulates."""
+def row(model: str, what: str, path: Path, arch: str, planned: Achieved | None = None) -> dict[str, Any]:
+    """One file through the compiler; of ours also the share of MACs in the type that most are asked in."""
     start = time.perf_counter()
     found = compile_onnx(path, arch)
     seconds = round(time.perf_counter() - start, 2)
-    share = None if artifact is None else round(counted(artifact.achieved, found).macs_fraction("int8"), 4)
-    return {"model": model, "what": what, "arch": arch, **counts(found), "MACs in Int8": share, "compile s": seconds}
+    share = None if planned is None else round(counted(planned, found).macs_fraction(wanted_of(planned)), 4)
+    return {"model": model, "what": what, "arch": arch, **counts(found), "MACs as asked": share, "compile s": seconds}
 
 
-def run_model(name: str, python: str | None, archs: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+def run_model(
+    name: str, python: str | None, archs: Sequence[str], folder: Path, *, precisions: Sequence[str], peers_too: bool
+) -> list[dict[str, Any]]:
     """Every file of one network, for every architecture."""
     made = NETWORKS[name]()
+    files: dict[str, Callable[[], tuple[Path, Achieved | None]]] = {}
+    for precision in precisions:
+        files[f"deploykit {precision}"] = lambda precision=precision: ours(made, folder, precision)  # type: ignore[misc]
+    if peers_too:
+        files |= _of_peers(made, python, folder)
+    rows = []
+    for what, make in files.items():
+        try:
+            path, planned = make()
+            rows += [row(name, what, path, arch, planned) for arch in archs]
+        except Exception as error:  # a peer that fails is a result
+            rows.append(
+                {"model": name, "what": f"{what}: {type(error).__name__}: {error}"[:200].replace("|", ";"), "arch": "-"}
+            )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def _of_peers(made: Made, python: str | None, folder: Path) -> dict[str, Callable[[], tuple[Path, Achieved | None]]]:
+    """Files of ONNX Runtime's quantizer, and of modelopt where its Python is given."""
     model, samples = made
-    files: dict[str, Callable[[], tuple[Path, deploykit.Artifact | None]]] = {}
-    files["deploykit int8"] = lambda: _entry(ours(made, folder, "int8"))
+    files: dict[str, Callable[[], tuple[Path, Achieved | None]]] = {}
     names = ["input_ids"] if samples[0][0].dtype == torch.int64 else ["x"]
     feeds = [dict(zip(names, (tensor.numpy() for tensor in sample), strict=True)) for sample in samples]
     source = peers.torch_onnx(model, samples[0], names, folder / "float.onnx")
@@ -196,21 +220,7 @@ def run_model(name: str, python: str | None, archs: Sequence[str], folder: Path)
                 modelopt(python, source, folder, feeds, "max", rest),
                 None,
             )
-    rows = []
-    for what, make in files.items():
-        try:
-            path, artifact = make()
-            rows += [row(name, what, path, arch, artifact) for arch in archs]
-        except Exception as error:  # a peer that fails is a result
-            rows.append(
-                {"model": name, "what": f"{what}: {type(error).__name__}: {error}"[:200].replace("|", ";"), "arch": "-"}
-            )
-        print(rows[-1], flush=True)
-    return rows
-
-
-def _entry(artifact: deploykit.Artifact) -> tuple[Path, deploykit.Artifact]:
-    return artifact.entry, artifact
+    return files
 
 
 def main() -> None:
@@ -218,12 +228,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=sorted(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--arch", nargs="+", default=["sm_86"])
+    parser.add_argument("--precisions", nargs="+", default=["int8"])
+    parser.add_argument("--ours", action="store_true", help="leave the peers' files out, and print alone")
     parser.add_argument("--modelopt", help="Python that has nvidia-modelopt; left out, modelopt is not compared")
     arguments = parser.parse_args()
     rows = []
     for name in arguments.models:
         with scratch() as folder:
-            rows += run_model(name, arguments.modelopt, arguments.arch, folder)
+            own = {"precisions": arguments.precisions, "peers_too": not arguments.ours}
+            rows += run_model(name, arguments.modelopt, arguments.arch, folder, **own)
+    if arguments.ours:
+        return
     notes = [
         "counted in the listing of engine layers that TensorRT for RTX 1.7 logs on a CPU; nothing was run on a GPU",
         "MB moved: activations that engine layers read and write, caches left out; MACs by the layers of our capture",

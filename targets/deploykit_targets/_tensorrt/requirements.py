@@ -13,3 +13,5 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 EXTRA = "tensorrt-compile"
 BINDINGS = Requirement("tensorrt_rtx_bindings", "tensorrt_rtx_cu13_bindings")
 LIBRARIES = Requirement("tensorrt_rtx_libs", "tensorrt_rtx_cu13_libs")
+OF_THE_EXPORT = ("compute_capabilities", "block_size")
+"""Options that a build cannot change."""

@@ -16,8 +16,9 @@ from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.requirements import Requirements
 from deploykit.plugin.target import Capabilities, Payload
-from deploykit_targets._recipe.target import BuiltOnDevice, at_least_1, check_shapes
-from deploykit_targets._tensorrt.requirements import BINDINGS, EXTRA, LIBRARIES, PROGRAM
+from deploykit_targets._recipe.target import at_least_1, check_shapes
+from deploykit_targets._tensorrt.requirements import BINDINGS, EXTRA, LIBRARIES
+from deploykit_targets._tensorrt.target import EXPORT_REQUIRES, NvidiaTarget
 from deploykit_targets.tensorrt import session
 
 if TYPE_CHECKING:
@@ -68,11 +69,10 @@ class TensorRtOptions:
     shapes: tuple[str, ...] = ()
 
 
-class TensorRtTarget(BuiltOnDevice):
+class TensorRtTarget(NvidiaTarget):
     """NVIDIA GPUs and Jetson boards through TensorRT."""
 
     name: ClassVar[str] = "tensorrt"
-    program: ClassVar[str] = PROGRAM.name
     options_type: ClassVar[type[TensorRtOptions]] = TensorRtOptions
 
     def capabilities(self) -> Capabilities:
@@ -90,7 +90,7 @@ class TensorRtTarget(BuiltOnDevice):
             devices=load_devices(Path(__file__).with_name("devices.toml"), toolchain=self.name),
             export_extra="tensorrt",
             runtime_extra="tensorrt-build",
-            export_requires=(Requirement("torch"), Requirement("onnx"), Requirement("onnxruntime")),
+            export_requires=EXPORT_REQUIRES,
             runtime_requires=(Requirement("tensorrt"),),
             evidence=Evidence.REFERENCE,
             compile_extra=EXTRA,
@@ -113,19 +113,9 @@ class TensorRtTarget(BuiltOnDevice):
         needs, version = super().requirements(device, precision), device.extra["tensorrt"]
         return replace(needs, packages={"tensorrt": f">={version}"}, opset={"ai.onnx": opset_of(device)})
 
-    def own_program(self) -> Path:
-        """See `BuiltOnDevice.own_program`."""
-        return PROGRAM
-
     def interpreter(self, artifact: StoredArtifact | None = None) -> str | None:
         """See `BuiltOnDevice.interpreter`."""
         return session.interpreter()
-
-    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
-        """See `Target.adapt`: recurrent layers are written out where they are quantized."""
-        from deploykit_targets._tensorrt.adapt import adapt
-
-        return adapt(captured, request)
 
     def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
         """See `Target.scheme`."""
@@ -141,9 +131,9 @@ class TensorRtTarget(BuiltOnDevice):
         return convert(prepared, folder)
 
     def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload:
-        from deploykit_targets.tensorrt.convert import build
+        from deploykit_targets._tensorrt.build import build_engine_of
 
-        return build(artifact, folder, options)
+        return build_engine_of(artifact, folder, options, self.interpreter())
 
 
 def _check_level(level: int | None) -> None:

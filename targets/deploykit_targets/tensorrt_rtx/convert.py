@@ -12,8 +12,9 @@ from deploykit.plugin.target import Payload
 from deploykit_targets._onnx.explicit import Explicit, lower_explicit
 from deploykit_targets._onnx.held import lower_held
 from deploykit_targets._onnx.lint import load_rules
-from deploykit_targets._recipe.portable import COMMAND, build_from, build_here, portable
+from deploykit_targets._recipe.portable import COMMAND, portable
 from deploykit_targets._tensorrt import build_engine
+from deploykit_targets._tensorrt.build import build_at_export, recipe_options
 from deploykit_targets._tensorrt.build_engine import ENGINE, RTX
 from deploykit_targets._tensorrt.compiled import prove_ahead, tf32_gate
 from deploykit_targets._tensorrt.compiler import is_installed
@@ -22,9 +23,7 @@ from deploykit_targets.tensorrt_rtx.scheme import OPSET, architectures_of
 from deploykit_targets.tensorrt_rtx.session import interpreter
 
 if TYPE_CHECKING:
-    from deploykit.artifact.store import StoredArtifact
     from deploykit_calibration.prepared import Prepared
-    from deploykit_targets.tensorrt_rtx.target import TensorRtRtxOptions
 
 
 def convert(prepared: Prepared, folder: Path) -> Payload:
@@ -47,9 +46,7 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
     payload = replace(payload, build=PendingBuild(COMMAND, _reason(prepared, ahead=ahead)))
     if not prepared.is_baseline:
         payload = prove_ahead(prepared, folder, payload, archs)
-    arguments = arguments_of(prepared.options)
-    built = build_here(prepared, folder, payload, PROGRAM.name, ENGINE, arguments, interpreter())
-    return _needing_the_bindings(built)
+    return needing_the_bindings(build_at_export(prepared, folder, payload, interpreter()))
 
 
 def _lowered(prepared: Prepared) -> Explicit:
@@ -70,40 +67,9 @@ def _reason(prepared: Prepared, *, ahead: bool) -> str:
     return f"{done} {where} (without deploykit there: python3 {PROGRAM.name} in the artifact's folder)"
 
 
-def build(artifact: StoredArtifact, folder: Path, options: TensorRtRtxOptions) -> Payload:
-    """Finish the engine of an artifact on this machine's GPU, into `folder`, with the kernels made for it.
-
-    Raises:
-        DeviceError: no driver, a GPU that the engine is not for, or the library crashed.
-        MissingDependencyError: no Python here has the bindings.
-        ConversionError: the compiler refused.
-    """
-    built = build_from(
-        artifact,
-        folder,
-        PROGRAM.name,
-        ENGINE,
-        arguments=arguments_of(options),
-        options=recipe_options(options),
-        python=interpreter(),
-    )
-    return _needing_the_bindings(built)
-
-
-def _needing_the_bindings(built: Payload) -> Payload:
+def needing_the_bindings(built: Payload) -> Payload:
     """The library is imported under another name than it is installed by."""
     if built.requirements is None:
         return built
     packages = {BINDINGS.project if name == RTX else name: v for name, v in built.requirements.packages.items()}
     return replace(built, requirements=replace(built.requirements, packages=packages))
-
-
-def recipe_options(options: TensorRtRtxOptions) -> dict[str, Any]:
-    """Options as defaults of the recipe's command line."""
-    return {"max_batch": options.max_batch, "shapes": list(options.shapes)}
-
-
-def arguments_of(options: TensorRtRtxOptions) -> list[str]:
-    """Options as the recipe's command line takes them."""
-    shapes = [part for shape in options.shapes for part in ("--shape", shape)]
-    return ["--max-batch", str(options.max_batch), *shapes]

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from deploykit.contract.devices import Device, load_devices
 from deploykit.contract.errors import UsageError
-from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.requirements import Requirements
 from deploykit.plugin.target import Capabilities, Payload
-from deploykit_targets._recipe.target import BuiltOnDevice, check_shapes
-from deploykit_targets._tensorrt.requirements import ARCHITECTURES, BINDINGS, LIBRARIES, PROGRAM
+from deploykit_targets._recipe.target import check_shapes
+from deploykit_targets._tensorrt.requirements import ARCHITECTURES, BINDINGS, LIBRARIES, OF_THE_EXPORT
+from deploykit_targets._tensorrt.target import EXPORT_REQUIRES, NvidiaTarget
 from deploykit_targets.tensorrt_rtx import session
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
 
 _BLOCKS = (32, 64, 128)
-_OF_THE_EXPORT = ("compute_capabilities", "block_size")
 _TURING = "sm_75"
 """An engine for it and newer GPUs computes in what Turing has, which is little; NVIDIA advises against such engines."""
 
@@ -53,11 +52,10 @@ class TensorRtRtxOptions:
     shapes: tuple[str, ...] = ()
 
 
-class TensorRtRtxTarget(BuiltOnDevice):
+class TensorRtRtxTarget(NvidiaTarget):
     """NVIDIA RTX GPUs through TensorRT for RTX."""
 
     name: ClassVar[str] = "tensorrt-rtx"
-    program: ClassVar[str] = PROGRAM.name
     options_type: ClassVar[type[TensorRtRtxOptions]] = TensorRtRtxOptions
 
     def capabilities(self) -> Capabilities:
@@ -77,7 +75,7 @@ class TensorRtRtxTarget(BuiltOnDevice):
             devices=load_devices(Path(__file__).with_name("devices.toml"), toolchain=self.name),
             export_extra="tensorrt-rtx",
             runtime_extra="tensorrt-rtx-runtime",
-            export_requires=(Requirement("torch"), Requirement("onnx"), Requirement("onnxruntime")),
+            export_requires=EXPORT_REQUIRES,
             runtime_requires=(LIBRARIES, BINDINGS),
             evidence=Evidence.REFERENCE,
             compile_extra="tensorrt-rtx",
@@ -103,19 +101,9 @@ class TensorRtRtxTarget(BuiltOnDevice):
         needs = super().requirements(device, precision)
         return replace(needs, packages={BINDINGS.project: ""})
 
-    def own_program(self) -> Path:
-        """See `BuiltOnDevice.own_program`."""
-        return PROGRAM
-
     def interpreter(self, artifact: StoredArtifact | None = None) -> str | None:
         """See `BuiltOnDevice.interpreter`."""
         return session.interpreter()
-
-    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
-        """See `Target.adapt`: recurrent layers are written out where they are quantized."""
-        from deploykit_targets._tensorrt.adapt import adapt
-
-        return adapt(captured, request)
 
     def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
         """See `Target.scheme`."""
@@ -140,10 +128,11 @@ class TensorRtRtxTarget(BuiltOnDevice):
 
     def _build_here(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload:
         exported = self.parse_options(artifact.manifest.options)
-        for name in _OF_THE_EXPORT:
+        for name in OF_THE_EXPORT:
             if getattr(options, name) != getattr(exported, name):
                 message = f"{name} is of the export, and this artifact has {getattr(exported, name)!r}"
                 raise UsageError(message, hint=f"export the model again with it, or leave {name} out")
-        from deploykit_targets.tensorrt_rtx.convert import build
+        from deploykit_targets._tensorrt.build import build_engine_of
+        from deploykit_targets.tensorrt_rtx.convert import needing_the_bindings
 
-        return build(artifact, folder, options)
+        return needing_the_bindings(build_engine_of(artifact, folder, options, self.interpreter()))
