@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from deploykit_calibration.products import operator_name
-from deploykit_calibration.simulate import SimulatedModel, fake_quantize, round_half
+from deploykit_calibration.simulate import SimulatedModel, fake_float8, fake_quantize, round_half
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -65,4 +65,4 @@ def _is_float(node: Node) -> bool:
     """Whether a node gives one float32 tensor; a fused pair of q and dq does."""
     value = node.meta.get("val")
     computed = isinstance(value, Tensor) and value.dtype == torch.float32
-    return node.op != "output" and (computed or node.target is fake_quantize)
+    return node.op != "output" and (computed or node.target in (fake_quantize, fake_float8))

@@ -3,7 +3,8 @@
 Only matrix products with a constant matrix: int4 in blocks of the inner axis (opset 21), int8 per output channel.
 NVIDIA's compiler (TensorRT for RTX 1.7.1) multiplies these from the narrow weights in one kernel (`runtime_fusion`),
 and expands int8 in blocks, int4 per channel, fp8 in blocks and fp4 in a kernel of its own before a plain product:
-these forms are not written.
+these forms are not written. Of fp4 weights (blocks of 16, float8 scales, for sm_120 alone) it makes a product in fp4
+only where the activations are rounded when it runs, by the parser's own `TRT_FP4DynamicQuantize`.
 """
 
 from __future__ import annotations

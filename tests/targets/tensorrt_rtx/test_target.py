@@ -200,7 +200,7 @@ def test_what_is_finished_at_export_needs_the_bindings_by_the_name_that_pip_has(
     def finished(*arguments: Any) -> Any:
         return replace(arguments[2], requirements=Requirements(gpu="sm_89", packages={"tensorrt_rtx": "==1.7.1.116"}))
 
-    monkeypatch.setattr(convert, "build_here", finished)
+    monkeypatch.setattr(convert, "build_at_export", finished)
     needs = export(tmp_path / "a", "fp16").manifest.requirements
     assert needs is not None and needs.packages == {"tensorrt_rtx_cu13_bindings": "==1.7.1.116"}
 
