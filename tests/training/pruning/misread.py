@@ -165,3 +165,23 @@ class QuietHeads(nn.Module):
 class OwnNorm(nn.LayerNorm):
     def forward(self, x: Any) -> Any:
         return super().forward(x.transpose(1, 2).transpose(1, 2))
+
+
+class SharedKeys(nn.Module):
+    """Keys and values that several queries share, as Llama repeats them: a walk over them may never end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.q, self.k, self.v = nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 16), nn.Linear(32, 16)
+        self.p, self.f, self.g, self.o = nn.Linear(32, 32), nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Any) -> Any:
+        y = self.i(x)
+        for _ in range(2):
+            n, t, c = y.shape
+            q = self.q(y).view(n, t, 4, 8).transpose(1, 2)
+            k, v = (layer(y).view(n, t, 2, 8).transpose(1, 2) for layer in (self.k, self.v))
+            k, v = (z[:, :, None].expand(n, 2, 2, t, 8).reshape(n, 4, t, 8) for z in (k, v))
+            attended = (q @ k.transpose(2, 3) * 8**-0.5).softmax(-1) @ v
+            y = y + self.p(attended.transpose(1, 2).reshape(n, t, c))
+        return self.o(y + self.g(self.f(y).relu()))

@@ -80,6 +80,7 @@ CASES: list[tuple[type[nn.Module], Any, dict[str, int], dict[str, str]]] = [
         {"i": 16, "q": 32, "v": 32, "p": 16, "f": 16},
         {"q": "not the same as masking", "v": "not the same as masking"},
     ),
+    (nets.SharedKeys, torch.randn(2, 5, 8), {"q": 32, "k": 16, "v": 16, "f": 32}, {"q": "", "k": "", "g": ""}),
     (nets.Centred, nets.image(), {"a": 16, "b": 8}, {"a": "not the same as masking"}),
     (nets.Normed, torch.randn(2, 8), {"a": 16, "b": 16}, {}),
 ]

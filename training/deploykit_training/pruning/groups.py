@@ -6,8 +6,10 @@ believed: `trial` removes what was chosen from a copy and compares. What is cert
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from deploykit_training.pruning.working_copy import WorkingCopy, working_copy
 Run = Callable[[nn.Module], Any]
 """Calls a model with its example inputs."""
 
+_VISITS = 6  # of each node of the graph on average: ordinary groups visit a node once or twice
 _SHUFFLES = 3  # random halves: two channels that go together fall on both sides of one with 7 in 8
 
 
@@ -98,13 +101,19 @@ class Dependencies:
                 f"Torch-Pruning cannot follow {type(model).__name__}: {type(error).__name__}: {error}",
                 hint='forward must be differentiable from outputs to weights; kind="unstructured" needs no trace',
             ) from error
+        self._roots = (nn.modules.conv._ConvNd, nn.Linear)
         self._paths = {module: path for path, module in self.copy.model.named_modules()}
 
     def groups(self) -> list[Group]:
         """Every group of the model, in the order of the trace backwards; what cannot be tried says why."""
+        found: list[Group] = []
         with quiet():
-            found = list(self._graph.get_all_groups())
-            return [self._described(each) for each in found]
+            for module in list(self._graph.module2node):
+                made = {path for group in found for path in group.producers}
+                path = self._paths.get(module) if isinstance(module, self._roots) else None
+                if path is not None and path not in made:
+                    found.append(self._group_of(path))
+        return found
 
     def members(self, root: str, index: Iterable[int]) -> tuple[Member, ...]:
         """What removing these channels of a root takes from which layer."""
@@ -124,10 +133,38 @@ class Dependencies:
                 raise ValueError("a layer of the group would have no channels left")
             group.prune()
 
+    def _group_of(self, root: str) -> Group:
+        channels = int(self._graph.get_out_channels(self.copy.model.get_submodule(root)))
+        everything = tuple(range(channels))
+        try:
+            return self._described(self._group(root, everything))
+        except RecursionError as error:
+            own = Member(root, "CONV", "out", everything, everything)
+            return Group(root, channels, (own,), (), str(error))
+
     def _group(self, root: str, index: Iterable[int]) -> Any:
         module = self.copy.model.get_submodule(root)
         pruner = self._graph.get_pruner_of_module(module)
-        return self._graph.get_pruning_group(module, pruner.prune_out_channels, sorted(index))
+        with self._bounded():
+            return self._graph.get_pruning_group(module, pruner.prune_out_channels, sorted(index))
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """Torch-Pruning may walk in circles (grouped queries do that): it collects what it visits in a `Group`."""
+        home: Any = importlib.import_module("torch_pruning.dependency.graph")
+        had, most = home.Group, _VISITS * len(self._graph.module2node) + 100
+
+        class Bounded(had):  # type: ignore[misc, valid-type]
+            def add_dep(self, dep: Any, idxs: Any) -> None:
+                if len(self._group) > most:
+                    raise RecursionError("Torch-Pruning follows its channels in circles")
+                super().add_dep(dep, idxs)
+
+        home.Group = Bounded
+        try:
+            yield
+        finally:
+            home.Group = had
 
     def _described(self, group: Any) -> Group:
         root = self._paths[group[0].dep.target.module]
