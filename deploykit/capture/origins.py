@@ -10,7 +10,10 @@ from pathlib import Path
 import torch
 from torch import fx
 
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
+_FRAME = re.compile(
+    r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)(?:\n\s*(?!File ")(?P<code>[^\n]*))?'
+)
+_GENERATED = "<eval_with_key>"  # code that PyTorch wrote while it traced: nobody can look it up
 _TORCH = str(Path(torch.__file__).parent)
 _LIBRARIES = tuple({sysconfig.get_paths()[key] for key in ("purelib", "platlib", "stdlib", "platstdlib")})
 
@@ -59,6 +62,7 @@ def source_of(trace: str | None) -> str | None:
         `model.py:42 in forward: return self.conv(x)`, or None without a usable trace.
     """
     frames = [match.groupdict() for match in _FRAME.finditer(trace or "")]
+    frames = [frame for frame in frames if not frame["file"].startswith(_GENERATED)]
     own = [f for f in frames if not f["file"].startswith(_LIBRARIES)]
     library = [f for f in frames if not f["file"].startswith(_TORCH)]
     best = (own or library or frames)[-1:]

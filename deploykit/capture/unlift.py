@@ -24,6 +24,12 @@ from deploykit.contract.errors import CaptureError
 _INLINED = {"wrap_with_set_grad_enabled": 2, "wrap_with_autocast": 5}
 """Higher-order op -> index of its first tensor argument; the submodule stands just before."""
 
+_LOOPS = ("while_loop", "scan", "map")
+_IN_PLACE_OF_LOOPS = (
+    "write a Python loop of a fixed number of steps, which is unrolled, or export the body and loop over it"
+)
+_IN_PLACE_OF_BRANCHES = "compute both branches and choose by torch.where, or export each as a model of its own"
+
 _BOOKKEEPING = (
     "_assert_async",
     "_assert_scalar",
@@ -125,7 +131,7 @@ def _inline_region(
     if first is None:
         raise CaptureError(
             f"the model has control flow inside its graph: {origin_of(node)}",
-            hint="replace it by tensor operations such as torch.where, or export the branches as models of their own",
+            hint=_IN_PLACE_OF_LOOPS if any(loop in str(node.target) for loop in _LOOPS) else _IN_PLACE_OF_BRANCHES,
         )
     body = source.get_submodule(str(node.args[first - 1].target))
     assert isinstance(body, fx.GraphModule)

@@ -133,12 +133,32 @@ def test_state_kept_between_calls_is_refused() -> None:
     assert module.block[1].count.item() == 0
 
 
-def test_control_flow_ops_are_refused_with_their_place() -> None:
-    def cond(m: nn.Module, x: Tensor) -> Tensor:
-        return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y * 2, (x,))
+def branches(m: nn.Module, x: Tensor) -> Any:
+    return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y * 2, (x,))
 
-    with pytest.raises(CaptureError, match="control flow"):
-        capture(Outer(cond), example_inputs=(X,))
+
+def loops(m: nn.Module, x: Tensor) -> Any:
+    def more(i: Tensor, y: Tensor) -> Tensor:
+        return i < 3
+
+    return torch._higher_order_ops.while_loop(more, lambda i, y: (i + 1, y * 2), (torch.tensor(0), x))[1]
+
+
+def scans(m: nn.Module, x: Tensor) -> Any:
+    return torch._higher_order_ops.scan(lambda c, v: (c + v, c + v), x[0] * 0, x, dim=0)[1]
+
+
+@pytest.mark.parametrize(
+    ("function", "instead"),
+    [(branches, "torch.where"), (loops, "fixed number of steps"), (scans, "fixed number of steps")],
+)
+def test_control_flow_ops_are_refused_with_their_place(function: Any, instead: str) -> None:
+    """With the user's own line, not with the code that PyTorch generates while it traces."""
+    with pytest.raises(CaptureError, match="control flow") as refused:
+        capture(Outer(function), example_inputs=(X,))
+    text = str(refused.value)
+    assert instead in text and "test_failures.py:" in text
+    assert "eval_with_key" not in text
 
 
 def test_no_tensor_output() -> None:
