@@ -118,7 +118,7 @@ def with_relu(model: nn.Module) -> nn.Module:
 def accuracy_rows(seeds: int, steps: int) -> list[dict[str, Any]]:
     """Float, calibrated and trained accuracy for both schemes, seed by seed."""
     rows = []
-    for scheme, limit, lr in (("3 bit per tensor", 3, 2e-3), ("8 bit per tensor, unbalanced channels", 127, 1e-3)):
+    for scheme, limit, lr in (("3 bit per tensor", 3, 5e-4), ("8 bit per tensor, unbalanced channels", 127, 5e-4)):
         for seed in range(seeds):
             found, labels = trained(seed, relu=limit == 127)
             model = found.model.requires_grad_(True)

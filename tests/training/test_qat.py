@@ -52,7 +52,10 @@ def test_before_the_first_step_it_computes_what_is_placed(target: str, make_net:
             assert not torch.equal(trained.model(part), type(net).forward(net, part))
 
 
-@pytest.mark.parametrize("name", ZOO)
+QUICK = ("unet_like", "gru_classifier", "transformer_encoder", "two_inputs_dict_output")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.nightly) for n in ZOO])
 def test_every_family_of_networks_trains(name: str) -> None:
     net, example = ZOO[name]()
     before = {key: value.clone() for key, value in net.state_dict().items()}
