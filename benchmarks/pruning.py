@@ -1,6 +1,6 @@
 """What pruning half of the channels buys and costs: latency and size of ResNet-18, accuracy of trained networks.
 
-    python benchmarks/pruning.py [--seeds 3] [--steps 100] [--seconds 20]
+    python benchmarks/pruning.py [--parts latency accuracy] [--seeds 3] [--steps 100] [--seconds 20]
 
 Latency is of four artifacts run in turns in one process: float32 and int8, before and after. Accuracy is on 597
 held-out digits, after `--steps` steps of distillation with the network from before as the teacher; the steps see
@@ -127,16 +127,21 @@ def _points(model: nn.Module, trained: digits.Trained) -> float:
 def main() -> None:
     """Both questions; tables, `results/pruning.json` and `results/pruning_accuracy.json`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=("latency", "accuracy"), default=["latency", "accuracy"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=20.0)
     arguments = parser.parse_args()
     threads()
-    rows = [
-        accuracy(kind, seed, arguments.steps) for kind in ("resnet", "mobilenet") for seed in range(arguments.seeds)
-    ]
-    report("pruning_accuracy", rows, notes=["% of 597 held-out digits; int8 is the artifact for x86-cpu"])
-    report("pruning", list(sizes_and_latency(arguments.seconds)), notes=["minima of runs in turns, batch 1"])
+    if "latency" in arguments.parts:
+        report("pruning", list(sizes_and_latency(arguments.seconds)), notes=["minima of runs in turns, batch 1"])
+    if "accuracy" in arguments.parts:
+        rows = []
+        for kind in ("resnet", "mobilenet"):
+            for seed in range(arguments.seeds):
+                rows.append(accuracy(kind, seed, arguments.steps))
+                print(rows[-1], flush=True)
+        report("pruning_accuracy", rows, notes=["% of 597 held-out digits; int8 is the artifact for x86-cpu"])
 
 
 if __name__ == "__main__":

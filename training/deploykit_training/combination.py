@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +135,7 @@ def compress(
         copy.deepcopy(found),
         found,
         offered if example_inputs is None else example_inputs,
-        calibration,
+        list(calibration) if isinstance(calibration, Iterator) else calibration,
         evaluate,
         dynamic_batch,
         progress,

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from deploykit_calibration.observe import first_samples
+
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
     from deploykit.capture.sources import Source
 
-_MOST_BATCHES = 16
+_MOST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,16 @@ class Calls:
         return tuple(_noisy(x, generator) for x in self.example)
 
     def batches(self, captured: CapturedModel, data: Any) -> Iterator[tuple[Any, ...]]:
-        """Leaves of calibration batches, the example inputs first; labels are left out."""
+        """Leaves of calibration samples, the example inputs first; labels are left out, and a table has none."""
         yield self.example
         tensors = [at for at, leaf in enumerate(self.example) if isinstance(leaf, Tensor)]
         if data is None or len(tensors) != len(captured.inputs):
             return
-        for feeds in islice(_feeds(captured, data), _MOST_BATCHES):
+        for feeds in first_samples(captured, data, limit=_MOST_ROWS):
             leaves = list(self.example)
             for at, spec in zip(tensors, captured.inputs, strict=True):
                 leaves[at] = feeds[spec.name]
             yield tuple(leaves)
-
-
-def _feeds(captured: CapturedModel, data: Iterable[Any]) -> Iterator[dict[str, Tensor]]:
-    for batch in data:
-        yield from captured.batches(batch)
 
 
 def _noisy(x: Any, generator: torch.Generator) -> Any:

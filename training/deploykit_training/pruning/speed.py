@@ -12,6 +12,8 @@ from torch import nn
 from deploykit.contract.errors import PerformanceError, UsageError
 from deploykit.contract.precision import Evidence
 from deploykit.pipeline.export import export
+from deploykit_calibration.observe import CalibrationRun
+from deploykit_calibration.table import CalibrationTable
 from deploykit_training.pruning.report import Gain
 
 NO_GAIN = 1.05
@@ -36,10 +38,12 @@ def measure_gain(
     """Export both and measure them in turns.
 
     Args:
-        calibration: as `deploykit.export` takes it; None makes ranges up, on which speed does not depend.
+        calibration: data as `deploykit.export` takes it; for None and for ranges that are known already, which are of
+            the larger model alone, ranges are made up: speed does not depend on them.
     Raises:
         DeploykitError: as `deploykit.export` raises; gates on accuracy are not asked here.
     """
+    known = calibration is None or isinstance(calibration, CalibrationTable | CalibrationRun)
     with tempfile.TemporaryDirectory(prefix="deploykit-prune-") as folder:
         artifacts = [
             export(
@@ -47,7 +51,7 @@ def measure_gain(
                 target,
                 precision,
                 example_inputs=example_inputs,
-                calibration="synthetic" if calibration is None else calibration,
+                calibration="synthetic" if known else calibration,
                 profile=False,
                 strict=False,
                 progress=False,
