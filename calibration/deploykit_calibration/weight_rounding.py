@@ -53,6 +53,8 @@ def round_for_inputs(
     if centred:
         wanted, seen = wanted - means[0][:, None], seen - means[1][:, None]
     products = seen.transpose(1, 2) @ seen / seen.shape[1]
+    if not bool(products.isfinite().all()):  # squares beyond float32: nothing can be weighed
+        return Rounded(weight, torch.zeros(weight.shape[0] * weight.shape[1], dtype=torch.float64))
     start = weight if wanted is seen else _repaired(weight, wanted, seen, products)
     importance = products.diagonal(dim1=1, dim2=2)
     made = round_matrices(grid_of(start, scheme, importance, taps=taps), products)

@@ -141,6 +141,15 @@ def test_a_shift_of_the_mean_is_said() -> None:
     torch.testing.assert_close(made.shift.float(), shift, rtol=1e-3, atol=1e-5)
 
 
+def test_inputs_that_are_zero_or_too_large_to_square_harm_nothing() -> None:
+    weight = draw(7, 1, 3, 5)
+    zero, large = torch.zeros(1, 20, 5), draw(8, 1, 20, 5) * 1e30
+    made = round_for_inputs(weight, ONNX_X86, zero, zero, centred=True).weight
+    torch.testing.assert_close(made[0], weight_quant(weight[0], 0, ONNX_X86).rounded(weight[0]), rtol=1e-6, atol=0.0)
+    left = round_for_inputs(weight, ONNX_X86, large, large, centred=True)
+    assert left.weight is weight and not left.shift.any()
+
+
 class Tied(nn.Module):
     """A weight that an embedding reads too, one that two layers read, and one of its own."""
 
