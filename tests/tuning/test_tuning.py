@@ -284,3 +284,28 @@ def test_weights_alone_are_rounded_with_data_and_widened(tmp_path: Path) -> None
     assert any(step.endswith("layers in int8-weights") for step in steps)
     widened = next(step for step in plan.ladder if "int8-weights" in step.step)
     assert widened.sqnr_db > plan.ladder[0].sqnr_db and widened.int8_share == 1.0
+
+
+def test_a_gate_that_no_rung_changes_ends_the_climb(tmp_path: Path) -> None:
+    """A recurrent network has no static int8 kernel in ONNX Runtime: what is missed is placement, and not accuracy."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+    class Recurrent(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.lstm, self.head = torch.nn.LSTM(8, 16, batch_first=True), torch.nn.Linear(16, 8)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.lstm(x)[0])
+
+    data = list(torch.randn(6, 1, 4, 8, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(deploykit.PlacementError) as caught:
+        deploykit.tune(
+            Recurrent().eval(), "x86-cpu", "int8", example_inputs=(data[0],), calibration=data, min_placement=0.9,
+            output=tmp_path / "a", **PLAIN,
+        )  # fmt: skip
+    steps = told(caught.value.ladder)
+    assert steps[:2] == [("ptq", "kept"), ("ptq: artifact", "failed")]
+    assert {outcome for _, outcome in steps[2:]} == {"skipped"}
+    assert "multiply-accumulates" in caught.value.ladder[2].reason

@@ -138,11 +138,12 @@ class Bench:
         return replace(
             found,
             met=met,
-            failures=() if met else report.failures or ("it missed a placement or performance gate",),
+            failures=tuple(miss.message for miss in self.plan.gates.misses(artifact.achieved, report, profile)),
             margin=found.margin if met else min(found.margin, 0.0),
             int8_share=artifact.achieved.as_asked_fraction,
             on=ARTIFACT,
             measured_cost=profile.latency_ms.p50 if here and profile is not None else None,
+            is_hopeless=not met and report.passed,
         )
 
 

@@ -43,6 +43,8 @@ class Climb:
         budget_s: seconds that all steps may take together; None for any.
         start, best: candidates; None until the first step is done.
         ladder: steps, in order.
+        hopeless: the gate that an artifact missed although it computes what it should: placement or speed, which no
+            rung changes for the better; "" until then.
     """
 
     bench: Bench
@@ -52,6 +54,7 @@ class Climb:
     start: Candidate | None = None
     best: Candidate | None = None
     ladder: list[LadderStep] = field(default_factory=list)
+    hopeless: str = ""
     _proved: dict[str, tuple[Artifact, Figures]] = field(default_factory=dict)
 
     @property
@@ -136,6 +139,7 @@ class Climb:
         _, figures = self.prove(self.best)
         if not figures.met:
             self.best = replace(self.best, figures=figures)
+            self.hopeless = "; ".join(figures.failures) if figures.is_hopeless else ""
         return figures.met
 
     def prove(self, candidate: Candidate) -> tuple[Artifact, Figures]:
@@ -196,6 +200,9 @@ def climb(search: Climb, rungs: Iterator[tuple[str, Callable[[Climb], None]]]) -
     for name, rung in rungs:
         if search.is_spent:
             search.skip(name, f"the budget of {search.budget_s:g} s is spent")
+            continue
+        if search.hopeless:
+            search.skip(name, f"it would not change what is missed: {search.hopeless}")
             continue
         rung(search)
         if search.confirmed():

@@ -31,6 +31,7 @@ class Figures:
         on: what was measured, `simulation` or `artifact`.
         predicted_cost, cost_unit: by the device table.
         measured_cost: median latency in ms on the device; None where it was not measured there.
+        is_hopeless: what is missed is placement or speed, which no rung changes for the better.
     """
 
     met: bool
@@ -46,6 +47,7 @@ class Figures:
     predicted_cost: float | None = None
     cost_unit: str = ""
     measured_cost: float | None = None
+    is_hopeless: bool = False
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Algorithm:
         settings: what it runs with, for the recipe.
         is_choice: all that it changes is what a recipe records (the method of ranges, that of single tensors, layers
             kept in float), so that following the recipe runs it no more.
+        rounds: weights leave it as they will be rounded: what rescales them comes before it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Algorithm:
     version: str = "1"
     settings: Mapping[str, object] = field(default_factory=dict)
     is_choice: bool = False
+    rounds: bool = False
 
 
 def algorithm(name: str) -> Algorithm:
@@ -76,12 +78,15 @@ def algorithm(name: str) -> Algorithm:
 
 
 def registered_algorithms() -> tuple[Algorithm, ...]:
-    """All that are found by name, sorted by it; one of another distribution that cannot be loaded is left out."""
+    """All that are found by name, in an order in which they may follow each other: those that round come last.
+
+    One of another distribution that cannot be loaded is left out.
+    """
     found = []
     for name in sorted({*_own(), *entry_points(GROUP, _KIND)}):
         with contextlib.suppress(DeploykitError):
             found.append(algorithm(name))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda each: (each.rounds, each.name)))
 
 
 def register(found: Algorithm) -> Algorithm:

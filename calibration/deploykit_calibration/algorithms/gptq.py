@@ -84,5 +84,6 @@ GPTQ = Algorithm(
     round_weights,
     cost="two float runs on some of the samples and a factorisation per layer: seconds",
     needs=frozenset({SAMPLES}),
+    rounds=True,
     source="Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers (2022)",
 )
