@@ -109,6 +109,25 @@ class Prepared:
             raise CalibrationError(f"{self.precision} needs a calibration table", hint="pass calibration=")
         return self.table
 
+    @property
+    def extremes(self) -> dict[str, tuple[float, float]]:
+        """Smallest and largest finite value that calibration saw of each tensor, by node name; empty without one."""
+        statistics = self.table.statistics if self.table is not None else {}
+        return {name: (seen.minimum, seen.maximum) for name, seen in statistics.items() if seen.count}
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """The range of each observed tensor for the scheme's activations, by node name, as the method chooses it.
+
+        Raises:
+            CalibrationError: there are no statistics.
+        """
+        table, form = self.statistics, self.scheme.activation
+        chosen = {name: self.methods.get(name, self.method) for name in table.statistics}
+        return {
+            name: table.range(name, method=method, symmetric=form.symmetric, bits=form.bits)
+            for name, method in chosen.items()
+        }
+
     @cached_property
     def placed(self) -> QuantizedGraph:
         """The graph with the q/dq nodes of the scheme, and the report of every layer.

@@ -150,9 +150,7 @@ class Float16Plan:
 def plan_float16(prepared: Prepared) -> Float16Plan:
     """Decide for a model, from its samples, its example inputs and (where there is one) its calibration table; once."""
     if prepared not in _PLANS:
-        found = observe(prepared.captured, prepared.samples)
-        statistics = getattr(prepared.table, "statistics", {})
-        found = widened(found, {name: (one.minimum, one.maximum) for name, one in statistics.items() if one.count})
+        found = widened(observe(prepared.captured, prepared.samples), prepared.extremes)
         _PLANS[prepared] = _Decision(prepared.captured, found).plan()
     return _PLANS[prepared]
 

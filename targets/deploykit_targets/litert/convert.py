@@ -156,14 +156,9 @@ def _settings(prepared: Prepared, source: _Source, labels: dict[str, str]) -> di
 def _about(prepared: Prepared) -> dict[str, Any]:
     """What the file's metadata says beside what the file itself does."""
     options, inputs = prepared.options, [spec.name for spec in prepared.captured.inputs]
-    observed = {}
-    if prepared.table is not None:
-        nodes = {
-            str(node.target): node.name for node in prepared.captured.graph_module.graph.find_nodes(op="placeholder")
-        }
-        statistics = prepared.table.statistics
-        seen = {name: statistics[nodes[name]] for name in inputs if nodes[name] in statistics}
-        observed = {name: (found.minimum, found.maximum) for name, found in seen.items() if found.count}
+    nodes = {str(node.target): node.name for node in prepared.captured.graph_module.graph.find_nodes(op="placeholder")}
+    seen = prepared.extremes
+    observed = {name: seen[nodes[name]] for name in inputs if nodes[name] in seen}
     return {
         "name": options.name,
         "description": options.description or f"{prepared.precision} for {prepared.device.name}, exported by deploykit",
@@ -176,8 +171,7 @@ def _about(prepared: Prepared) -> dict[str, Any]:
 
 def _ranges(prepared: Prepared, source: _Source) -> dict[str, tuple[float, float]]:
     """What our calibration saw, for symmetric 16 bit: of every node, and of the ends by the converter's names."""
-    table, method = prepared.statistics, prepared.method
-    found = {name: table.range(name, method=method, symmetric=True, bits=16) for name in table.statistics}
+    found = prepared.ranges()
     graph = source.captured.graph_module.graph
     (end,) = graph.find_nodes(op="output")
     ends = {f"args_{i}": node for i, node in enumerate(graph.find_nodes(op="placeholder"))}
