@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -267,6 +268,7 @@ def test_a_state_of_another_metric_is_left_aside() -> None:
 
     assert code_of(one) != code_of(other) and code_of(one) == code_of(one)
     assert "Metric" in code_of(Metric()) and "0x" not in code_of(Metric())
+    assert code_of(functools.partial(one)) != code_of(functools.partial(other))
 
 
 def test_weights_alone_are_rounded_with_data_and_widened(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ whose metric raised, leaves one.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 from dataclasses import dataclass, field
@@ -144,6 +145,8 @@ def key_of(*parts: Any) -> str:
 
 def code_of(function: Any) -> str:
     """What tells one version of a user's function from another: its code, not what it reads."""
+    if isinstance(function, functools.partial):
+        return f"partial of {code_of(function.func)}"
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     code = getattr(type(function).__call__, "__code__", None) if code is None else code
     name = getattr(function, "__qualname__", type(function).__qualname__)

@@ -13,7 +13,7 @@ import msgspec
 from deploykit._version import __version__
 from deploykit.artifact.replace import check_replaceable, failed_path
 from deploykit.artifact.storage import publish_folder
-from deploykit.contract.errors import GateError, UsageError
+from deploykit.contract.errors import GateError, ParityError, UsageError
 from deploykit.contract.recipe import Recipe
 from deploykit.contract.session import Session
 from deploykit.judge.parity import Tolerance, tolerance_of
@@ -264,6 +264,7 @@ def _ended(search: Climb, artifact: Artifact, training: Training, *, met: bool, 
 def _missed(plan: Plan, artifact: Artifact, ladder: Sequence[Any]) -> GateError:
     assert artifact.parity is not None
     misses = plan.gates.misses(artifact.achieved, artifact.parity, artifact.profile)
-    error = misses[0].error(artifact)
+    message = f"{plan.request.precision} artifact misses a gate"
+    error = misses[0].error(artifact) if misses else ParityError(message, report=artifact.parity, candidate=artifact)
     error.ladder = ladder
     return error
