@@ -160,7 +160,7 @@ def controlled(name: str, made: Made, least: float, folder: Path) -> dict[str, A
         noise = sum(
             float(np.square(x - y).sum()) for x, y in zip(wanted, outputs(candidate.SerializeToString()), strict=True)
         )
-        return -noise / power, None
+        return 1.0 - noise / power, None  # NNCF divides by the figure of the float model
 
     began = time.process_time()
     with quiet():
@@ -168,7 +168,7 @@ def controlled(name: str, made: Made, least: float, folder: Path) -> dict[str, A
             graph, nncf.Dataset(feeds[:-8]), nncf.Dataset(feeds[-8:]), quality, max_drop=10 ** (-least / 10),
             drop_type=nncf.DropType.ABSOLUTE,
         )  # fmt: skip
-    spent, noise = time.process_time() - began, -quality(found, None)[0]
+    spent, noise = time.process_time() - began, 1.0 - quality(found, None)[0]
     return {
         "network": name, "target": "NNCF accuracy control", "step": "all", "outcome": "",
         "sqnr_db": round(-10 * np.log10(max(noise, 1e-20)), 2), "over_start_db": None, "int8_share": None,
