@@ -153,6 +153,10 @@ def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
+    if home.startswith("deploykit_training."):
+        from deploykit.contract.optional import require
+
+        require("torch", extra="train", purpose=f"use deploykit.{name}")
     module = home if home.startswith("deploykit_") else f"deploykit.{home}"
     value = getattr(importlib.import_module(module), name)
     globals()[name] = value

@@ -1,5 +1,6 @@
 """The tree of errors: as drawn, with the exit codes of the command line, and exported."""
 
+import importlib.util
 import inspect
 import re
 
@@ -60,8 +61,13 @@ def test_every_error_is_exported_from_the_package():
 
 
 def test_every_exported_name_resolves_and_nothing_else_does():
-    for name in deploykit.__all__:
+    trained = {name for name, home in deploykit._HOME.items() if home.startswith("deploykit_training.")}
+    absent = trained if importlib.util.find_spec("torch") is None else set()
+    for name in set(deploykit.__all__) - absent:
         assert getattr(deploykit, name) is not None, name
+    for name in absent:
+        with pytest.raises(MissingDependencyError, match=r"torch.*train"):
+            getattr(deploykit, name)
     assert set(deploykit._HOME) | {"__version__"} == set(deploykit.__all__)
     assert dir(deploykit) == sorted(deploykit.__all__)
     with pytest.raises(AttributeError, match="no attribute 'exprot'"):
