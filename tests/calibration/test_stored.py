@@ -157,7 +157,7 @@ def test_the_simulation_rounds_weights_and_what_the_kernel_rounds() -> None:
 def test_every_precision_of_layers_is_placed_by_its_target(name: str) -> None:
     """Nothing goes around placement: what is not a float type of the whole model has a scheme with rules."""
     if name == "tvm":
-        pytest.importorskip("tvm")  # what its kernels multiply says the scheme
+        pytest.importorskip("tvm.script")  # what its kernels multiply says the scheme
     captured = capture(nn.Sequential(nn.Linear(32, 32)).eval(), example_inputs=(torch.randn(1, 32),))
     target = toolchains()[name]
     for device in target.capabilities().devices.values():

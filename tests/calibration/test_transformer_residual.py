@@ -10,6 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np
 import pytest
 import torch
 from schemes import SCHEMES
@@ -164,8 +165,11 @@ def test_the_convolution_that_starts_the_stream(vision: Any) -> None:
     assert conv.module_path == "patches"
 
 
+_HALF = float(np.float16(1 / 127))  # TensorRT's scales are values of float16
+
+
 def test_softmax_has_built_in_parameters_and_a_float_input(vision: Any) -> None:
-    for scheme, params in ((ONNX_X86, (1 / 256, 0)), (LITERT, (1 / 256, -128)), (TENSORRT, (1 / 127, 0))):
+    for scheme, params in ((ONNX_X86, (1 / 256, 0)), (LITERT, (1 / 256, -128)), (TENSORRT, (_HALF, 0))):
         graph = place(vision.captured, vision.table, scheme).graph_module.graph
         nodes = {node.name: node for node in graph.nodes}
         scale, zero_point = nodes["softmax_dq"].args[1:3]

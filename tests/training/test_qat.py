@@ -21,16 +21,25 @@ from deploykit.contract.errors import (
     CalibrationError,
     CaptureError,
     ConversionError,
+    MissingDependencyError,
     UnsupportedPrecisionError,
     UsageError,
 )
-from deploykit.plugin.registry import toolchain
+from deploykit.plugin.registry import resolve, toolchain
 from deploykit.testing.models import ZOO
 from deploykit_training.live import own_of
 from deploykit_training.trained import TrainingWarning
 
 Make = Callable[[], nn.Module]
 TARGETS = ("x86-cpu", "android", "jetson-orin", "iphone-15")
+
+
+def toolchain_of(target: str) -> None:
+    """Skip where the packages of a target are in another environment."""
+    try:
+        resolve(target).target.check_installed(export=True)
+    except MissingDependencyError as error:
+        pytest.skip(error.message)
 
 
 def started(net: nn.Module, images: Tensor, **options: Any) -> Any:
@@ -40,6 +49,7 @@ def started(net: nn.Module, images: Tensor, **options: Any) -> Any:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_before_the_first_step_it_computes_what_is_placed(target: str, make_net: Make, digits: Any) -> None:
+    toolchain_of(target)
     net, (images, _) = make_net(), digits
     captured = pipeline.capture(net, example_inputs=(images[:1],), dynamic_batch=True)
     run = pipeline.calibrate(captured, [images[:32], images[32:64]], progress=False)

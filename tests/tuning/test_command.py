@@ -71,7 +71,10 @@ def test_a_function_that_is_none_is_refused(run: Callable[..., Any], path: str) 
     assert code == deploykit.UsageError.exit_code and "--evaluate" in found["error"]["message"]
 
 
-def test_pages_for_people(case: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pages_for_people(
+    case: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # names in tables stand in one piece
     plan = deploykit.tune(
         case.captured, "x86-cpu", "int8", calibration=case.run, evaluate=case.right, max_drop=0.3,
         output=tmp_path / "a", profile=False, progress=False,

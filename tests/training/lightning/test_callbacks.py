@@ -105,6 +105,7 @@ def trained_outputs(qat: Any, x: Tensor) -> Tensor:
 
 
 def test_export_writes_what_was_trained_and_logs_parity(make_net: Any, loader: Any, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
     qat = QuantizationAwareTraining(target="x86-cpu", module="net")
     export = Export(targets=["x86-cpu", "x86-cpu:openvino"], output=tmp_path / "out", module="net")
     logger = CSVLogger(tmp_path, name="log")
