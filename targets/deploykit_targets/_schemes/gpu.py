@@ -87,9 +87,12 @@ def explicit_scheme(precision: Precision) -> Scheme:
 
 
 def held_scheme(precision: Precision, block_size: int) -> Scheme:
-    """Weights of matrix products in 4 bits in blocks, or 8 bits for each channel, with scales of float16."""
-    blocks = replace(INT4_CHANNELS, granularity=PerGroup(block_size))
-    forms = (blocks, INT8_CHANNELS) if precision is Precision.INT4_WEIGHT_ONLY else (INT8_CHANNELS,)
+    """Weights of matrix products in 4 bits in blocks, or 8 bits for each channel; scales and the rest are float16."""
+    blocks, channels = (
+        replace(INT4_CHANNELS, granularity=PerGroup(block_size)),
+        replace(INT8_CHANNELS, granularity=PerGroup(0)),
+    )
+    forms = (blocks, channels) if precision is Precision.INT4_WEIGHT_ONLY else (channels,)
     matrices = OpRule(Inputs.WEIGHT, weight=forms, matrices=True)
     others = OpRule(Inputs.FLOAT, reason="weight-only kernels are for matrix products: float16")
     return weights_alone(
@@ -100,4 +103,5 @@ def held_scheme(precision: Precision, block_size: int) -> Scheme:
             **dict.fromkeys(("conv", "conv_transpose", "lstm", "gru", "rnn", "embedding"), others),
         },
         float16_scales=True,
+        between="float16",
     )
