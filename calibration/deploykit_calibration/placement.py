@@ -158,7 +158,7 @@ def _planned(
     wider: Mapping[str, str] | None,
 ) -> tuple[Planner, Plan, Collection[str]]:
     """The plan, and the layers that patterns keep in float."""
-    asked = _asked(captured, view, *patterns)
+    asked = asked_float(captured, view, *patterns)
     planner = Planner(view, scheme, table.statistics if table else {}, {**kept, **asked}, wider)
     return planner, planner.run(), asked
 
@@ -168,13 +168,19 @@ def float_graph(
 ) -> QuantizedGraph:
     """The float graph as a placement in which nothing is placed: every layer with its multiply-accumulates."""
     view = GraphView.of(captured)
-    kept = _asked(captured, view, include, exclude)
+    kept = asked_float(captured, view, include, exclude)
     plan = Plan(reasons={op: kept[op.name] for op in view.ops() if op.name in kept})
     return QuantizedGraph(captured.graph_module, describe_layers(captured, view, plan, scheme, kept), scheme, {})
 
 
-def _asked(captured: CapturedModel, view: GraphView, include: Sequence[str], exclude: Sequence[str]) -> dict[str, str]:
-    """Layers that stay float by the user's wish, with the reason."""
+def asked_float(
+    captured: CapturedModel, view: GraphView, include: Sequence[str], exclude: Sequence[str]
+) -> dict[str, str]:
+    """Layers that stay float by the user's wish, with the reason.
+
+    Raises:
+        UsageError: a pattern matches no layer.
+    """
     if not include and not exclude:
         return {}
     names = [op.name for op in view.ops() if is_layer(view, op)]

@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from deploykit.plugin.target import Target
     from deploykit_calibration.observe import CalibrationRun
 
-if TYPE_CHECKING:
-    pass
-
 
 def qat(
     model: Any,

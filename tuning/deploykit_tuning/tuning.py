@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -37,9 +37,6 @@ from deploykit_tuning.ladder import TunePlan
 from deploykit_tuning.line import Line
 from deploykit_tuning.rungs import NAMES, rungs
 from deploykit_tuning.training import Training
-
-if TYPE_CHECKING:
-    pass
 
 _TABLES = "tables"
 _MAX_DROP = 0.01

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.op_kinds import data_arguments
-from deploykit_calibration.patterns import kept_float
-from deploykit_calibration.placement import LayerPlacement, describe_layers
-from deploykit_calibration.plan import Plan, Planner, is_layer
+from deploykit_calibration.placement import LayerPlacement, asked_float, describe_layers
+from deploykit_calibration.plan import Plan, Planner
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -88,9 +87,7 @@ class Planning:
         self._captured, self._view = prepared.captured, GraphView.of(prepared.captured)
         self._scheme = replace(prepared.scheme, bias_correction=prepared.corrects_bias)
         self._statistics = prepared.table.statistics if prepared.table is not None else {}
-        names = [op.name for op in self._view.ops() if is_layer(self._view, op)]
-        patterns = (prepared.include, prepared.exclude)
-        self._asked = kept_float(self._captured.origins, names, *patterns) if any(patterns) else {}
+        self._asked = asked_float(self._captured, self._view, prepared.include, prepared.exclude)
         self._before, self._wide = dict(prepared.kept), dict(prepared.wider)
 
     def candidates(self, planned: Planned) -> tuple[LayerPlacement, ...]:

@@ -15,6 +15,7 @@ from deploykit_training.distillation.batches import Arguments
 from deploykit_training.distillation.distiller import Distiller, distill
 from deploykit_training.distillation.terms import Term
 from deploykit_training.distillation.watch import watched
+from deploykit_training.lightning.submodules import submodule
 
 
 class Distillation(Callback):  # type: ignore[misc]
@@ -126,12 +127,7 @@ class Distillation(Callback):  # type: ignore[misc]
         return {**result, "loss": loss} if isinstance(result, dict) else loss
 
     def _student(self, pl_module: LightningModule) -> nn.Module:
-        try:
-            found: nn.Module = pl_module.get_submodule(self.module)
-        except AttributeError as error:
-            names = ", ".join(name for name, _ in pl_module.named_children())
-            raise UsageError(f"there is no submodule {self.module!r}", hint=f"one of {names}, or deeper") from error
-        return found
+        return submodule(pl_module, self.module)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from deploykit.pipeline.steps import calibrate
 from deploykit_calibration.observe import CalibrationRun
 from deploykit_calibration.table import CalibrationTable
 from deploykit_training.kept_ranges import packed, unpacked
+from deploykit_training.lightning.submodules import submodule
 from deploykit_training.qat import begin
 
 if TYPE_CHECKING:
@@ -147,12 +148,7 @@ class Placed(Callback):  # type: ignore[misc]
         Raises:
             UsageError: there is no such submodule.
         """
-        try:
-            found: nn.Module = pl_module.get_submodule(self.module)
-        except AttributeError as error:
-            names = ", ".join(name for name, _ in pl_module.named_children())
-            raise UsageError(f"there is no submodule {self.module!r}", hint=f"one of {names}, or deeper") from error
-        return found
+        return submodule(pl_module, self.module)
 
     def renew(self) -> None:
         """Forget module and ranges before another fit, unless it resumes a run, whose ranges are kept."""

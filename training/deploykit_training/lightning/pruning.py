@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from deploykit.contract.errors import UsageError
 from deploykit_training.lightning.placed import log
+from deploykit_training.lightning.submodules import submodule
 from deploykit_training.pruning import masks
 from deploykit_training.pruning.job import prune, replay
 from deploykit_training.pruning.report import PruneReport
@@ -118,12 +119,7 @@ class Pruning(Callback):  # type: ignore[misc]
         Raises:
             UsageError: there is no such submodule.
         """
-        try:
-            found: nn.Module = pl_module.get_submodule(self.module)
-        except AttributeError as error:
-            names = ", ".join(name for name, _ in pl_module.named_children())
-            raise UsageError(f"there is no submodule {self.module!r}", hint=f"one of {names}, or deeper") from error
-        return found
+        return submodule(pl_module, self.module)
 
     def example(self) -> Any:
         """Example inputs on the CPU; None where the module itself is asked."""
