@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from deploykit.capture import CapturedModel, capture
 from deploykit.testing.models import ZOO
 from deploykit_calibration.observe import calibrate
 from deploykit_calibration.table import CalibrationTable
+
+sys.path.insert(0, str(Path(__file__).parent))  # `schemes`, which several tests share
 
 
 @dataclass(frozen=True, eq=False)
