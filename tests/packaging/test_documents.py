@@ -23,8 +23,11 @@ FOLDERS = (
     "calibration/**/",
     "deploykit/**/",
     "examples/**/",
+    "fleet/**/",
+    "serving/**/",
     "targets/**/",
     "training/**/",
+    "trust/**/",
     "tuning/**/",
 )
 DOCUMENTS = sorted({path for folder in FOLDERS for path in ROOT.glob(f"{folder}*.md")})

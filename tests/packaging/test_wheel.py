@@ -14,7 +14,7 @@ from deploykit import Precision
 from deploykit.plugin.registry import toolchain
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("calibration", "targets", "training", "tuning")
+ROOMS = ("calibration", "fleet", "serving", "targets", "training", "trust", "tuning")
 PACKAGES = {"deploykit", *(f"deploykit_{room}" for room in ROOMS)}
 CORE = {"numpy", "safetensors", "msgspec", "typer", "rich", "psutil"}
 TORCH_FREE = ["test", "lint", *(f"{name}-runtime" for name in ("onnxruntime", "openvino", "litert", "coreml"))]
