@@ -4,7 +4,7 @@
 
 TensorRT builds engines only on the GPU they run on. What is made here is everything up to that: the quantized ONNX
 file, checked against TensorRT's rules and run in ONNX Runtime as a reference, the calibration table, golden data, and
-the recipe of the build. With `pip install "deploykit[tensorrt-compile]"` NVIDIA's own compiler reads the file here,
+the program of the build. With `pip install "deploykit[tensorrt-compile]"` NVIDIA's own compiler reads the file here,
 too, and lists what each layer of the engine computes in, which is then counted and printed:
 
     NVIDIA's compiler: 2 of 2 layers in Int8, 5 fused chains, 0 reformats

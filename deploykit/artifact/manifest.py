@@ -35,7 +35,7 @@ LOG_NAME = "convert.log"
 CHOICE_NAME = "choice.json"
 RECORD_NAMES = frozenset({MANIFEST_NAME, PROFILE_NAME, LOG_NAME, CHOICE_NAME})
 BUILD_RECORD_NAMES = frozenset({"build.json", "layers.json", "model.engine", "model.mxr", "timing.cache"})
-"""What a recipe leaves in its folder when it is run on a device.
+"""What a build program leaves in its folder when it is run on a device.
 
 Another build of the artifact reads only `timing.cache`: TensorRT takes from it how fast kernels were, as data.
 """

@@ -107,7 +107,7 @@ def _refuse_unlisted(folder: Path, listed: Set[str]) -> None:
 def unlisted(folder: Path, listed: Set[str]) -> Iterator[str]:
     """What an artifact's folder holds and its manifest does not vouch for, links and folders of their own included.
 
-    Records (`profile.json`, `convert.log`, what a recipe builds) are known; so is what a killed writer of one left.
+    Records (`profile.json`, `convert.log`, what a build makes) are known; so is what a killed writer of one left.
 
     Args:
         listed: paths of the manifest's files.
@@ -132,6 +132,6 @@ def _unlisted(folder: Path, prefix: str, listed: Set[str], folders: Set[str]) ->
 
 
 def _is_record(name: str) -> bool:
-    """What deploykit, a recipe that is run in the artifact, or a file manager leaves beside its files."""
+    """What deploykit, a build program that is run in the artifact, or a file manager leaves beside its files."""
     known = name in layout.RECORD_NAMES or name in layout.BUILD_RECORD_NAMES or layout.is_part_of_record(name)
     return known or name.startswith(layout.BUILD_CACHE) or name in _INERT

@@ -291,7 +291,7 @@ METADATA: dict[str, dict[str, Any]] = {
 
 
 def readers_of_metadata(toolchain: str) -> list[tuple[Any, str | None]]:
-    from deploykit_targets._recipe import target as recipe
+    from deploykit_targets._on_device import target as built
     from deploykit_targets.aotinductor import session as aotinductor
     from deploykit_targets.coreml import session as coreml
     from deploykit_targets.coreml import target as coreml_target
@@ -303,8 +303,8 @@ def readers_of_metadata(toolchain: str) -> list[tuple[Any, str | None]]:
         "aotinductor": [(aotinductor.Compiled, None)],
         "coreml": [(coreml.MadeFor, None), (coreml_target._Facts, None), (coreml_target._BatchSizes, None)],
         "litert": [(litert.Interface, "file"), (litert_target.Operators, "file")],
-        "migraphx": [(recipe._Verdict, "lint")],
-        "tensorrt": [(recipe._Verdict, "lint"), (recipe._Compiled, recipe.COMPILED)],
+        "migraphx": [(built._Verdict, "lint")],
+        "tensorrt": [(built._Verdict, "lint"), (built._Compiled, built.COMPILED)],
         "tvm": [(build.Recorded, build.METADATA)],
     }
     return [(layout.Facts, None), *own.get(toolchain, [])]

@@ -24,7 +24,7 @@ def build(
     """Finish an artifact on its device, and prove it there.
 
     For artifacts with the status `needs device build`, such as an engine that only the device can make.
-    This runs the recipe that the artifact holds, in a child process: build only what you trust.
+    This runs the build program that the artifact holds, in a child process: build only what you trust.
     """
     options = parse_options(option or ())
 

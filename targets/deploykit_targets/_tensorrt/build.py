@@ -1,11 +1,11 @@
-"""What both toolchains do with options of the build: they are defaults of the recipe, and its command line."""
+"""What both toolchains do with options of the build: they are defaults of the build program, and its command line."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from deploykit_targets._recipe.portable import build_from, build_here
+from deploykit_targets._on_device.portable import build_from, build_here
 from deploykit_targets._tensorrt.build_engine import ENGINE
 from deploykit_targets._tensorrt.requirements import OF_THE_EXPORT, PROGRAM
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
 
 _INVERTED = {"gpu_fallback": "no_gpu_fallback"}
-"""Options that are on unless the recipe's flag turns them off."""
+"""Options that are on unless the build program's flag turns them off."""
 
 
 def build_engine_of(artifact: StoredArtifact, folder: Path, options: Any, python: str | None) -> Payload:
@@ -31,7 +31,7 @@ def build_engine_of(artifact: StoredArtifact, folder: Path, options: Any, python
         MissingDependencyError: no Python here has the bindings.
         ConversionError: the compiler refused; carries what it logged.
     """
-    defaults = recipe_options(options)
+    defaults = blueprint_options(options)
     return build_from(
         artifact, folder, PROGRAM.name, ENGINE, arguments=arguments_of(options), options=defaults, python=python
     )
@@ -42,17 +42,17 @@ def build_at_export(prepared: Prepared, folder: Path, payload: Payload, python: 
     return build_here(prepared, folder, payload, PROGRAM.name, ENGINE, arguments_of(prepared.options), python)
 
 
-def recipe_options(options: Any) -> dict[str, Any]:
-    """Options of the build as defaults of the recipe's command line, in the order in which they are declared."""
+def blueprint_options(options: Any) -> dict[str, Any]:
+    """Options of the build as defaults of the build program's command line, in the order in which they are declared."""
     given = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in OF_THE_EXPORT}
     named = {_INVERTED.get(name, name): not value if name in _INVERTED else value for name, value in given.items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
 
 
 def arguments_of(options: Any) -> list[str]:
-    """Options of the build as the recipe's command line takes them; `shapes` as one `--shape` each."""
+    """Options of the build as the build program's command line takes them; `shapes` as one `--shape` each."""
     arguments: list[str] = []
-    for name, value in recipe_options(options).items():
+    for name, value in blueprint_options(options).items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, list):
             arguments += [part for each in value for part in (flag.removesuffix("s"), each)]

@@ -6,7 +6,7 @@
     python3 build_engine.py --compile-for sm_86 --out FOLDER      compile without a GPU (TensorRT for RTX), run nothing
 
 Needs TensorRT's Python bindings and NumPy, nothing else (Python 3.8 is enough); CUDA is called through the driver's
-own library. One program for TensorRT 10.3 to 11.x and for TensorRT for RTX, which the artifact's recipe asks for or
+own library. One program for TensorRT 10.3 to 11.x and for TensorRT for RTX, which the artifact's blueprint asks for or
 `--compile-for`: networks are strongly typed, so precision lives in the ONNX file
 and never in builder flags. Where there is no strong typing (TensorRT 8.5 of JetPack 5, and the DLA in 10.x) the flags
 of the artifact's precision are set instead.
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 if TYPE_CHECKING or __package__:
-    from deploykit_targets._recipe import board
+    from deploykit_targets._on_device import board
 else:
     sys.dont_write_bytecode = True  # the artifact stays as it is
     import board  # copied into the artifact beside this file
 
-RecipeError = board.RecipeError
+BuildError = board.BuildError
 
 ENGINE, LAYERS, TIMING_CACHE, REPORT = "model.engine", "layers.json", "timing.cache", "build.json"
 RUNTIME_CACHE = "runtime.cache"
@@ -112,7 +112,7 @@ class Cuda:
     """The few calls of the CUDA driver that are needed: context, memory, stream, events.
 
     Raises:
-        RecipeError: there is no driver or no device; nothing of TensorRT has been touched then.
+        BuildError: there is no driver or no device; nothing of TensorRT has been touched then.
     """
 
     def __init__(self) -> None:
@@ -192,7 +192,7 @@ class Cuda:
         code = getattr(self._library, function)(*arguments)
         if code != 0:
             hint = "check `nvidia-smi` (on a Jetson: `tegrastats`)" if function == "cuInit" else ""
-            raise RecipeError(10, f"the CUDA driver refused {function} (error {code})", hint)
+            raise BuildError(10, f"the CUDA driver refused {function} (error {code})", hint)
 
 
 def _load_driver() -> ctypes.CDLL:
@@ -201,9 +201,7 @@ def _load_driver() -> ctypes.CDLL:
             return ctypes.CDLL(name)
         except OSError:
             continue
-    raise RecipeError(
-        10, "there is no NVIDIA driver on this machine", "run this on the device that the artifact is for"
-    )
+    raise BuildError(10, "there is no NVIDIA driver on this machine", "run this on the device that the artifact is for")
 
 
 # -- the libraries, TensorRT and TensorRT for RTX -------------------------------------------------------------
@@ -215,15 +213,15 @@ def import_rtx() -> Any:
         import tensorrt_rtx_bindings
     except ImportError as error:
         hint = "pip install tensorrt_rtx_cu13_libs tensorrt_rtx_cu13_bindings"
-        raise RecipeError(
+        raise BuildError(
             3, f"the bindings of TensorRT for RTX cannot be imported by {sys.executable}: {error}", hint
         ) from error
     return tensorrt_rtx_bindings
 
 
-def import_library(recipe: dict[str, Any]) -> Any:
+def import_library(blueprint: dict[str, Any]) -> Any:
     """The bindings that the artifact is for; the driver has been asked before."""
-    return import_rtx() if recipe.get("library") == RTX else import_tensorrt()
+    return import_rtx() if blueprint.get("library") == RTX else import_tensorrt()
 
 
 def is_rtx(trt: Any) -> bool:
@@ -237,7 +235,7 @@ def import_tensorrt() -> Any:
         import tensorrt
     except ImportError as error:
         hint = "on a Jetson: sudo apt install python3-libnvinfer; elsewhere: pip install tensorrt"
-        raise RecipeError(
+        raise BuildError(
             3, f"TensorRT's Python bindings cannot be imported by {sys.executable}: {error}", hint
         ) from error
     return tensorrt
@@ -292,32 +290,32 @@ def is_strongly_typed(trt: Any, options: Any) -> bool:
     return is_rtx(trt) or major >= 11 or (major == 10 and options.dla is None)
 
 
-def build(trt: Any, recipe: dict[str, Any], options: Any, listings: Any = None) -> tuple[Any, ...]:
+def build(trt: Any, blueprint: dict[str, Any], options: Any, listings: Any = None) -> tuple[Any, ...]:
     """Build the engine.
 
     Args:
         trt: the bindings.
-        recipe: content of `recipe.json`.
+        blueprint: content of `blueprint.json`.
         options: parsed command line.
         listings: a list that takes the builder's listings of engine layers; None where nobody reads them.
     Returns:
         The serialised engine as bytes, and the timing cache as bytes.
     Raises:
-        RecipeError: the parser or the builder refused; carries what TensorRT logged.
+        BuildError: the parser or the builder refused; carries what TensorRT logged.
     """
     messages: list[Any] = []
     logger = logger_of(trt, messages, listings)
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt, options))
-    _parse(trt, network, logger, options.artifact / recipe["model"], messages, dla=options.dla is not None)
+    _parse(trt, network, logger, options.artifact / blueprint["model"], messages, dla=options.dla is not None)
     config = builder.create_builder_config()
-    _configure(trt, config, recipe, options)
-    if any(isinstance(axis, str) for spec in recipe["inputs"] for axis in spec["shape"]):
-        config.add_optimization_profile(_profile(builder, recipe, options))
+    _configure(trt, config, blueprint, options)
+    if any(isinstance(axis, str) for spec in blueprint["inputs"] for axis in spec["shape"]):
+        config.add_optimization_profile(_profile(builder, blueprint, options))
     cache = _timing_cache(config, options.artifact / TIMING_CACHE)
     serialised = builder.build_serialized_network(network, config)
     if serialised is None:
-        raise RecipeError(4, f"TensorRT could not build the engine: {_last(messages)}", _build_hint(options))
+        raise BuildError(4, f"TensorRT could not build the engine: {_last(messages)}", _build_hint(options))
     return bytes(serialised), bytes(cache.serialize())
 
 
@@ -335,7 +333,7 @@ def _parse(trt: Any, network: Any, logger: Any, model: Path, messages: list[Any]
     if not parser.parse_from_file(str(model)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         listed = "; ".join(f"{error.desc()} (node {error.node()}{_named(error)})" for error in errors[:5])
-        raise RecipeError(4, f"TensorRT's parser refuses {model.name}: {listed or _last(messages)}")
+        raise BuildError(4, f"TensorRT's parser refuses {model.name}: {listed or _last(messages)}")
 
 
 def _named(error: Any) -> str:
@@ -345,7 +343,7 @@ def _named(error: Any) -> str:
     return f": {error.node_operator()} {error.node_name()}"
 
 
-def _configure(trt: Any, config: Any, recipe: dict[str, Any], options: Any) -> None:
+def _configure(trt: Any, config: Any, blueprint: dict[str, Any], options: Any) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.compile_for:
         _set_architectures(trt, config, options.compile_for)
@@ -363,8 +361,8 @@ def _configure(trt: Any, config: Any, recipe: dict[str, Any], options: Any) -> N
         if not options.no_gpu_fallback:
             config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     if not is_strongly_typed(trt, options):
-        half = recipe.get("between") == "float16"  # of an int8 file, what is between its q/dq nodes
-        for name in LEGACY_FLAGS.get("mixed" if half else recipe["precision"], ()):
+        half = blueprint.get("between") == "float16"  # of an int8 file, what is between its q/dq nodes
+        for name in LEGACY_FLAGS.get("mixed" if half else blueprint["precision"], ()):
             config.set_flag(getattr(trt.BuilderFlag, name))
 
 
@@ -374,7 +372,7 @@ def _set_architectures(trt: Any, config: Any, names: list[Any]) -> None:
     for index, name in enumerate(names):
         if _capability(trt, name) is None:
             message = f"{RTX} {trt.__version__} compiles for no {name}"
-            raise RecipeError(2, message, "one of sm_75, 80, 86, 89, 120, 121")
+            raise BuildError(2, message, "one of sm_75, 80, 86, 89, 120, 121")
         config.set_compute_capability(_capability(trt, name), index)
 
 
@@ -386,14 +384,14 @@ def _capability(trt: Any, name: str) -> Any:
 def _hardware(trt: Any, wanted: str) -> Any:
     level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[wanted], None)
     if level is None:
-        raise RecipeError(2, f"TensorRT {trt.__version__} has no hardware compatibility {wanted!r}", "use ampere+")
+        raise BuildError(2, f"TensorRT {trt.__version__} has no hardware compatibility {wanted!r}", "use ampere+")
     return level
 
 
-def _profile(builder: Any, recipe: dict[str, Any], options: Any) -> Any:
+def _profile(builder: Any, blueprint: dict[str, Any], options: Any) -> Any:
     """One optimization profile over the ranges of all inputs."""
     profile = builder.create_optimization_profile()
-    for name, shapes in board.shape_ranges(recipe, options).items():
+    for name, shapes in board.shape_ranges(blueprint, options).items():
         profile.set_shape(name, *shapes)
     return profile
 
@@ -426,11 +424,11 @@ class Engine:
     Args:
         trt, cuda: the bindings and the driver.
         data: the serialised engine.
-        recipe: content of `recipe.json`.
+        blueprint: content of `blueprint.json`.
     """
 
-    def __init__(self, trt: Any, cuda: Any, data: bytes, recipe: dict[str, Any]) -> None:
-        self._trt, self._cuda, self._recipe = trt, cuda, recipe
+    def __init__(self, trt: Any, cuda: Any, data: bytes, blueprint: dict[str, Any]) -> None:
+        self._trt, self._cuda, self._blueprint = trt, cuda, blueprint
         self._messages: list[Any] = []
         self._logger = logger_of(trt, self._messages)
         self._runtime = trt.Runtime(self._logger)
@@ -440,12 +438,12 @@ class Engine:
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             hint = "build it again here: engines belong to one GPU model and one TensorRT version"
-            raise RecipeError(10, f"TensorRT {trt.__version__} refuses the engine: {_last(self._messages)}", hint)
+            raise BuildError(10, f"TensorRT {trt.__version__} refuses the engine: {_last(self._messages)}", hint)
         self._cache: Any = None
-        self._settings = self._finished_by(recipe.get("runtime_cache"))
+        self._settings = self._finished_by(blueprint.get("runtime_cache"))
         self._context = self._engine.create_execution_context(*self._settings)
         if self._context is None:
-            raise RecipeError(10, f"no memory for an execution context: {_last(self._messages)}")
+            raise BuildError(10, f"no memory for an execution context: {_last(self._messages)}")
         self.device_memory_bytes = max(0, before - cuda.free_bytes())
         self._buffers: dict[str, Any] = {}
 
@@ -462,7 +460,7 @@ class Engine:
 
     def finish(self, shapes: dict[str, Any]) -> None:
         """Run once on zeros of the usual shapes, so that every kernel is made before the cache is kept."""
-        wanted = {spec["name"]: spec["dtype"] for spec in self._recipe["inputs"]}
+        wanted = {spec["name"]: spec["dtype"] for spec in self._blueprint["inputs"]}
         self.run({name: np.zeros(shape, wanted[name]) for name, shape in shapes.items()})
 
     def runtime_cache(self) -> bytes:
@@ -536,14 +534,14 @@ class Engine:
         for name in self._names(self._trt.TensorIOMode.INPUT):
             array = np.ascontiguousarray(feeds[name], dtype=self._dtype(name))
             if not self._context.set_input_shape(name, array.shape):
-                raise RecipeError(2, f"shape {array.shape} of input {name!r} is outside the engine's profile")
+                raise BuildError(2, f"shape {array.shape} of input {name!r} is outside the engine's profile")
             self._context.set_tensor_address(name, self._buffer(name, array.nbytes))
             staged[name] = array
         self._results = {}
         for name in self._names(self._trt.TensorIOMode.OUTPUT):
             shape = tuple(self._context.get_tensor_shape(name))
             if any(size < 0 for size in shape):
-                raise RecipeError(4, f"the shape of output {name!r} depends on data, which is not supported")
+                raise BuildError(4, f"the shape of output {name!r} depends on data, which is not supported")
             result = np.empty(shape, self._dtype(name))
             self._context.set_tensor_address(name, self._buffer(name, result.nbytes))
             self._results[name] = result
@@ -560,7 +558,7 @@ class Engine:
 
     def _execute(self) -> None:
         if not self._context.execute_async_v3(self._cuda.stream):
-            raise RecipeError(10, f"the engine failed to run: {_last(self._messages)}")
+            raise BuildError(10, f"the engine failed to run: {_last(self._messages)}")
 
     def _throughput(self, staged: dict[str, Any], runs: int) -> float:
         self._copy_in(staged)
@@ -607,7 +605,7 @@ class Engine:
         return np.dtype(types[self._engine.get_tensor_dtype(name).name])
 
     def _public(self, name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        wanted = {spec["name"]: spec["dtype"] for spec in self._recipe["outputs"]}[name]
+        wanted = {spec["name"]: spec["dtype"] for spec in self._blueprint["outputs"]}[name]
         return array.astype(wanted)
 
 
@@ -673,10 +671,10 @@ def probe(options: Any) -> dict[str, Any]:
     """What is here: driver, device, TensorRT. Never crashes: the driver is asked first."""
     cuda = Cuda()
     try:
-        recipe = board.read_recipe(options.artifact)
-    except RecipeError:  # the program alone, outside an artifact
-        recipe = {}
-    trt = import_library(recipe)
+        blueprint = board.read_blueprint(options.artifact)
+    except BuildError:  # the program alone, outside an artifact
+        blueprint = {}
+    trt = import_library(blueprint)
     return {**facts(trt, cuda), "python": sys.executable}
 
 
@@ -705,29 +703,29 @@ def main(options: Any) -> Any:
     if options.serve:
         board.serve(lambda: open_engine(options.artifact))
         return None
-    recipe = board.read_recipe(options.artifact)
+    blueprint = board.read_blueprint(options.artifact)
     out = board.folder_for_output(options)
     if options.compile_for:
-        return compile_only(recipe, options, out)
+        return compile_only(blueprint, options, out)
     cuda = Cuda()
-    trt = import_library(recipe)
-    check_device(recipe, cuda, options, trt)
-    check_model(options.artifact / recipe["model"])
-    golden = board.golden_of(options, recipe)
-    shapes = {name: usual for name, (_, usual, _) in board.shape_ranges(recipe, options).items()}
+    trt = import_library(blueprint)
+    check_device(blueprint, cuda, options, trt)
+    check_model(options.artifact / blueprint["model"])
+    golden = board.golden_of(options, blueprint)
+    shapes = {name: usual for name, (_, usual, _) in board.shape_ranges(blueprint, options).items()}
     start = time.time()
     if is_rtx(trt):
         options.compile_for = [arch_of(cuda)]
-    compiled = compiled_before(recipe, options, trt)
-    engine_bytes, cache = (compiled, b"") if compiled else build(trt, recipe, options)
+    compiled = compiled_before(blueprint, options, trt)
+    engine_bytes, cache = (compiled, b"") if compiled else build(trt, blueprint, options)
     report = {"build_seconds": round(time.time() - start, 1), **facts(trt, cuda)}
     if not is_rtx(trt):  # it has the calls, and stores nothing
         keep_cache(cache, (options.artifact, out))
     report["engine_sha256"] = hashlib.sha256(engine_bytes).hexdigest()
-    engine = Engine(trt, cuda, engine_bytes, recipe)
+    engine = Engine(trt, cuda, engine_bytes, blueprint)
     report["layers"] = engine.layers(shapes)
     report["layers_source"] = "TensorRT's engine inspector: narrowest type among a layer's inputs"
-    report.update(examine(engine, recipe, options.runs, golden))
+    report.update(examine(engine, blueprint, options.runs, golden))
     if is_rtx(trt):
         engine.finish(shapes)
         board.write_whole(out / RUNTIME_CACHE, engine.runtime_cache())
@@ -737,40 +735,40 @@ def main(options: Any) -> Any:
     return report
 
 
-def compile_only(recipe: dict[str, Any], options: Any, out: Path) -> dict[str, Any]:
+def compile_only(blueprint: dict[str, Any], options: Any, out: Path) -> dict[str, Any]:
     """Compile for the architectures that were asked for, without a GPU; nothing is run.
 
     Returns:
         The version, seconds, and the builder's listings of engine layers, one for each architecture or one for all.
     """
     trt = import_rtx()
-    check_model(options.artifact / recipe["model"])
+    check_model(options.artifact / blueprint["model"])
     listings: list[Any] = []
     start = time.time()
-    engine, _ = build(trt, recipe, options, listings)
+    engine, _ = build(trt, blueprint, options, listings)
     board.write_whole(out / ENGINE, engine)
     return {RTX: trt.__version__, "listings": listings, "build_seconds": round(time.time() - start, 2)}
 
 
-def compiled_before(recipe: dict[str, Any], options: Any, trt: Any) -> Any:
+def compiled_before(blueprint: dict[str, Any], options: Any, trt: Any) -> Any:
     """The engine that the export compiled; None where library, GPU or options of the build are others than its."""
-    is_here = recipe.get("engine") == ENGINE and recipe.get("engine_version") == trt.__version__
-    if not is_here or not set(options.compile_for) <= set(recipe.get("compute_capabilities", ())):
+    is_here = blueprint.get("engine") == ENGINE and blueprint.get("engine_version") == trt.__version__
+    if not is_here or not set(options.compile_for) <= set(blueprint.get("compute_capabilities", ())):
         return None
-    defaults = parse([], recipe.get("options", {}))
+    defaults = parse([], blueprint.get("options", {}))
     building = ("workspace_mib", "optimization_level", "hardware", "version_compatible")
     if any(getattr(options, key) != getattr(defaults, key) for key in building):
         return None
-    if board.shape_ranges(recipe, options) != board.shape_ranges(recipe, defaults):
+    if board.shape_ranges(blueprint, options) != board.shape_ranges(blueprint, defaults):
         return None
     check_model(options.artifact / ENGINE)
     return (options.artifact / ENGINE).read_bytes()
 
 
-def examine(engine: Any, recipe: dict[str, Any], runs: int, golden: tuple[Any, ...]) -> dict[str, Any]:
+def examine(engine: Any, blueprint: dict[str, Any], runs: int, golden: tuple[Any, ...]) -> dict[str, Any]:
     """Run the golden data and, where it is reproduced, measure the speed; both as parts of the report."""
     inputs, outputs = golden
-    checked = board.check_golden(engine, inputs, outputs, recipe)
+    checked = board.check_golden(engine, inputs, outputs, blueprint)
     wanted = runs and inputs and not checked["failures"]
     return {"golden": checked, **({"profile": engine.profile(inputs[0], runs)} if wanted else {})}
 
@@ -781,7 +779,7 @@ def keep_cache(cache: bytes, folders: tuple[Any, ...]) -> None:
         try:
             board.write_whole(folder / TIMING_CACHE, cache)
             return
-        except RecipeError as error:
+        except BuildError as error:
             sys.stderr.write(f"note: the timing cache is not kept: {error}\n")
 
 
@@ -789,57 +787,59 @@ def open_engine(folder: Path) -> Engine:
     """The engine that was built into `folder`.
 
     Raises:
-        RecipeError: code 9; there is none.
+        BuildError: code 9; there is none.
     """
-    recipe = board.read_recipe(folder)
+    blueprint = board.read_blueprint(folder)
     if not (folder / ENGINE).is_file():
-        raise RecipeError(9, f"there is no {ENGINE} in {folder}", "build it first: deploykit build, or this program")
+        raise BuildError(9, f"there is no {ENGINE} in {folder}", "build it first: deploykit build, or this program")
     cuda, kept = Cuda(), folder / RUNTIME_CACHE
-    recipe = {**recipe, "runtime_cache": kept.read_bytes() if kept.is_file() else b""}
-    return Engine(import_library(recipe), cuda, (folder / ENGINE).read_bytes(), recipe)
+    blueprint = {**blueprint, "runtime_cache": kept.read_bytes() if kept.is_file() else b""}
+    return Engine(import_library(blueprint), cuda, (folder / ENGINE).read_bytes(), blueprint)
 
 
-def check_device(recipe: dict[str, Any], cuda: Any, options: Any, trt: Any) -> None:
+def check_device(blueprint: dict[str, Any], cuda: Any, options: Any, trt: Any) -> None:
     """Refuse to build for another device than the artifact's, unless told to and the library can."""
     here = arch_of(cuda)
     if is_rtx(trt) and _capability(trt, here) is None:
         message = f"this is {cuda.device_name} ({here}), and TensorRT for RTX has no engines for {here}"
-        raise RecipeError(10, message, "export the model for this GPU through TensorRT, such as h200:tensorrt")
-    archs = recipe.get("compute_capabilities") or [recipe["arch"]]
+        raise BuildError(10, message, "export the model for this GPU through TensorRT, such as h200:tensorrt")
+    archs = blueprint.get("compute_capabilities") or [blueprint["arch"]]
     if here not in archs and not options.any_device:
-        message = f"the artifact is for {recipe['device']} ({', '.join(archs)}); this is {cuda.device_name} ({here})"
+        message = f"the artifact is for {blueprint['device']} ({', '.join(archs)}); this is {cuda.device_name} ({here})"
         # `deploykit build` has no such option, and shows this hint too: hence the whole command.
         command = f"python3 {Path(__file__).name} --any-device"
-        raise RecipeError(10, message, f"build it on that device, or here with `{command}` in the artifact's folder")
+        raise BuildError(10, message, f"build it on that device, or here with `{command}` in the artifact's folder")
 
 
 def check_model(path: Path) -> None:
     """Tell a file that is not there from one that TensorRT refuses."""
     if not path.is_file():
-        raise RecipeError(9, f"{path.name} is missing beside this program", "copy the artifact again")
+        raise BuildError(9, f"{path.name} is missing beside this program", "copy the artifact again")
 
 
 def hardware_name(text: str) -> str:
-    """A type for argparse, which holds only what is typed against `choices`, and not the recipe's default."""
+    """A type for argparse, which holds only what is typed against `choices`, and not the blueprint's default."""
     if text not in HARDWARE:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(HARDWARE)}")
     return text
 
 
-def parse(arguments: list[Any], recipe_options: dict[str, Any]) -> argparse.Namespace:
+def parse(arguments: list[Any], blueprint_options: dict[str, Any]) -> argparse.Namespace:
     """Parse the command line; defaults are the options that the artifact was exported with."""
     command = board.parser_of((__doc__ or "").splitlines()[0])
-    known = {name: None if value is None else str(value) for name, value in recipe_options.items()}  # as if typed
+    known = {name: None if value is None else str(value) for name, value in blueprint_options.items()}  # as if typed
     mib, level = board.whole_number(1, 1 << 30), board.whole_number(0, 5)
     command.add_argument("--workspace-mib", type=mib, default=known.get("workspace_mib"))
     command.add_argument("--optimization-level", type=level, default=known.get("optimization_level"))
     command.add_argument("--dla", type=board.whole_number(0, 15), metavar="CORE", default=known.get("dla"))
-    command.add_argument("--no-gpu-fallback", action="store_true", default=recipe_options.get("no_gpu_fallback", False))
-    versions = recipe_options.get("version_compatible", False)
+    command.add_argument(
+        "--no-gpu-fallback", action="store_true", default=blueprint_options.get("no_gpu_fallback", False)
+    )
+    versions = blueprint_options.get("version_compatible", False)
     command.add_argument("--version-compatible", action="store_true", default=versions)
     hardware = known.get("hardware") or "none"
     command.add_argument("--hardware", type=hardware_name, metavar="|".join(HARDWARE), default=hardware)
-    board.add_shape_options(command, recipe_options)
+    board.add_shape_options(command, blueprint_options)
     command.add_argument("--compile-for", nargs="+", metavar="ARCH", default=[], help="sm_86, ...: without a GPU")
     command.add_argument("--any-device", action="store_true", help="build although the GPU is another one")
     return command.parse_args(arguments)

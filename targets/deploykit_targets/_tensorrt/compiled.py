@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.errors import ConversionError
 from deploykit.contract.precision import Evidence, Precision
+from deploykit_targets._on_device.portable import achieved_of
+from deploykit_targets._on_device.target import COMPILED
 from deploykit_targets._onnx.runtime import captured_name
-from deploykit_targets._recipe.portable import achieved_of
-from deploykit_targets._recipe.target import COMPILED
 from deploykit_targets._tensorrt.compiler import (
     Compiled,
     NotCompiled,

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.errors import ConversionError, DeviceError, MissingDependencyError, install_command
-from deploykit_targets._recipe import board
-from deploykit_targets._recipe.host import run_recipe
-from deploykit_targets._recipe.portable import RECIPE
+from deploykit_targets._on_device import board
+from deploykit_targets._on_device.host import run_build_program
+from deploykit_targets._on_device.portable import BLUEPRINT
 from deploykit_targets._tensorrt import build_engine
 from deploykit_targets._tensorrt.build_engine import RTX
 from deploykit_targets._tensorrt.listing import EngineLayer, parse_listing
@@ -83,9 +83,9 @@ def compile_file(folder: Path, device: Device, arguments: Sequence[str] = ()) ->
     """Compile the model in an artifact's folder for the architecture nearest to `device`, in a child process.
 
     Args:
-        folder: with `model.onnx`, `recipe.json` and the recipe's program.
+        folder: with `model.onnx`, `blueprint.json` and the build program's program.
         device: that the artifact is for.
-        arguments: more of the recipe's command line.
+        arguments: more of the build program's command line.
     Raises:
         ConversionError: the compiler refuses the file, or crashed over it; carries its own words.
     """
@@ -127,9 +127,9 @@ def compile_onnx(model: Path, arch: str) -> Compiled:
     with tempfile.TemporaryDirectory(prefix="deploykit-compile-") as folder:
         for module in (build_engine, board):
             shutil.copyfile(str(module.__file__), Path(folder) / Path(str(module.__file__)).name)
-        recipe: dict[str, Any] = {"model": str(model.resolve()), "arch": arch, "device": "", "precision": ""}
-        recipe |= {"inputs": [], "outputs": [], "options": {}, "tolerance": {"min_sqnr_db": 0.0}}
-        (Path(folder) / RECIPE).write_text(json.dumps(recipe), encoding="utf-8")
+        blueprint: dict[str, Any] = {"model": str(model.resolve()), "arch": arch, "device": "", "precision": ""}
+        blueprint |= {"inputs": [], "outputs": [], "options": {}, "tolerance": {"min_sqnr_db": 0.0}}
+        (Path(folder) / BLUEPRINT).write_text(json.dumps(blueprint), encoding="utf-8")
         return compile_engine(Path(folder), (arch,))
 
 
@@ -137,9 +137,9 @@ def compile_engine(folder: Path, archs: Sequence[str], arguments: Sequence[str] 
     """Compile one engine for one architecture or several, and leave it in `folder` as `model.engine`.
 
     Args:
-        folder: with the model, `recipe.json` and the recipe's program.
+        folder: with the model, `blueprint.json` and the build program's program.
         archs: such as `sm_86`; the first is the one that the result is named after.
-        arguments: more of the recipe's command line.
+        arguments: more of the build program's command line.
     Raises:
         MissingDependencyError: the compiler is not installed.
         ConversionError: it refuses the file.
@@ -153,7 +153,7 @@ def compile_engine(folder: Path, archs: Sequence[str], arguments: Sequence[str] 
 def _compile(folder: Path, archs: Sequence[str], out: Path, arguments: Sequence[str]) -> dict[str, Any]:
     command = [*arguments, "--out", str(out), "--compile-for", *archs]
     try:
-        return run_recipe(folder / PROGRAM.name, command, python=sys.executable, toolchain="tensorrt-rtx")
+        return run_build_program(folder / PROGRAM.name, command, python=sys.executable, toolchain="tensorrt-rtx")
     except DeviceError as error:  # no device is asked: the library died
         raise ConversionError(f"NVIDIA's compiler crashed over the model: {error.message}", hint=error.hint) from error
 

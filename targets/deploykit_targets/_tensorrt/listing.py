@@ -78,7 +78,7 @@ class EngineLayer:
         return sum(tensor.size_bytes for tensor in (*self.inputs, *self.outputs))
 
     def as_report(self) -> dict[str, Any]:
-        """The layer in the form that a recipe reports of a built engine."""
+        """The layer in the form that a build program reports of a built engine."""
         return {
             "name": self.name,
             "type": self.type,

@@ -1,4 +1,4 @@
-"""The recipe's file and the packages of NVIDIA's compiler; imports nothing heavy, for listing targets reads it."""
+"""The program's file and the packages of NVIDIA's compiler; imports nothing heavy, for listing targets reads it."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from deploykit.contract.optional import Requirement
-from deploykit_targets._recipe.target import BuiltOnDevice
+from deploykit_targets._on_device.target import BuiltOnDevice
 from deploykit_targets._tensorrt.requirements import PROGRAM
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ EXPORT_REQUIRES = (Requirement("torch"), Requirement("onnx"), Requirement("onnxr
 
 
 class NvidiaTarget(BuiltOnDevice):
-    """Base of both toolchains: one recipe, and one form of recurrent layers."""
+    """Base of both toolchains: one build program, and one form of recurrent layers."""
 
     program: ClassVar[str] = PROGRAM.name
 

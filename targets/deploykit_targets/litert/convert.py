@@ -20,7 +20,7 @@ from deploykit_targets.litert.count import executed, stored
 from deploykit_targets.litert.delegation import delegation
 from deploykit_targets.litert.lower import lowered
 from deploykit_targets.litert.opens import check_opens
-from deploykit_targets.litert.quantize import RECIPES
+from deploykit_targets.litert.quantize import VENDOR_PRECISIONS
 from deploykit_targets.litert.worker import Request, worker
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _settings(prepared: Prepared, source: _Source, labels: dict[str, str]) -> di
     return {
         "static": static,
         "float_key": None if static else hashlib.sha256(json.dumps(float_file).encode()).hexdigest(),
-        "recipe": prepared.precision.value if prepared.precision.value in RECIPES else None,
+        "precision": prepared.precision.value if prepared.precision.value in VENDOR_PRECISIONS else None,
         "kept_float": sorted(source.kept),
         "dynamic": sorted(source.dynamic),
         "ranges": _ranges(prepared, source) if prepared.precision is Precision.INT16X8 else {},

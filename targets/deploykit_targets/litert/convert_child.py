@@ -84,7 +84,7 @@ def _convert(request: dict[str, Any], floats: FloatFiles, log: Path) -> dict[str
         log.write_bytes(os.pread(2, os.fstat(2).st_size, 0))
         floats.keep(key, raw, log)
     round_at_run_time(raw, request["dynamic"])
-    quantize(raw, request["recipe"], request["kept_float"], request["ranges"])
+    quantize(raw, request["precision"], request["kept_float"], request["ranges"])
     return finish(raw, folder / OUTPUT, request)
 
 

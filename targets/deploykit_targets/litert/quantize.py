@@ -16,32 +16,32 @@ from deploykit_targets.litert.count import layer_outputs
 from deploykit_targets.litert.file_ranges import Range, file_ranges, pad_within, without_range
 
 # name of the request -> what is called on the quantizer
-RECIPES = ("fp16", "int8-dynamic", "int8-weight-only", "int4-weight-only", "int16x8")
+VENDOR_PRECISIONS = ("fp16", "int8-dynamic", "int8-weight-only", "int4-weight-only", "int16x8")
 
 
-def quantize(path: Path, recipe: str | None, kept_float: list[str], ranges: Mapping[str, Range]) -> None:
+def quantize(path: Path, precision: str | None, kept_float: list[str], ranges: Mapping[str, Range]) -> None:
     """Quantize a float file in place.
 
     Args:
         path: the file.
-        recipe: one of `RECIPES`; None leaves the file as it is.
+        precision: one of `VENDOR_PRECISIONS`; None leaves the file as it is.
         kept_float: layers of the captured graph that stay as they are.
         ranges: of the captured graph's nodes, for int16x8; see `file_ranges`.
     """
-    if recipe is None:
+    if precision is None:
         return
     from ai_edge_quantizer import quantizer
 
     model = flatbuffer.read(path)
-    found = file_ranges(model, ranges) if recipe == "int16x8" else None
+    found = file_ranges(model, ranges) if precision == "int16x8" else None
     if found is not None:
         pad_within(model, found)
         flatbuffer.write(model, path)
     tool: Any = quantizer.Quantizer(bytearray(path.read_bytes()))
-    _configure(tool, recipe)
+    _configure(tool, precision)
     kept: set[tuple[str, ...]] = {(name,) for name in layer_outputs(model, kept_float)}
     kept.update(without_range(model, found) if found is not None else ())
-    kept.update((name,) for name in _beyond_float16(model) if recipe == "fp16")
+    kept.update((name,) for name in _beyond_float16(model) if precision == "fp16")
     for names in sorted(kept):
         tool.update_quantization_recipe(_scope(names), "*", algorithm_key="no_quantize")
     result = tool.quantize(None if found is None else _as_arrays(found), enable_progress_report=False)
@@ -88,11 +88,11 @@ def _as_arrays(ranges: Mapping[str, Range]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _configure(tool: Any, recipe: str) -> None:
+def _configure(tool: Any, precision: str) -> None:
     from ai_edge_quantizer import qtyping
 
     every = qtyping.TFLOperationName.ALL_SUPPORTED
-    match recipe:
+    match precision:
         case "int8-dynamic":
             tool.add_dynamic_config(".*", every, num_bits=8)
         case "int8-weight-only":

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING or __package__:
-    from deploykit_targets._recipe import board
+    from deploykit_targets._on_device import board
 else:
     sys.dont_write_bytecode = True  # the artifact stays as it is
     import board  # copied into the artifact beside this file
 
-RecipeError = board.RecipeError
+BuildError = board.BuildError
 
 PROGRAM_FILE, CACHE, REPORT = "model.mxr", "cache", "build.json"
 PROVIDER = "MIGraphXExecutionProvider"
@@ -52,19 +52,19 @@ def find_gpu(driver: str = "/dev/kfd", nodes: str = _NODES) -> dict[str, Any]:
     """The first AMD GPU that the kernel's driver lists.
 
     Raises:
-        RecipeError: there is no driver, no permission, or no GPU; nothing of ROCm has been touched then.
+        BuildError: there is no driver, no permission, or no GPU; nothing of ROCm has been touched then.
     """
     if not os.path.exists(driver):
-        raise RecipeError(10, "there is no AMD GPU driver on this machine", "run this on the device of the artifact")
+        raise BuildError(10, "there is no AMD GPU driver on this machine", "run this on the device of the artifact")
     if not os.access(driver, os.R_OK | os.W_OK):
-        raise RecipeError(10, f"no permission to use {driver}", "add this user to the groups video and render")
+        raise BuildError(10, f"no permission to use {driver}", "add this user to the groups video and render")
     for folder in sorted(Path(nodes).glob("*")):
         properties = dict(line.split(" ", 1) for line in (folder / "properties").read_text().splitlines() if line)
         version = int(properties.get("gfx_target_version", "0"))
         if version:
             name = (folder / "name").read_text().strip() if (folder / "name").is_file() else ""
             return {"arch": gfx_name(version), "device": name or gfx_name(version)}
-    raise RecipeError(10, "the AMD driver lists no GPU", "check `rocminfo`")
+    raise BuildError(10, "the AMD driver lists no GPU", "check `rocminfo`")
 
 
 def gfx_name(version: int) -> str:
@@ -79,59 +79,59 @@ def import_migraphx() -> Any:
         import migraphx
     except ImportError as error:
         message = f"MIGraphX's Python bindings cannot be imported by {sys.executable}: {error}"
-        raise RecipeError(
+        raise BuildError(
             3, message, "install ROCm's package `migraphx`, and add /opt/rocm/lib to PYTHONPATH"
         ) from error
     if not hasattr(migraphx, "parse_onnx"):
         message = "the installed `migraphx` is a placeholder without content"
-        raise RecipeError(3, message, "pip uninstall migraphx; install ROCm's package `migraphx`")
+        raise BuildError(3, message, "pip uninstall migraphx; install ROCm's package `migraphx`")
     return migraphx
 
 
 # -- MIGraphX -----------------------------------------------------------------------------------------------
 
 
-def compile_program(migraphx: Any, recipe: dict[str, Any], options: Any) -> Any:
+def compile_program(migraphx: Any, blueprint: dict[str, Any], options: Any) -> Any:
     """Parse and compile the artifact's ONNX file.
 
     Raises:
-        RecipeError: MIGraphX refused; carries its message.
+        BuildError: MIGraphX refused; carries its message.
     """
     try:
-        program = migraphx.parse_onnx(str(model_file(recipe, options)), **_shapes(migraphx, recipe, options))
-        if recipe["precision"] == "bf16":
+        program = migraphx.parse_onnx(str(model_file(blueprint, options)), **_shapes(migraphx, blueprint, options))
+        if blueprint["precision"] == "bf16":
             migraphx.quantize_bf16(program)
         target = migraphx.get_target("gpu")
         program.compile(target, offload_copy=True, fast_math=options.fast_math, exhaustive_tune=options.exhaustive_tune)
     except RuntimeError as error:
-        raise RecipeError(4, f"MIGraphX refuses the model: {error}") from error
+        raise BuildError(4, f"MIGraphX refuses the model: {error}") from error
     return program
 
 
-def model_file(recipe: dict[str, Any], options: Any) -> Path:
+def model_file(blueprint: dict[str, Any], options: Any) -> Path:
     """The artifact's ONNX file.
 
     Raises:
-        RecipeError: code 9; it is gone.
+        BuildError: code 9; it is gone.
     """
-    path: Path = options.artifact / recipe["model"]
+    path: Path = options.artifact / blueprint["model"]
     if not path.is_file():
-        raise RecipeError(9, f"{recipe['model']} is not beside this program", "copy the artifact again")
+        raise BuildError(9, f"{blueprint['model']} is not beside this program", "copy the artifact again")
     return path
 
 
-def _shapes(migraphx: Any, recipe: dict[str, Any], options: Any) -> dict[str, Any]:
+def _shapes(migraphx: Any, blueprint: dict[str, Any], options: Any) -> dict[str, Any]:
     """Sizes as in the example, except of dynamic axes, which get their ranges.
 
     MIGraphX takes fixed sizes or ranges, never both: with one dynamic input, the others are ranges of one size.
     """
-    inputs = recipe["inputs"]
+    inputs = blueprint["inputs"]
     if not any(isinstance(size, str) for spec in inputs for size in spec["shape"]):
         return {"map_input_dims": {spec["name"]: list(spec["example"]) for spec in inputs}}
     dimension = migraphx.shape.dynamic_dimension
     ranges = {
         name: [dimension(low[axis], high[axis]) for axis in range(len(low))]
-        for name, (low, _, high) in board.shape_ranges(recipe, options).items()
+        for name, (low, _, high) in board.shape_ranges(blueprint, options).items()
     }
     return {"map_dyn_input_dims": ranges}
 
@@ -139,8 +139,8 @@ def _shapes(migraphx: Any, recipe: dict[str, Any], options: Any) -> dict[str, An
 class Program:
     """A compiled program; MIGraphX copies to and from the GPU itself (`offload_copy`)."""
 
-    def __init__(self, migraphx: Any, program: Any, recipe: dict[str, Any]) -> None:
-        self._migraphx, self._program, self._recipe = migraphx, program, recipe
+    def __init__(self, migraphx: Any, program: Any, blueprint: dict[str, Any]) -> None:
+        self._migraphx, self._program, self._blueprint = migraphx, program, blueprint
 
     def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
         """Run once, from host arrays to host arrays."""
@@ -149,8 +149,8 @@ class Program:
         try:
             results = self._program.run({name: value for name, value in given.items() if name in known})
         except RuntimeError as error:
-            raise RecipeError(10, f"the program failed to run: {error}") from error
-        specs = self._recipe["outputs"]
+            raise BuildError(10, f"the program failed to run: {error}") from error
+        specs = self._blueprint["outputs"]
         return {
             spec["name"]: np.array(result).astype(spec["dtype"])
             for spec, result in zip(specs, results)  # noqa: B905
@@ -168,19 +168,19 @@ class Provider:
     """The model in ONNX Runtime with the MIGraphX provider.
 
     Raises:
-        RecipeError: code 8 where ONNX Runtime would run it on the CPU, or in another precision; 4 where it refuses.
+        BuildError: code 8 where ONNX Runtime would run it on the CPU, or in another precision; 4 where it refuses.
     """
 
-    def __init__(self, ort: Any, recipe: dict[str, Any], options: Any, cache: Path) -> None:
+    def __init__(self, ort: Any, blueprint: dict[str, Any], options: Any, cache: Path) -> None:
         cache.mkdir(exist_ok=True)
         settings = {"device_id": "0", "migraphx_model_cache_dir": str(cache)}
         if options.exhaustive_tune:
             settings["migraphx_exhaustive_tune"] = "1"
-        switch = PROVIDER_SWITCHES.get(recipe["precision"])
+        switch = PROVIDER_SWITCHES.get(blueprint["precision"])
         if switch:
             settings[switch] = "1"
-        self._names = [spec["name"] for spec in recipe["outputs"]]
-        self._session = open_session(ort, model_file(recipe, options), settings)
+        self._names = [spec["name"] for spec in blueprint["outputs"]]
+        self._session = open_session(ort, model_file(blueprint, options), settings)
         check_active(self._session, switch)
 
     def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
@@ -196,13 +196,13 @@ def open_session(ort: Any, model: Path, settings: dict[str, str]) -> Any:
     """A session of the provider; one that does not know a setting refuses it, and is not tried without.
 
     Raises:
-        RecipeError: code 4; carries what ONNX Runtime says.
+        BuildError: code 4; carries what ONNX Runtime says.
     """
     try:
         return ort.InferenceSession(str(model), providers=[(PROVIDER, settings)], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors have no base of their own
         hint = "install a newer onnxruntime-migraphx for this ROCm, or use --runtime migraphx"
-        raise RecipeError(4, f"ONNX Runtime's {PROVIDER} refuses the model or a setting: {error}", hint) from error
+        raise BuildError(4, f"ONNX Runtime's {PROVIDER} refuses the model or a setting: {error}", hint) from error
 
 
 def check_active(session: Any, switch: str | None) -> None:
@@ -213,12 +213,12 @@ def check_active(session: Any, switch: str | None) -> None:
         switch: of the precision; no other may be on. `ORT_MIGRAPHX_*` variables win over settings, and a provider
             for an older ROCm takes the bfloat16 switch and turns it off; the session's own settings show both.
     Raises:
-        RecipeError: code 8.
+        BuildError: code 8.
     """
     active = session.get_providers()
     if PROVIDER not in active:  # the list of *available* providers says nothing
         message = f"ONNX Runtime runs the model on {', '.join(active)}, not on {PROVIDER}"
-        raise RecipeError(8, message, "install onnxruntime-migraphx for this ROCm, or use --runtime migraphx")
+        raise BuildError(8, message, "install onnxruntime-migraphx for this ROCm, or use --runtime migraphx")
     reported = session.get_provider_options().get(PROVIDER)
     if reported is None:  # nothing is said: what was asked for was taken, unknown settings are refused
         return
@@ -227,7 +227,7 @@ def check_active(session: Any, switch: str | None) -> None:
         message = (
             f"{PROVIDER} runs with {', '.join(on) or 'no precision switch'}; the artifact needs {switch or 'none'}"
         )
-        raise RecipeError(8, message, "unset ORT_MIGRAPHX_*; bfloat16 needs ROCm 6.4.2, or use --runtime migraphx")
+        raise BuildError(8, message, "unset ORT_MIGRAPHX_*; bfloat16 needs ROCm 6.4.2, or use --runtime migraphx")
 
 
 def timed(engine: Any, feeds: dict[str, Any], runs: int, note: str) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def import_runtime(options: Any) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise RecipeError(3, f"ONNX Runtime cannot be imported: {error}", "pip install onnxruntime-migraphx") from error
+        raise BuildError(3, f"ONNX Runtime cannot be imported: {error}", "pip install onnxruntime-migraphx") from error
     return onnxruntime
 
 
@@ -277,24 +277,24 @@ def runtime_facts(module: Any, options: Any) -> dict[str, Any]:
     return {"runtime": options.runtime, options.runtime: str(getattr(module, "__version__", "unknown"))}
 
 
-def open_engine(recipe: dict[str, Any], options: Any, folder: Path) -> Any:
+def open_engine(blueprint: dict[str, Any], options: Any, folder: Path) -> Any:
     """What was built into `folder`.
 
     Raises:
-        RecipeError: code 9 where nothing was built, 10 where MIGraphX refuses what was.
+        BuildError: code 9 where nothing was built, 10 where MIGraphX refuses what was.
     """
     find_gpu()
     runtime = import_runtime(options)
     if options.runtime == "onnxruntime":
-        return Provider(runtime, recipe, options, folder / CACHE)
+        return Provider(runtime, blueprint, options, folder / CACHE)
     if not (folder / PROGRAM_FILE).is_file():
-        raise RecipeError(9, f"there is no {PROGRAM_FILE} in {folder}", "build it first, or copy the artifact again")
+        raise BuildError(9, f"there is no {PROGRAM_FILE} in {folder}", "build it first, or copy the artifact again")
     try:
         program = runtime.load(str(folder / PROGRAM_FILE))
     except RuntimeError as error:
         hint = "build it again here: programs belong to one GPU and one MIGraphX"
-        raise RecipeError(10, f"MIGraphX refuses {PROGRAM_FILE}: {error}", hint) from error
-    return Program(runtime, program, recipe)
+        raise BuildError(10, f"MIGraphX refuses {PROGRAM_FILE}: {error}", hint) from error
+    return Program(runtime, program, blueprint)
 
 
 def main(options: Any) -> Any:
@@ -302,64 +302,66 @@ def main(options: Any) -> Any:
     if options.probe:
         return probe(options)
     if options.serve:
-        board.serve(lambda: open_engine(board.read_recipe(options.artifact), options, options.artifact))
+        board.serve(lambda: open_engine(board.read_blueprint(options.artifact), options, options.artifact))
         return None
-    recipe = board.read_recipe(options.artifact)
-    check_options(recipe, options)
+    blueprint = board.read_blueprint(options.artifact)
+    check_options(blueprint, options)
     out = board.folder_for_output(options)
-    inputs, outputs = board.golden_of(options, recipe)  # before a compilation of an hour
-    model_file(recipe, options)
+    inputs, outputs = board.golden_of(options, blueprint)  # before a compilation of an hour
+    model_file(blueprint, options)
     gpu = find_gpu()
-    check_device(recipe, gpu, options)
+    check_device(blueprint, gpu, options)
     runtime = import_runtime(options)
     start = time.time()
     if options.runtime == "migraphx":
-        program = compile_program(runtime, recipe, options)
+        program = compile_program(runtime, blueprint, options)
         runtime.save(program, str(out / PROGRAM_FILE))
-    engine = open_engine(recipe, options, out)
+    engine = open_engine(blueprint, options, out)
     report = {"build_seconds": round(time.time() - start, 1), **gpu, **runtime_facts(runtime, options)}
-    report["notes"] = recipe.get("notes", [])
+    report["notes"] = blueprint.get("notes", [])
     if options.runtime == "migraphx":
         report["program_sha256"] = hashlib.sha256((out / PROGRAM_FILE).read_bytes()).hexdigest()
     report["layers"], report["layers_source"] = [], "the ONNX file; MIGraphX does not say it per node"
-    report["golden"] = board.check_golden(engine, inputs, outputs, recipe)
+    report["golden"] = board.check_golden(engine, inputs, outputs, blueprint)
     if options.runs and inputs:
         report["profile"] = engine.profile(inputs[0], options.runs)
     board.write_whole(out / REPORT, json.dumps(report, indent=1).encode())
     return report
 
 
-def check_options(recipe: dict[str, Any], options: Any) -> None:
+def check_options(blueprint: dict[str, Any], options: Any) -> None:
     """Refuse what would be ignored.
 
     Raises:
-        RecipeError: code 2.
+        BuildError: code 2.
     """
-    board.given_ranges(recipe["inputs"], options.shape)
+    board.given_ranges(blueprint["inputs"], options.shape)
     if options.fast_math and options.runtime == "onnxruntime":
         message = "ONNX Runtime's MIGraphX provider always turns --fast-math off"
-        raise RecipeError(2, message, "pass --no-fast-math, or --runtime migraphx")
+        raise BuildError(2, message, "pass --no-fast-math, or --runtime migraphx")
 
 
-def check_device(recipe: dict[str, Any], gpu: dict[str, Any], options: Any) -> None:
+def check_device(blueprint: dict[str, Any], gpu: dict[str, Any], options: Any) -> None:
     """Refuse to compile for another GPU than the artifact's, unless told to."""
-    if gpu["arch"] != recipe["arch"] and not options.any_device:
-        message = f"the artifact is for {recipe['device']} ({recipe['arch']}); this is {gpu['device']} ({gpu['arch']})"
-        raise RecipeError(10, message, "build it on that device, or pass --any-device")
+    if gpu["arch"] != blueprint["arch"] and not options.any_device:
+        message = (
+            f"the artifact is for {blueprint['device']} ({blueprint['arch']}); this is {gpu['device']} ({gpu['arch']})"
+        )
+        raise BuildError(10, message, "build it on that device, or pass --any-device")
 
 
-def parse(arguments: list[str], recipe_options: dict[str, Any]) -> argparse.Namespace:
+def parse(arguments: list[str], blueprint_options: dict[str, Any]) -> argparse.Namespace:
     """Parse the command line; defaults are the options that the artifact was exported with."""
     command = board.parser_of((__doc__ or "").splitlines()[0])
     command.add_argument(
-        "--runtime", choices=("migraphx", "onnxruntime"), default=recipe_options.get("runtime", "migraphx")
+        "--runtime", choices=("migraphx", "onnxruntime"), default=blueprint_options.get("runtime", "migraphx")
     )
-    board.add_shape_options(command, recipe_options)
-    tune, fast = recipe_options.get("exhaustive_tune", False), recipe_options.get("fast_math", False)
+    board.add_shape_options(command, blueprint_options)
+    tune, fast = blueprint_options.get("exhaustive_tune", False), blueprint_options.get("fast_math", False)
     for name, default in (("exhaustive-tune", tune), ("fast-math", fast)):
         command.add_argument(f"--{name}", action="store_true", default=default)
         command.add_argument(
-            f"--no-{name}", action="store_false", dest=name.replace("-", "_"), help="over the recipe's"
+            f"--no-{name}", action="store_false", dest=name.replace("-", "_"), help="over the blueprint's"
         )
     command.add_argument("--any-device", action="store_true", help="compile although the GPU is another one")
     return command.parse_args(arguments)

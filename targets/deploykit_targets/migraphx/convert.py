@@ -1,4 +1,4 @@
-"""Captured model -> portable artifact with the recipe that compiles it; compiled too where the device is here."""
+"""Captured model -> portable artifact with the program that compiles it; compiled too where the device is here."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
+from deploykit_targets._on_device.portable import MODEL, build_from, build_here, portable
 from deploykit_targets._onnx.explicit import lower_explicit
 from deploykit_targets._onnx.lint import load_rules
-from deploykit_targets._recipe.portable import MODEL, build_from, build_here, portable
 from deploykit_targets.migraphx import build_model
 from deploykit_targets.migraphx.build_model import PROGRAM_FILE
 from deploykit_targets.migraphx.scheme import OPSET, notes_of
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def convert(prepared: Prepared, folder: Path) -> Payload:
-    """Write ONNX file and recipe; where the request's device is this machine, compile it too.
+    """Write ONNX file and build program; where the request's device is this machine, compile it too.
 
-    MIGraphX's parser has no bfloat16: such a model is written in float32, and the recipe has MIGraphX convert it.
+    MIGraphX's parser has no bfloat16: such a model is written in float32, and the program has MIGraphX convert it.
 
     Raises:
         ConversionError: an operator has no ONNX form, or MIGraphX would refuse the file; names node and rule.
@@ -69,7 +69,7 @@ def entry_of(options: MigraphxOptions) -> str:
 
 
 def arguments_of(options: MigraphxOptions) -> list[str]:
-    """Options as the recipe's command line takes them."""
+    """Options as the build program's command line takes them."""
     flags = {"exhaustive-tune": options.exhaustive_tune, "fast-math": options.fast_math}
     chosen = [f"--{flag}" if wanted else f"--no-{flag}" for flag, wanted in flags.items()]  # over those of the export
     shapes = [part for shape in options.shapes for part in ("--shape", shape)]

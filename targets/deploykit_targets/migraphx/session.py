@@ -1,10 +1,10 @@
-"""Where MIGraphX's bindings are on this machine; the session itself is the recipe's (`_recipe/session.py`)."""
+"""Where MIGraphX's bindings are on this machine; the session itself is the program's (`_on_device/session.py`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from deploykit_targets._recipe.host import interpreter_where, interpreter_with
+from deploykit_targets._on_device.host import interpreter_where, interpreter_with
 
 PROGRAM = "build_model.py"
 MIGRAPHX, ONNXRUNTIME = "migraphx", "onnxruntime"
@@ -24,7 +24,7 @@ def interpreter(runtime: str = MIGRAPHX) -> str | None:
 
     Args:
         runtime: `migraphx` needs its own bindings, `onnxruntime` only ONNX Runtime; one with the provider is
-            preferred, and where there is another one, the recipe says so.
+            preferred, and where there is another one, the build program says so.
     """
     if not _DRIVER.exists():
         return None

@@ -15,7 +15,7 @@ from deploykit.contract.errors import MissingDependencyError, UsageError
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.plugin.target import Capabilities, Payload
-from deploykit_targets._recipe.target import BuiltOnDevice, check_shapes
+from deploykit_targets._on_device.target import BuiltOnDevice, check_shapes
 from deploykit_targets.migraphx import session
 
 if TYPE_CHECKING:

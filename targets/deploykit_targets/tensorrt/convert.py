@@ -1,4 +1,4 @@
-"""Captured model -> portable artifact with the recipe of its engine; the engine itself where the device is here."""
+"""Captured model -> portable artifact with the program of its engine; the engine itself where the device is here."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
+from deploykit_targets._on_device.portable import portable
 from deploykit_targets._onnx.explicit import lower_explicit
 from deploykit_targets._onnx.lint import load_rules
-from deploykit_targets._recipe.portable import portable
 from deploykit_targets._tensorrt import build_engine
-from deploykit_targets._tensorrt.build import build_at_export, recipe_options
+from deploykit_targets._tensorrt.build import blueprint_options, build_at_export
 from deploykit_targets._tensorrt.compiled import prove, tf32_gate
 from deploykit_targets.tensorrt.scheme import is_strongly_typed, opset_of
 from deploykit_targets.tensorrt.session import interpreter
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def convert(prepared: Prepared, folder: Path) -> Payload:
-    """Write ONNX file and recipe; where the request's device is this machine, build the engine too.
+    """Write ONNX file and build program; where the request's device is this machine, build the engine too.
 
     Raises:
         ConversionError: an operator has no ONNX form, or TensorRT would refuse the file; names node and rule.
@@ -30,7 +30,7 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
     typed = is_strongly_typed(prepared.device) or prepared.precision is not Precision.MIXED
     rules = load_rules("tensorrt")
     made = lower_explicit(prepared, rules, opset=opset_of(prepared.device), typed=typed)
-    payload = portable(prepared, folder, made, build_engine, recipe_options(prepared.options), *tf32_gate(prepared))
+    payload = portable(prepared, folder, made, build_engine, blueprint_options(prepared.options), *tf32_gate(prepared))
     if not prepared.is_baseline:
         payload = prove(prepared, folder, payload)
     return build_at_export(prepared, folder, payload, interpreter())

@@ -1,8 +1,8 @@
-"""Where TensorRT's bindings are on this machine; the session itself is the recipe's (`_recipe/session.py`)."""
+"""Where TensorRT's bindings are on this machine; the session itself is the program's (`_on_device/session.py`)."""
 
 from __future__ import annotations
 
-from deploykit_targets._recipe.host import interpreter_with
+from deploykit_targets._on_device.host import interpreter_with
 
 
 def interpreter() -> str | None:

@@ -16,7 +16,7 @@ from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.requirements import Requirements
 from deploykit.plugin.target import Capabilities, Payload
-from deploykit_targets._recipe.target import at_least_1, check_shapes
+from deploykit_targets._on_device.target import at_least_1, check_shapes
 from deploykit_targets._tensorrt.requirements import BINDINGS, EXTRA, LIBRARIES
 from deploykit_targets._tensorrt.target import EXPORT_REQUIRES, NvidiaTarget
 from deploykit_targets.tensorrt import session
@@ -34,7 +34,7 @@ _AMPERE = 80
 """NVIDIA's developer guide, "Hardware Compatibility": Ampere and later, and neither on DRIVE OS nor on JetPack."""
 # The first TensorRT (major, minor) that has an option: recordings of the bindings (tests/targets/_tensorrt/api_surface)
 # and NVIDIA's release notes of 8.6. same-sm is absent from 10.3 and present in 10.16: it is refused where it is known
-# to be absent, and the recipe looks at the real bindings.
+# to be absent, and the build program looks at the real bindings.
 _SINCE = {
     "optimization_level": (8, 6),
     "version_compatible": (8, 6),

@@ -1,4 +1,4 @@
-"""Captured model -> ONNX file, recipe, and the engine that NVIDIA's compiler makes of them here, without a GPU."""
+"""Captured model -> ONNX file, blueprint, and the engine that NVIDIA's compiler makes of them here, without a GPU."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from deploykit.artifact.manifest import PendingBuild
 from deploykit.contract.errors import MissingDependencyError
 from deploykit.plugin.target import Payload
+from deploykit_targets._on_device.portable import COMMAND, portable
 from deploykit_targets._onnx.explicit import Explicit, lower_explicit
 from deploykit_targets._onnx.held import lower_held
 from deploykit_targets._onnx.lint import load_rules
-from deploykit_targets._recipe.portable import COMMAND, portable
 from deploykit_targets._tensorrt import build_engine
-from deploykit_targets._tensorrt.build import build_at_export, recipe_options
+from deploykit_targets._tensorrt.build import blueprint_options, build_at_export
 from deploykit_targets._tensorrt.build_engine import ENGINE, RTX
 from deploykit_targets._tensorrt.compiled import prove_ahead, tf32_gate
 from deploykit_targets._tensorrt.compiler import is_installed
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def convert(prepared: Prepared, folder: Path) -> Payload:
-    """Write ONNX file and recipe, and compile the engine; where the request's device is this machine, finish it too.
+    """Write ONNX file and program, and compile the engine; where the request's device is this machine, finish it too.
 
     Without the compiler here (it is for x86-64) the engine is compiled by `deploykit build`.
 
@@ -42,7 +42,9 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
     made = _lowered(prepared)
     notes, gate = tf32_gate(prepared)
     more = {"library": RTX, "compute_capabilities": list(archs), **(_engine() if ahead else {})}
-    payload = portable(prepared, folder, made, build_engine, recipe_options(prepared.options), notes, gate, more=more)
+    payload = portable(
+        prepared, folder, made, build_engine, blueprint_options(prepared.options), notes, gate, more=more
+    )
     payload = replace(payload, build=PendingBuild(COMMAND, _reason(prepared, ahead=ahead)))
     if not prepared.is_baseline:
         payload = prove_ahead(prepared, folder, payload, archs)

@@ -1,8 +1,8 @@
-"""Where the bindings of TensorRT for RTX are; the session itself is the recipe's (`_recipe/session.py`)."""
+"""Where the bindings of TensorRT for RTX are; the session itself is the build program's (`_on_device/session.py`)."""
 
 from __future__ import annotations
 
-from deploykit_targets._recipe.host import interpreter_with
+from deploykit_targets._on_device.host import interpreter_with
 
 
 def interpreter() -> str | None:

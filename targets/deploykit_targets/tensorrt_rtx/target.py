@@ -16,7 +16,7 @@ from deploykit.contract.errors import UsageError
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.requirements import Requirements
 from deploykit.plugin.target import Capabilities, Payload
-from deploykit_targets._recipe.target import check_shapes
+from deploykit_targets._on_device.target import check_shapes
 from deploykit_targets._tensorrt.requirements import ARCHITECTURES, BINDINGS, LIBRARIES, OF_THE_EXPORT
 from deploykit_targets._tensorrt.target import EXPORT_REQUIRES, NvidiaTarget
 from deploykit_targets.tensorrt_rtx import session

@@ -19,7 +19,7 @@ def main() -> None:
         try:
             build_engine.build(library, {"model": file.name, "inputs": [], "precision": ""}, options, listings)
             found = {"file": file.name, "listing": listings[-1]}
-        except build_engine.RecipeError as error:
+        except build_engine.BuildError as error:
             found = {"file": file.name, "error": str(error)}
         print(json.dumps(found), flush=True)
 

@@ -1,6 +1,6 @@
-"""A recording fake of TensorRT's bindings and of the CUDA driver, for tests of the recipe's call sequence.
+"""A recording fake of TensorRT's bindings and of the CUDA driver, for tests of the build program's call sequence.
 
-It computes nothing. Every name that the recipe touches is looked up in the recorded API surface of one version
+It computes nothing. Every name that the build program touches is looked up in the recorded API surface of one version
 (`api_surface/`), so that a name which that version lacks fails as it would on the device; every call is logged.
 """
 

@@ -1,4 +1,4 @@
-"""Every TensorRT name that the recipe uses exists in 8.6, 10.3, 10.16 and 11.4, by recordings of the bindings."""
+"""Every TensorRT name that the program uses exists in 8.6, 10.3, 10.16 and 11.4, by recordings of the bindings."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from fake_tensorrt import SURFACES, surface
 
-import deploykit_targets._tensorrt.build_engine as recipe
-from deploykit_targets._recipe import board
+from deploykit_targets._on_device import board
+from deploykit_targets._tensorrt import build_engine
 
 # 8.6.1 stands for the 8.5.2 of JetPack 5, whose bindings the package index does not have.
 VERSIONS = ("8.6.1", "10.3.0", "10.16.1.11", "11.4.0.106")
 RTX = "rtx-1.7.1.116"
-# What the recipe calls an object of which class.
+# What the build program calls an object of which class.
 CLASSES = {
     "builder": "Builder",
     "network": "INetworkDefinition",
@@ -71,10 +71,10 @@ def exists(name: str, version: str) -> bool:
     return first == "__version__" or (first in names and (not second or second in names[first]))
 
 
-USED = sorted(names_used(Path(recipe.__file__).read_text()))
+USED = sorted(names_used(Path(build_engine.__file__).read_text()))
 
 
-def test_the_scan_finds_what_the_recipe_uses() -> None:
+def test_the_scan_finds_what_the_program_uses() -> None:
     assert len(USED) > 40
     assert {
         "Builder.build_serialized_network",
@@ -97,7 +97,7 @@ def test_what_11_removed_is_not_used() -> None:
 
 
 def test_legacy_flags_exist_where_they_are_set() -> None:
-    names = {f"BuilderFlag.{flag}" for flags in recipe.LEGACY_FLAGS.values() for flag in flags}
+    names = {f"BuilderFlag.{flag}" for flags in build_engine.LEGACY_FLAGS.values() for flag in flags}
     assert all(exists(name, "10.3.0") for name in names)
 
 
@@ -107,8 +107,8 @@ def test_recordings_say_where_they_are_from() -> None:
         assert f"bindings=={version}, imported over {over} libraries" in path.read_text()[:200]
 
 
-@pytest.mark.parametrize("module", [recipe, board])
-def test_recipes_are_python_3_8(module: object) -> None:
+@pytest.mark.parametrize("module", [build_engine, board])
+def test_programs_are_python_3_8(module: object) -> None:
     source = Path(str(module.__file__)).read_text()  # type: ignore[attr-defined]
     ast.parse(source, feature_version=(3, 8))
     assert "from __future__ import annotations" in source

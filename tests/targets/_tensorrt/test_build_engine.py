@@ -1,4 +1,4 @@
-"""The TensorRT recipe against a recording fake (`fake_tensorrt.py`): the order of its calls, not what TensorRT does.
+"""The TensorRT program against a recording fake (`fake_tensorrt.py`): the order of its calls, not what TensorRT does.
 
 On a machine with an NVIDIA driver and TensorRT, the last test builds and runs a real engine; elsewhere it is skipped
 with the reason.
@@ -18,12 +18,12 @@ import pytest
 from fake_tensorrt import FakeCuda, FakeObject, FakeTensorRT
 from safetensors.numpy import save_file
 
-import deploykit_targets._tensorrt.build_engine as recipe_program
-from deploykit_targets._recipe import board
-from deploykit_targets._recipe.board import RecipeError
+from deploykit_targets._on_device import board
+from deploykit_targets._on_device.board import BuildError
+from deploykit_targets._tensorrt import build_engine
 
 VERSIONS = ("10.3.0", "10.16.1.11", "11.4.0.106")
-RECIPE: dict[str, Any] = {
+BLUEPRINT: dict[str, Any] = {
     "model": "model.onnx",
     "device": "jetson-orin",
     "arch": "sm_87",
@@ -32,16 +32,18 @@ RECIPE: dict[str, Any] = {
     "outputs": [{"name": "y", "shape": [1, 4], "dtype": "float32"}],
     "options": {"max_batch": 8},
 }
-DYNAMIC = {**RECIPE, "inputs": [{"name": "x", "shape": ["batch", 4], "dtype": "float32", "example": [1, 4]}]}
+DYNAMIC = {**BLUEPRINT, "inputs": [{"name": "x", "shape": ["batch", 4], "dtype": "float32", "example": [1, 4]}]}
 FEEDS = [{"x": np.ones((1, 4), np.float32)}]
 
 
 def options(folder: Path, *arguments: str, **known: Any) -> Any:
-    return recipe_program.parse(["--artifact", str(folder), *arguments], known)
+    return build_engine.parse(["--artifact", str(folder), *arguments], known)
 
 
-def built(trt: FakeTensorRT, folder: Path, *arguments: str, recipe: dict[str, Any] = RECIPE) -> tuple[bytes, bytes]:
-    return recipe_program.build(trt, recipe, options(folder, *arguments))
+def built(
+    trt: FakeTensorRT, folder: Path, *arguments: str, blueprint: dict[str, Any] = BLUEPRINT
+) -> tuple[bytes, bytes]:
+    return build_engine.build(trt, blueprint, options(folder, *arguments))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -70,7 +72,7 @@ def test_options_reach_the_builder(version: str, tmp_path: Path) -> None:
 
 
 def test_a_hardware_level_that_a_version_lacks_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"10\.3\.0 has no hardware compatibility 'same-sm'"):
+    with pytest.raises(BuildError, match=r"10\.3\.0 has no hardware compatibility 'same-sm'"):
         built(FakeTensorRT("10.3.0"), tmp_path, "--hardware", "same-sm")
     built(FakeTensorRT("11.4.0.106"), tmp_path, "--hardware", "same-sm")
 
@@ -86,7 +88,7 @@ def test_dla_on_10_sets_flags_of_the_precision_and_falls_back_to_the_gpu(tmp_pat
 
 def test_before_10_precision_is_set_by_flags(tmp_path: Path) -> None:
     trt = FakeTensorRT("8.6.1")
-    built(trt, tmp_path, recipe={**RECIPE, "precision": "mixed"})
+    built(trt, tmp_path, blueprint={**BLUEPRINT, "precision": "mixed"})
     assert trt.calls("Builder.create_network") == [(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH),)]
     assert [flag.name for (flag,) in trt.calls("IBuilderConfig.set_flag")] == ["INT8", "FP16"]
 
@@ -101,14 +103,14 @@ def test_dla_on_11_stays_strongly_typed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_dynamic_axes_get_a_profile_around_the_golden_shape(version: str, tmp_path: Path) -> None:
     trt = FakeTensorRT(version)
-    built(trt, tmp_path, recipe=DYNAMIC)
+    built(trt, tmp_path, blueprint=DYNAMIC)
     assert trt.calls("IOptimizationProfile.set_shape") == [("x", (1, 4), (1, 4), (8, 4))]
     assert len(trt.calls("IBuilderConfig.add_optimization_profile")) == 1
 
 
 def test_a_given_range_wins(tmp_path: Path) -> None:
     trt = FakeTensorRT("10.3.0")
-    built(trt, tmp_path, "--shape", "x=2x4:4x4:16x4", recipe=DYNAMIC)
+    built(trt, tmp_path, "--shape", "x=2x4:4x4:16x4", blueprint=DYNAMIC)
     assert trt.calls("IOptimizationProfile.set_shape") == [("x", (2, 4), (4, 4), (16, 4))]
 
 
@@ -125,13 +127,13 @@ def test_a_given_range_wins(tmp_path: Path) -> None:
     ],
 )
 def test_a_range_that_cannot_be_is_said(shape: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=said):
-        built(FakeTensorRT("10.3.0"), tmp_path, "--shape", shape, recipe=DYNAMIC)
+    with pytest.raises(BuildError, match=said):
+        built(FakeTensorRT("10.3.0"), tmp_path, "--shape", shape, blueprint=DYNAMIC)
 
 
-def test_ranges_of_the_export_are_the_recipes_defaults(tmp_path: Path) -> None:
+def test_ranges_of_the_export_are_the_programs_defaults(tmp_path: Path) -> None:
     trt = FakeTensorRT("10.3.0")
-    recipe_program.build(trt, DYNAMIC, options(tmp_path, shapes=["x=2x4:4x4:16x4"]))
+    build_engine.build(trt, DYNAMIC, options(tmp_path, shapes=["x=2x4:4x4:16x4"]))
     assert trt.calls("IOptimizationProfile.set_shape") == [("x", (2, 4), (4, 4), (16, 4))]
 
 
@@ -162,14 +164,14 @@ def test_a_refused_model_names_the_parsers_errors(tmp_path: Path) -> None:
             "ParserError.node": 3,
         }
     )
-    with pytest.raises(RecipeError, match=r"refuses model\.onnx: unsupported operator Col2Im \(node 3\)") as caught:
+    with pytest.raises(BuildError, match=r"refuses model\.onnx: unsupported operator Col2Im \(node 3\)") as caught:
         built(trt, tmp_path)
     assert caught.value.code == 4
 
 
 def test_a_failed_build_is_an_error_with_what_to_do(tmp_path: Path) -> None:
     trt = FakeTensorRT("10.3.0", **{"Builder.build_serialized_network": None})
-    with pytest.raises(RecipeError, match="could not build the engine") as caught:
+    with pytest.raises(BuildError, match="could not build the engine") as caught:
         built(trt, tmp_path, "--dla", "0", "--no-gpu-fallback")
     assert "--no-gpu-fallback" in caught.value.hint
 
@@ -177,7 +179,7 @@ def test_a_failed_build_is_an_error_with_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_run_copies_in_executes_and_copies_out(version: str) -> None:
     trt, cuda = FakeTensorRT(version), FakeCuda()
-    engine = recipe_program.Engine(trt, cuda, b"engine", RECIPE)
+    engine = build_engine.Engine(trt, cuda, b"engine", BLUEPRINT)
     outputs = engine.run(FEEDS[0])
     assert outputs["y"].shape == (1, 4) and outputs["y"].dtype == np.float32
     assert cuda.copies == ["in", "out", "wait"]
@@ -190,7 +192,7 @@ def test_a_run_copies_in_executes_and_copies_out(version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_profile_reports_percentiles_and_sets_a_profiler(version: str) -> None:
     trt = FakeTensorRT(version)
-    report = recipe_program.Engine(trt, FakeCuda(), b"engine", RECIPE).profile(FEEDS[0], 5)
+    report = build_engine.Engine(trt, FakeCuda(), b"engine", BLUEPRINT).profile(FEEDS[0], 5)
     assert report["runs"] == 5 and {"p50", "p90", "p99"} <= report["latency_ms"].keys()
     assert report["notes"][0] == "measured on a fake Orin (sm_87)", "other cards of an architecture take its artifacts"
     assert len(trt.calls("IExecutionContext.profiler=")) == 1
@@ -199,8 +201,8 @@ def test_a_profile_reports_percentiles_and_sets_a_profiler(version: str) -> None
 def test_times_of_layers_are_medians_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """One slow run is no slower layer; a layer that reports twice in a run took both times together."""
     told: list[Any] = []
-    monkeypatch.setattr(recipe_program, "profiler_of", lambda _, add: told.append(add))
-    engine = recipe_program.Engine(FakeTensorRT("10.3.0"), FakeCuda(), b"engine", RECIPE)
+    monkeypatch.setattr(build_engine, "profiler_of", lambda _, add: told.append(add))
+    engine = build_engine.Engine(FakeTensorRT("10.3.0"), FakeCuda(), b"engine", BLUEPRINT)
     runs = iter([(1.0, 2.0), (1.0, 2.0), (50.0, 2.5)])
 
     def run(feeds: Any) -> None:
@@ -214,19 +216,19 @@ def test_times_of_layers_are_medians_of_the_runs(monkeypatch: pytest.MonkeyPatch
 
 def test_an_engine_of_another_machine_is_refused() -> None:
     trt = FakeTensorRT("10.3.0", **{"Runtime.deserialize_cuda_engine": None})
-    with pytest.raises(RecipeError, match="refuses the engine") as caught:
-        recipe_program.Engine(trt, FakeCuda(), b"engine", RECIPE)
+    with pytest.raises(BuildError, match="refuses the engine") as caught:
+        build_engine.Engine(trt, FakeCuda(), b"engine", BLUEPRINT)
     assert caught.value.code == 10 and "build it again" in caught.value.hint
 
 
 def test_a_shape_outside_the_profile_is_refused() -> None:
     trt = FakeTensorRT("10.3.0", **{"IExecutionContext.set_input_shape": False})
-    with pytest.raises(RecipeError, match="outside the engine's profile"):
-        recipe_program.Engine(trt, FakeCuda(), b"engine", RECIPE).run(FEEDS[0])
+    with pytest.raises(BuildError, match="outside the engine's profile"):
+        build_engine.Engine(trt, FakeCuda(), b"engine", BLUEPRINT).run(FEEDS[0])
 
 
 def test_layers_tell_onnx_nodes_precision_and_device() -> None:
-    layers = recipe_program.Engine(FakeTensorRT("10.3.0"), FakeCuda(), b"engine", RECIPE).layers({"x": (1, 4)})
+    layers = build_engine.Engine(FakeTensorRT("10.3.0"), FakeCuda(), b"engine", BLUEPRINT).layers({"x": (1, 4)})
     assert [(layer["nodes"], layer["precision"], layer["device"]) for layer in layers] == [
         (["conv1", "relu"], "int8", "gpu"),
         ([], "float32", "gpu"),
@@ -271,29 +273,28 @@ def test_layers_tell_onnx_nodes_precision_and_device() -> None:
 )
 def test_every_format_of_the_inspector_is_told_by_whole_words(text: str, precision: str) -> None:
     layer = {"Name": "l", "LayerType": "gemm", "Inputs": [{"Name": "x", "Format/Datatype": text}]}
-    assert recipe_program.describe_layer(layer)["precision"] == precision
+    assert build_engine.describe_layer(layer)["precision"] == precision
 
 
 def test_a_layer_computes_in_the_narrowest_of_its_inputs_and_never_in_a_mask() -> None:
     def found(*formats: str, side: str = "Inputs", kind: str = "gemm") -> str:
         layer = {"LayerType": kind, side: [{"Format/Datatype": text} for text in formats]}
-        return str(recipe_program.describe_layer(layer)["precision"])
+        return str(build_engine.describe_layer(layer)["precision"])
 
     assert found("Float", "Int8", "Half") == "int8"
     assert found("Bool", "Int64", "BFloat16") == "bfloat16"
     assert found("Half", side="Outputs") == "float16", "a constant has no inputs"
     assert found("Half", "Int8", "Float", kind="kgen") == "float32", "a pointwise chain widens what it reads"
     assert found("Int8", kind="kgen") == "int8" and found("Half", "Int8", kind="kgen") == "float16"
-    assert (
-        recipe_program.describe_layer({"Inputs": [{"Datatype": "Half", "Format": "kLINEAR"}]})["precision"] == "float16"
-    )
+    linear = {"Inputs": [{"Datatype": "Half", "Format": "kLINEAR"}]}
+    assert build_engine.describe_layer(linear)["precision"] == "float16"
 
 
 def test_a_fused_product_names_the_weights_that_it_holds_narrower_than_its_inputs() -> None:
     def found(read: str, *held: str, kind: str = "runtime_fusion") -> str:
         constants = [{"Datatype": text} for text in held]
         layer = {"LayerType": kind, "Inputs": [{"Datatype": read}], "Constants": constants}
-        return str(recipe_program.describe_layer(layer)["precision"])
+        return str(build_engine.describe_layer(layer)["precision"])
 
     assert found("Half", "Half", "Int4") == "int4-weights" and found("Float", "Int8") == "int8-weights"
     assert found("Half", "FP8") == "fp8-weights"
@@ -321,24 +322,24 @@ def test_a_fused_product_names_the_weights_that_it_holds_narrower_than_its_input
     ],
 )
 def test_the_type_of_a_layer_tells_device_and_role_and_its_name_does_not(kind: str, device: str, role: str) -> None:
-    found = recipe_program.describe_layer({"Name": "{ForeignNode[conv...linear]}", "LayerType": kind})
+    found = build_engine.describe_layer({"Name": "{ForeignNode[conv...linear]}", "LayerType": kind})
     assert (found["device"], found["role"]) == (device, role)
 
 
 def test_versions_of_tensorrt_for_rtx_begin_at_1_and_are_strongly_typed() -> None:
     rtx = SimpleNamespace(__name__="tensorrt_rtx_bindings", __version__="1.7.1.116")
     other = SimpleNamespace(__name__="tensorrt", __version__="8.6.1")
-    options = recipe_program.parse([], {})
-    assert recipe_program.is_strongly_typed(rtx, options) and not recipe_program.is_strongly_typed(other, options)
+    options = build_engine.parse([], {})
+    assert build_engine.is_strongly_typed(rtx, options) and not build_engine.is_strongly_typed(other, options)
 
 
 def test_another_gpu_is_refused_unless_asked_for(tmp_path: Path) -> None:
     cuda = FakeCuda()
     cuda.capability = (9, 0)
-    with pytest.raises(RecipeError, match=r"is for jetson-orin \(sm_87\); this is a fake Orin \(sm_90\)") as caught:
-        recipe_program.check_device(RECIPE, cuda, options(tmp_path), FakeTensorRT("10.3.0"))
+    with pytest.raises(BuildError, match=r"is for jetson-orin \(sm_87\); this is a fake Orin \(sm_90\)") as caught:
+        build_engine.check_device(BLUEPRINT, cuda, options(tmp_path), FakeTensorRT("10.3.0"))
     assert "`python3 build_engine.py --any-device`" in caught.value.hint, "`deploykit build` has no such option"
-    recipe_program.check_device(RECIPE, cuda, options(tmp_path, "--any-device"), FakeTensorRT("10.3.0"))
+    build_engine.check_device(BLUEPRINT, cuda, options(tmp_path, "--any-device"), FakeTensorRT("10.3.0"))
 
 
 def test_without_a_driver_the_program_says_so_and_does_not_crash(tmp_path: Path) -> None:
@@ -353,11 +354,11 @@ def test_without_a_driver_the_program_says_so_and_does_not_crash(tmp_path: Path)
 
 
 def artifact_folder(folder: Path) -> Path:
-    """The recipe as an artifact carries it: two programs beside each other, and `recipe.json`."""
-    for module in (recipe_program, board):
+    """The build program as an artifact carries it: two programs beside each other, and `blueprint.json`."""
+    for module in (build_engine, board):
         source = Path(str(module.__file__))
         (folder / source.name).write_text(source.read_text())
-    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    (folder / "blueprint.json").write_text(json.dumps(BLUEPRINT))
     return folder
 
 
@@ -367,14 +368,14 @@ def golden(folder: Path, value: float) -> None:
     save_file({"input.0.x": x, "output.0.y": y}, folder / "golden.safetensors")
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, recipe: Any = RECIPE) -> int:
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, blueprint: Any = BLUEPRINT) -> int:
     """The whole program over the recording fake, in an artifact's folder; returns the exit code."""
-    (folder / "recipe.json").write_text(json.dumps(recipe))
+    (folder / "blueprint.json").write_text(json.dumps(blueprint))
     (folder / "model.onnx").touch()
-    monkeypatch.setattr(recipe_program, "Cuda", FakeCuda)
-    monkeypatch.setattr(recipe_program, "import_tensorrt", lambda: FakeTensorRT("10.3.0"))
+    monkeypatch.setattr(build_engine, "Cuda", FakeCuda)
+    monkeypatch.setattr(build_engine, "import_tensorrt", lambda: FakeTensorRT("10.3.0"))
     monkeypatch.setattr(sys, "argv", ["build_engine.py", "--artifact", str(folder), *arguments])
-    return board.run_cli(recipe_program.main, recipe_program.parse)
+    return board.run_cli(build_engine.main, build_engine.parse)
 
 
 def test_a_build_that_reproduces_the_golden_outputs_is_measured(
@@ -395,8 +396,8 @@ def test_a_build_that_computes_something_else_fails_closed(
     assert "SQNR of y is 0.0 dB, below 30 dB" in capsys.readouterr().err
     report = json.loads((tmp_path / "build.json").read_text())
     assert report["golden"]["failures"] and "profile" not in report
-    lenient = {**RECIPE, "tolerance": {"min_sqnr_db": -1.0}}
-    assert run(tmp_path, monkeypatch, "--runs", "0", recipe=lenient) == 0, "the recipe carries the gate"
+    lenient = {**BLUEPRINT, "tolerance": {"min_sqnr_db": -1.0}}
+    assert run(tmp_path, monkeypatch, "--runs", "0", blueprint=lenient) == 0, "the blueprint carries the gate"
 
 
 def test_without_golden_data_nothing_is_built(
@@ -412,24 +413,24 @@ def test_without_golden_data_nothing_is_built(
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    "blueprint",
     [
         [],
         {},
         3,
         None,
-        {**RECIPE, "inputs": [3]},
-        {**RECIPE, "inputs": [{"name": "x", "shape": [1], "dtype": "float32"}]},
-        {**RECIPE, "options": []},
-        {**RECIPE, "compute_capabilities": 3},
-        {**RECIPE, "compute_capabilities": [89]},
-        {**RECIPE, "options": {"shapes": 3}},
-        {**RECIPE, "tolerance": {"min_sqnr_db": "high"}},
+        {**BLUEPRINT, "inputs": [3]},
+        {**BLUEPRINT, "inputs": [{"name": "x", "shape": [1], "dtype": "float32"}]},
+        {**BLUEPRINT, "options": []},
+        {**BLUEPRINT, "compute_capabilities": 3},
+        {**BLUEPRINT, "compute_capabilities": [89]},
+        {**BLUEPRINT, "options": {"shapes": 3}},
+        {**BLUEPRINT, "tolerance": {"min_sqnr_db": "high"}},
     ],
 )
-def test_a_damaged_recipe_is_said(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_blueprint_is_said(blueprint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     golden(tmp_path, 0.0)
-    assert run(tmp_path, monkeypatch, recipe=recipe) == 9
+    assert run(tmp_path, monkeypatch, blueprint=blueprint) == 9
 
 
 @pytest.mark.parametrize(
@@ -454,7 +455,7 @@ def test_a_bad_option_is_a_usage_error_typed_or_exported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(tmp_path, monkeypatch, *arguments, recipe={**RECIPE, "options": known})
+        run(tmp_path, monkeypatch, *arguments, blueprint={**BLUEPRINT, "options": known})
     assert caught.value.code == 2 and f"argument {said}: " in capsys.readouterr().err
 
 
@@ -464,19 +465,19 @@ def test_a_folder_that_is_not_there_and_a_model_that_is_gone(
     golden(tmp_path, 0.0)
     assert run(tmp_path, monkeypatch, "--out", str(tmp_path / "nowhere")) == 2
     assert "nowhere is not a folder" in capsys.readouterr().err
-    with pytest.raises(RecipeError, match=r"model\.onnx is missing") as caught:
-        recipe_program.check_model(tmp_path / "gone" / "model.onnx")
+    with pytest.raises(BuildError, match=r"model\.onnx is missing") as caught:
+        build_engine.check_model(tmp_path / "gone" / "model.onnx")
     assert caught.value.code == 9
 
 
 def test_an_engine_that_was_never_built_is_said(tmp_path: Path) -> None:
-    (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
-    with pytest.raises(RecipeError, match=r"there is no model\.engine"):
-        recipe_program.open_engine(tmp_path)
+    (tmp_path / "blueprint.json").write_text(json.dumps(BLUEPRINT))
+    with pytest.raises(BuildError, match=r"there is no model\.engine"):
+        build_engine.open_engine(tmp_path)
 
 
 def test_the_timing_cache_goes_where_it_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe_program.keep_cache(b"cache", (tmp_path / "read-only", tmp_path))
+    build_engine.keep_cache(b"cache", (tmp_path / "read-only", tmp_path))
     assert (tmp_path / "timing.cache").read_bytes() == b"cache"
     assert "the timing cache is not kept: " in capsys.readouterr().err
 
@@ -487,7 +488,7 @@ def test_golden_data_is_read_without_safetensors(tmp_path: Path) -> None:
         "output.0.y": np.array([[1, 2, 3, 4]], np.float32),
     }
     save_file(tensors, tmp_path / "golden.safetensors")
-    inputs, outputs = board.read_golden(tmp_path, RECIPE)
+    inputs, outputs = board.read_golden(tmp_path, BLUEPRINT)
     np.testing.assert_array_equal(inputs[0]["x"], tensors["input.0.x"])
     np.testing.assert_array_equal(outputs[0]["y"], tensors["output.0.y"])
 
@@ -523,8 +524,8 @@ def test_equal_infinities_are_no_difference_and_other_shapes_are_one(expected: A
 
 def has_driver() -> bool:
     try:
-        recipe_program.Cuda()
-    except RecipeError:
+        build_engine.Cuda()
+    except BuildError:
         return False
     return True
 

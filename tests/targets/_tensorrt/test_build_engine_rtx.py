@@ -1,4 +1,4 @@
-"""The same recipe with TensorRT for RTX, against the recording fake: what it takes, finishes, keeps and refuses."""
+"""The same program with TensorRT for RTX, against the recording fake: what it takes, finishes, keeps and refuses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from fake_tensorrt import FakeCuda, FakeObject, FakeTensorRT
 from safetensors.numpy import save_file
 
-import deploykit_targets._tensorrt.build_engine as recipe_program
-from deploykit_targets._recipe import board
+from deploykit_targets._on_device import board
+from deploykit_targets._tensorrt import build_engine
 
 RTX = "rtx-1.7.1.116"
-RECIPE: dict[str, Any] = {
+BLUEPRINT: dict[str, Any] = {
     "model": "model.onnx",
     "device": "rtx-4090",
     "arch": "sm_89",
@@ -42,21 +42,21 @@ class Hopper(FakeCuda):
 
 
 def options(folder: Path, *arguments: str) -> Any:
-    return recipe_program.parse(["--artifact", str(folder), *arguments], RECIPE["options"])
+    return build_engine.parse(["--artifact", str(folder), *arguments], BLUEPRINT["options"])
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRT, *arguments: str, cuda: Any = Ada) -> int:
     """The whole program in an artifact's folder; returns the exit code."""
-    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    (folder / "blueprint.json").write_text(json.dumps(BLUEPRINT))
     (folder / "model.onnx").touch()
     if not (folder / "model.engine").exists():
         (folder / "model.engine").write_bytes(b"compiled ahead")
     x, y = np.ones((1, 4), np.float32), np.zeros((1, 4), np.float32)
     save_file({"input.0.x": x, "output.0.y": y}, folder / "golden.safetensors")
-    monkeypatch.setattr(recipe_program, "Cuda", cuda)
-    monkeypatch.setattr(recipe_program, "import_rtx", lambda: trt)
+    monkeypatch.setattr(build_engine, "Cuda", cuda)
+    monkeypatch.setattr(build_engine, "import_rtx", lambda: trt)
     monkeypatch.setattr(sys, "argv", ["build_engine.py", "--artifact", str(folder), *arguments])
-    return board.run_cli(recipe_program.main, recipe_program.parse)
+    return board.run_cli(build_engine.main, build_engine.parse)
 
 
 def test_the_engine_of_the_export_is_finished_proved_and_its_kernels_kept(
@@ -89,7 +89,7 @@ def test_a_kept_cache_is_given_to_the_next_session(tmp_path: Path, monkeypatch: 
     trt = FakeTensorRT(RTX)
     assert run(tmp_path, monkeypatch, trt) == 0
     trt.log.clear()
-    engine = recipe_program.open_engine(tmp_path)
+    engine = build_engine.open_engine(tmp_path)
     assert trt.calls("IRuntimeCache.deserialize") == [(b"kernels",)]
     order = [name for name, _ in trt.log]
     assert order.index("IRuntimeConfig.set_runtime_cache") < order.index("ICudaEngine.create_execution_context")
@@ -98,24 +98,24 @@ def test_a_kept_cache_is_given_to_the_next_session(tmp_path: Path, monkeypatch: 
     contexts = trt.calls("ICudaEngine.create_execution_context")
     assert len(contexts) == 2 and all(len(arguments) == 1 for arguments in contexts)
     trt.answers["IRuntimeCache.deserialize"] = False
-    recipe_program.open_engine(tmp_path)  # of another driver: kernels are made again
+    build_engine.open_engine(tmp_path)  # of another driver: kernels are made again
 
 
 def test_the_engine_of_the_export_is_taken_unless_library_gpu_or_options_differ(tmp_path: Path) -> None:
     (tmp_path / "model.engine").write_bytes(b"compiled")
 
-    def taken(*arguments: str, version: str = RTX, arch: str = "sm_89", recipe: Any = RECIPE) -> Any:
+    def taken(*arguments: str, version: str = RTX, arch: str = "sm_89", blueprint: Any = BLUEPRINT) -> Any:
         given = options(tmp_path, *arguments)
         given.compile_for = [arch]
         trt = FakeTensorRT(RTX)
         trt.__version__ = version.removeprefix("rtx-")
-        return recipe_program.compiled_before(recipe, given, trt)
+        return build_engine.compiled_before(blueprint, given, trt)
 
     assert taken() == taken("--runs", "0") == taken(arch="sm_86") == b"compiled"
     assert taken("--shape", "x=1x4:2x4:4x4") == b"compiled", "`deploykit build` says again what was exported"
     assert taken("--shape", "x=1x4:2x4:8x4") is None and taken("--workspace-mib", "64") is None
     assert taken(version="1.8.0.1") is None and taken(arch="sm_120") is None
-    assert taken(recipe={"options": {}, "inputs": []}) is None
+    assert taken(blueprint={"options": {}, "inputs": []}) is None
 
 
 def test_another_version_of_the_library_compiles_its_own_for_this_gpu(
@@ -168,5 +168,5 @@ def test_an_engine_that_the_library_refuses_is_said(tmp_path: Path, monkeypatch:
 
 def test_a_session_reads_what_the_fake_inspector_says() -> None:
     trt = FakeTensorRT(RTX)
-    engine = recipe_program.Engine(trt, Ada(), b"engine", {**RECIPE, "runtime_cache": b""})
+    engine = build_engine.Engine(trt, Ada(), b"engine", {**BLUEPRINT, "runtime_cache": b""})
     assert isinstance(engine._context, FakeObject) and engine.layers({"x": (1, 4)})

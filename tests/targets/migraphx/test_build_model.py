@@ -1,4 +1,4 @@
-"""The MIGraphX recipe against recording fakes of MIGraphX and of ONNX Runtime: the order of calls, not their results.
+"""The MIGraphX program against recording fakes of MIGraphX and of ONNX Runtime: the order of calls, not their results.
 
 The names of the fake are those of MIGraphX's published Python API (ROCm/AMDMIGraphX docs/reference/MIGraphX-py.rst and
 src/py/migraphx_py.cpp at f729a52fafa209a094eb8c6df3433e94423577fe). On a machine with an AMD GPU the last test runs
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import deploykit_targets.migraphx.build_model as recipe_program
 from deploykit.artifact.golden import Golden, golden_bytes
 from deploykit.places import frames
-from deploykit_targets._recipe import board
-from deploykit_targets._recipe.board import RecipeError
-from deploykit_targets._recipe.host import recipe_command
+from deploykit_targets._on_device import board
+from deploykit_targets._on_device.board import BuildError
+from deploykit_targets._on_device.host import program_command
+from deploykit_targets.migraphx import build_model
 
-RECIPE: dict[str, Any] = {
+BLUEPRINT: dict[str, Any] = {
     "model": "model.onnx",
     "device": "amd-mi300x",
     "arch": "gfx942",
@@ -32,7 +32,7 @@ RECIPE: dict[str, Any] = {
     "outputs": [{"name": "y", "shape": [2, 4], "dtype": "float32"}],
     "options": {"runtime": "migraphx", "exhaustive_tune": False, "fast_math": False, "max_batch": 8},
 }
-DYNAMIC = {**RECIPE, "inputs": [{**RECIPE["inputs"][0], "shape": ["batch", 4]}]}
+DYNAMIC = {**BLUEPRINT, "inputs": [{**BLUEPRINT["inputs"][0], "shape": ["batch", 4]}]}
 FEEDS = {"x": np.ones((2, 4), np.float32)}
 
 
@@ -108,12 +108,12 @@ class FakeOnnxRuntime:
 
 def options(folder: Path, *arguments: str) -> Any:
     (folder / "model.onnx").touch()
-    return recipe_program.parse(["--artifact", str(folder), *arguments], RECIPE["options"])
+    return build_model.parse(["--artifact", str(folder), *arguments], BLUEPRINT["options"])
 
 
 def test_parses_and_compiles_for_the_gpu_with_copies(tmp_path: Path) -> None:
     migraphx = FakeMigraphx()
-    recipe_program.compile_program(migraphx, RECIPE, options(tmp_path))
+    build_model.compile_program(migraphx, BLUEPRINT, options(tmp_path))
     assert migraphx.log == [
         ("parse_onnx", ("model.onnx", {"x": [2, 4]})),
         ("compile", ("gpu", True, False, False)),
@@ -122,40 +122,40 @@ def test_parses_and_compiles_for_the_gpu_with_copies(tmp_path: Path) -> None:
 
 def test_bfloat16_is_made_by_migraphx_and_tuning_is_an_option(tmp_path: Path) -> None:
     migraphx = FakeMigraphx()
-    recipe_program.compile_program(migraphx, {**RECIPE, "precision": "bf16"}, options(tmp_path, "--exhaustive-tune"))
+    build_model.compile_program(migraphx, {**BLUEPRINT, "precision": "bf16"}, options(tmp_path, "--exhaustive-tune"))
     assert [name for name, _ in migraphx.log] == ["parse_onnx", "quantize_bf16", "compile"]
     assert migraphx.log[-1][1] == ("gpu", True, False, True)
 
 
 def test_a_dynamic_batch_gets_a_range_and_other_axes_do_not(tmp_path: Path) -> None:
     migraphx = FakeMigraphx()
-    recipe_program.compile_program(migraphx, DYNAMIC, options(tmp_path, "--max-batch", "16"))
+    build_model.compile_program(migraphx, DYNAMIC, options(tmp_path, "--max-batch", "16"))
     assert migraphx.log[0][1] == ("model.onnx", {"x": [(1, 16), (4, 4)]})
 
 
 def test_another_dynamic_axis_gets_the_range_it_is_given(tmp_path: Path) -> None:
-    words = {**RECIPE, "inputs": [{"name": "ids", "shape": [1, "length"], "dtype": "int64", "example": [1, 16]}]}
+    words = {**BLUEPRINT, "inputs": [{"name": "ids", "shape": [1, "length"], "dtype": "int64", "example": [1, 16]}]}
     migraphx = FakeMigraphx()
-    recipe_program.compile_program(migraphx, words, options(tmp_path, "--shape", "ids=1x8:1x64:1x512"))
+    build_model.compile_program(migraphx, words, options(tmp_path, "--shape", "ids=1x8:1x64:1x512"))
     assert migraphx.log[0][1] == ("model.onnx", {"ids": [(1, 1), (8, 512)]})
 
 
 def test_a_static_input_beside_a_dynamic_one_is_a_range_of_one_size(tmp_path: Path) -> None:
     other = {"name": "m", "shape": [3], "dtype": "float32", "example": [3]}
     migraphx = FakeMigraphx()
-    recipe_program.compile_program(migraphx, {**DYNAMIC, "inputs": [*DYNAMIC["inputs"], other]}, options(tmp_path))
+    build_model.compile_program(migraphx, {**DYNAMIC, "inputs": [*DYNAMIC["inputs"], other]}, options(tmp_path))
     assert migraphx.log[0][1] == ("model.onnx", {"x": [(1, 8), (4, 4)], "m": [(3, 3)]})
 
 
 def test_a_refused_model_is_a_conversion_failure(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="MIGraphX refuses the model: unknown operator") as caught:
-        recipe_program.compile_program(FakeMigraphx("unknown operator"), RECIPE, options(tmp_path))
+    with pytest.raises(BuildError, match="MIGraphX refuses the model: unknown operator") as caught:
+        build_model.compile_program(FakeMigraphx("unknown operator"), BLUEPRINT, options(tmp_path))
     assert caught.value.code == 4
 
 
 def test_a_program_runs_and_is_timed_on_the_hosts_clock() -> None:
     migraphx = FakeMigraphx()
-    program = recipe_program.Program(migraphx, FakeProgram(migraphx), RECIPE)
+    program = build_model.Program(migraphx, FakeProgram(migraphx), BLUEPRINT)
     np.testing.assert_array_equal(program.run(FEEDS)["y"], 2 * FEEDS["x"])
     report = program.profile(FEEDS, 5)
     assert report["runs"] == 5 and "host clock" in report["notes"][0]
@@ -163,14 +163,14 @@ def test_a_program_runs_and_is_timed_on_the_hosts_clock() -> None:
 
 def test_a_silent_fall_back_to_the_cpu_is_a_placement_failure(tmp_path: Path) -> None:
     runtime = FakeOnnxRuntime(["CPUExecutionProvider"])
-    with pytest.raises(RecipeError, match="runs the model on CPUExecutionProvider, not on MIGraphX") as caught:
-        recipe_program.Provider(runtime, RECIPE, options(tmp_path), tmp_path / "cache")
+    with pytest.raises(BuildError, match="runs the model on CPUExecutionProvider, not on MIGraphX") as caught:
+        build_model.Provider(runtime, BLUEPRINT, options(tmp_path), tmp_path / "cache")
     assert caught.value.code == 8
 
 
 def test_the_provider_gets_a_cache_folder_and_no_int8_switch(tmp_path: Path) -> None:
     runtime = FakeOnnxRuntime(["MIGraphXExecutionProvider", "CPUExecutionProvider"])
-    provider = recipe_program.Provider(runtime, RECIPE, options(tmp_path, "--exhaustive-tune"), tmp_path / "cache")
+    provider = build_model.Provider(runtime, BLUEPRINT, options(tmp_path, "--exhaustive-tune"), tmp_path / "cache")
     assert runtime.settings == {
         "device_id": "0",
         "migraphx_model_cache_dir": str(tmp_path / "cache"),
@@ -183,7 +183,7 @@ GPU = ["MIGraphXExecutionProvider", "CPUExecutionProvider"]
 
 
 def provider(folder: Path, precision: str, runtime: FakeOnnxRuntime) -> Any:
-    return recipe_program.Provider(runtime, {**RECIPE, "precision": precision}, options(folder), folder / "cache")
+    return build_model.Provider(runtime, {**BLUEPRINT, "precision": precision}, options(folder), folder / "cache")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
@@ -195,7 +195,7 @@ def test_the_provider_is_asked_for_what_is_not_in_the_file(tmp_path: Path, preci
 
 
 def test_a_provider_that_does_not_know_bfloat16_is_a_refusal(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="Unknown provider option: migraphx_bf16_enable") as caught:
+    with pytest.raises(BuildError, match="Unknown provider option: migraphx_bf16_enable") as caught:
         provider(tmp_path, "bf16", FakeOnnxRuntime(GPU, refuses="migraphx_bf16_enable"))
     assert caught.value.code == 4 and "newer onnxruntime-migraphx" in caught.value.hint
 
@@ -211,19 +211,19 @@ def test_a_provider_that_does_not_know_bfloat16_is_a_refusal(tmp_path: Path) -> 
 def test_a_precision_other_than_asked_for_is_refused(
     tmp_path: Path, precision: str, effective: dict[str, str], words: str
 ) -> None:
-    with pytest.raises(RecipeError, match=f"runs with {words}") as caught:
+    with pytest.raises(BuildError, match=f"runs with {words}") as caught:
         provider(tmp_path, precision, FakeOnnxRuntime(GPU, effective))
     assert caught.value.code == 8 and "ORT_MIGRAPHX_" in caught.value.hint
 
 
 def test_fast_math_is_not_dropped_silently(tmp_path: Path) -> None:
     given = options(tmp_path, "--runtime", "onnxruntime", "--fast-math")
-    with pytest.raises(RecipeError, match="always turns --fast-math off") as caught:
-        recipe_program.check_options(RECIPE, given)
+    with pytest.raises(BuildError, match="always turns --fast-math off") as caught:
+        build_model.check_options(BLUEPRINT, given)
     assert caught.value.code == 2
-    exported = {**RECIPE["options"], "fast_math": True}
-    kept = recipe_program.parse(["--runtime", "onnxruntime", "--no-fast-math"], exported)
-    recipe_program.check_options(RECIPE, kept)
+    exported = {**BLUEPRINT["options"], "fast_math": True}
+    kept = build_model.parse(["--runtime", "onnxruntime", "--no-fast-math"], exported)
+    build_model.check_options(BLUEPRINT, kept)
 
 
 def test_a_version_is_recorded_under_its_own_name(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_version_is_recorded_under_its_own_name(tmp_path: Path) -> None:
         __version__ = "1.31.1"
 
     given = options(tmp_path, "--runtime", "onnxruntime")
-    assert recipe_program.runtime_facts(Module, given) == {"runtime": "onnxruntime", "onnxruntime": "1.31.1"}
+    assert build_model.runtime_facts(Module, given) == {"runtime": "onnxruntime", "onnxruntime": "1.31.1"}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_version_is_recorded_under_its_own_name(tmp_path: Path) -> None:
     [(90402, "gfx942"), (90010, "gfx90a"), (110000, "gfx1100"), (120001, "gfx1201"), (90008, "gfx908")],
 )
 def test_the_kernels_version_is_llvms_name(version: int, name: str) -> None:
-    assert recipe_program.gfx_name(version) == name
+    assert build_model.gfx_name(version) == name
 
 
 def test_a_gpu_is_found_in_the_drivers_files(tmp_path: Path) -> None:
@@ -249,18 +249,18 @@ def test_a_gpu_is_found_in_the_drivers_files(tmp_path: Path) -> None:
         (node / "properties").write_text(properties)
     driver = tmp_path / "kfd"
     driver.touch()
-    assert recipe_program.find_gpu(str(driver), str(tmp_path / "nodes"))["arch"] == "gfx942"
-    with pytest.raises(RecipeError, match="lists no GPU"):
-        recipe_program.find_gpu(str(driver), str(tmp_path / "nothing"))
-    with pytest.raises(RecipeError, match="no AMD GPU driver"):
-        recipe_program.find_gpu(str(tmp_path / "absent"))
+    assert build_model.find_gpu(str(driver), str(tmp_path / "nodes"))["arch"] == "gfx942"
+    with pytest.raises(BuildError, match="lists no GPU"):
+        build_model.find_gpu(str(driver), str(tmp_path / "nothing"))
+    with pytest.raises(BuildError, match="no AMD GPU driver"):
+        build_model.find_gpu(str(tmp_path / "absent"))
 
 
 def test_another_gpu_is_refused_unless_asked_for(tmp_path: Path) -> None:
     gpu = {"arch": "gfx90a", "device": "MI210"}
-    with pytest.raises(RecipeError, match=r"is for amd-mi300x \(gfx942\); this is MI210 \(gfx90a\)"):
-        recipe_program.check_device(RECIPE, gpu, options(tmp_path))
-    recipe_program.check_device(RECIPE, gpu, options(tmp_path, "--any-device"))
+    with pytest.raises(BuildError, match=r"is for amd-mi300x \(gfx942\); this is MI210 \(gfx90a\)"):
+        build_model.check_device(BLUEPRINT, gpu, options(tmp_path))
+    build_model.check_device(BLUEPRINT, gpu, options(tmp_path, "--any-device"))
 
 
 def test_without_a_driver_the_program_says_so(tmp_path: Path) -> None:
@@ -273,14 +273,14 @@ def test_without_a_driver_the_program_says_so(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def artifact_folder(folder: Path, recipe: Any = RECIPE) -> Path:
+def artifact_folder(folder: Path, blueprint: Any = BLUEPRINT) -> Path:
     (folder / "model.onnx").touch()
     sample = ({"x": FEEDS["x"]},), ({"y": 2 * FEEDS["x"]},)
     (folder / "golden.safetensors").write_bytes(golden_bytes(Golden(*sample)))
-    for module in (recipe_program, board):
+    for module in (build_model, board):
         source = Path(str(module.__file__))
         (folder / source.name).write_text(source.read_text())
-    (folder / "recipe.json").write_text(json.dumps(recipe))
+    (folder / "blueprint.json").write_text(json.dumps(blueprint))
     return folder
 
 
@@ -293,14 +293,15 @@ def run_program(folder: Path, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "recipe", [[], {}, 3, None, {**RECIPE, "inputs": 3}, {**RECIPE, "inputs": [{}]}, {**RECIPE, "options": []}]
+    "blueprint",
+    [[], {}, 3, None, {**BLUEPRINT, "inputs": 3}, {**BLUEPRINT, "inputs": [{}]}, {**BLUEPRINT, "options": []}],
 )
 @pytest.mark.parametrize("mode", [(), ("--serve",)])
-def test_a_damaged_recipe_is_said_so(tmp_path: Path, recipe: Any, mode: tuple[str, ...]) -> None:
-    command = recipe_command(artifact_folder(tmp_path, recipe) / "build_model.py", mode, python=None)
+def test_a_damaged_blueprint_is_said_so(tmp_path: Path, blueprint: Any, mode: tuple[str, ...]) -> None:
+    command = program_command(artifact_folder(tmp_path, blueprint) / "build_model.py", mode, python=None)
     asked = b"".join(frames.encode(frames.Frame(frames.OPEN)))
     done = subprocess.run(command, capture_output=True, input=asked, check=False)
-    assert b"Traceback" not in done.stderr and b"recipe.json beside this program is damaged" in done.stdout
+    assert b"Traceback" not in done.stderr and b"blueprint.json beside this program is damaged" in done.stdout
     assert done.returncode == (0 if mode else 9), "a served engine answers with its error"
 
 
@@ -366,11 +367,11 @@ def test_alone_the_program_fails_closed_as_deploykit_build_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], factor: float, code: int
 ) -> None:
     """The GPU and MIGraphX are fakes; 30 dB is a relative error of 3 %."""
-    monkeypatch.setattr(recipe_program, "find_gpu", lambda: {"arch": "gfx942", "device": "fake"})
-    monkeypatch.setattr(recipe_program, "import_runtime", lambda _: FakeOnnxRuntime(GPU))
-    monkeypatch.setattr(recipe_program, "open_engine", lambda *_: Session(factor))
+    monkeypatch.setattr(build_model, "find_gpu", lambda: {"arch": "gfx942", "device": "fake"})
+    monkeypatch.setattr(build_model, "import_runtime", lambda _: FakeOnnxRuntime(GPU))
+    monkeypatch.setattr(build_model, "open_engine", lambda *_: Session(factor))
     given = options(artifact_folder(tmp_path), "--runtime", "onnxruntime", "--runs", "0")
-    assert board.run_program(recipe_program.main, given) == code
+    assert board.run_program(build_model.main, given) == code
     captured = capsys.readouterr()
     assert ("the device computes something else" in captured.err) == bool(code)
     assert json.loads(captured.out)["golden"]["samples"] == 1, "the report is written in either case"

@@ -20,8 +20,8 @@ from deploykit.plugin.registry import toolchain
 from deploykit.plugin.target import Payload
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
-from deploykit_targets._recipe.portable import _finished
-from deploykit_targets._recipe.target import UNBUILT_NOTE
+from deploykit_targets._on_device.portable import _finished
+from deploykit_targets._on_device.target import UNBUILT_NOTE
 from deploykit_targets.migraphx import build_model, session
 from deploykit_targets.migraphx.convert import arguments_of
 from deploykit_targets.migraphx.target import MigraphxOptions
@@ -74,7 +74,7 @@ def test_fp8_is_converted_to_what_the_silicon_has_and_says_so(tmp_path: Path) ->
             model, target=target, precision="fp8", example_inputs=example_inputs,
             calibration=batches(example_inputs), output=tmp_path / target, progress=False, profile=False,
         )  # fmt: skip
-        (note,) = json.loads((artifact.path / "recipe.json").read_text())["notes"]
+        (note,) = json.loads((artifact.path / "blueprint.json").read_text())["notes"]
         assert words in note and artifact.manifest.metadata["notes"] == [note]
         assert artifact.parity is not None and note in artifact.parity.notes
         types = {tensor.data_type for tensor in onnx.load(str(artifact.entry)).graph.initializer}

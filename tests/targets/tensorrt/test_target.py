@@ -20,8 +20,8 @@ from deploykit.plugin.registry import toolchain
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_calibration.table import CalibrationTable
+from deploykit_targets._on_device.target import unbuilt_note
 from deploykit_targets._onnx.lint import lint, load_rules
-from deploykit_targets._recipe.target import unbuilt_note
 
 
 def export(output: Path, precision: str = "int8", *, target: str = "jetson-orin", **changes: Any) -> Artifact:
@@ -58,13 +58,13 @@ def test_it_carries_all_that_the_board_needs(artifact: Artifact) -> None:
         "model.onnx",
         "build_engine.py",
         "board.py",
-        "recipe.json",
+        "blueprint.json",
         "calibration.safetensors",
         "golden.safetensors",
     }
-    recipe = json.loads((artifact.path / "recipe.json").read_text())
-    assert (recipe["arch"], recipe["precision"]) == ("sm_87", "int8")
-    assert recipe["inputs"][0]["example"] == [1, 3, 32, 32]
+    blueprint = json.loads((artifact.path / "blueprint.json").read_text())
+    assert (blueprint["arch"], blueprint["precision"]) == ("sm_87", "int8")
+    assert blueprint["inputs"][0]["example"] == [1, 3, 32, 32]
     assert CalibrationTable.load(artifact.path / "calibration.safetensors").samples == 2  # and two are held out
 
 
@@ -131,13 +131,13 @@ def test_golden_outputs_of_float32_are_gated_for_tf32_where_the_gpu_has_it(tmp_p
     gates = {}
     for device in ("a100", "t4"):
         found = export(tmp_path / device, "fp32", target=device, profile=False)
-        recipe = json.loads((found.path / "recipe.json").read_text())
-        gates[device] = recipe["tolerance"]["min_sqnr_db"]
+        blueprint = json.loads((found.path / "blueprint.json").read_text())
+        gates[device] = blueprint["tolerance"]["min_sqnr_db"]
         assert (
             golden_tolerance(found.manifest.precision, found.manifest.facts.golden_min_sqnr_db).min_sqnr_db
             == gates[device]
         )
-        assert any("TF32" in note for note in recipe.get("notes", ())) is (device == "a100")
+        assert any("TF32" in note for note in blueprint.get("notes", ())) is (device == "a100")
     assert gates == {"a100": 40.0, "t4": 80.0}
 
 
@@ -184,7 +184,7 @@ def test_what_is_between_int8_products_is_float16_where_they_are_products_of_mat
     """By the compiler's listings: an int8 convolution writes float32 whatever the file says, a product its type."""
     transformer = export(tmp_path / "a", model=models.transformer_encoder, profile=False)
     assert is_half(transformer) and transformer.achieved.macs_fraction("int8") > 0.9
-    assert json.loads((transformer.path / "recipe.json").read_text())["between"] == "float16"
+    assert json.loads((transformer.path / "blueprint.json").read_text())["between"] == "float16"
     assert not is_half(export(tmp_path / "b", model=models.residual_cnn, profile=False))
     older = export(tmp_path / "c", target="jetson-xavier", model=models.transformer_encoder, profile=False)
     assert not is_half(older), "before TensorRT 10 flags say what is between"
@@ -217,9 +217,9 @@ def test_unknown_build_options_are_refused_before_anything_runs(artifact: Artifa
         deploykit.build(artifact.path, options={"no_such_option": 1})
 
 
-def test_options_reach_the_recipe(tmp_path: Path) -> None:
+def test_options_reach_the_program(tmp_path: Path) -> None:
     found = export(tmp_path / "dla", options={"dla": 1, "workspace_mib": 512, "optimization_level": 4}, profile=False)
-    options = json.loads((found.path / "recipe.json").read_text())["options"]
+    options = json.loads((found.path / "blueprint.json").read_text())["options"]
     assert (options["dla"], options["workspace_mib"], options["optimization_level"]) == (1, 512, 4)
     assert found.manifest.options["dla"] == 1
 

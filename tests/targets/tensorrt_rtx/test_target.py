@@ -59,9 +59,9 @@ def test_the_engine_is_compiled_here_for_all_that_were_asked_for(artifact: Artif
     assert artifact.status == NEEDS_DEVICE_BUILD and artifact.evidence is Evidence.COMPILED
     assert (artifact.path / "model.engine").stat().st_size > 10_000
     assert "model.engine" in {file.path for file in artifact.manifest.files}, "hashed like every other file"
-    recipe = json.loads((artifact.path / "recipe.json").read_text())
-    assert recipe["compute_capabilities"] == ["sm_86", "sm_89", "sm_120"]
-    assert (recipe["library"], recipe["engine"], recipe["arch"]) == ("tensorrt_rtx", "model.engine", "sm_89")
+    blueprint = json.loads((artifact.path / "blueprint.json").read_text())
+    assert blueprint["compute_capabilities"] == ["sm_86", "sm_89", "sm_120"]
+    assert (blueprint["library"], blueprint["engine"], blueprint["arch"]) == ("tensorrt_rtx", "model.engine", "sm_89")
     (note,) = (note for note in artifact.achieved.notes if note.startswith("compiled for"))
     assert note.startswith("compiled for sm_89, in one engine with sm_86, sm_120 (TensorRT for RTX 1.7")
     assert artifact.achieved.macs_fraction("int8") > 0.9

@@ -1,4 +1,4 @@
-"""A session whose engine lives in a child process that runs a recipe.
+"""A session whose engine lives in a child process that runs a build program.
 
 A vendor library that crashes on a foreign engine ends that process, and becomes a `DeviceError` here.
 """
@@ -18,7 +18,7 @@ from deploykit.places import frames
 from deploykit.places.frames import Frame
 from deploykit.places.peer import Peer, RemoteSession
 from deploykit.places.process import Process, time_limit
-from deploykit_targets._recipe.host import failure_of, recipe_command
+from deploykit_targets._on_device.host import failure_of, program_command
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 1800.0  # of opening an engine, or of one answer
 
 
-class RecipeSession(RemoteSession):
-    """Talks to `<recipe> --serve`.
+class ProgramSession(RemoteSession):
+    """Talks to `<build program> --serve`.
 
     Args:
         artifact: a built one.
-        program: the recipe; a name is of the artifact's own.
+        program: the build program; a name is of the artifact's own.
         python: interpreter that has the vendor library; None for ours.
 
     Raises:
@@ -42,7 +42,7 @@ class RecipeSession(RemoteSession):
     def __init__(self, artifact: StoredArtifact, program: str | Path, python: str | None) -> None:
         toolchain = artifact.manifest.toolchain
         self._module_paths = artifact.achieved.module_paths
-        command = recipe_command(artifact.path / program, ["--artifact", str(artifact.path), "--serve"], python=python)
+        command = program_command(artifact.path / program, ["--artifact", str(artifact.path), "--serve"], python=python)
         process = Process(
             command,
             what=f"the {toolchain} process",
@@ -57,7 +57,7 @@ class RecipeSession(RemoteSession):
         return [float(value) for value in self.measured(feeds, runs=runs)["run_ms"]]
 
     def measured(self, feeds: Feeds, *, runs: int) -> dict[str, Any]:
-        """The recipe's own timing on the device: latency in ms, throughput, memory, and microseconds by layer."""
+        """The program's own timing on the device: latency in ms, throughput, memory, and microseconds by layer."""
         with self._turns:
             return self._measured(feeds, runs)
 
@@ -95,7 +95,7 @@ def measure(
     effort: Effort,
     baseline: tuple[str, StoredArtifact] | None = None,
 ) -> Profile:
-    """Profile a built artifact by its own recipe on the device, and a float build of the same model after it.
+    """Profile a built artifact by its own build program on the device, and a float build of the same model after it.
 
     Raises:
         DeviceError: the baseline is not built, or the child could not open an engine.
@@ -104,12 +104,12 @@ def measure(
     feeds = artifact.golden().inputs[0]
     if baseline is not None:
         _check_baseline(*baseline, feeds)
-    with RecipeSession(artifact, program, python) as session:
+    with ProgramSession(artifact, program, python) as session:
         report = session.measured(feeds, runs=effort.max_runs)
         op_times = session.op_times_of(report)
     other = None
     if baseline is not None:
-        with RecipeSession(baseline[1], program, python) as session:
+        with ProgramSession(baseline[1], program, python) as session:
             other = Percentiles(**session.measured(feeds, runs=effort.max_runs)["latency_ms"])
     rows = batch_size(artifact.inputs, feeds)
     return Profile(

@@ -1,4 +1,4 @@
-"""A recipe without a vendor: doubles its input. Behaves badly on request, as vendor libraries do."""
+"""A build program without a vendor: doubles its input. Behaves badly on request, as vendor libraries do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import board  # copied beside this file by the tests
 
-RecipeError = board.RecipeError
+BuildError = board.BuildError
 
 
 class Doubler:
@@ -21,7 +21,7 @@ class Doubler:
         if feeds["x"][0, 0] == 13:
             os.kill(os.getpid(), signal.SIGSEGV)
         if feeds["x"][0, 0] == 14:
-            raise RecipeError(10, "the device went away", "plug it in again")
+            raise BuildError(10, "the device went away", "plug it in again")
         return {"y": 2 * feeds["x"]}
 
     def profile(self, feeds: dict[str, Any], runs: int) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Doubler:
 
 def opened() -> Doubler:
     if (Path(__file__).parent / "no_driver").exists():
-        raise RecipeError(10, "there is no driver", "install it")
+        raise BuildError(10, "there is no driver", "install it")
     return Doubler()
 
 
@@ -53,7 +53,7 @@ def main(options: Any) -> Any:
         board.write_whole(Path(__file__).parent / "child.pid", str(os.getpid()).encode())
         time.sleep(120)
     if options.fail:
-        raise RecipeError(options.fail, "it was refused", "ask differently")
+        raise BuildError(options.fail, "it was refused", "ask differently")
     if options.probe:
         return {"arch": "toy"}
     (options.out / "built.json").write_text(json.dumps({"level": options.level}))

@@ -43,7 +43,7 @@ class BuiltOnDevice(Target):
     """Base of such toolchains.
 
     Attributes:
-        program: file name of the recipe in an artifact.
+        program: file name of the build program in an artifact.
     """
 
     program: ClassVar[str]
@@ -67,7 +67,7 @@ class BuiltOnDevice(Target):
             super().check_installed(export=False)
 
     def check_options(self, options: Any, device: Device) -> None:
-        """See `Target.check_options`: what all recipes have, `max_batch` and the form of `shapes`."""
+        """See `Target.check_options`: what all build programs have, `max_batch` and the form of `shapes`."""
         at_least_1("max_batch", options.max_batch)
         check_shapes(options.shapes)
 
@@ -77,7 +77,7 @@ class BuiltOnDevice(Target):
         return Requirements(gpu=device.arch)
 
     def preflight(self, artifact: StoredArtifact) -> Preflight:
-        """See `Target.preflight`; the GPU is asked by our own copy of the recipe, not by that of the artifact."""
+        """See `Target.preflight`; the GPU is asked by our own copy of the program, not by that of the artifact."""
         found = super().preflight(artifact)
         if artifact.manifest.build is not None or not found.ok or not self.place(artifact).is_here:
             return found
@@ -85,12 +85,12 @@ class BuiltOnDevice(Target):
 
     def _other_gpu(self, artifact: StoredArtifact) -> Iterator[Missing]:
         """What to say where the GPU is not here, or is not the one that the program was built for."""
-        from deploykit_targets._recipe.host import run_recipe
+        from deploykit_targets._on_device.host import run_build_program
 
         wanted, python = self.needs(artifact).gpu, self.interpreter(artifact)
         try:
-            with self._own_recipe(artifact) as program:
-                here = run_recipe(program, ["--probe"], python=python, toolchain=self.name)
+            with self._own_copy(artifact) as program:
+                here = run_build_program(program, ["--probe"], python=python, toolchain=self.name)
         except (DeviceError, MissingDependencyError) as error:
             yield Missing(f"it needs a GPU of {wanted}: {error.message}", error.hint or "run it where the GPU is")
             return
@@ -100,20 +100,20 @@ class BuiltOnDevice(Target):
             yield Missing(f"it is built for {wanted}, and the GPU here is {here['arch']}", again)
 
     def own_program(self) -> Path:
-        """The recipe of this deploykit, which artifacts get a copy of; beside the plugin, unless it is shared."""
+        """The program of this deploykit, which artifacts get a copy of; beside the plugin, unless it is shared."""
         return Path(inspect.getfile(type(self))).with_name(self.program)
 
     @contextlib.contextmanager
-    def _own_recipe(self, artifact: StoredArtifact) -> Iterator[Path]:
-        """The program of this deploykit, beside the artifact's `recipe.json`, which says what it runs in."""
-        from deploykit_targets._recipe import board
-        from deploykit_targets._recipe.portable import RECIPE
+    def _own_copy(self, artifact: StoredArtifact) -> Iterator[Path]:
+        """The program of this deploykit, beside the artifact's `blueprint.json`, which says what it runs in."""
+        from deploykit_targets._on_device import board
+        from deploykit_targets._on_device.portable import BLUEPRINT
 
-        with tempfile.TemporaryDirectory(prefix="deploykit-recipe-") as folder:
+        with tempfile.TemporaryDirectory(prefix="deploykit-program-") as folder:
             for source in (self.own_program(), Path(str(board.__file__))):
                 shutil.copyfile(source, Path(folder, source.name))
-            if (artifact.path / RECIPE).is_file():
-                Path(folder, RECIPE).write_bytes(read_bytes(artifact.path / RECIPE, limit=MAX_JSON_BYTES))
+            if (artifact.path / BLUEPRINT).is_file():
+                Path(folder, BLUEPRINT).write_bytes(read_bytes(artifact.path / BLUEPRINT, limit=MAX_JSON_BYTES))
             yield Path(folder, self.program)
 
     def simulate(self, prepared: Prepared) -> Simulation | None:
@@ -164,9 +164,9 @@ class BuiltOnDevice(Target):
             return estimate(artifact, self.capabilities().devices[artifact.manifest.device], baseline=baseline)
         if not self.place(artifact).is_here:
             return super().profile(artifact, baseline=baseline, effort=effort)
-        from deploykit_targets._recipe.session import measure
+        from deploykit_targets._on_device.session import measure
 
-        with self._own_recipe(artifact) as program:
+        with self._own_copy(artifact) as program:
             return measure(artifact, program, self.interpreter(artifact), effort, baseline)
 
     def _lint(self, path: Path) -> tuple[Finding, ...]:
@@ -178,10 +178,10 @@ class BuiltOnDevice(Target):
         return lint(path, load_rules(self.name))
 
     def _open(self, artifact: StoredArtifact, threads: int) -> Session:
-        from deploykit_targets._recipe.session import RecipeSession
+        from deploykit_targets._on_device.session import ProgramSession
 
-        with self._own_recipe(artifact) as program:  # which is read when it has answered
-            return RecipeSession(artifact, program, self.interpreter(artifact))
+        with self._own_copy(artifact) as program:  # which is read when it has answered
+            return ProgramSession(artifact, program, self.interpreter(artifact))
 
     def _build(self, artifact: StoredArtifact, folder: Path, options: Any) -> Payload:
         from deploykit_targets._onnx.external import check_external_data
@@ -228,7 +228,7 @@ def at_least_1(name: str, value: int | None) -> None:
 
 
 def check_shapes(shapes: Sequence[str], inputs: Sequence[TensorSpec] | None = None) -> None:
-    """Refuse what the recipe would refuse on the device, or would ignore.
+    """Refuse what the build program would refuse on the device, or would ignore.
 
     Args:
         shapes: as in the options: `NAME=MIN:OPT:MAX`.
@@ -236,7 +236,7 @@ def check_shapes(shapes: Sequence[str], inputs: Sequence[TensorSpec] | None = No
     Raises:
         UsageError: malformed, of no input, of an input without dynamic axes, or outside its fixed sizes.
     """
-    from deploykit_targets._recipe import board  # needs NumPy, which listing targets must not load
+    from deploykit_targets._on_device import board  # needs NumPy, which listing targets must not load
 
     try:
         if inputs is None:
@@ -245,5 +245,5 @@ def check_shapes(shapes: Sequence[str], inputs: Sequence[TensorSpec] | None = No
         else:
             specs = [{"name": spec.name, "shape": list(spec.shape)} for spec in inputs]
             board.given_ranges(specs, shapes)
-    except board.RecipeError as error:
+    except board.BuildError as error:
         raise UsageError(str(error), hint=error.hint or None) from error

@@ -1,4 +1,4 @@
-"""A checked ONNX file and the recipe that finishes it on the device, as an artifact that waits for its build."""
+"""A checked ONNX file and the build program that finishes it on the device, as an artifact that waits for its build."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.reading import read_json
 from deploykit.contract.requirements import Requirements
 from deploykit.plugin.target import Payload
-from deploykit_targets._recipe import board
-from deploykit_targets._recipe.host import run_recipe
+from deploykit_targets._on_device import board
+from deploykit_targets._on_device.host import run_build_program
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
     from deploykit_targets._onnx.explicit import Explicit
 
-MODEL, RECIPE, TABLE, REPORT = "model.onnx", "recipe.json", "calibration.safetensors", "build.json"
+MODEL, BLUEPRINT, TABLE, REPORT = "model.onnx", "blueprint.json", "calibration.safetensors", "build.json"
 COMMAND = "deploykit build ."
 _LARGEST_SIZE = 2**31 - 1  # of an axis in TensorRT and MIGraphX
 # ONNX operators that multiply and accumulate, as they are written into the names of nodes: `linear.matmul_1`. Of a
@@ -48,21 +48,23 @@ def portable(
     golden_db: float | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Payload:
-    """Write ONNX file, calibration table and recipe into the folder.
+    """Write ONNX file, calibration table, blueprint and build program into the folder.
 
     Args:
         made: the lowered and linted model.
-        program: module of the toolchain's recipe; it is copied, with `board.py`.
-        options: of the build, as the recipe's command line takes them.
-        notes: what a reader of recipe, manifest or parity report must know of this file on this device.
+        program: module of the toolchain's build program; it is copied, with `board.py`.
+        options: of the build, as the build program's command line takes them.
+        notes: what a reader of blueprint, manifest or parity report must know of this file on this device.
         golden_db: SQNR of golden outputs on the device from which they count as reproduced; None for the precision's.
-        more: what else this toolchain's program reads in `recipe.json`.
+        more: what else this toolchain's program reads in `blueprint.json`.
     """
     (folder / MODEL).write_bytes(made.model.SerializeToString(deterministic=True))
     for module in (program, board):
         source = Path(str(module.__file__))
         shutil.copyfile(source, folder / source.name)
-    _write_recipe(folder, {**_recipe(prepared, options, notes, golden_db), **_between(prepared, made), **(more or {})})
+    _write_blueprint(
+        folder, {**_blueprint(prepared, options, notes, golden_db), **_between(prepared, made), **(more or {})}
+    )
     if prepared.table is not None:
         prepared.table.save(folder / TABLE)
         (folder / TABLE).chmod(0o644)  # on the board another user reads it
@@ -96,7 +98,7 @@ def _noted(notes: Sequence[str]) -> dict[str, Any]:
     return {"notes": list(notes)} if notes else {}
 
 
-def _recipe(
+def _blueprint(
     prepared: Prepared, options: Mapping[str, Any], notes: Sequence[str], golden_db: float | None
 ) -> dict[str, Any]:
     examples = [list(example.shape) for example in prepared.captured.example_inputs]
@@ -116,8 +118,8 @@ def _recipe(
     }
 
 
-def _write_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
-    (folder / RECIPE).write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def _write_blueprint(folder: Path, blueprint: Mapping[str, Any]) -> None:
+    (folder / BLUEPRINT).write_text(json.dumps(blueprint, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _spec(spec: TensorSpec) -> dict[str, Any]:
@@ -161,28 +163,28 @@ def build_from(
     options: Mapping[str, Any],
     python: str | None,
 ) -> Payload:
-    """Run an artifact's recipe on this machine; what it builds goes into `folder`, with what is needed to run it.
+    """Run an artifact's program on this machine; what it builds goes into `folder`, with what is needed to run it.
 
     Args:
-        artifact: with the recipe.
+        artifact: with the build program.
         folder: takes the built files.
-        program: file name of the recipe.
-        entry: file that the recipe builds.
+        program: file name of the build program.
+        entry: file that the build program builds.
         arguments: of its command line.
-        options: what those arguments stand for; the built artifact's recipe keeps them.
+        options: what those arguments stand for; the built artifact's blueprint keeps them.
         python: interpreter that has the vendor's bindings.
 
     Raises:
-        DeviceError, MissingDependencyError, ConversionError: see `host.run_recipe`.
+        DeviceError, MissingDependencyError, ConversionError: see `host.run_build_program`.
     """
     for name in (program, "board.py", MODEL, TABLE):
         if (artifact.path / name).is_file():
             shutil.copyfile(artifact.path / name, folder / name)
-    recipe = read_json(artifact.path / RECIPE, dict[str, Any], hint="export the model again")
-    _write_recipe(folder, {**recipe, "options": dict(options)})
+    blueprint = read_json(artifact.path / BLUEPRINT, dict[str, Any], hint="export the model again")
+    _write_blueprint(folder, {**blueprint, "options": dict(options)})
     command = ["--out", str(folder), "--runs", "0", *arguments]
     toolchain = artifact.manifest.toolchain
-    report = run_recipe(artifact.path / program, command, python=python, toolchain=toolchain)
+    report = run_build_program(artifact.path / program, command, python=python, toolchain=toolchain)
     (folder / REPORT).unlink(missing_ok=True)  # it holds times: a record, not identity
     later = bool(options.get("version_compatible"))
     return _finished(Payload(entry, artifact.achieved, {}), entry, toolchain, report, later=later)
@@ -200,13 +202,13 @@ def build_here(
     """Build at once where the request's device is this machine; else leave the payload pending."""
     toolchain = prepared.device.toolchain
     try:
-        here = run_recipe(folder / program, ["--probe"], python=python, toolchain=toolchain)
+        here = run_build_program(folder / program, ["--probe"], python=python, toolchain=toolchain)
     except (DeviceError, MissingDependencyError):
         return payload
     if here["arch"] != prepared.device.arch:
         return payload
     command = ["--runs", "0", "--no-golden", *arguments]  # the pipeline makes and runs golden data, later
-    report = run_recipe(folder / program, command, python=python, toolchain=toolchain)
+    report = run_build_program(folder / program, command, python=python, toolchain=toolchain)
     (folder / REPORT).unlink(missing_ok=True)  # it holds times: a record, not identity
     later = "--version-compatible" in arguments
     return replace(_finished(payload, entry, toolchain, report, later=later), build=None)
@@ -243,7 +245,7 @@ def achieved_of(planned: Achieved, layers: Sequence[Mapping[str, Any]], *, sourc
 
     Args:
         planned: as counted in the ONNX file.
-        layers: of the recipe's report, each with its ONNX nodes and precision; where there are none, the plan stands.
+        layers: of the program's report, each with its ONNX nodes and precision; where there are none, the plan stands.
         source: where the precisions were read.
     """
     if not layers:

@@ -13,11 +13,11 @@ from torch import nn
 from torch.export import Dim
 
 import deploykit
-from deploykit_targets._recipe import board
+from deploykit_targets._on_device import board
 
 
 def ranges(folder: Path, target: str, dynamic_shapes: Any, *, max_batch: int = 8) -> Any:
-    """(smallest, usual, largest) of the one input, as the recipe in the artifact says."""
+    """(smallest, usual, largest) of the one input, as the blueprint in the artifact says."""
     artifact = deploykit.export(
         nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()).eval(),
         target=target,
@@ -28,8 +28,8 @@ def ranges(folder: Path, target: str, dynamic_shapes: Any, *, max_batch: int = 8
         profile=False,
         progress=False,
     )
-    recipe = json.loads((artifact.path / "recipe.json").read_text())
-    return board.shape_ranges(recipe, SimpleNamespace(max_batch=max_batch, shape=[]))["input"]
+    blueprint = json.loads((artifact.path / "blueprint.json").read_text())
+    return board.shape_ranges(blueprint, SimpleNamespace(max_batch=max_batch, shape=[]))["input"]
 
 
 @pytest.mark.parametrize("target", ["jetson-orin", "amd-mi300x"])
@@ -51,7 +51,7 @@ def test_without_bounds_nothing_changes(tmp_path: Path) -> None:
     assert found == ((1, 3, 1, 16), (2, 3, 16, 16), (6, 3, 16, 16))
 
 
-def test_a_recipe_of_an_older_export_has_no_bounds() -> None:
-    recipe = {"inputs": [{"name": "x", "shape": ["n", "t"], "dtype": "float32", "example": [2, 5]}]}
-    found = board.shape_ranges(recipe, SimpleNamespace(max_batch=8, shape=[]))
+def test_a_blueprint_of_an_older_export_has_no_bounds() -> None:
+    blueprint = {"inputs": [{"name": "x", "shape": ["n", "t"], "dtype": "float32", "example": [2, 5]}]}
+    found = board.shape_ranges(blueprint, SimpleNamespace(max_batch=8, shape=[]))
     assert found == {"x": ((1, 1), (2, 5), (8, 5))}

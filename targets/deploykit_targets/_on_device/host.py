@@ -1,4 +1,4 @@
-"""Run a recipe in a child process: a vendor library that crashes must not take deploykit with it.
+"""Run a build program in a child process: a vendor library that crashes must not take deploykit with it.
 
 The child may be another Python than ours: boards bring their vendor's bindings for the system's Python only.
 """
@@ -27,7 +27,7 @@ from deploykit.contract.errors import (
 )
 from deploykit.places import frames
 from deploykit.places.process import code_command, ending
-from deploykit_targets._recipe.board import LIFELINE
+from deploykit_targets._on_device.board import LIFELINE
 
 _FINDS = "import importlib.util as u; sys.exit(not all(u.find_spec(m) for m in sys.argv[1:]))"
 # Python would also take a compiled `board` of `__pycache__`, and any module beside the program.
@@ -71,24 +71,24 @@ def interpreter_where(code: str, *arguments: str) -> str | None:
     return None
 
 
-def recipe_command(program: Path, arguments: Sequence[str], *, python: str | None) -> list[str]:
-    """The command line that runs a recipe: of its folder its two files alone, from their source.
+def program_command(program: Path, arguments: Sequence[str], *, python: str | None) -> list[str]:
+    """The command line that runs a build program: of its folder its two files alone, from their source.
 
-    The module of frames is this deploykit's, for a recipe that serves.
+    The module of frames is this deploykit's, for a build program that serves.
 
     Args:
-        program: the recipe inside an artifact.
+        program: the build program inside an artifact.
         arguments: of its command line.
         python: interpreter; None for ours.
     """
     return code_command(python or sys.executable, _RUNS, str(frames.__file__), program, *arguments)
 
 
-def run_recipe(program: Path, arguments: Sequence[str], *, python: str | None, toolchain: str) -> dict[str, Any]:
-    """Run a recipe to its end, or to ours: it does not outlive this process, whatever ends that.
+def run_build_program(program: Path, arguments: Sequence[str], *, python: str | None, toolchain: str) -> dict[str, Any]:
+    """Run a build program to its end, or to ours: it does not outlive this process, whatever ends that.
 
     Args:
-        program: the recipe inside an artifact.
+        program: the build program inside an artifact.
         arguments: of its command line.
         python: interpreter; None for ours.
         toolchain: for messages.
@@ -97,9 +97,9 @@ def run_recipe(program: Path, arguments: Sequence[str], *, python: str | None, t
     Raises:
         DeviceError: no driver or device, or the vendor library crashed.
         MissingDependencyError: the vendor library is not installed.
-        ConversionError, UsageError, ArtifactError: as the recipe said.
+        ConversionError, UsageError, ArtifactError: as the build program said.
     """
-    command = recipe_command(program, arguments, python=python)
+    command = program_command(program, arguments, python=python)
     try:
         with _lifeline() as (stdin, env):
             done = subprocess.run(
@@ -130,7 +130,7 @@ def _lifeline() -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def failure_of(answer: Mapping[str, Any] | None, returncode: int, log: str, *, toolchain: str) -> DeploykitError:
-    """The error that a recipe's answer, or its death, stands for."""
+    """The error that a build program's answer, or its death, stands for."""
     if answer is None or "error" not in answer:
         if returncode == UsageError.exit_code and log.strip():  # the argument parser's own words
             return UsageError(log.strip().splitlines()[-1])

@@ -1,6 +1,6 @@
-"""Running a recipe in a child process, talking to one that serves, and what becomes of its failures.
+"""Running a build program in a child process, talking to one that serves, and what becomes of its failures.
 
-The recipe is a toy (`toy_recipe.py`), the child processes and pipes are real.
+The build program is a toy (`toy_program.py`), the child processes and pipes are real.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from deploykit.pipeline.staging import list_files
 from deploykit.plugin.artifact import Artifact, load
 from deploykit.plugin.registry import resolve
 from deploykit.plugin.target import Payload, Target
-from deploykit_targets._recipe import board
-from deploykit_targets._recipe.host import interpreter_with, run_recipe
-from deploykit_targets._recipe.portable import achieved_of, build_from, build_here
-from deploykit_targets._recipe.session import RecipeSession, measure
+from deploykit_targets._on_device import board
+from deploykit_targets._on_device.host import interpreter_with, run_build_program
+from deploykit_targets._on_device.portable import achieved_of, build_from, build_here
+from deploykit_targets._on_device.session import ProgramSession, measure
 
-PROGRAM = "toy_recipe.py"
+PROGRAM = "toy_program.py"
 LAYERS = (LayerAchieved("fc", "head.fc", "linear", "int8", macs=10), LayerAchieved("conv1", "conv1", "conv", "int8", 5))
 
 
@@ -57,7 +57,7 @@ def artifact(tmp_path: Path) -> Artifact:
     folder.mkdir()
     shutil.copyfile(str(board.__file__), folder / "board.py")
     shutil.copyfile(Path(__file__).with_name(PROGRAM), folder / PROGRAM)
-    (folder / "recipe.json").write_text(json.dumps({"options": {"level": 3}, "inputs": [], "outputs": []}))
+    (folder / "blueprint.json").write_text(json.dumps({"options": {"level": 3}, "inputs": [], "outputs": []}))
     sample = {"x": np.ones((1, 2), np.float32)}
     (folder / GOLDEN_NAME).write_bytes(golden_bytes(Golden((sample,), ({"y": 2 * sample["x"]},))))
     manifest = Manifest(
@@ -83,13 +83,13 @@ def feeds(value: float) -> dict[str, np.ndarray]:
 
 
 def test_a_served_engine_runs_and_what_libraries_print_does_no_harm(artifact: Artifact) -> None:
-    with RecipeSession(artifact, PROGRAM, None) as session:
+    with ProgramSession(artifact, PROGRAM, None) as session:
         for value in (1.0, 2.0):
             np.testing.assert_array_equal(session.run(feeds(value))["y"], 2 * feeds(value)["x"])
 
 
 def test_a_crash_is_an_error_of_ours_and_not_our_end(artifact: Artifact) -> None:
-    with RecipeSession(artifact, PROGRAM, None) as session:
+    with ProgramSession(artifact, PROGRAM, None) as session:
         with pytest.raises(DeviceError, match="the toy process was killed by signal 11"):
             session.run(feeds(13))
         with pytest.raises(DeviceError, match="killed by signal 11"):
@@ -97,7 +97,7 @@ def test_a_crash_is_an_error_of_ours_and_not_our_end(artifact: Artifact) -> None
 
 
 def test_a_failed_run_leaves_the_session_usable(artifact: Artifact) -> None:
-    with RecipeSession(artifact, PROGRAM, None) as session:
+    with ProgramSession(artifact, PROGRAM, None) as session:
         with pytest.raises(DeviceError, match="the device went away") as caught:
             session.run(feeds(14))
         assert caught.value.hint == "plug it in again"
@@ -107,7 +107,7 @@ def test_a_failed_run_leaves_the_session_usable(artifact: Artifact) -> None:
 def test_an_engine_that_cannot_be_opened_says_why(artifact: Artifact) -> None:
     (artifact.path / "no_driver").touch()
     with pytest.raises(DeviceError, match="there is no driver"):
-        RecipeSession(artifact, PROGRAM, None)
+        ProgramSession(artifact, PROGRAM, None)
 
 
 def test_a_measured_profile_is_evidence_of_the_device(artifact: Artifact) -> None:
@@ -121,7 +121,7 @@ def test_a_measured_profile_is_evidence_of_the_device(artifact: Artifact) -> Non
 
 
 def test_a_report_comes_back(artifact: Artifact) -> None:
-    assert run_recipe(artifact.path / PROGRAM, ["--probe"], python=None, toolchain="toy")["arch"] == "toy"
+    assert run_build_program(artifact.path / PROGRAM, ["--probe"], python=None, toolchain="toy")["arch"] == "toy"
 
 
 @pytest.mark.parametrize(
@@ -137,14 +137,14 @@ def test_a_report_comes_back(artifact: Artifact) -> None:
 )
 def test_every_exit_code_is_its_error(artifact: Artifact, code: int, kind: type[DeploykitError]) -> None:
     with pytest.raises(kind) as caught:
-        run_recipe(artifact.path / PROGRAM, ["--fail", str(code)], python=None, toolchain="toy")
+        run_build_program(artifact.path / PROGRAM, ["--fail", str(code)], python=None, toolchain="toy")
     said = "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert "it was refused" in said and "ask differently" in said
 
 
 def test_a_crash_while_building_is_a_device_error(artifact: Artifact) -> None:
     with pytest.raises(DeviceError, match="killed by signal 11"):
-        run_recipe(artifact.path / PROGRAM, ["--crash"], python=None, toolchain="toy")
+        run_build_program(artifact.path / PROGRAM, ["--crash"], python=None, toolchain="toy")
 
 
 def test_an_interpreter_is_found_by_what_it_has() -> None:
@@ -152,14 +152,14 @@ def test_an_interpreter_is_found_by_what_it_has() -> None:
     assert interpreter_with("no_such_module_anywhere") is None
 
 
-def test_building_copies_the_recipe_with_its_options(artifact: Artifact, tmp_path: Path) -> None:
+def test_building_copies_the_program_with_its_options(artifact: Artifact, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     made = build_from(
         artifact, out, PROGRAM, "built.json", arguments=["--level", "5"], options={"level": 5}, python=None
     )
     assert json.loads((out / "built.json").read_text()) == {"level": 5}
-    assert json.loads((out / "recipe.json").read_text())["options"] == {"level": 5}
+    assert json.loads((out / "blueprint.json").read_text())["options"] == {"level": 5}
     assert (out / PROGRAM).is_file() and (out / "board.py").is_file()
     assert made.entry == "built.json" and made.build is None
     assert made.tool_versions == {"toy": "1.0"}
@@ -167,16 +167,16 @@ def test_building_copies_the_recipe_with_its_options(artifact: Artifact, tmp_pat
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"a":' + "[" * 5000, "\xff", "link", "huge"])
-def test_a_recipe_that_somebody_wrote_is_refused_in_words(artifact: Artifact, tmp_path: Path, text: str) -> None:
-    recipe = artifact.path / "recipe.json"
-    recipe.write_text(text, encoding="latin-1")
+def test_a_blueprint_that_somebody_wrote_is_refused_in_words(artifact: Artifact, tmp_path: Path, text: str) -> None:
+    blueprint = artifact.path / "blueprint.json"
+    blueprint.write_text(text, encoding="latin-1")
     if text == "link":
-        recipe.unlink()
-        recipe.symlink_to("/dev/zero")
+        blueprint.unlink()
+        blueprint.symlink_to("/dev/zero")
     if text == "huge":
-        os.truncate(recipe, 8 << 30)
+        os.truncate(blueprint, 8 << 30)
     (tmp_path / "built").mkdir()
-    with pytest.raises(ArtifactError, match=r"recipe\.json"):
+    with pytest.raises(ArtifactError, match=r"blueprint\.json"):
         build_from(artifact, tmp_path / "built", PROGRAM, "built.json", arguments=[], options={}, python=None)
 
 
@@ -191,7 +191,7 @@ def test_looking_at_a_built_artifact_runs_nothing_of_it(
     monkeypatch.setattr(Target, "preflight", lambda *_: Preflight(this_host()))  # as where the vendor's library is
     names = {"target": target, "toolchain": meant.target.name, "device": meant.device.name}
     manifest = replace(
-        artifact.manifest, **names, files=list_files(artifact.path), entry="recipe.json", requirements=Requirements()
+        artifact.manifest, **names, files=list_files(artifact.path), entry="blueprint.json", requirements=Requirements()
     )
     (artifact.path / MANIFEST_NAME).write_bytes(manifest.to_json())
     loaded = load(artifact.path)
@@ -251,8 +251,8 @@ def test_a_child_does_not_outlive_us(artifact: Artifact) -> None:
 HOST = """
 import sys
 from pathlib import Path
-from deploykit_targets._recipe.host import run_recipe
-run_recipe(Path(sys.argv[1]), ["--hang"], python=None, toolchain="toy")
+from deploykit_targets._on_device.host import run_build_program
+run_build_program(Path(sys.argv[1]), ["--hang"], python=None, toolchain="toy")
 """
 
 
@@ -272,9 +272,9 @@ def is_running(pid: int) -> bool:
     return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_word_that_the_recipes_parser_refuses_is_a_usage_error(artifact: Artifact) -> None:
+def test_a_word_that_the_programs_parser_refuses_is_a_usage_error(artifact: Artifact) -> None:
     with pytest.raises(UsageError, match="argument --runs: "):
-        run_recipe(artifact.path / PROGRAM, ["--runs", "-5"], python=None, toolchain="toy")
+        run_build_program(artifact.path / PROGRAM, ["--runs", "-5"], python=None, toolchain="toy")
 
 
 def test_a_baseline_that_cannot_be_measured_is_refused_first(artifact: Artifact) -> None:
@@ -296,6 +296,6 @@ def test_what_is_built_here_keeps_its_timing_cache(artifact: Artifact) -> None:
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
-    with pytest.raises(board.RecipeError, match="nowhere/a cannot be written: No such file") as caught:
+    with pytest.raises(board.BuildError, match="nowhere/a cannot be written: No such file") as caught:
         board.write_whole(tmp_path / "nowhere" / "a", b"")
     assert caught.value.code == 9

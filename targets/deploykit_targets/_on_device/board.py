@@ -1,4 +1,4 @@
-"""What every recipe needs on the device: golden data, comparison, timing statistics, and serving an engine over pipes.
+"""What every program needs on the device: golden data, comparison, timing statistics, and serving an engine over pipes.
 
 This file is copied into artifacts. It runs where deploykit may not be installed: Python 3.8 and NumPy are enough, so
 it imports nothing else and repeats in small what deploykit has in `parity.py` and `artifact.py`.
@@ -31,9 +31,9 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-# What `recipe.json` holds: read by the programs without looking again.
-_RECIPE_KEYS = {"model": str, "device": str, "arch": str, "precision": str, "inputs": list, "outputs": list}
-# Where the recipe has none of its own: what two kernels that compute the same may differ by, as in `artifact.py`.
+# What `blueprint.json` holds: read by the programs without looking again.
+_BLUEPRINT_KEYS = {"model": str, "device": str, "arch": str, "precision": str, "inputs": list, "outputs": list}
+# Where the blueprint has none of its own: what two kernels that compute the same may differ by, as in `artifact.py`.
 _TOLERANCE = {"min_sqnr_db": 30.0}
 # Set by deploykit, which runs this program in a child process: end when stdin does.
 LIFELINE = "DEPLOYKIT_LIFELINE"
@@ -41,7 +41,7 @@ GATE_MISSED = 6
 """Exit code: all is built, and the golden outputs are not reproduced."""
 
 
-class RecipeError(Exception):
+class BuildError(Exception):
     """A step that cannot be done.
 
     Args:
@@ -55,84 +55,84 @@ class RecipeError(Exception):
         self.hint = hint
 
 
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """Read `recipe.json`: what the artifact is, for which device, and the options of its build.
+def read_blueprint(folder: Path) -> dict[str, Any]:
+    """Read `blueprint.json`: what the artifact is, for which device, and the options of its build.
 
     Raises:
-        RecipeError: code 9; it is not there, not JSON, or lacks what a recipe has.
+        BuildError: code 9; it is not there, not JSON, or lacks what a blueprint has.
     """
     try:
-        recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+        blueprint: dict[str, Any] = json.loads((folder / "blueprint.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        message = f"recipe.json beside this program cannot be read: {error}"
-        raise RecipeError(9, message, "copy the artifact again") from error
-    wrong = _wrong_in(recipe)
+        message = f"blueprint.json beside this program cannot be read: {error}"
+        raise BuildError(9, message, "copy the artifact again") from error
+    wrong = _wrong_in(blueprint)
     if wrong:
-        raise RecipeError(9, f"recipe.json beside this program is damaged: {wrong}", "copy the artifact again")
-    return recipe
+        raise BuildError(9, f"blueprint.json beside this program is damaged: {wrong}", "copy the artifact again")
+    return blueprint
 
 
-def _wrong_in(recipe: Any) -> str:
-    if not isinstance(recipe, dict):
-        return f"it holds {json.dumps(recipe)[:40]}, not an object"
-    absent = [key for key, kind in _RECIPE_KEYS.items() if not isinstance(recipe.get(key), kind)]
+def _wrong_in(blueprint: Any) -> str:
+    if not isinstance(blueprint, dict):
+        return f"it holds {json.dumps(blueprint)[:40]}, not an object"
+    absent = [key for key, kind in _BLUEPRINT_KEYS.items() if not isinstance(blueprint.get(key), kind)]
     if absent:
         return f"{', '.join(absent)} missing or of the wrong kind"
-    if not all(isinstance(recipe.get(key, {}), dict) for key in ("options", "tolerance")):
+    if not all(isinstance(blueprint.get(key, {}), dict) for key in ("options", "tolerance")):
         return "options or tolerance of the wrong kind"
-    if not isinstance(recipe.get("options", {}).get("shapes", []), list):
+    if not isinstance(blueprint.get("options", {}).get("shapes", []), list):
         return "options of the wrong kind"
-    archs = recipe.get("compute_capabilities", [])
+    archs = blueprint.get("compute_capabilities", [])
     if not isinstance(archs, list) or not all(isinstance(arch, str) for arch in archs):
         return "compute_capabilities of the wrong kind"
-    if not isinstance(recipe.get("tolerance", _TOLERANCE).get("min_sqnr_db"), (int, float)):
+    if not isinstance(blueprint.get("tolerance", _TOLERANCE).get("min_sqnr_db"), (int, float)):
         return "tolerance without min_sqnr_db"
-    specs = recipe["inputs"] + recipe["outputs"]
+    specs = blueprint["inputs"] + blueprint["outputs"]
     if not all(isinstance(spec, dict) and {"name", "shape", "dtype"} <= set(spec) for spec in specs):
         return "an input or output without name, shape and dtype"
-    if not all(isinstance(spec.get("example"), list) for spec in recipe["inputs"]):
+    if not all(isinstance(spec.get("example"), list) for spec in blueprint["inputs"]):
         return "an input without its example's shape"
     return ""
 
 
-def read_golden(folder: Path, recipe: dict[str, Any]) -> tuple[Any, ...]:
+def read_golden(folder: Path, blueprint: dict[str, Any]) -> tuple[Any, ...]:
     """Read the golden samples.
 
     Returns:
         Two lists of dicts of arrays, inputs and expected outputs by name; both empty where there is no file yet.
     Raises:
-        RecipeError: code 9; the file is damaged, or not of this recipe.
+        BuildError: code 9; the file is damaged, or not of this blueprint.
     """
     path = folder / "golden.safetensors"
     if not path.is_file():
         return [], []
     try:
-        return _golden_samples(read_safetensors(path), recipe)
+        return _golden_samples(read_safetensors(path), blueprint)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         message = f"golden.safetensors is damaged: {type(error).__name__}: {error}"
-        raise RecipeError(9, message, "copy the artifact again") from error
+        raise BuildError(9, message, "copy the artifact again") from error
 
 
-def golden_of(options: Any, recipe: dict[str, Any]) -> tuple[Any, ...]:
+def golden_of(options: Any, blueprint: dict[str, Any]) -> tuple[Any, ...]:
     """The golden samples that a build is proved on; none where `--no-golden` says that somebody else does it.
 
     Raises:
-        RecipeError: code 9; there are none, so that nothing would be proved, or they are damaged.
+        BuildError: code 9; there are none, so that nothing would be proved, or they are damaged.
     """
     if options.no_golden:
         return [], []
-    samples = read_golden(options.artifact, recipe)
+    samples = read_golden(options.artifact, blueprint)
     if not samples[0]:
         message = f"there is no golden data in {options.artifact} to prove the build on"
-        raise RecipeError(9, message, "copy the artifact again, with golden.safetensors")
+        raise BuildError(9, message, "copy the artifact again, with golden.safetensors")
     return samples
 
 
-def _golden_samples(tensors: dict[str, Any], recipe: dict[str, Any]) -> tuple[Any, ...]:
+def _golden_samples(tensors: dict[str, Any], blueprint: dict[str, Any]) -> tuple[Any, ...]:
     count = len({name.split(".", 2)[1] for name in tensors})
 
     def sample(kind: str, index: int) -> dict[str, Any]:
-        specs = recipe[kind + "s"]
+        specs = blueprint[kind + "s"]
         return {spec["name"]: tensors[f"{kind}.{index}.{spec['name']}"] for spec in specs}
 
     return [sample("input", i) for i in range(count)], [sample("output", i) for i in range(count)]
@@ -200,7 +200,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one.
 
     Raises:
-        RecipeError: code 9; no permission, or no space.
+        BuildError: code 9; no permission, or no space.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -211,7 +211,7 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         message = f"{path} cannot be written: {error.strerror or error}"
-        raise RecipeError(9, message, "check space and permissions, or choose another --out") from error
+        raise BuildError(9, message, "check space and permissions, or choose another --out") from error
 
 
 # -- serving ------------------------------------------------------------------------------------------------
@@ -223,11 +223,11 @@ def serve(open_engine: Any) -> None:
     Args:
         open_engine: makes an object with `run(feeds) -> outputs` and `profile(feeds, runs) -> report`.
     Raises:
-        RecipeError: code 2; somebody else started it.
+        BuildError: code 2; somebody else started it.
     """
     frames: Any = sys.modules.get("frames")
     if frames is None:
-        raise RecipeError(2, "--serve is for deploykit, which opens the artifact with it", "deploykit run --help")
+        raise BuildError(2, "--serve is for deploykit, which opens the artifact with it", "deploykit run --help")
     channel, engine = frames.Channel(), None  # type: Any, Any
     request = channel.receive()
     while request is not None and request.kind != frames.CLOSE:
@@ -238,13 +238,13 @@ def serve(open_engine: Any) -> None:
                 answer = frames.Frame(frames.ANSWER, engine.profile(request.tensors, request.runs))
             else:
                 answer = frames.Frame(frames.ANSWER, {}, engine.run(request.tensors))
-        except RecipeError as failure:
+        except BuildError as failure:
             answer = frames.Frame(frames.ERROR, _described(failure))
         channel.send(answer)
         request = channel.receive()
 
 
-def _described(failure: RecipeError) -> dict[str, Any]:
+def _described(failure: BuildError) -> dict[str, Any]:
     return {"error": str(failure), "hint": failure.hint, "code": failure.code}
 
 
@@ -252,7 +252,7 @@ def _described(failure: RecipeError) -> dict[str, Any]:
 
 
 def parser_of(description: str, add_help: bool = True) -> argparse.ArgumentParser:
-    """The options that every recipe has."""
+    """The options that every build program has."""
     parser = argparse.ArgumentParser(description=description, add_help=add_help)
     parser.add_argument("--artifact", type=Path, default=Path(sys.argv[0]).resolve().parent, help="its folder")
     parser.add_argument("--out", type=Path, help="folder for what is built; by default the artifact's own")
@@ -282,11 +282,11 @@ def folder_for_output(options: Any) -> Path:
     """The folder that takes what is built.
 
     Raises:
-        RecipeError: code 2; it is not there.
+        BuildError: code 2; it is not there.
     """
     out: Path = options.out or options.artifact
     if not out.is_dir():
-        raise RecipeError(2, f"--out {out} is not a folder", "make it first")
+        raise BuildError(2, f"--out {out} is not a folder", "make it first")
     return out
 
 
@@ -301,7 +301,7 @@ def add_shape_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
     parser.add_argument("--shape", action="append", default=given, metavar="NAME=MIN:OPT:MAX", help=ranges)
 
 
-def shape_ranges(recipe: dict[str, Any], options: Any) -> dict[str, Any]:
+def shape_ranges(blueprint: dict[str, Any], options: Any) -> dict[str, Any]:
     """(smallest, usual, largest) shape of every input, each a tuple of sizes, by name.
 
     Where `--shape` says nothing, the example's shape is the usual one, and dynamic axes go over the bounds that the
@@ -309,10 +309,10 @@ def shape_ranges(recipe: dict[str, Any], options: Any) -> dict[str, Any]:
     example's size. The last `--shape` of an input wins.
 
     Raises:
-        RecipeError: `--shape` is malformed, names no input, or contradicts the model's fixed sizes.
+        BuildError: `--shape` is malformed, names no input, or contradicts the model's fixed sizes.
     """
-    found = {spec["name"]: _default_range(spec, options.max_batch) for spec in recipe["inputs"]}
-    return {**found, **given_ranges(recipe["inputs"], options.shape)}
+    found = {spec["name"]: _default_range(spec, options.max_batch) for spec in blueprint["inputs"]}
+    return {**found, **given_ranges(blueprint["inputs"], options.shape)}
 
 
 def given_ranges(inputs: list[Any], texts: Any) -> dict[str, Any]:
@@ -322,7 +322,7 @@ def given_ranges(inputs: list[Any], texts: Any) -> dict[str, Any]:
         inputs: with name and shape each; a dynamic axis is a string.
         texts: `NAME=MIN:OPT:MAX` each; the last of an input wins.
     Raises:
-        RecipeError: malformed, of no input, of an input that has no dynamic axis, or outside its fixed sizes.
+        BuildError: malformed, of no input, of an input that has no dynamic axis, or outside its fixed sizes.
     """
     known = {spec["name"]: spec for spec in inputs}
     dynamic = [name for name, spec in known.items() if any(isinstance(size, str) for size in spec["shape"])]
@@ -331,10 +331,10 @@ def given_ranges(inputs: list[Any], texts: Any) -> dict[str, Any]:
     for text in texts:
         name, shapes = parse_shape(text)
         if name not in known:
-            raise RecipeError(2, f"--shape {text}: there is no input {name!r}", f"inputs: {', '.join(known)}; {hint}")
+            raise BuildError(2, f"--shape {text}: there is no input {name!r}", f"inputs: {', '.join(known)}; {hint}")
         if name not in dynamic:
             message = f"--shape {text}: {name} has no dynamic axis, its shape is always {known[name]['shape']}"
-            raise RecipeError(2, message, hint)
+            raise BuildError(2, message, hint)
         _check_range(text, known[name], shapes)
         found[name] = shapes
     return found
@@ -360,7 +360,7 @@ def parse_shape(text: str) -> tuple[Any, ...]:
     except ValueError:
         shapes = ()
     if not name or len(shapes) != 3:
-        raise RecipeError(
+        raise BuildError(
             2, f"--shape {text} is not NAME=MIN:OPT:MAX", "as in --shape x=1x3x224x224:4x3x224x224:8x3x224x224"
         )
     return name, shapes
@@ -369,19 +369,19 @@ def parse_shape(text: str) -> tuple[Any, ...]:
 def _check_range(text: str, spec: dict[str, Any], shapes: tuple[Any, ...]) -> None:
     sizes = spec["shape"]
     if any(len(shape) != len(sizes) for shape in shapes):
-        raise RecipeError(2, f"--shape {text}: {spec['name']} has {len(sizes)} axes: {sizes}")
+        raise BuildError(2, f"--shape {text}: {spec['name']} has {len(sizes)} axes: {sizes}")
     for axis, (size, low, usual, high) in enumerate(zip(sizes, *shapes)):  # noqa: B905 -- not in Python 3.8
         if not isinstance(size, str) and {low, usual, high} != {size}:
-            raise RecipeError(2, f"--shape {text}: axis {axis} of {spec['name']} is always {size}")
+            raise BuildError(2, f"--shape {text}: axis {axis} of {spec['name']} is always {size}")
         if not 1 <= low <= usual <= high:
-            raise RecipeError(2, f"--shape {text}: axis {axis} is not 1 <= {low} <= {usual} <= {high}")
+            raise BuildError(2, f"--shape {text}: axis {axis} is not 1 <= {low} <= {usual} <= {high}")
 
 
 def run_program(main: Any, arguments: Any) -> int:
     """Run `main(arguments) -> report`; print the report, or the failure, as one line of JSON; return the exit code."""
     try:
         report = main(arguments)
-    except RecipeError as failure:
+    except BuildError as failure:
         print(json.dumps(_described(failure)))
         sys.stderr.write("error: {}\n{}".format(failure, f"  -> {failure.hint}\n" if failure.hint else ""))
         return failure.code
@@ -405,15 +405,15 @@ def run_cli(main: Any, parse: Any) -> int:
 
     Args:
         main: takes the parsed options, returns the report.
-        parse: takes arguments and the options of `recipe.json`.
+        parse: takes arguments and the options of `blueprint.json`.
     """
     if os.environ.get(LIFELINE):
         threading.Thread(target=_end_with_parent, daemon=True).start()
     arguments = sys.argv[1:]
     folder = parser_of("", add_help=False).parse_known_args(arguments)[0].artifact
     try:
-        known = read_recipe(folder).get("options", {})
-    except RecipeError:
+        known = read_blueprint(folder).get("options", {})
+    except BuildError:
         known = {}
     return run_program(main, parse(arguments, known))
 
@@ -425,16 +425,16 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # not sys.exit: the main thread is inside a vendor's library
 
 
-def check_golden(engine: Any, inputs: list[Any], outputs: list[Any], recipe: dict[str, Any]) -> dict[str, Any]:
+def check_golden(engine: Any, inputs: list[Any], outputs: list[Any], blueprint: dict[str, Any]) -> dict[str, Any]:
     """Run the golden inputs and compare with the golden outputs.
 
     Returns:
-        SQNR and largest difference per output, and under `failures` what is outside the recipe's tolerance.
+        SQNR and largest difference per output, and under `failures` what is outside the blueprint's tolerance.
     """
     if not inputs:
         return {}
     found = compare(outputs, [engine.run(feeds) for feeds in inputs])
-    least = {**_TOLERANCE, **recipe.get("tolerance", {})}["min_sqnr_db"]
+    least = {**_TOLERANCE, **blueprint.get("tolerance", {})}["min_sqnr_db"]
     failures = [
         f"SQNR of {name} is {figures['sqnr_db']:.1f} dB, below {least:g} dB"
         for name, figures in found.items()
