@@ -1,4 +1,4 @@
-"""Places: where a session runs. Here, in a child process, under emulation of another CPU, on a board over SSH.
+"""Places: where a session runs. Here, in a child process, under emulation of another CPU, on a board over ssh or adb.
 
     with deploykit.load("out/model").open(place=Ssh("pi@board")) as session:
         session.run({"x": array})
@@ -12,13 +12,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deploykit.places.adb import Adb
     from deploykit.places.place import Child, Here, Place
     from deploykit.places.qemu import Qemu
     from deploykit.places.ssh import Ssh
 
-_HOME = {"Child": "place", "Here": "place", "Place": "place", "Qemu": "qemu", "Ssh": "ssh"}
+_HOME = {"Adb": "adb", "Child": "place", "Here": "place", "Place": "place", "Qemu": "qemu", "Ssh": "ssh"}
 
-__all__ = ["Child", "Here", "Place", "Qemu", "Ssh"]
+__all__ = ["Adb", "Child", "Here", "Place", "Qemu", "Ssh"]
 
 
 def __getattr__(name: str) -> Any:

@@ -48,9 +48,7 @@ _RUN_MODULE = (
 )
 _LOOKS = "import importlib.util as u; sys.exit(u.find_spec('deploykit') is None)"
 _SERVES = (
-    "try: from deploykit.places.serve import main\n"
-    f"except ImportError as why: sys.stderr.write(str(why)); sys.exit({OTHER_VERSION})\n"
-    "main()\n"
+    "try: from {module} import main\nexcept ImportError as why: sys.stderr.write(str(why)); sys.exit({other})\nmain()\n"
 )
 
 
@@ -82,9 +80,14 @@ def code_command(python: str, code: str, *arguments: str | Path) -> list[str]:
     return [python, "-c", _FORGET + code, *map(str, arguments)]
 
 
-def server_code(*, looks: bool = False) -> str:
-    """Code for `python -c` that serves the session protocol, or only `looks` whether deploykit is installed there."""
-    return _FORGET + (_LOOKS if looks else _SERVES)
+def server_code(module: str = "deploykit.places.serve", *, looks: bool = False) -> str:
+    """Code for `python -c` that serves the session protocol, or only `looks` whether deploykit is installed there.
+
+    Args:
+        module: whose `main` serves.
+        looks: only end with 0 where it is installed.
+    """
+    return _FORGET + (_LOOKS if looks else _SERVES.format(module=module, other=OTHER_VERSION))
 
 
 def import_path(module: str) -> list[str]:

@@ -78,11 +78,11 @@ class Artifact(StoredArtifact):
         It is copied to the board over SSH, and code is executed there.
 
         Args:
-            address: as for `ssh`, such as `user@host`.
+            address: as for `ssh`, such as `user@host`; or `adb:SERIAL` for an Android device.
         """
-        from deploykit.places.ssh import Ssh
+        from deploykit.places.address import board_at
 
-        return self.at(Ssh(address))
+        return self.at(board_at(address))
 
     def at(self, place: Place) -> Artifact:
         """The same artifact, opened, verified and profiled in another place; see `deploykit.places`."""

@@ -452,13 +452,13 @@ class Target(ABC):
         Using it copies the artifact to the board and executes code there.
 
         Args:
-            address: as for `ssh`, such as `user@host`.
+            address: as for `ssh`, such as `user@host`; or `adb:SERIAL`.
         Raises:
             UsageError: this is no address.
         """
-        from deploykit.places.ssh import Ssh
+        from deploykit.places.address import board_at
 
-        return self.at(Ssh(address))
+        return self.at(board_at(address))
 
     def place(self, artifact: StoredArtifact) -> Place:
         """Where `artifact` is opened; override it where this machine's own processor cannot run it."""

@@ -38,9 +38,9 @@ echo "$address: $*" >> "$STAND_IN/log"
 export HOME="$STAND_IN/home"; cd "$HOME"
 case "$STAND_IN_FAULT:$*" in
   unreachable:*) echo "ssh: connect to host $address port 22: No route to host" >&2; exit 255;;
-  cut:*"cat >"*) head -c 50 | sh -c "$*"; exit 255;;
-  damaged:*"cat >"*) head -c 50 | sh -c "$*"; exit $?;;
-  full:*"cat >"*) echo "sh: write error: No space left on device" >&2; exit 1;;
+  cut:*"dd bs"*) head -c 50 | sh -c "$*"; exit 255;;
+  damaged:*"dd bs"*) tr a-z A-Z | sh -c "$*"; exit $?;;
+  full:*"dd bs"*) echo "sh: write error: No space left on device" >&2; exit 1;;
   silent:*python*) exec sleep 60;;
   noisy:*python*) echo "Welcome to this board"; exec sh -c "$*";;
   line:*python*) sh -c "$*"; exit 255;;

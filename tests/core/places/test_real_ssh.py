@@ -6,11 +6,7 @@ The user's own configuration, keys and known hosts are not touched: a program ca
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,82 +18,38 @@ import pytest
 from deploykit.contract.errors import DeviceError
 from deploykit.judge.profiling import Effort
 from deploykit.places import Ssh
+from deploykit.testing.loopback import ADDRESS, Loopback
 
 FEEDS = {"x": np.full((1, 4), 0.5, np.float32)}
-SERVER = """
-ListenAddress 127.0.0.1
-Port {port}
-HostKey {folder}/host
-AuthorizedKeysFile {folder}/user.pub
-PidFile none
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-SetEnv HOME={folder}/home
-AcceptEnv PYTHONPATH
-"""
-CLIENT = """#!/bin/sh
-exec {ssh} -F none -p {port} -i {folder}/user -o IdentitiesOnly=yes -o UserKnownHostsFile={folder}/known \\
-  -o StrictHostKeyChecking=accept-new -o SendEnv=PYTHONPATH "$@"
-"""
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, int]]:
-    """Folder with keys, and port and process of a server that lets in who has them."""
-    sshd, keygen = (
-        shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"),
-        shutil.which("ssh-keygen"),
-    )
-    if sshd is None or keygen is None or shutil.which("ssh") is None:
-        pytest.skip("needs the Debian packages openssh-server and openssh-client")
-    folder = tmp_path_factory.mktemp("sshd")
-    (folder / "home").mkdir()
-    for name in ("host", "user"):
-        subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (folder / "config").write_text(SERVER.format(port=port, folder=folder), encoding="utf-8")
-    if os.geteuid() == 0:  # it then wants the folder that its service script makes
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    with (folder / "log").open("wb") as log:
-        started = subprocess.Popen([sshd, "-D", "-e", "-f", str(folder / "config")], stderr=log)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     try:
-        for _ in range(100):
-            if started.poll() is not None or b"Server listening" in (folder / "log").read_bytes():
-                break
-            time.sleep(0.05)
-        if started.poll() is not None:
-            pytest.skip(f"this machine's sshd does not start: {(folder / 'log').read_text()[-300:]}")
-        yield folder, port, started.pid
-    finally:
-        started.kill()
-        started.wait()
+        found = Loopback(tmp_path_factory.mktemp("sshd") / "board")
+    except DeviceError as error:
+        pytest.skip(error.message)
+    yield found
+    found.kill()
 
 
 @pytest.fixture
-def address(server: tuple[Path, int, int], tmp_path: Path, toy_children: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    folder, port, _ = server
-    program = tmp_path / "bin/ssh"
-    program.parent.mkdir()
-    program.write_text(CLIENT.format(folder=folder, port=port, ssh=shutil.which("ssh")), encoding="utf-8")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+def address(server: Loopback, tmp_path: Path, toy_children: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("PATH", str(server.write_client(tmp_path / "bin/ssh").parent), prepend=os.pathsep)
     monkeypatch.setenv("DEPLOYKIT_BOARD_PYTHON", sys.executable)
-    return "127.0.0.1"
+    return ADDRESS
 
 
-def test_an_artifact_on_it(toy: Any, address: str, server: tuple[Path, int, int], tmp_path: Path) -> None:
+def test_an_artifact_on_it(toy: Any, address: str, server: Loopback, tmp_path: Path) -> None:
     artifact = toy.write_artifact(tmp_path / "art").on_board(address)
     assert artifact.verify().max_abs == 0
     profile = artifact.plugin().profile(artifact, effort=Effort(seconds=0.02))
     assert profile.runs >= 20 and "measured on 127.0.0.1" in profile.notes[0]
-    there = [path.name for path in (server[0] / "home/.cache/deploykit").rglob("*") if path.is_file()]
+    there = [path.name for path in (server.home / ".cache/deploykit").rglob("*") if path.is_file()]
     assert sorted(there) == ["golden.safetensors", "manifest.json", "matrix.npy"]
 
 
-def test_a_line_that_is_cut(toy: Any, address: str, server: tuple[Path, int, int], tmp_path: Path) -> None:
+def test_a_line_that_is_cut(toy: Any, address: str, server: Loopback, tmp_path: Path) -> None:
     with toy.write_artifact(tmp_path / "art").open(place=Ssh(address)) as session:
         assert session.run(FEEDS)
         psutil.Process(session._peer.process.pid).terminate()
@@ -107,14 +59,38 @@ def test_a_line_that_is_cut(toy: Any, address: str, server: tuple[Path, int, int
             session.run(FEEDS)
 
 
-def test_nothing_outlives_the_line(toy: Any, address: str, server: tuple[Path, int, int], tmp_path: Path) -> None:
-    session = toy.write_artifact(tmp_path / "art").open(place=Ssh(address))
-    there = psutil.Process(server[2]).children(recursive=True)
-    assert any("deploykit.places.serve" in " ".join(process.cmdline()) for process in there)
+def test_nothing_outlives_the_line(toy: Any, address: str, server: Loopback, tmp_path: Path) -> None:
+    before = set(psutil.Process(server.pid).children(recursive=True))
+    place = Ssh(address)
+    session = toy.write_artifact(tmp_path / "art").open(place=place)
+    there = list(set(psutil.Process(server.pid).children(recursive=True)) - before)
+    served = [process for process in there if "deploykit.places.serve" in " ".join(process.cmdline())]
+    assert served
     session._peer.process.kill()
     session.close()
-    _, alive = psutil.wait_procs(there, timeout=10)
-    assert not alive
+    assert not psutil.wait_procs(served, timeout=10)[1]
+    place.line.close()
+    assert not psutil.wait_procs(there, timeout=10)[1]
+
+
+def test_commands_share_a_connection(toy: Any, address: str, server: Loopback, tmp_path: Path) -> None:
+    def accepted() -> int:
+        return (server.folder / "log").read_text(encoding="utf-8").count("Accepted publickey")
+
+    before, place = accepted(), Ssh(address)
+    assert toy.write_artifact(tmp_path / "art").at(place).verify().max_abs == 0
+    assert accepted() == before + 1
+    place.line.close()
+    place.line.run("true")
+    assert accepted() == before + 2
+    place.line.close()
+
+
+def test_the_users_own_shared_connection_is_used(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin/ssh"
+    own = program.read_text().replace(" -p ", " -o ControlPath=/tmp/users-own-%C -p ", 1)
+    program.write_text(own, encoding="utf-8")
+    assert not any("ControlPath" in word for word in Ssh(address).line.words())
 
 
 def test_a_key_that_is_not_let_in(toy: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

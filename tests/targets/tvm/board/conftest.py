@@ -21,8 +21,8 @@ cd "$HOME"
 command=$(printf '%s' "$*" | sed "s#cd; .cache#cd; qemu-aarch64-static -cpu $FAKE_CPU .cache#")
 case "$FAKE_FAULT:$*" in
   unreachable:*) echo "ssh: connect to host $address port 22: No route to host" >&2; exit 255;;
-  cut:*cat*) head -c 1000 | sh -c "$command"; exit 255;;
-  damaged:*cat*) head -c 1000 | sh -c "$command"; exit $?;;
+  cut:*"dd bs"*) head -c 1000 | sh -c "$command"; exit 255;;
+  damaged:*"dd bs"*) tr '\\000' x | sh -c "$command"; exit $?;;
   lost:*"/run "*) exit 255;;
   killed:*"/run "*) exit 137;;
   silent:*"/run "*) exec sleep 60;;
