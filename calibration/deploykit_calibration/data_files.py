@@ -1,4 +1,4 @@
-"""Files of calibration data, `.npz` and `.safetensors`, read in pieces: a file larger than memory can be used."""
+"""Files of calibration data (.npz, .safetensors, .npy), read in pieces: a file larger than memory can be used."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deploykit.contract.errors import CalibrationError, UsageError
+from deploykit.contract.naming import UNNAMED, matched
 from deploykit.contract.reading import open_regular
 
 _FILE_ROWS = 32
@@ -25,13 +26,13 @@ def open_file(path: Path, names: list[str]) -> Callable[[], Iterator[Any]]:
     """Begin passes over a file's batches, dicts of arrays by input name; nothing is read yet.
 
     Args:
-        names: the inputs' names, which the file's arrays must have; the only array may be unnamed.
+        names: the inputs' names, which the file's arrays must have; the only array serves the only input.
 
     Raises:
         UsageError: no suffix that is known here.
         CalibrationError: while a pass runs: the file is missing, damaged, or lacks an input.
     """
-    readers: dict[str, Reader] = {".npz": _npz_arrays, ".safetensors": _safetensors_arrays}
+    readers: dict[str, Reader] = {".npz": _npz_arrays, ".safetensors": _safetensors_arrays, ".npy": _npy_array}
     if path.suffix not in readers:
         raise UsageError(
             f"{path}: calibration files are {' or '.join(readers)}, not {path.suffix or 'without a suffix'}",
@@ -54,28 +55,24 @@ def _batches(path: Path, reader: Reader, names: list[str]) -> Iterator[Any]:
         raise CalibrationError(f"{path}: cannot read this calibration file: {error}") from error
 
 
-_UNNAMED = "arr_0"  # what numpy.savez calls an array that was given no name
-
-
-def _select(path: Path, have: list[str], names: list[str]) -> dict[str, str]:
-    """Input name -> name in the file. An array saved without a name serves a model with one input."""
-    if all(name in have for name in names):
-        return {name: name for name in names}
-    if len(names) == 1 and have == [_UNNAMED]:
-        return {names[0]: have[0]}
-    raise CalibrationError(
-        f"{path}: has the arrays {', '.join(sorted(have)) or '(none)'}; the model's inputs are {', '.join(names)}",
-        hint="name the arrays like the inputs: numpy.savez(path, " + ", ".join(f"{n}=..." for n in names) + ")",
-    )
-
-
 def _npz_arrays(path: Path, names: list[str]) -> dict[str, Slicer]:
     """Rows streamed out of the archive's members, so that a file larger than memory can be used."""
     with open_regular(path, links=True):  # no pipe or device, which would never end
         archive = zipfile.ZipFile(path)
     members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-    chosen = _select(path, list(members), names)
+    chosen = matched(str(path), members, names, error=CalibrationError)
     return {name: _npy_rows(archive, members[member]) for name, member in chosen.items()}
+
+
+def _npy_array(path: Path, names: list[str]) -> dict[str, Slicer]:
+    """The array of a .npy file, for a model with one input; mapped, so that a file larger than memory can be used."""
+    with open_regular(path, links=True):
+        chosen = matched(str(path), [UNNAMED], names, error=CalibrationError)
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not array.ndim:
+        raise CalibrationError(f"{path} is a single number; axis 0 must count samples")
+    npy_row_bytes(str(path), array.shape, array.dtype, whole=False)
+    return {name: _rows_in_memory(array) for name in chosen}
 
 
 def _npy_rows(archive: zipfile.ZipFile, member: str) -> Slicer:
@@ -132,7 +129,7 @@ def _rows_in_memory(array: Any) -> Slicer:
     def take(rows: int) -> Any:
         nonlocal at
         at += rows
-        return array[at - rows : at]
+        return np.array(array[at - rows : at])  # a mapped file is read here
 
     return take
 
@@ -142,7 +139,7 @@ def _safetensors_arrays(path: Path, names: list[str]) -> dict[str, Slicer]:
 
     with open_regular(path, links=True):
         file: Any = safe_open(path, framework="pt")
-    chosen = _select(path, list(file.keys()), names)
+    chosen = matched(str(path), list(file.keys()), names, error=CalibrationError)
     return {name: _safetensors_rows(file.get_slice(member)) for name, member in chosen.items()}
 
 

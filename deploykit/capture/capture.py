@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from deploykit.capture.functionalise import writes_through_views
 from deploykit.capture.inputs import tree_of, unique_name
 from deploykit.capture.model import CapturedModel
 from deploykit.capture.normalise import Pass, passes
+from deploykit.capture.offered import with_free_axes
 from deploykit.capture.origins import origin_of
 from deploykit.capture.refuse import refuse_randomness, refuse_state, refuse_value_dependent_sizes
 from deploykit.capture.sources import Source, resolve
@@ -45,7 +47,9 @@ def capture(
             Weights on the CPU in float32 are shared, not copied: do not train on while the capture is in use.
         example_inputs: tuple (positional), dict (by name) or one tensor; None asks the model.
         dynamic_batch: axis 0 of every input is one dynamic axis, `batch`.
-        dynamic_shapes: dynamic axes as torch.export takes them; excludes `dynamic_batch`.
+        dynamic_shapes: dynamic axes as torch.export takes them, or by name, `{"x": {0: "batch", 1: "length"}}`;
+            excludes `dynamic_batch`. Inputs that a Hugging Face model makes up itself (`dummy_inputs`) have a dynamic
+            batch and sequence where neither is given.
         trainable: the parameters will change: what one computes is kept even where its present value makes it neutral
             (a scale of ones, say).
 
@@ -60,7 +64,13 @@ def capture(
         raise UsageError("dynamic_batch and dynamic_shapes exclude each other", hint="pass one of them")
     with torch.inference_mode(False):  # callers may be inside one, where nothing can be traced
         source = resolve(model, example_inputs)
+        if source.dummies and not dynamic_batch and dynamic_shapes is None:
+            return with_free_axes(source.kwargs, partial(_shaped, source, trainable=trainable))
         return _capture(source, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes, trainable=trainable)
+
+
+def _shaped(source: Source, dynamic_shapes: Any, *, trainable: bool) -> CapturedModel:
+    return _capture(source, dynamic_batch=False, dynamic_shapes=dynamic_shapes, trainable=trainable)
 
 
 def _capture(source: Source, *, dynamic_batch: bool, dynamic_shapes: Any, trainable: bool) -> CapturedModel:

@@ -74,7 +74,16 @@ def _axes_at(shapes: Any, leaf: Leaf) -> dict[int, Any]:
     if found is None:
         return {}
     pairs = found.items() if isinstance(found, Mapping) else enumerate(found)
-    return {int(axis): dim for axis, dim in pairs if _is_dynamic(dim)}
+    axes = {int(axis): dim for axis, dim in pairs if _is_dynamic(dim)}
+    odd = [dim for dim in axes.values() if isinstance(dim, str) and not dim.isidentifier()]
+    if odd:
+        raise UsageError(f"{odd[0]!r} names no axis", hint='give a name of letters, digits and _, such as "batch"')
+    return axes
+
+
+def dim_of(asked: Any) -> Any:
+    """What torch.export is given for an axis: one that has a name alone finds its bounds itself."""
+    return Dim.DYNAMIC if isinstance(asked, str) else asked
 
 
 def _is_dynamic(dim: Any) -> bool:
@@ -108,12 +117,14 @@ class Symbols:
     def _name(self, symbol: Any, name: str, axis: int, dim: Any, constraints: Mapping[Any, Any]) -> None:
         if symbol in self._names:
             return
-        given = None if dim is None or isinstance(dim, _DimHint) else getattr(dim, "__name__", None)
+        given = dim if isinstance(dim, str) else None if isinstance(dim, _DimHint) else getattr(dim, "__name__", None)
         free = BATCH if axis == 0 and BATCH not in self.ranges else f"{name}_dim_{axis}"
         self._names[symbol] = chosen = given or free
         found = constraints.get(symbol)
         upper = None if found is None or not found.upper.is_Integer else int(found.upper)
-        self.ranges[chosen] = (1 if found is None else max(int(found.lower), 1), upper)
+        lower = 1 if found is None else max(int(found.lower), 1)
+        # PyTorch begins at 2 where no bound is given, because it takes a traced 1 for a constant; 1 works all the same.
+        self.ranges[chosen] = (1 if lower == 2 and isinstance(dim, str) else lower, upper)
 
     def size(self, size: Any) -> int | str:
         """An int, or the text of a symbolic size such as `batch` or `batch*2`."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deploykit.contract.errors import CalibrationError
+from deploykit.contract.naming import UNNAMED
 from deploykit.contract.reading import open_regular
 
 _LARGEST_BYTES = 1 << 30
@@ -24,12 +25,12 @@ def first_rows(path: Path) -> dict[str, Tensor]:
     """The first row of every array, as a batch of one.
 
     Args:
-        path: `.npz` or `.safetensors`; axis 0 of every array counts samples. Arrays of another kind (Python objects, no
-            rows) are left out; a file with another suffix gives none.
+        path: `.npz`, `.safetensors` or `.npy`; axis 0 of every array counts samples. Arrays of another kind (Python
+            objects, no rows) are left out; a file with another suffix gives none.
     Raises:
         CalibrationError: the file is missing or damaged.
     """
-    readers = {".npz": _npz, ".safetensors": _safetensors}
+    readers = {".npz": _npz, ".safetensors": _safetensors, ".npy": _npy_file}
     reader = readers.get(path.suffix)
     if reader is None:
         return {}
@@ -44,6 +45,14 @@ def _npz(path: Path) -> dict[str, Tensor]:
     with open_regular(path, links=True), zipfile.ZipFile(path) as archive:
         rows = {name.removesuffix(".npy"): _npy(archive, name) for name in archive.namelist()}
     return {name: torch.from_numpy(row) for name, row in rows.items() if row is not None}
+
+
+def _npy_file(path: Path) -> dict[str, Tensor]:
+    with open_regular(path, links=True):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not array.ndim or not len(array) or array.dtype.kind not in "fiub":
+        return {}
+    return {UNNAMED: torch.from_numpy(np.array(array[:1]))}
 
 
 def _npy(archive: zipfile.ZipFile, member: str) -> np.ndarray[Any, Any] | None:

@@ -37,6 +37,7 @@ class CapturedModel:
         derivations: how each stored tensor follows from the model's own, by the target of its `get_attr` node; one that
             is not here is a literal.
         trainable: parameters will change: no constant was left out for the value that it has now.
+        remarks: what must be said of the inputs that were taken.
         derived: what others work out from the graph once, by who they are; a replaced graph begins with nothing.
     """
 
@@ -52,6 +53,7 @@ class CapturedModel:
     model_name: str = "model"
     derivations: Mapping[str, Derivation] = field(default_factory=dict)
     trainable: bool = False
+    remarks: tuple[str, ...] = ()
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def feeds(self, batch: Any) -> dict[str, Tensor]:

@@ -6,9 +6,7 @@ Face are recognised by what they offer (`example_input_array`, `dummy_inputs`), 
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from deploykit.capture.example_file import first_rows
+from deploykit.capture.factories import made_by
 from deploykit.capture.inputs import register_dataclasses
 from deploykit.contract.errors import CalibrationError, UsageError
 
@@ -33,12 +32,14 @@ class Source:
         model: a module, or a program that somebody exported.
         args, kwargs: example inputs, positional and by name, as `forward` is called.
         parameters: positional parameter names of `forward`; a last `*name` takes any number.
+        dummies: the inputs are those that a Hugging Face model makes up for itself; nobody chose their sizes.
     """
 
     model: nn.Module | ExportedProgram
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     parameters: tuple[str, ...]
+    dummies: bool = False
 
 
 def resolve(model: Any, example_inputs: Any = None) -> Source:
@@ -58,6 +59,7 @@ def resolve(model: Any, example_inputs: Any = None) -> Source:
     example_inputs = offered if example_inputs is None else example_inputs
     if isinstance(found, ExportedProgram):
         return _from_program(found, example_inputs)
+    dummies = example_inputs is None and getattr(found, "example_input_array", None) is None
     if example_inputs is None:
         example_inputs = _own_inputs(found)
     parameters = _parameters(found)
@@ -70,7 +72,7 @@ def resolve(model: Any, example_inputs: Any = None) -> Source:
         )
     args, kwargs = _as_call(example_inputs)
     kwargs = _checked_names(found, kwargs)
-    return Source(found, args, kwargs, parameters)
+    return Source(found, args, kwargs, parameters, dummies=dummies)
 
 
 def load_model(model: Any) -> tuple[nn.Module | ExportedProgram, Any]:
@@ -81,7 +83,7 @@ def load_model(model: Any) -> tuple[nn.Module | ExportedProgram, Any]:
     """
     example_inputs = None
     if isinstance(model, str):
-        model = _from_factory(model)
+        model = made_by(model)
         if isinstance(model, tuple) and len(model) == 2:
             model, example_inputs = model
     model = _unwrapped(model)
@@ -191,43 +193,6 @@ def _call_loader(method: Any, name: str) -> Any:
         ) from e
     several = isinstance(loader, list | tuple) and loader and hasattr(loader[0], "dataset")
     return loader[0] if several else loader
-
-
-def _from_factory(text: str) -> Any:
-    module_name, _, attribute = text.partition(":")
-    if not module_name or not attribute:
-        raise UsageError(f"{text!r} is not of the form 'package.module:factory'")
-    module = _import(module_name, text)
-    found: Any = module
-    for step in attribute.split("."):
-        if not hasattr(found, step):
-            raise UsageError(f"{text!r}: {module_name} has no {attribute!r}")
-        found = getattr(found, step)
-    if isinstance(found, nn.Module | ExportedProgram):
-        return found
-    try:
-        return found()
-    except Exception as e:
-        raise UsageError(f"{text!r} failed when called: {type(e).__name__}: {e}") from e
-
-
-def _import(module_name: str, text: str) -> Any:
-    """Import a module, from the working directory too."""
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        importlib.invalidate_caches()
-        return importlib.import_module(module_name)
-    except Exception as e:
-        raise UsageError(
-            f"{text!r} cannot be imported: {type(e).__name__}: {e}",
-            hint="run from the folder that holds the module, or install its package",
-        ) from e
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
 
 
 def _from_program(program: ExportedProgram, example_inputs: Any) -> Source:

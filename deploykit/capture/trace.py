@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from deploykit.capture.borrowed import as_cpu_float32, borrowed
-from deploykit.capture.dynamic import Axes, axes_of, batch_axes, doubled
+from deploykit.capture.dynamic import Axes, axes_of, batch_axes, dim_of, doubled
 from deploykit.capture.failures import Place, first_line, translated
 from deploykit.capture.inputs import Leaf, flatten_inputs, key_of, register_dataclasses, unique_name
 from deploykit.capture.sources import Source
@@ -177,7 +177,8 @@ def _shapes(
     """torch.export's dynamic_shapes for these axes: a dict by argument, in the structure of the inputs."""
     if not any(axes.values()):
         return None
-    args, kwargs = pytree.tree_unflatten([dict(axes.get(leaf.name, {})) or None for leaf, _ in flat], structure)
+    dims = [{axis: dim_of(asked) for axis, asked in axes.get(leaf.name, {}).items()} or None for leaf, _ in flat]
+    args, kwargs = pytree.tree_unflatten(dims, structure)
     shapes: dict[str, Any] = {}
     for index, shape in enumerate(args):
         if parameters[min(index, len(parameters) - 1)].startswith("*"):

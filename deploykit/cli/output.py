@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
+from deploykit.cli.words import spoken
 from deploykit.contract.errors import DeploykitError, GateError
 
 if TYPE_CHECKING:
@@ -133,13 +134,14 @@ def report_error(error: DeploykitError, *, as_json: bool, debug: bool) -> int:
     """
     if debug:
         _print_traceback(error)
+    message, hint = spoken(error.message), spoken(error.hint) if error.hint else error.hint
     document: dict[str, Any] = {
         "type": type(error).__name__,
-        "message": error.message,
-        "hint": error.hint,
+        "message": message,
+        "hint": hint,
         "exit_code": error.exit_code,
     }
-    lines = [f"error: {error.message}", *([f"  -> {error.hint}"] if error.hint else [])]
+    lines = [f"error: {message}", *([f"  -> {hint}"] if hint else [])]
     if isinstance(error, GateError) and error.ladder:
         document["ladder"] = list(error.ladder)
     if isinstance(error, GateError) and error.candidate is not None:

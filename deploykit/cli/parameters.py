@@ -18,6 +18,21 @@ from deploykit.contract.errors import CalibrationError, UsageError
 if TYPE_CHECKING:
     from deploykit.plugin.artifact import Artifact
 
+
+def _targets(incomplete: str) -> list[str]:
+    """Names that the shell offers for --target."""
+    from deploykit.plugin.registry import targets
+
+    return [info.name for info in targets() if info.name.startswith(incomplete)]
+
+
+def _precisions(incomplete: str) -> list[str]:
+    """Names that the shell offers for --precision."""
+    from deploykit.contract.precision import Precision, registered
+
+    return [name for name in ("auto", *Precision, *registered()) if name.startswith(incomplete)]
+
+
 # Both are acted on in `app.run`, which must know them even where the parsing of the rest fails.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -46,15 +61,22 @@ Model = Annotated[
 ]
 Target = Annotated[
     str | None,
-    typer.Option(help="Device, toolchain, or device:toolchain; see `deploykit targets`.  [default: x86-cpu]"),
+    typer.Option(
+        help="Device, toolchain, or device:toolchain; see `deploykit targets`.  [default: x86-cpu]",
+        autocompletion=_targets,
+    ),
 ]
 PrecisionName = Annotated[
-    str | None, typer.Option("--precision", help="Such as fp32, fp16, int8, int8-dynamic.  [default: int8]")
+    str | None,
+    typer.Option(
+        "--precision", help="Such as fp32, fp16, int8, int8-dynamic.  [default: int8]", autocompletion=_precisions
+    ),
 ]
 Calibration = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="Data for static precisions: .npz or .safetensors with an array per input, or `synthetic`."
+        metavar="FILE",
+        help="Data for static precisions: .npz or .safetensors with an array per input, .npy for one, or `synthetic`.",
     ),
 ]
 Output = Annotated[
@@ -76,6 +98,16 @@ Evaluate = Annotated[
 ]
 MaxDrop = Annotated[float | None, typer.Option(help="How much lower the metric may be, in its own unit.")]
 DynamicBatch = Annotated[bool, typer.Option("--dynamic-batch", help="Keep axis 0 of every input dynamic.")]
+DynamicShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INPUT=AXES",
+        help="Dynamic axes of an input, such as x=batch,3,height,width: a name is dynamic, a number fixed; repeatable.",
+    ),
+]
+Progress = Annotated[
+    bool, typer.Option("--progress/--no-progress", help="Say on standard error what is being done; bars on a terminal.")
+]
 CacheDir = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="Keep calibration statistics here, and reuse them.")
 ]
@@ -107,7 +139,7 @@ def check_calibration(calibration: str | None) -> None:
     if calibration is not None and calibration != _SYNTHETIC and not Path(calibration).is_file():
         raise CalibrationError(
             f"there is no calibration file {calibration!r}",
-            hint=f"pass an .npz or .safetensors file with one array per input, or `--calibration {_SYNTHETIC}`",
+            hint=f"pass an .npz, .npy or .safetensors file with an array per input, or `--calibration {_SYNTHETIC}`",
         )
 
 
@@ -164,6 +196,29 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--option {key} is given twice")
         found[key] = _value_of(key, value.strip())
     return found
+
+
+def axes_by_name(given: Sequence[str] | None) -> dict[str, dict[int, str]] | None:
+    """`x=batch,3,height` as the API has it, `{"x": {0: "batch", 2: "height"}}`; None where nothing is given.
+
+    Raises:
+        UsageError: of another form, an input twice, or an axis that is neither a name nor a size.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for text in given or ():
+        name, separator, axes = text.partition("=")
+        name, hint = name.strip(), "--dynamic-shapes x=batch,3,height,width"
+        if not separator or not name or not axes.strip():
+            raise UsageError(f"--dynamic-shapes {text!r} is not of the form INPUT=AXIS,AXIS,...", hint=hint)
+        if name in found:
+            raise UsageError(f"--dynamic-shapes {name} is given twice", hint="give all axes of an input at once")
+        sizes = [axis.strip() for axis in axes.split(",")]
+        odd = [axis for axis in sizes if not (axis.isidentifier() or axis.isdigit())]
+        if odd:
+            message = f"--dynamic-shapes {text!r}: {odd[0]!r} is neither a name of a dynamic axis nor a fixed size"
+            raise UsageError(message, hint=hint)
+        found[name] = {at: axis for at, axis in enumerate(sizes) if not axis.isdigit()}
+    return found or None
 
 
 def _value_of(key: str, text: str) -> Any:

@@ -28,6 +28,7 @@ class Device:
         precisions: what the silicon computes in; the toolchain may support more by emulation.
         default: whether `toolchain` is the one taken when only the device is named.
         generic: whether this is the device taken when only the toolchain is named.
+        also: other words that people have for it (`rpi`, `gpu`), in lower case; they are offered, never taken for it.
         features: instruction sets or units that change the recipe (`avx512_vnni`, `dla`).
         peak_tops: operations per second by precision, in 1e12 (a multiply-accumulate is two).
         memory_gb_per_s: memory bandwidth in 1e9 bytes per second, or None.
@@ -43,6 +44,7 @@ class Device:
     precisions: tuple[Precision, ...]
     default: bool = False
     generic: bool = False
+    also: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     peak_tops: Mapping[str, float] = field(default_factory=dict)
     memory_gb_per_s: float | None = None
@@ -78,6 +80,6 @@ def _devices(text: str, toolchain: str) -> Mapping[str, Device]:
 def _device(name: str, toolchain: str, table: Mapping[str, Any]) -> Device:
     known = {key: value for key, value in table.items() if key in _FIELDS}
     known["precisions"] = tuple(Precision(value) for value in table["precisions"])
-    known["features"] = tuple(table.get("features", ()))
+    known |= {key: tuple(table.get(key, ())) for key in ("also", "features")}
     extra = {key: value for key, value in table.items() if key not in _FIELDS}
     return Device(name=name, toolchain=toolchain, extra=extra, **known)

@@ -82,14 +82,19 @@ class MissingDependencyError(DeploykitError):
         outdated: bool = False,
     ) -> None:
         self.package = package
-        self.command = command or install_command(extra, distribution)
+        from deploykit.contract.installed import here_command
+
+        self.command = command or here_command(extra, distribution)
         needed = f"another version of {package}" if outdated else package
         absent = "" if outdated else ", and is not installed"
         super().__init__(f"{needed} is needed to {purpose}{absent}", hint=self.command)
 
 
 def install_command(extra: str, distribution: str = "deploykit") -> str:
-    """The pip command that installs `distribution` with `extra` ("" for none)."""
+    """The pip command that installs `distribution` with `extra` ("" for none) from an index, on any machine.
+
+    For records that travel, such as an artifact's notes; errors say what works here (`installed.here_command`).
+    """
     return f'pip install "{distribution}[{extra}]"' if extra else f"pip install {distribution}"
 
 

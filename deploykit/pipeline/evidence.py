@@ -90,6 +90,26 @@ class Task:
         return found
 
 
+MAX_DROP = 0.01
+"""How much of a metric may be lost where nothing is said."""
+
+
+def task_of(evaluate: Callable[[Session], Any] | None, max_drop: float | None) -> Task | None:
+    """The metric that a user asked for; None where there is none.
+
+    Raises:
+        UsageError: a drop of no metric, or what `Task` refuses.
+    """
+    if evaluate is not None:
+        return Task(evaluate, MAX_DROP if max_drop is None else max_drop)
+    if max_drop is not None:
+        raise UsageError(
+            "max_drop needs evaluate=, the metric that may fall",
+            hint="pass evaluate=, or drop max_drop; how far outputs may differ is tolerance=",
+        )
+    return None
+
+
 _SEEN = "that its ranges were taken from"
 HELD_OUT, SEEN, EXAMPLE = "held-out {}", f"{{}} {_SEEN}", "example inputs"
 
@@ -161,7 +181,8 @@ def prove(
     with target.open_for_parity(artifact) as session:
         artifact = make_golden(artifact, samples.feeds, session)
         report = target.validate(artifact, judged, session)
-        report = replace(report, notes=(*report.notes, *_remarks(report, run), *_wild(foreseen, report)))
+        said = (*prepared.reference.remarks, *_remarks(report, run), *_wild(foreseen, report))
+        report = replace(report, notes=(*report.notes, *said))
         if task is not None:
             report = _with_task(report, task, reference, session, run)
     return with_verdict(artifact, report), report

@@ -45,7 +45,7 @@ def export(
     exclude: Sequence[str] = (),
     options: Any = None,
     evaluate: Callable[[Session], Any] | None = None,
-    max_drop: float = 0.01,
+    max_drop: float | None = None,
     tolerance: Tolerance | None = None,
     min_placement: float | None = None,
     min_speedup: float | None = None,
@@ -72,18 +72,20 @@ def export(
         example_inputs: tuple (positional) or dict (by name) of tensors; not needed where the model, the factory or a
             calibration file tells the inputs.
         calibration: for static precisions: iterable of tensors, `(inputs, labels)` tuples or dicts, a DataLoader, a
-            `.npz` or `.safetensors` path, a `CalibrationTable`, what `deploykit.pipeline.calibrate` gave, or
+            `.npz`, `.npy` or `.safetensors` path, a `CalibrationTable`, what `deploykit.pipeline.calibrate` gave, or
             `"synthetic"` (made-up data, marked as such).
         calibration_method: `minmax`, `percentile` (99.99, or `percentile:99.9`), `entropy`, `mse`, `default` (chosen
             for each tensor), or `best` (several are tried on a few samples, and the most accurate is kept).
         dynamic_batch: keep axis 0 of every input dynamic.
-        dynamic_shapes: as `torch.export.export` takes them; instead of `dynamic_batch`.
+        dynamic_shapes: as `torch.export.export` takes them, or axes by name, `{"x": {0: "batch", 1: "length"}}`;
+            instead of `dynamic_batch`. The `dummy_inputs` of a Hugging Face model have a dynamic batch and sequence.
         include, exclude: module-path patterns (`"encoder.layer.*"`) of layers to quantise, or to keep in float.
         options: the toolchain's options, as a mapping or its options dataclass.
         evaluate: task metric, higher is better; called with a session of the float model and one of the artifact. It
             returns one number, or a score for each sample (0 and 1 of top-1, say), whose mean is the metric: the drop
             then has an interval. Its data should be none that calibration saw; that is noticed, and said.
-        max_drop: how much lower the artifact's metric may be, in the metric's own unit.
+        max_drop: how much lower the artifact's metric may be, in the metric's own unit; 0.01 if not given. Only with
+            `evaluate`.
         tolerance: parity gate; None for the precision's default.
         min_placement: share of multiply-accumulates, 0 to 1, that must run in the asked precision.
         min_speedup: how many times faster than the float build it must be; needs `profile`, and the device to be this
@@ -106,6 +108,7 @@ def export(
         ParityError, PlacementError, PerformanceError: a gate was missed; `.candidate` is kept at `<output>.failed`.
     """
     request = dict(locals())  # first of all: the arguments, and nothing else
+    task = _evidence.task_of(evaluate, max_drop)
     recipe = opened(recipe)
     target, precision = aimed(recipe, target, precision)
     if precision == AUTO:
@@ -128,7 +131,6 @@ def export(
         algorithms=algorithms,
         recipe=recipe,
     )
-    task = None if evaluate is None else _evidence.Task(evaluate, max_drop)
     steps = Steps(enabled=progress)
     with steps.step("capture"):
         captured, data = captured_of(
@@ -161,7 +163,7 @@ def refuse_missing(plan: Plan, data: Any) -> None:
     if not plan.request.precision.is_static:
         asked = ", ".join(plan.request.algorithms)
         raise CalibrationError(f"{asked}: there is no data to run the model on", hint="pass calibration=")
-    instead = f' choose "{plan.gates.instead}",' if plan.gates.instead else ""
+    instead = f' choose precision="{plan.gates.instead}",' if plan.gates.instead else ""
     raise CalibrationError(
         f"{plan.request.precision} fixes activation ranges at export, and there is no data to take them from",
         hint=f"pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable),{instead}"

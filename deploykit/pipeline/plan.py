@@ -11,6 +11,7 @@ from typing import Any
 
 from deploykit.artifact.replace import replaceable
 from deploykit.contract.errors import UsageError
+from deploykit.contract.near import near, question
 from deploykit.contract.precision import Precision, registered
 from deploykit.contract.recipe import Recipe
 from deploykit.contract.request import Request
@@ -149,12 +150,36 @@ def make_request(
     )
 
 
+PRECISION_WORDS = {
+    "half": ("fp16",),
+    "float16": ("fp16",),
+    "float": ("fp32",),
+    "float32": ("fp32",),
+    "bfloat16": ("bf16",),
+    "float8": ("fp8",),
+    "dynamic": ("int8-dynamic",),
+    "static": ("int8",),
+    "i8": ("int8",),
+    "qint8": ("int8",),
+    "uint8": ("int8",),
+    "w8a8": ("int8",),
+    "w8a16": ("int8-weight-only",),
+    "int4": ("int4-weight-only", "int4-palette"),
+    "w4a16": ("int4-weight-only",),
+    "weight-only": ("int8-weight-only", "int4-weight-only"),
+}
+"""Other words for precisions, which are offered and never taken for them."""
+
+
 def _precision(name: str) -> Precision:
     try:
         return Precision(name)
     except ValueError:
-        names = ", ".join((*Precision, *registered()))
-        raise UsageError(f"unknown precision {name!r}", hint=f"one of {names}") from None
+        names = [str(precision) for precision in (*Precision, *registered())]
+        meant = near(name, names, PRECISION_WORDS) if isinstance(name, str) else []
+        raise UsageError(
+            f"unknown precision {name!r}", hint=f"{question(meant, '')} one of {', '.join(names)}".strip()
+        ) from None
 
 
 def _patterns(name: str, given: Sequence[str]) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ its error, and does not take the others down.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from deploykit.contract.devices import Device
 from deploykit.contract.entry_points import UPDATE, entry_points, loaded, named
-from deploykit.contract.errors import ArtifactError, DeploykitError, UnknownTargetError, install_command
+from deploykit.contract.errors import ArtifactError, DeploykitError, UnknownTargetError
+from deploykit.contract.installed import here_command
+from deploykit.contract.near import near, question
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Target
@@ -211,9 +212,15 @@ def _generic_device(plugin: Target) -> Device:
 
 
 def _suggestion(typed: str) -> str:
-    names = {info.name for info in targets()} | {info.toolchain for info in targets()}
-    near = difflib.get_close_matches(typed, sorted(names), n=3, cutoff=0.5)
-    return f"did you mean {', '.join(near)}?" if near else "`deploykit targets` lists them all"
+    """What may have been meant: another word for a device, a word's beginning, or a near spelling."""
+    infos = targets()
+    words: dict[str, list[str]] = {}
+    for plugin in toolchains().values():
+        for device in plugin.capabilities().devices.values():
+            for word in device.also if _is_default(plugin, device.name) else ():
+                words.setdefault(word, []).append(device.name)
+    names = [name for info in infos for name in (info.name, info.toolchain)]
+    return question(near(typed, names, words), "`deploykit targets` lists them all")
 
 
 def targets() -> tuple[TargetInfo, ...]:
@@ -247,4 +254,4 @@ def _infos(plugin: Target) -> Iterator[TargetInfo]:
 
 def command_for(requirements: tuple[Requirement, ...], extra: str, distribution: str) -> str:
     """The pip command that installs an extra, or what to do where pip does not have one of its packages."""
-    return next((found.how for found in requirements if found.how), install_command(extra, distribution))
+    return next((found.how for found in requirements if found.how), here_command(extra, distribution))

@@ -287,6 +287,28 @@ def test_files_that_cannot_be_used_say_why(one: CapturedModel, two: CapturedMode
     check(one, tmp_path / "none.npz", "is empty")
 
 
+def test_the_only_array_serves_the_only_input(one: CapturedModel, tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", anything=ROWS.numpy())
+    np.save(tmp_path / "rows.npy", ROWS.numpy())
+    np.save(tmp_path / "double.npy", ROWS.numpy().astype(np.float64))
+    for name in ("other.npz", "rows.npy", "double.npy"):
+        torch.testing.assert_close(rows_of(stream(one, tmp_path / name)), ROWS, rtol=0, atol=0)
+
+
+def test_npy_files_that_cannot_be_used_say_why(one: CapturedModel, two: CapturedModel, tmp_path: Path) -> None:
+    check(one, tmp_path / "missing.npy", r"missing\.npy: cannot read")
+    (tmp_path / "text.npy").write_text("no array")
+    check(one, tmp_path / "text.npy", r"text\.npy: cannot read")
+    np.save(tmp_path / "number.npy", np.float32(1))
+    check(one, tmp_path / "number.npy", "axis 0 must count samples")
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    check(one, tmp_path / "objects.npy", r"objects\.npy: cannot read")
+    np.save(tmp_path / "rows.npy", ROWS.numpy())
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "rows.npy").read_bytes()[:-4])
+    check(one, tmp_path / "cut.npy", r"cut\.npy: cannot read")
+    check(two, tmp_path / "rows.npy", "the model's inputs are image, mask")
+
+
 def test_a_file_is_read_in_pieces(dynamic: CapturedModel, tmp_path: Path) -> None:
     rows = torch.arange(300.0).reshape(100, 3)
     np.savez(tmp_path / "big.npz", input=rows.numpy())

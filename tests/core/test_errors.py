@@ -9,6 +9,7 @@ import pytest
 import deploykit
 from deploykit.contract import errors
 from deploykit.contract.errors import DeploykitError, MissingDependencyError, ParityError, UsageError, install_command
+from deploykit.contract.installed import here_command
 
 EXIT_CODES = {
     "DeploykitError": 1,
@@ -83,7 +84,7 @@ def test_message_and_hint_stand_on_lines_of_their_own():
 
 def test_missing_dependency_carries_the_command():
     error = MissingDependencyError("onnx", extra="onnxruntime", purpose="export to x86-cpu")
-    assert error.command == error.hint == 'pip install "deploykit[onnxruntime]"'
+    assert error.command == error.hint == here_command("onnxruntime")
     assert error.package == "onnx"
     other = MissingDependencyError("x", extra="y", purpose="z", distribution="third-party")
     assert other.command == 'pip install "third-party[y]"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -48,17 +49,17 @@ def test_core_installs_no_vendor_runtime(core) -> None:
     assert not core.distributions & VENDORS
 
 
-def test_core_imports_and_lists_targets(core) -> None:
+def test_core_imports_and_lists_targets(core, wheel: Path) -> None:
     assert core.run("-c", "import deploykit, deploykit_calibration, deploykit_targets; print(deploykit.__version__)")
     listed = {target["name"]: target for target in core.deploykit("targets")["targets"]}
     assert not listed["x86-cpu"]["can_run"]
-    assert listed["x86-cpu"]["run_command"] == 'pip install "deploykit[onnxruntime-runtime]"'
+    assert listed["x86-cpu"]["run_command"] == f'pip install "{wheel}[onnxruntime-runtime]"'
 
 
-def test_core_says_what_to_install_for_an_artifact(core, artifact: deploykit.Artifact) -> None:
+def test_core_says_what_to_install_for_an_artifact(core, artifact: deploykit.Artifact, wheel: Path) -> None:
     done = core.run("-m", "deploykit", "verify", str(artifact.path), check=False)
     assert done.returncode == deploykit.MissingDependencyError.exit_code
-    assert 'pip install "deploykit[onnxruntime-runtime]"' in done.stderr
+    assert f'pip install "{wheel}[onnxruntime-runtime]"' in done.stderr
     assert core.deploykit("inspect", str(artifact.path))
 
 

@@ -15,6 +15,7 @@ import typer
 from deploykit.cli import figures
 from deploykit.cli.output import Answer, note
 from deploykit.cli.parameters import Debug, Json
+from deploykit.cli.words import spoken
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -65,10 +66,10 @@ def published(artifact: Artifact) -> Answer:
     if artifact.status == FAILED:
         failures = artifact.parity.failures if artifact.parity else ()
         for failure in failures or ("it missed a placement or performance gate",):
-            note(f"the artifact is marked failed: {failure}")
+            note(spoken(f"the artifact is marked failed: {failure}"))
     said = (*artifact.achieved.notes, *(artifact.parity.notes if artifact.parity else ()))
     for remark in dict.fromkeys(said):
-        note(remark)
+        note(spoken(remark))
     page: list[RenderableType] = [comparison_table([column(str(shown_path(artifact)), artifact)])]
     if artifact.choice is not None:
         page.append(choice_table(artifact.choice))

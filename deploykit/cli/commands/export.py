@@ -13,6 +13,7 @@ from deploykit.cli.parameters import (
     Calibration,
     Debug,
     DynamicBatch,
+    DynamicShapes,
     Evaluate,
     Exclude,
     FollowedRecipe,
@@ -27,7 +28,9 @@ from deploykit.cli.parameters import (
     Options,
     Output,
     PrecisionName,
+    Progress,
     Target,
+    axes_by_name,
     check_calibration,
     function_of,
     parse_options,
@@ -36,8 +39,6 @@ from deploykit.cli.parameters import (
 
 if TYPE_CHECKING:
     from deploykit.judge.parity import Tolerance
-
-_MAX_DROP = 0.01
 
 
 def export(
@@ -57,6 +58,7 @@ def export(
     recipe: FollowedRecipe = None,
     option: Options = None,
     dynamic_batch: DynamicBatch = False,
+    dynamic_shapes: DynamicShapes = None,
     no_profile: NoProfile = False,
     no_strict: NoStrict = False,
     evaluate: Evaluate = None,
@@ -69,6 +71,7 @@ def export(
     min_cosine: Annotated[float | None, typer.Option(help="Parity gate, -1 to 1.")] = None,
     min_top1_agreement: Annotated[float | None, typer.Option(help="Parity gate, 0 to 1.")] = None,
     cache_dir: CacheDir = None,
+    progress: Progress = True,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -78,7 +81,7 @@ def export(
     """
     from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
 
-    options = parse_options(option or ())
+    options, shapes = parse_options(option or ()), axes_by_name(dynamic_shapes)
     check_calibration(calibration)
     followed = opened(recipe)
     target, precision = aimed(followed, target or TARGET, precision or PRECISION)
@@ -95,11 +98,12 @@ def export(
         calibration=calibration,
         calibration_method=method,
         dynamic_batch=dynamic_batch,
+        dynamic_shapes=shapes,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         options=options or None,
         evaluate=function_of("--evaluate", evaluate),
-        max_drop=_MAX_DROP if max_drop is None else max_drop,
+        max_drop=max_drop,
         tolerance=tolerance,
         min_placement=min_placement,
         min_speedup=min_speedup,
@@ -107,6 +111,7 @@ def export(
         strict=not no_strict,
         output=output,
         cache_dir=cache_dir,
+        progress=progress,
         algorithms=tuple(algorithm or ()),
         recipe=followed,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploykit.cli.output import Answer
+from deploykit.cli.output import Answer, note
 from deploykit.cli.parameters import Debug, Json
 from deploykit.contract.errors import ConversionError, UsageError
 from deploykit.contract.findings import Finding, errors_of
@@ -41,12 +41,16 @@ def lint(
 
     Exits with 4, as an export would, where one of them has an error; with 0 where there are only warnings.
     """
-    file, own = _file_of(Path(model))
-    reports = {target.name: target.lint(file) for target in _chosen(toolchains or own)}
+    file, maker = _file_of(Path(model))
+    chosen = _chosen(toolchains or _own_rules(maker))
+    reports = {target.name: target.lint(file) for target in chosen}
     broken = any(errors_of(findings) for findings in reports.values())
+    if maker and maker not in reports:
+        note(_foreign(maker, list(reports)))
     document = {
         "path": model,
         "file": str(file),
+        "made_for": maker,
         "passed": not broken,
         "toolchains": [_record(name, findings) for name, findings in reports.items()],
     }
@@ -54,8 +58,22 @@ def lint(
     return Answer(document, page, ConversionError.exit_code if broken else 0)
 
 
-def _file_of(path: Path) -> tuple[Path, list[str]]:
-    """The file to look at, and whose rules it follows by itself.
+def _own_rules(maker: str | None) -> list[str]:
+    """The toolchain that an artifact was made for, where it has rules."""
+    from deploykit.plugin.registry import toolchain
+
+    return [maker] if maker is not None and toolchain(maker).has_lint else []
+
+
+def _foreign(maker: str, judged: Sequence[str]) -> str:
+    return (
+        f"this artifact is for {maker}, and is judged by the rules of {', '.join(judged)}, which will not read it as it"
+        f" is: export the model with --target {judged[0]} for a file of its own"
+    )
+
+
+def _file_of(path: Path) -> tuple[Path, str | None]:
+    """The file to look at, and the toolchain that it was made for, where it is an artifact's.
 
     Raises:
         UsageError: the path is neither a file nor an artifact with one.
@@ -63,17 +81,16 @@ def _file_of(path: Path) -> tuple[Path, list[str]]:
     if not path.exists():
         raise UsageError(f"there is no {path}", hint="give an ONNX file, or the folder of an artifact")
     if not path.is_dir():
-        return path, []
+        return path, None
     from deploykit.plugin.artifact import load
-    from deploykit.plugin.registry import toolchain
 
     found = load(path)
     files = [entry.path for entry in found.manifest.files if entry.path.endswith(_MODEL)]
     if not files:
-        raise UsageError(f"{path} holds no {_MODEL} file to check", hint=f"deploykit inspect {path} lists its files")
+        message = f"{path} is for {found.manifest.toolchain}, and holds no {_MODEL} file to check"
+        raise UsageError(message, hint=f"deploykit inspect {path} lists its files")
     entry = found.manifest.entry if found.manifest.entry in files else files[0]
-    own = found.manifest.toolchain
-    return path / entry, [own] if toolchain(own).has_lint else []
+    return path / entry, found.manifest.toolchain
 
 
 def _chosen(names: Sequence[str]) -> list[Target]:

@@ -13,6 +13,7 @@ from deploykit.cli.parameters import (
     Calibration,
     Debug,
     DynamicBatch,
+    DynamicShapes,
     Exclude,
     FollowedRecipe,
     Include,
@@ -20,7 +21,9 @@ from deploykit.cli.parameters import (
     Model,
     Options,
     PrecisionName,
+    Progress,
     Target,
+    axes_by_name,
     check_calibration,
     parse_options,
     search_current_folder,
@@ -48,11 +51,13 @@ def sensitivity(
     recipe: FollowedRecipe = None,
     option: Options = None,
     dynamic_batch: DynamicBatch = False,
+    dynamic_shapes: DynamicShapes = None,
     rest: Annotated[
         str, typer.Option(help="What a kept layer becomes: int8-weights with int4-weight-only; float if not given.")
     ] = "",
     top: Annotated[int, typer.Option(min=1, help="Layers and candidates shown on the page; --json has all.")] = 20,
     cache_dir: CacheDir = None,
+    progress: Progress = True,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -60,7 +65,7 @@ def sensitivity(
 
     Nothing is exported. SQNR is predicted from gradients; costs are of the device table, and no latency.
     """
-    options = parse_options(option or ())
+    options, shapes = parse_options(option or ()), axes_by_name(dynamic_shapes)
     check_calibration(calibration)
     search_current_folder()
 
@@ -79,7 +84,9 @@ def sensitivity(
         exclude=tuple(exclude or ()),
         options=options or None,
         dynamic_batch=dynamic_batch,
+        dynamic_shapes=shapes,
         cache_dir=cache_dir,
+        progress=progress,
         algorithms=tuple(algorithm or ()),
         recipe=followed,
         rest=rest,

@@ -13,6 +13,7 @@ from deploykit.cli.parameters import (
     Calibration,
     Debug,
     DynamicBatch,
+    DynamicShapes,
     Evaluate,
     Exclude,
     FollowedRecipe,
@@ -27,7 +28,9 @@ from deploykit.cli.parameters import (
     Options,
     Output,
     PrecisionName,
+    Progress,
     Target,
+    axes_by_name,
     check_calibration,
     function_of,
     parse_options,
@@ -70,11 +73,13 @@ def tune(
     recipe: FollowedRecipe = None,
     option: Options = None,
     dynamic_batch: DynamicBatch = False,
+    dynamic_shapes: DynamicShapes = None,
     no_profile: NoProfile = False,
     no_strict: NoStrict = False,
     min_placement: MinPlacement = None,
     min_speedup: MinSpeedup = None,
     cache_dir: CacheDir = None,
+    progress: Progress = True,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -84,7 +89,7 @@ def tune(
     """
     from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
 
-    options = parse_options(option or ())
+    options, shapes = parse_options(option or ()), axes_by_name(dynamic_shapes)
     check_calibration(calibration)
     followed = opened(recipe)
     target, precision = aimed(followed, target or TARGET, precision or PRECISION)
@@ -105,6 +110,7 @@ def tune(
         train=function_of("--train", train),
         budget_s=budget,
         dynamic_batch=dynamic_batch,
+        dynamic_shapes=shapes,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         options=options or None,
@@ -114,6 +120,7 @@ def tune(
         strict=not no_strict,
         output=output,
         cache_dir=cache_dir,
+        progress=progress,
         recipe=followed,
     )
     if save_recipe is not None:

@@ -167,3 +167,58 @@ def test_lightning_module_is_captured_away_from_its_trainer() -> None:
     assert module.training
     assert [s.shape for s in captured.outputs] == [(1, 2)]
     assert calibration_source(module) is None
+
+
+class Dummies(torch.nn.Module):
+    """Made-up inputs as Hugging Face models bring them, and a position table that bounds the sequence."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, fixed: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.words, self.places = torch.nn.Embedding(9, 4), torch.nn.Embedding(16, 4)
+        self.fixed = fixed
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.arange(15).reshape(3, 5) % 9}
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        for axis, size in enumerate(self.fixed):
+            assert size is None or input_ids.shape[axis] == size
+        places = self.places.weight[: input_ids.shape[1]]
+        return self.words(input_ids) + places
+
+
+def test_dummy_inputs_freeze_nothing() -> None:
+    captured = capture(Dummies())
+    assert [str(s) for s in captured.inputs] == ["input_ids: int64[batch, sequence]"]
+    assert captured.symbol_ranges["batch"] == (1, None) and captured.symbol_ranges["sequence"][0] == 1
+    (remark,) = captured.remarks
+    assert "dummy_inputs" in remark and "batch and sequence may have any size" in remark and "example_inputs=" in remark
+    for shape in ((1, 1), (2, 9)):
+        (output,) = captured.run({"input_ids": torch.zeros(shape, dtype=torch.int64)}).values()
+        assert output.shape == (*shape, 4)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "shape"), [((None, 5), "int64[batch, 5]"), ((3, 5), "int64[3, 5]")], ids=["sequence", "both"]
+)
+def test_what_the_model_fixes_stays_fixed(fixed: tuple[int, ...], shape: str) -> None:
+    captured = capture(Dummies(fixed))
+    assert [str(s) for s in captured.inputs] == [f"input_ids: {shape}"]
+    assert ("no other sizes" in captured.remarks[0]) == (fixed == (3, 5))
+
+
+def test_who_chooses_is_not_overruled() -> None:
+    static = capture(Dummies(), example_inputs={"input_ids": torch.ones(2, 4, dtype=torch.int64)})
+    assert static.inputs[0].shape == (2, 4) and not static.remarks
+    batch = capture(Dummies(), dynamic_batch=True)
+    assert batch.inputs[0].shape == ("batch", 5) and not batch.remarks
+
+
+def test_axes_have_the_names_that_are_given() -> None:
+    captured = capture(Dummies(), dynamic_shapes={"input_ids": {0: "rows", 1: "words"}})
+    assert captured.inputs[0].shape == ("rows", "words")
+    with pytest.raises(UsageError, match="names no axis"):
+        capture(Dummies(), dynamic_shapes={"input_ids": {0: "two words"}})

@@ -53,7 +53,8 @@ def test_every_option_arrives(exported, tmp_path):
         *("--target", "toy-board", "--precision", "int8", "--calibration", "data.npz", "-o", "out/x"),
         *("--method", "mse", "--include", "a.*", "--include", "b", "--exclude", "c.[0-9]"),
         *("--option", "gain=2.5", "--option", "keep-names=true", "--option", 'labels=["a", "b"]', "--option", "empty="),
-        *("--dynamic-batch", "--no-profile", "--no-strict"),
+        *("--dynamic-batch", "--no-profile", "--no-strict", "--no-progress"),
+        *("--dynamic-shapes", "x=batch,3,height"),
         *("--min-placement", "0.9", "--min-speedup", "1.5", "--cache-dir", "cache"),
     )
     assert (seen["target"], seen["precision"], seen["calibration"]) == ("toy-board", "int8", "data.npz")
@@ -62,6 +63,7 @@ def test_every_option_arrives(exported, tmp_path):
     assert seen["options"] == {"gain": "2.5", "keep_names": "true", "labels": ["a", "b"], "empty": ""}
     assert seen["dynamic_batch"] and not seen["profile"] and not seen["strict"]
     assert (seen["min_placement"], seen["min_speedup"]) == (0.9, 1.5)
+    assert seen["progress"] is False and seen["dynamic_shapes"] == {"x": {0: "batch", 2: "height"}}
 
 
 def test_gates_change_the_default_of_the_precision(exported):
@@ -126,7 +128,7 @@ def test_a_failed_artifact_that_was_asked_for_is_pointed_out(cli, toy, artifact,
         (["--target", "toy-board", "--option", "gain=much"], 2, "bad option value"),
         (["--target", "toy-board", "--method", "guess"], 2, "one of default, best, minmax"),
         (["--target", "toy-board", "--min-placement", "90"], 2, "from 0 to 1"),
-        (["--target", "toy-board", "--no-profile", "--min-speedup", "2"], 2, "min_speedup needs"),
+        (["--target", "toy-board", "--no-profile", "--min-speedup", "2"], 2, "--min-speedup needs"),
         (["--target", "toy-board", "-o", "."], 9, "left alone"),
     ],
 )

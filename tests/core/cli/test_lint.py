@@ -73,8 +73,16 @@ def test_an_artifact_is_checked_against_its_own_toolchain(cli, findings, toy, tm
     assert result.code == 2
     assert "holds no .onnx file to check" in result.err
     monkeypatch.setattr("deploykit.cli.commands.lint._MODEL", Path(made.manifest.entry).suffix)
-    (report,) = cli("lint", made.path, "--json").document["toolchains"]
-    assert report["toolchain"] == "toy"
+    document = cli("lint", made.path, "--json").document
+    assert [report["toolchain"] for report in document["toolchains"]] == ["toy"] and document["made_for"] == "toy"
+
+
+def test_an_artifact_under_another_toolchains_rules_is_told(cli, findings, toy, tmp_path, monkeypatch):
+    made = toy.write_artifact(tmp_path / "other", toolchain="absent", target="absent-board", device="absent-board")
+    monkeypatch.setattr("deploykit.cli.commands.lint._MODEL", Path(made.manifest.entry).suffix)
+    result = cli("lint", made.path, "--for", "toy")
+    assert result.code == 0 and "is for absent, and is judged by the rules of toy" in result.err
+    assert "--target toy" in result.err
 
 
 def test_a_toolchain_without_rules_and_an_unknown_one_are_usage_errors(cli, toy, model):
