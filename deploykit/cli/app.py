@@ -22,6 +22,7 @@ from deploykit.cli.commands.lint import lint
 from deploykit.cli.commands.profile import profile
 from deploykit.cli.commands.run import run as run_artifact
 from deploykit.cli.commands.sensitivity import sensitivity
+from deploykit.cli.commands.serve import serve
 from deploykit.cli.commands.targets import targets
 from deploykit.cli.commands.tune import tune
 from deploykit.cli.commands.verify import verify
@@ -122,13 +123,17 @@ def _command(function: Callable[P, Answer]) -> None:
             except SystemExit as error:  # a model's script that exits must not look like an export that succeeded
                 raise UsageError(f"code that was imported called sys.exit({error.code!r})") from error
 
-    name = function.__module__.rpartition(".")[2]
+    name = function.__module__.rpartition(".")[2].replace("_", "-")
     app.command(name)(guarded)
     if {"json", "debug"}.issuperset(function.__code__.co_varnames[: function.__code__.co_argcount]):
         _LISTINGS[name] = guarded
 
 
-_COMMANDS = (export, tune, sensitivity, build, targets, inspect, lint, verify, profile, compare, run_artifact, doctor)
+_COMMANDS: tuple[Callable[..., Answer], ...] = (
+    *(export, tune, sensitivity, build),
+    *(targets, inspect, lint, verify, profile, compare, run_artifact),
+    *(serve, doctor),
+)
 for _function in _COMMANDS:
     _command(_function)
 
