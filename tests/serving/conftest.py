@@ -8,37 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-import deploykit
-
-pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
-pytest.importorskip("uvicorn", reason="the extra serve is not installed")
-
-sys.path.insert(0, str(Path(__file__).parent))  # `speaking`, which several tests share
+sys.path.insert(0, str(Path(__file__).parent))  # `speaking` and `networks`, which several tests share
 from speaking import Server, Start, started
-
-WORDS = 16
-
-
-class Words(nn.Module):
-    """Scores of token numbers below `WORDS`; ONNX Runtime refuses others when it runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.table = nn.Embedding(WORDS, 8)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.head(self.table(tokens).mean(1))
-
-
-def images() -> nn.Module:
-    torch.manual_seed(0)
-    first = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU())
-    return nn.Sequential(*first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
 
 
 @dataclass(frozen=True)
@@ -51,6 +23,12 @@ class Artifacts:
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory) -> Artifacts:
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from networks import Words, images
+
+    import deploykit
+
     folder = tmp_path_factory.mktemp("served")
     tokens, image = torch.arange(4)[None], torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     shared = {"profile": False, "progress": False}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import deploykit
 
@@ -101,6 +102,7 @@ Start = Callable[..., Any]
 
 @contextmanager
 def started(*arguments: object, ready: bool = True) -> Iterator[Server]:
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
     command = [sys.executable, "-m", "deploykit", "serve", "--port", "0", *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ})
     server = Server(process)

@@ -12,18 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from speaking import expected, started, tensor, values, words
-from torch import nn
 
 import deploykit
 from deploykit.contract.errors import UsageError
 from deploykit_serving.models import Served, version_order
 
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+nn = torch.nn
+
 TOKENS = np.array([[1, 2, 3, 4]])
 
 
-def exported(model: nn.Module, output: Path) -> None:
+def exported(model: torch.nn.Module, output: Path) -> None:
     deploykit.export(model, "x86-cpu", "fp32", example_inputs=(torch.from_numpy(TOKENS),), dynamic_batch=True,
                      output=output, profile=False, progress=False)  # fmt: skip
 
