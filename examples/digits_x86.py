@@ -9,19 +9,24 @@ calibration has seen.
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
-
 import deploykit
+from deploykit.pipeline.progress import Lines, Steps
+
+with Steps(enabled=Lines(stream=sys.stdout)).step("importing PyTorch"):  # which takes seconds
+    import numpy as np
+    import torch
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from sklearn.datasets import load_digits
+    from torch import Tensor, nn
 
 EXPORTS = (("x86-cpu", "fp32"), ("x86-cpu", "int8"), ("x86-cpu:openvino", "int8"))
 
@@ -85,11 +90,13 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int) -> N
     """Adam on cross-entropy, in place; leaves the model in eval mode."""
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     model.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(images)).split(64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
-            optimizer.step()
+    steps = Steps(enabled=Lines(stream=sys.stdout))
+    for epoch in range(epochs):
+        with steps.step(f"training, epoch {epoch + 1} of {epochs}"):
+            for batch in torch.randperm(len(images)).split(64):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+                optimizer.step()
     model.eval()
 
 
@@ -118,6 +125,7 @@ def export_all(model: nn.Module, digits: Digits, output: Path) -> list[deploykit
             calibration=list(batches(*digits.calibration)),
             evaluate=lambda session: accuracy(session, *digits.test),
             max_drop=0.01,
+            progress=Lines(f"{target} {precision}: ", stream=sys.stdout),
             output=output / f"digits-{target.replace(':', '-')}-{precision}",
         )
         for target, precision in EXPORTS
@@ -145,6 +153,13 @@ def comparison(artifacts: list[deploykit.Artifact]) -> Table:
     return table
 
 
+def command() -> str:
+    """The command line as it can be typed in the shell that this was started from."""
+    if shutil.which("deploykit") and "VIRTUAL_ENV" in os.environ:
+        return "deploykit"
+    return f"{os.path.relpath(sys.executable)} -m deploykit"
+
+
 def main() -> None:
     """Train, export, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -162,7 +177,7 @@ def main() -> None:
     if metric:
         console.print(f"float PyTorch: {metric.reference:.2%} of {len(digits.test[1])} unseen images")
     for artifact in artifacts:
-        console.print(f"[dim]deploykit inspect {artifact.path}", soft_wrap=True, highlight=False)
+        console.print(f"[dim]{command()} inspect {artifact.path}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

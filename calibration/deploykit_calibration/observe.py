@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit.contract.progress import Advance
 from deploykit_calibration.batching import Batch, DataDigest
 from deploykit_calibration.cache import TableCache
 from deploykit_calibration.data import CalibrationData, open_data
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from deploykit.capture.model import CapturedModel
 
-    Advance = Callable[[Batch], None]
+    Seen = Callable[[Batch], None]
 
 KEPT_SAMPLES = 32
 KEPT_BYTES = 64 << 20
@@ -55,7 +56,7 @@ def calibrate(
     captured: CapturedModel,
     data: Any,
     *,
-    progress: bool = True,
+    progress: bool | Advance = True,
     limit: int | None = None,
     cache_dir: str | Path | None = None,
     extend: CalibrationTable | None = None,
@@ -66,7 +67,8 @@ def calibrate(
     Args:
         data: batches in any form of `deploykit_calibration.data`, "synthetic", a finished table or its file, or a
             `CalibrationRun`.
-        progress: show a progress bar, on a terminal only.
+        progress: show a progress bar, on a terminal only; or a function that is told how many batches of how many
+            (None: not known) are done.
         limit: use at most this many samples.
         cache_dir: look for, and keep, the table of this model, data and seed in this folder.
         extend: an older table of this model, whose samples are added.
@@ -84,7 +86,7 @@ def run_calibration(
     captured: CapturedModel,
     data: Any,
     *,
-    progress: bool = True,
+    progress: bool | Advance = True,
     limit: int | None = None,
     cache_dir: str | Path | None = None,
     extend: CalibrationTable | None = None,
@@ -190,7 +192,7 @@ def _kept(
     cache: TableCache | None,
     *,
     seed: int,
-    progress: bool,
+    progress: bool | Advance,
     hold_out: bool,
 ) -> CalibrationRun:
     """The pass, and its table in the cache where there is one."""
@@ -203,7 +205,7 @@ def _kept(
 
 
 def _observed(
-    captured: CapturedModel, data: CalibrationData, *, seed: int, progress: bool, hold_out: bool
+    captured: CapturedModel, data: CalibrationData, *, seed: int, progress: bool | Advance, hold_out: bool
 ) -> CalibrationRun:
     """The pass itself."""
     digest, keeper, holdout = DataDigest(), _SampleKeeper(captured), Holdout(captured) if hold_out else None
@@ -251,8 +253,12 @@ class _SampleKeeper:
 
 
 @contextmanager
-def _progress(total: int | None, *, shown: bool) -> Iterator[Advance]:
+def _progress(total: int | None, *, shown: bool | Advance) -> Iterator[Seen]:
     """A bar on the terminal's stderr, counting the user's batches; nothing anywhere else."""
+    if callable(shown):
+        tell = shown
+        yield lambda batch: tell(batch.last + 1, total)
+        return
     if not shown or not sys.stderr.isatty():
         yield lambda batch: None
         return

@@ -16,6 +16,7 @@ from deploykit.cli.output import note
 from deploykit.contract.errors import CalibrationError, UsageError
 
 if TYPE_CHECKING:
+    from deploykit.contract.progress import Listener
     from deploykit.plugin.artifact import Artifact
 
 
@@ -106,7 +107,12 @@ DynamicShapes = Annotated[
     ),
 ]
 Progress = Annotated[
-    bool, typer.Option("--progress/--no-progress", help="Say on standard error what is being done; bars on a terminal.")
+    bool | None,
+    typer.Option(
+        "--progress/--no-progress",
+        help="Write each step and its seconds to standard error.  [default: on a terminal]",
+        show_default=False,
+    ),
 ]
 CacheDir = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="Keep calibration statistics here, and reuse them.")
@@ -196,6 +202,15 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--option {key} is given twice")
         found[key] = _value_of(key, value.strip())
     return found
+
+
+def listener(wanted: bool | None) -> bool | Listener:
+    """What `progress=` is given: steps are shown on a terminal, everywhere where asked for, or never."""
+    from deploykit.pipeline.progress import Lines
+
+    if wanted is None or not wanted:
+        return wanted is None
+    return True if sys.stderr is not None and sys.stderr.isatty() else Lines()
 
 
 def axes_by_name(given: Sequence[str] | None) -> dict[str, dict[int, str]] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.errors import CalibrationError
+from deploykit.contract.progress import Advance, Progress
 from deploykit.contract.recipe import Recipe
 from deploykit.contract.session import Session
 from deploykit.judge.parity import Tolerance
@@ -22,7 +23,7 @@ from deploykit.pipeline.plan import Goals, Plan, make_plan, needs_data
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.publishing import published
 from deploykit.pipeline.steps import prepare
-from deploykit.plugin.artifact import Artifact
+from deploykit.plugin.artifact import Exported
 
 AUTO = "auto"
 
@@ -53,10 +54,10 @@ def export(
     strict: bool = True,
     output: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    progress: bool = True,
+    progress: Progress = True,
     algorithms: Sequence[str] = (),
     recipe: Recipe | str | Path | None = None,
-) -> Artifact:
+) -> Exported:
     """Export a PyTorch model to a target, prove that the export is right, and publish it as an artifact.
 
     Args:
@@ -95,13 +96,14 @@ def export(
         output: folder of the artifact; an artifact that is there is replaced.
             Default `out/<model>-<target>-<precision>`.
         cache_dir: keep calibration statistics here and reuse them for the same model and data.
-        progress: show the running step on a terminal.
+        progress: show the steps and their seconds on a terminal or in a notebook; False shows nothing, and a function
+            is told each `deploykit.contract.progress.Event`. The logger `deploykit` has them, too.
         algorithms: names of algorithms to run over the prepared model, in this order.
         recipe: what was decided before (`plan.recipe` of `deploykit.tune`, `artifact.recipe`, or the path of a recipe
             file), in place of precision, method, patterns, algorithms and options. With the same model and data, the
             artifact is the same, byte for byte.
     Returns:
-        The published artifact.
+        The published artifact, whose `parity` is never None.
     Raises:
         UsageError, UnknownTargetError, UnsupportedPrecisionError, MissingDependencyError: before anything is computed.
         CaptureError, CalibrationError, ConversionError: naming layer, source line and next step.
@@ -114,9 +116,9 @@ def export(
     if precision == AUTO:
         from deploykit_tuning.auto import export_auto
 
-        return export_auto(export, {**request, "target": target})
+        return Exported.of(export_auto(export, {**request, "target": target}))
     if isinstance(target, str) and target.endswith(SUFFIX):
-        return export_fastest(export, {**request, "target": target, "precision": precision})
+        return Exported.of(export_fastest(export, {**request, "target": target, "precision": precision}))
     goals = Goals(tolerance, min_placement, min_speedup)
     plan = make_plan(
         model,
@@ -143,9 +145,9 @@ def export(
         )
     refuse_foreign(plan, captured)
     with steps.step("calibrate", spinner=False):
-        run = calibrated(plan, captured, data, cache_dir, progress=progress)
+        run = calibrated(plan, captured, data, cache_dir, progress=steps.counted)
     make = partial(prepare, plan.request, captured, run, target=plan.target)
-    return published(plan, make, run, data=data, task=task, steps=steps, strict=strict)
+    return Exported.of(published(plan, make, run, data=data, task=task, steps=steps, strict=strict))
 
 
 def refuse_foreign(plan: Plan, captured: CapturedModel) -> None:
@@ -177,7 +179,7 @@ def calibrated(
     data: Any,
     cache_dir: str | Path | None,
     *,
-    progress: bool,
+    progress: bool | Advance,
     always: bool = False,
 ) -> CalibrationRun | None:
     """Observe the model where the request needs it, or `always`; None where it is not observed."""

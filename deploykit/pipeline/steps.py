@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.errors import UsageError
+from deploykit.contract.progress import Advance
 from deploykit.judge.parity import ParityReport, Tolerance, tolerance_of
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.evidence import choose_samples, prove
@@ -44,12 +45,13 @@ def capture(
 
 
 def calibrate(
-    captured: CapturedModel, data: Any, *, cache_dir: str | Path | None = None, progress: bool = True
+    captured: CapturedModel, data: Any, *, cache_dir: str | Path | None = None, progress: bool | Advance = True
 ) -> CalibrationRun:
     """Observe a captured model over data; some samples are held back for parity.
 
     Args:
         data: as `calibration=` of `deploykit.export`.
+        progress: show a bar on a terminal; or a function that is told how many batches of how many are done.
     Returns:
         The statistics, some samples that they are of, and those held back.
     Raises:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from deploykit.contract.progress import Event, Progress
+
 if TYPE_CHECKING:
     from deploykit_tuning.climb import Candidate
+
+_LOG = logging.getLogger("deploykit")
 
 
 class Line:
     """A spinner with the running step, the best figures until now, and the seconds since it began.
 
     Args:
-        enabled: False silences it.
+        enabled: False silences it; a function is told each step as it begins.
         wanted: the goal in words.
     """
 
-    def __init__(self, *, enabled: bool, wanted: str = "") -> None:
-        self._enabled, self._wanted = enabled and sys.stderr.isatty(), wanted
+    def __init__(self, *, enabled: Progress, wanted: str = "") -> None:
+        self._enabled, self._wanted = enabled is True and sys.stderr.isatty(), wanted
+        self._listener = enabled if callable(enabled) else None
         self._began, self._status = time.perf_counter(), None
         self._shown: Any = None
 
@@ -34,6 +40,9 @@ class Line:
 
     def show(self, step: str, best: Candidate | None) -> None:
         """Say which step runs."""
+        _LOG.info("tune: %s", step)
+        if self._listener is not None:
+            self._listener(Event(f"tune: {step}", "begins"))
         if self._shown is not None:
             self._shown.update(self.text(step, best))
 

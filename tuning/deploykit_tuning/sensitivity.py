@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.errors import CalibrationError
+from deploykit.contract.progress import Progress
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
 from deploykit.pipeline.plan import make_request, needs_data
@@ -34,7 +35,7 @@ def sensitivity(
     exclude: Sequence[str] = (),
     options: Any = None,
     cache_dir: str | Path | None = None,
-    progress: bool = True,
+    progress: Progress = True,
     algorithms: Sequence[str] = (),
     recipe: Recipe | str | Path | None = None,
     rest: str = "",
@@ -83,7 +84,7 @@ def sensitivity(
             check=partial(_refuse_missing, request),
         )
     with steps.step("calibrate", spinner=False):
-        run = None if data is None else calibrate(captured, data, cache_dir=cache_dir, progress=progress)
+        run = None if data is None else calibrate(captured, data, cache_dir=cache_dir, progress=steps.counted)
     with steps.step("score"):
         prepared = prepare(request, captured, run)
         return rank(prepared, run.samples if run is not None else (), rest=rest)

@@ -14,6 +14,7 @@ from deploykit._version import __version__
 from deploykit.artifact.replace import check_replaceable, failed_path
 from deploykit.artifact.storage import publish_folder
 from deploykit.contract.errors import GateError, ParityError, UsageError
+from deploykit.contract.progress import Progress
 from deploykit.contract.recipe import Recipe
 from deploykit.contract.session import Session
 from deploykit.judge.parity import Tolerance, tolerance_of
@@ -24,6 +25,7 @@ from deploykit.pipeline.export import calibrated, refuse_foreign, refuse_missing
 from deploykit.pipeline.fastest import kept
 from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
 from deploykit.pipeline.plan import Goals, Plan, make_plan
+from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.reference import reference_session
 from deploykit.pipeline.staging import with_ladder
 from deploykit.pipeline.steps import prepare
@@ -68,7 +70,7 @@ def tune(
     strict: bool = True,
     output: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    progress: bool = True,
+    progress: Progress = True,
     algorithms: Sequence[str] = (),
     recipe: Recipe | str | Path | None = None,
 ) -> TunePlan:
@@ -129,17 +131,20 @@ def tune(
         },
     )
     journal = Journal(plan.output.with_name(f"{plan.output.name}.tune"))
+    steps = Steps(enabled=progress)
     try:
-        captured, data = captured_of(
-            model,
-            example_inputs,
-            calibration,
-            **shapes,
-            check=partial(refuse_missing, plan),
-        )
+        with steps.step("capture"):
+            captured, data = captured_of(
+                model,
+                example_inputs,
+                calibration,
+                **shapes,
+                check=partial(refuse_missing, plan),
+            )
         refuse_foreign(plan, captured)
         tables = cache_dir or journal.folder / _TABLES
-        run = calibrated(plan, captured, data, tables, progress=progress, always=data is not None)
+        with steps.step("calibrate", spinner=False):
+            run = calibrated(plan, captured, data, tables, progress=steps.counted, always=data is not None)
         bench = Bench(plan, captured, run, data, Goal(plan.gates.tolerance, task), Watch(run))
         journal.begin(_key(bench, task))
         _measure_reference(bench, journal)

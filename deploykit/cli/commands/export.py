@@ -33,6 +33,7 @@ from deploykit.cli.parameters import (
     axes_by_name,
     check_calibration,
     function_of,
+    listener,
     parse_options,
     search_current_folder,
 )
@@ -71,7 +72,7 @@ def export(
     min_cosine: Annotated[float | None, typer.Option(help="Parity gate, -1 to 1.")] = None,
     min_top1_agreement: Annotated[float | None, typer.Option(help="Parity gate, 0 to 1.")] = None,
     cache_dir: CacheDir = None,
-    progress: Progress = True,
+    progress: Progress = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -111,7 +112,7 @@ def export(
         strict=not no_strict,
         output=output,
         cache_dir=cache_dir,
-        progress=progress,
+        progress=listener(progress),
         algorithms=tuple(algorithm or ()),
         recipe=followed,
     )

@@ -25,6 +25,7 @@ from deploykit.cli.parameters import (
     Target,
     axes_by_name,
     check_calibration,
+    listener,
     parse_options,
     search_current_folder,
 )
@@ -57,7 +58,7 @@ def sensitivity(
     ] = "",
     top: Annotated[int, typer.Option(min=1, help="Layers and candidates shown on the page; --json has all.")] = 20,
     cache_dir: CacheDir = None,
-    progress: Progress = True,
+    progress: Progress = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -86,7 +87,7 @@ def sensitivity(
         dynamic_batch=dynamic_batch,
         dynamic_shapes=shapes,
         cache_dir=cache_dir,
-        progress=progress,
+        progress=listener(progress),
         algorithms=tuple(algorithm or ()),
         recipe=followed,
         rest=rest,

@@ -33,6 +33,7 @@ from deploykit.cli.parameters import (
     axes_by_name,
     check_calibration,
     function_of,
+    listener,
     parse_options,
     search_current_folder,
 )
@@ -79,7 +80,7 @@ def tune(
     min_placement: MinPlacement = None,
     min_speedup: MinSpeedup = None,
     cache_dir: CacheDir = None,
-    progress: Progress = True,
+    progress: Progress = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -120,7 +121,7 @@ def tune(
         strict=not no_strict,
         output=output,
         cache_dir=cache_dir,
-        progress=progress,
+        progress=listener(progress),
         recipe=followed,
     )
     if save_recipe is not None:
