@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from deploykit_training.pruning.job import prune
     from deploykit_training.pruning.report import PruneReport
     from deploykit_training.qat import qat
+    from deploykit_trust.signing import sign
     from deploykit_tuning.sensitivity import sensitivity
     from deploykit_tuning.tuning import tune
 
@@ -65,6 +66,7 @@ _HOME = {
     "prune": "deploykit_training.pruning.job",
     "qat": "deploykit_training.qat",
     "sensitivity": "deploykit_tuning.sensitivity",
+    "sign": "deploykit_trust.signing",
     "PruneReport": "deploykit_training.pruning.report",
     "load": "plugin.artifact",
     "Artifact": "plugin.artifact",
@@ -109,6 +111,7 @@ __all__ = [
     "prune",
     "qat",
     "sensitivity",
+    "sign",
     "targets",
     "tune",
     # values

@@ -33,7 +33,11 @@ GOLDEN_NAME = "golden.safetensors"
 PROFILE_NAME = "profile.json"
 LOG_NAME = "convert.log"
 CHOICE_NAME = "choice.json"
-RECORD_NAMES = frozenset({MANIFEST_NAME, PROFILE_NAME, LOG_NAME, CHOICE_NAME})
+SIGNATURE_NAME = "model.sig"
+LINEAGE_NAME = "lineage.sigstore.json"
+UNSIGNED_NAMES = frozenset({PROFILE_NAME, LOG_NAME, CHOICE_NAME})
+"""Records that a signature leaves out: they differ from run to run, and nothing is decided by them."""
+RECORD_NAMES = frozenset({MANIFEST_NAME, SIGNATURE_NAME, LINEAGE_NAME, *UNSIGNED_NAMES})
 BUILD_RECORD_NAMES = frozenset({"build.json", "layers.json", "model.engine", "model.mxr", "timing.cache"})
 """What a build program leaves in its folder when it is run on a device.
 
@@ -269,6 +273,11 @@ def _hint(head: _Head) -> str:
     if unknown:
         return f"install the distribution that brings precision {head.precision[:80]!r}, or export the model again"
     return "export the model again"
+
+
+def is_digest(text: str) -> bool:
+    """Whether it is a sha256 in lower-case hex."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def is_part_of_record(path: str) -> bool:

@@ -26,10 +26,15 @@ Stamp = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Seal:
-    """Stamps of the files of a folder, by path, as they were when they were hashed."""
+    """Stamps of the files of a folder, by path, as they were when they were hashed.
+
+    Attributes:
+        manifest: sha256 of the manifest as it was read; "" where it was not.
+    """
 
     folder: Path
     stamps: dict[str, Stamp]
+    manifest: str = ""
 
     def check(self, files: Iterable[FileEntry]) -> None:
         """Compare with the folder as it is now; hash what changed since.

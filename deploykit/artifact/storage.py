@@ -342,3 +342,9 @@ def cache_folder() -> Path:
     """Where deploykit keeps what it can make again: `$DEPLOYKIT_CACHE`, else the user's cache folder."""
     own = os.environ.get("DEPLOYKIT_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deploykit"
+
+
+def state_folder() -> Path:
+    """Where deploykit keeps what it cannot make again: `$DEPLOYKIT_STATE`, else the user's state folder."""
+    own = os.environ.get("DEPLOYKIT_STATE")
+    return Path(own) if own else Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "deploykit"

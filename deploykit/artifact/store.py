@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,9 +28,6 @@ from deploykit.contract.tensors import TensorSpec
 from deploykit.judge.parity import ParityReport
 from deploykit.judge.profiling import Profile
 
-if TYPE_CHECKING:
-    pass
-
 _ATTEMPTS = 20
 
 
@@ -42,11 +38,14 @@ class StoredArtifact:
         path: its folder.
         manifest: its validated manifest.
         seal: of the files as they were when they were loaded; None where they are being made.
+        vouched: who answers for native code that it holds, as the end of a sentence; "" for nobody: then it is opened
+            only where it was made here (`deploykit.artifact.made`).
     """
 
-    def __init__(self, path: Path, manifest: Manifest, *, seal: Seal | None = None) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, seal: Seal | None = None, vouched: str = "") -> None:
         self.path = path
         self.manifest = manifest
+        self.vouched = vouched
         self._seal = seal
 
     @property
@@ -113,6 +112,11 @@ class StoredArtifact:
         return sha256_of(self.path / layout.MANIFEST_NAME)
 
     @property
+    def manifest_digest(self) -> str:
+        """sha256 of the manifest that was read, whatever lies in the folder now; of the file where none was read."""
+        return self._seal.manifest if self._seal is not None and self._seal.manifest else self.fingerprint
+
+    @property
     def size_bytes(self) -> int:
         """Size of the payload, golden data excluded."""
         return sum(entry.size for entry in self.manifest.files if entry.path != layout.GOLDEN_NAME)
@@ -176,10 +180,12 @@ def read(path: str | Path, agrees: Callable[[Manifest], None]) -> tuple[Path, Ma
     for _ in range(_ATTEMPTS):
         before = _identity(folder)
         try:
-            manifest = Manifest.from_json(_manifest_bytes(folder))
+            data = _manifest_bytes(folder)
+            manifest = Manifest.from_json(data)
             agrees(manifest)
             whole = folder.resolve()
-            return whole, manifest, check_files(whole, manifest)
+            seal = replace(check_files(whole, manifest), manifest=hashlib.sha256(data).hexdigest())
+            return whole, manifest, seal
         except (OSError, ArtifactError) as error:
             if before == _identity(folder):
                 if isinstance(error, ArtifactError):

@@ -23,6 +23,7 @@ from deploykit.cli.commands.profile import profile
 from deploykit.cli.commands.run import run as run_artifact
 from deploykit.cli.commands.sensitivity import sensitivity
 from deploykit.cli.commands.serve import serve
+from deploykit.cli.commands.sign import sign
 from deploykit.cli.commands.targets import targets
 from deploykit.cli.commands.triton import triton
 from deploykit.cli.commands.tune import tune
@@ -133,7 +134,7 @@ def _command(function: Callable[P, Answer]) -> None:
 _COMMANDS: tuple[Callable[..., Answer], ...] = (
     *(export, tune, sensitivity, build),
     *(targets, inspect, lint, verify, profile, compare, run_artifact),
-    *(serve, triton, doctor),
+    *(serve, triton, sign, doctor),
 )
 for _function in _COMMANDS:
     _command(_function)

@@ -50,6 +50,14 @@ Board = Annotated[
         help="Run on this machine, as for ssh (user@host): copies the artifact there and executes it.",
     ),
 ]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", metavar="PUBLIC_KEY", help="PEM file: refuse the artifact unless this key has signed it."),
+]
+AllowNative = Annotated[
+    bool,
+    typer.Option("--allow-native", help="Run native code of an artifact that was made elsewhere and has no --key."),
+]
 Options = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the toolchain; repeatable.")
 ]
@@ -179,11 +187,11 @@ def function_of(name: str, path: str | None) -> Any:
     return found
 
 
-def load_on(path: str, board: str | None) -> Artifact:
+def load_on(path: str, board: str | None, *, key: str | None = None, allow_native: bool = False) -> Artifact:
     """Load an artifact, to be run here or on the board that the user named."""
     from deploykit.plugin.artifact import load
 
-    found = load(path)
+    found = load(path, key=key, allow_native=allow_native)
     if board is None:
         return found
     note(f"this copies a program to {board} over SSH and executes it there")

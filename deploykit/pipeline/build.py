@@ -15,6 +15,7 @@ import msgspec
 
 from deploykit.artifact import manifest as layout
 from deploykit.artifact.golden import golden_tolerance
+from deploykit.artifact.made import MADE_HERE
 from deploykit.artifact.replace import check_replaceable, failed_path, replaceable
 from deploykit.artifact.storage import publish_folder, staging_folder
 from deploykit.contract.errors import ParityError, UsageError
@@ -34,6 +35,8 @@ _UNKNOWN = "unknown"  # what targets call the precision of layers that the build
 def build(
     path: str | Path,
     *,
+    key: str | Path | None = None,
+    allow_native: bool = False,
     output: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     profile: bool = True,
@@ -43,6 +46,8 @@ def build(
 
     Args:
         path: an artifact whose status is `needs device build`. It is left as it is.
+        key, allow_native: as for `deploykit.load`: the build program that an artifact from elsewhere holds runs only
+            where it is that of this deploykit, the artifact is signed, or the caller allows it.
         output: folder of the built artifact; default `<path>-built`.
         options: of the toolchain, over those that the artifact was exported with.
         profile: measure latency, throughput and memory.
@@ -58,7 +63,7 @@ def build(
         ParityError: the device computes something else; `.candidate` is kept at `<output>.failed`.
         PlacementError: the vendor's builder left too much in another precision; likewise.
     """
-    parent = load(path)
+    parent = load(path, key=key, allow_native=allow_native)
     if parent.manifest.build is None:
         raise UsageError(f"{parent.path.name} needs no build; its status is {parent.status!r}", hint="open it as it is")
     target = parent.plugin()
@@ -115,7 +120,7 @@ def _built(parent: Artifact, target: Target, folder: Path, options: Mapping[str,
         parent=parent.fingerprint,
         metadata={**parent.manifest.metadata, **recorded(payload)},
     )
-    return Artifact(folder, manifest), payload.log
+    return Artifact(folder, manifest, vouched=MADE_HERE), payload.log
 
 
 def _parity(parent: Artifact, artifact: Artifact, target: Target) -> ParityReport:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from deploykit._version import __version__
+from deploykit.artifact import made
 from deploykit.artifact import manifest as layout
 from deploykit.artifact.golden import Golden, golden_bytes
 from deploykit.artifact.manifest import CalibrationInfo, FileEntry, Manifest
@@ -79,7 +80,7 @@ def draft(
         metadata=recorded(replace(payload, notes=(*payload.notes, *recipe_notes(prepared, recipe)))),
         recipe=recipe,
     )
-    artifact = Artifact(folder, manifest)
+    artifact = Artifact(folder, manifest, vouched=made.MADE_HERE)
     trust(artifact, target.risk(artifact))
     return artifact
 
@@ -126,7 +127,8 @@ def make_golden(artifact: Artifact, samples: Sequence[dict[str, np.ndarray]], se
     path = artifact.path / layout.GOLDEN_NAME
     write_file(path, golden_bytes(Golden(inputs, outputs)))
     files = (*artifact.manifest.files, _listed(artifact.path, path))
-    return Artifact(artifact.path, replace(artifact.manifest, files=tuple(sorted(files, key=lambda each: each.path))))
+    manifest = replace(artifact.manifest, files=tuple(sorted(files, key=lambda each: each.path)))
+    return Artifact(artifact.path, manifest, vouched=artifact.vouched)
 
 
 def with_verdict(artifact: Artifact, report: ParityReport) -> Artifact:
@@ -159,8 +161,10 @@ def finish(artifact: Artifact, report: ParityReport, profile: Profile | None, *,
 
 
 def _with_manifest(artifact: Artifact, manifest: Manifest) -> Artifact:
-    write_file(artifact.path / layout.MANIFEST_NAME, manifest.to_json())
-    return Artifact(artifact.path, manifest)
+    data = manifest.to_json()
+    write_file(artifact.path / layout.MANIFEST_NAME, data)
+    made.remember(data)
+    return Artifact(artifact.path, manifest, vouched=artifact.vouched)
 
 
 @contextlib.contextmanager

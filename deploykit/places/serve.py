@@ -1,7 +1,7 @@
 """The server of the session protocol: `python -m deploykit.places.serve [ARTIFACT]`, on a board or in a child process.
 
 It opens one artifact with the toolchain that is installed here and answers frames on standard input, until that ends.
-It serves whoever started it: there is no network in it.
+It serves whoever started it: there is no network in it. Whether native code may run was decided on the other side.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from deploykit.places.place import Here, Verdict
 from deploykit.plugin.artifact import Artifact, load
 
 _GRACE_S = 10.0
+_BY_CALLER = "by whoever started this process"
 
 
 class Server:
@@ -75,7 +76,7 @@ class Server:
     def _open(self, request: Frame) -> Frame:
         self.close()
         path = self._fixed or Path(str(request.facts["path"])).expanduser()
-        artifact = _being(path, request.facts) if "manifest" in request.facts else load(path)
+        artifact = _being(path, request.facts) if "manifest" in request.facts else load(path, allow_native=True)
         self._before_bytes = resident_bytes()
         # This process is the one that may crash.
         self._session = artifact.at(Here(first=False)).open(threads=request.facts.get("threads"))
@@ -111,7 +112,7 @@ class Server:
 
 def _being(path: Path, facts: dict[str, Any]) -> Artifact:
     """The artifact of a manifest that was sent: of files that the other side has checked, or that are not here yet."""
-    return Artifact(path, Manifest.from_json(str(facts["manifest"]).encode()))
+    return Artifact(path, Manifest.from_json(str(facts["manifest"]).encode()), vouched=_BY_CALLER)
 
 
 def main(fixed: Path | None = None) -> None:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from deploykit.places.place import Place
 
 
+FLAG, SIGNATURE = "allowed by the caller", "signed"
+"""What vouches for native code in an artifact that was loaded."""
+
+
 class Artifact(StoredArtifact):
     """An exported model. Made by `deploykit.export`, read back by `deploykit.load`.
 
@@ -38,8 +42,16 @@ class Artifact(StoredArtifact):
         place: where it is opened; None for this process.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, *, place: Place | None = None, seal: Seal | None = None) -> None:
-        super().__init__(path, manifest, seal=seal)
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        *,
+        place: Place | None = None,
+        seal: Seal | None = None,
+        vouched: str = "",
+    ) -> None:
+        super().__init__(path, manifest, seal=seal, vouched=vouched)
         self._place = place
 
     def open(self, *, threads: int | None = None, place: Place | None = None) -> Session:
@@ -86,7 +98,7 @@ class Artifact(StoredArtifact):
 
     def at(self, place: Place) -> Artifact:
         """The same artifact, opened, verified and profiled in another place; see `deploykit.places`."""
-        return Artifact(self.path, self.manifest, place=place, seal=self._seal)
+        return Artifact(self.path, self.manifest, place=place, seal=self._seal, vouched=self.vouched)
 
     def plugin(self) -> Target:
         """The toolchain that it was made with and is run by."""
@@ -143,7 +155,8 @@ class Exported(Artifact):
     @classmethod
     def of(cls, artifact: Artifact) -> Exported:
         """The same artifact, known to have been exported."""
-        return cls(artifact.path, artifact.manifest, place=artifact._place, seal=artifact._seal)
+        place, seal, vouched = artifact._place, artifact._seal, artifact.vouched
+        return cls(artifact.path, artifact.manifest, place=place, seal=seal, vouched=vouched)
 
     @property
     def parity(self) -> ParityReport:
@@ -151,12 +164,24 @@ class Exported(Artifact):
         return self._require_parity()
 
 
-def load(path: str | Path) -> Artifact:
+def load(path: str | Path, *, key: str | Path | None = None, allow_native: bool = False) -> Artifact:
     """Read an artifact and check every file's size and hash before anything uses it.
 
+    Args:
+        key: PEM file of a public key that must have signed the artifact (`deploykit sign`); None asks for no signature.
+        allow_native: native code that the artifact holds may run although it was made elsewhere and nobody's signature
+            was asked for.
     Raises:
         ArtifactError: not an artifact, damaged, truncated, with a path that leaves the folder, a link, or written by
-            a newer deploykit; the message says which and what to do.
+            a newer deploykit; or, where a key is given, not signed by it. The message says which and what to do.
+        UsageError: `key` is not a public key that can be used.
+        MissingDependencyError: a key is given, and `cryptography` is not installed.
     """
     folder, manifest, seal = read(path, check_agreement)
-    return Artifact(folder, manifest, seal=seal)
+    found = Artifact(folder, manifest, seal=seal, vouched=FLAG if allow_native else "")
+    if key is not None:
+        from deploykit_trust.verifying import check_signature
+
+        check_signature(found, key)
+        found.vouched = SIGNATURE
+    return found

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 
+from deploykit.artifact import made
 from deploykit.artifact.manifest import PendingBuild
 from deploykit.contract.achieved import Achieved
 from deploykit.contract.devices import Device
@@ -377,7 +378,9 @@ class Target(ABC):
         Raises:
             DeviceError, MissingDependencyError: no device, driver or vendor library here.
             ConversionError: the vendor's builder refused.
+            ArtifactError: it would run a program of an artifact that nobody vouches for.
         """
+        self.check_vouched(artifact, build=True)
         return self._build(artifact, folder, options)
 
     def open(self, artifact: StoredArtifact, *, threads: int | None = None) -> Session:
@@ -388,6 +391,7 @@ class Target(ABC):
         Raises:
             DeviceError: the artifact must first be built on its device, or this machine lacks what it needs.
             MissingDependencyError: the runtime is not installed, or too old.
+            ArtifactError: it holds native code that nobody vouches for; see `native_code`.
         """
         build = artifact.manifest.build
         if build is not None:
@@ -396,6 +400,7 @@ class Target(ABC):
             )
         if not artifact.entry.is_file():
             raise ArtifactError(f"{artifact.entry} is gone; was the artifact moved?", hint="deploykit.load(new path)")
+        self.check_vouched(artifact)
         place = self.place(artifact)
         if place.is_here:
             self.check_runnable(artifact)
@@ -433,6 +438,33 @@ class Target(ABC):
     def risk(self, artifact: StoredArtifact) -> Risk:
         """What opening `artifact` may do to the process that does it; a child then does it first."""
         return Risk.NONE
+
+    def native_code(self, artifact: StoredArtifact) -> str:
+        """What opening `artifact` executes of it, as the object of "runs ..."; "" where a runtime reads it as data.
+
+        Where there is something, an artifact that was made elsewhere is opened only after a signature (`key=`) or with
+        `allow_native=True`.
+        """
+        return f"the machine code in {artifact.manifest.entry}" if self.risk(artifact) is Risk.CODE else ""
+
+    def build_code(self, artifact: StoredArtifact) -> str:
+        """The same of `build`."""
+        del artifact
+        return ""
+
+    def check_vouched(self, artifact: StoredArtifact, *, build: bool = False) -> None:
+        """Run no code of an artifact that was not made here, unless it is signed or allowed; called by open and build.
+
+        Raises:
+            ArtifactError: says what it would run, and how to allow it.
+        """
+        code = self.build_code(artifact) if build else self.native_code(artifact)
+        if not code or artifact.vouched or made.is_own(artifact):
+            return
+        doing = "building" if build else "opening"
+        message = f"{doing} {artifact.path.name} runs {code}, and it was not made here by this account"
+        hint = "give key= (--key) of who signed it; or, where you trust its maker, allow_native=True (--allow-native)"
+        raise ArtifactError(message, hint=hint)
 
     # -- places ---------------------------------------------------------------------------------------------
 
@@ -540,6 +572,7 @@ class Target(ABC):
         """
         if self.evidence(artifact) is Evidence.EMULATOR:
             return estimate(artifact, self.capabilities().devices[artifact.manifest.device], baseline=baseline)
+        self.check_vouched(artifact)  # before its memory is measured, in a process that asks nobody
         feeds = artifact.golden().inputs[0]
         here, host = self.place(artifact).is_here, self.host_of(artifact)
         memory = peak_memory_bytes(artifact) if here else None

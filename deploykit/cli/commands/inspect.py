@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploykit.cli.output import Answer
-from deploykit.cli.parameters import ArtifactPath, Debug, Json
+from deploykit.cli.parameters import ArtifactPath, Debug, Json, Key
 from deploykit.contract.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,19 +31,29 @@ def inspect(
         str | None,
         typer.Option(metavar="FILE", help="Write the recipe here, to edit it or to export with it again."),
     ] = None,
+    key: Key = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Show what an artifact says about itself.
 
-    Its status, achieved precision, parity, speed, origin, recipe and files; hashes are checked.
+    Its status, achieved precision, parity, speed, origin, recipe and files; hashes are checked, and with --key the
+    signature. Nothing of the artifact is run.
     """
     from deploykit.plugin.artifact import load
 
-    found = load(artifact)
+    found = load(artifact, key=key)
     if recipe is not None:
         _write_recipe(found, recipe)
-    return Answer({**found.summary(), "path": artifact, "fingerprint": found.fingerprint}, list(_page(artifact, found)))
+    document = {**found.summary(), "path": artifact, "fingerprint": found.fingerprint}
+    page = list(_page(artifact, found))
+    if key is not None:
+        from deploykit.cli.signatures import lineage_of, signature_rows
+        from deploykit.cli.tables import pairs
+
+        document["lineage"] = lineage_of(found, key)
+        page.append(pairs("Signature", signature_rows(found, key)))
+    return Answer(document, page)
 
 
 def _write_recipe(found: Artifact, path: str) -> None:

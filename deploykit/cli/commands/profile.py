@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploykit.cli.output import Answer, note
-from deploykit.cli.parameters import ArtifactPath, Board, Debug, Json, Threads, load_on
+from deploykit.cli.parameters import AllowNative, ArtifactPath, Board, Debug, Json, Key, Threads, load_on
 from deploykit.contract.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,21 +32,26 @@ def profile(
     ] = None,
     board: Board = None,
     save: Annotated[bool, typer.Option("--save", help="Keep the profile in the artifact.")] = False,
+    key: Key = None,
+    allow_native: AllowNative = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Measure the speed of an artifact here, or on a board.
 
     Latency, throughput and memory, on the golden inputs.
-    Native code that the artifact holds (tvm, aotinductor, built engines) is run: open only what you trust.
+    Native code (tvm, aotinductor, built engines) of an artifact that was not made here runs only with --key or
+    --allow-native, which hold for the baseline, too.
     """
     from deploykit.judge.profiling import Effort
     from deploykit.judge.slower import explained
     from deploykit.pipeline.progress import Steps
     from deploykit.plugin.artifact import load
 
-    found = load_on(artifact, board)
-    other = None if baseline is None else (baseline, _same_toolchain(load(baseline), found))
+    found = load_on(artifact, board, key=key, allow_native=allow_native)
+    other = None
+    if baseline is not None:
+        other = (baseline, _same_toolchain(load(baseline, key=key, allow_native=allow_native), found))
     effort = Effort(seconds=seconds, threads=threads)
     with Steps().step("measuring"):
         measured = found.plugin().profile(found, baseline=other, effort=effort)

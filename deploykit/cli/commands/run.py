@@ -10,7 +10,7 @@ import typer
 
 from deploykit.cli.arrays import batches, check_suffix, encode, fitting, read_arrays
 from deploykit.cli.output import Answer
-from deploykit.cli.parameters import Board, Debug, Json, Threads, load_on
+from deploykit.cli.parameters import AllowNative, Board, Debug, Json, Key, Threads, load_on
 from deploykit.contract.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,19 +36,22 @@ def run(
     ],
     threads: Threads = None,
     board: Board = None,
+    key: Key = None,
+    allow_native: AllowNative = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Run an artifact, or a model such as an .mlpackage, on arrays from a file.
 
     More rows than a fixed batch size takes are run batch by batch.
-    Native code that the artifact holds (tvm, aotinductor, built engines) is run: open only what you trust.
+    Native code (tvm, aotinductor, built engines) of an artifact that was not made here runs only with --key or
+    --allow-native.
     """
     from deploykit.artifact.storage import write_file
 
     check_suffix(destination)
     arrays = read_arrays(source)
-    with _open(artifact, threads, board) as session:
+    with _open(artifact, threads, board, key, allow_native=allow_native) as session:
         pieces = batches(session.inputs, fitting(session.inputs, arrays, source))
         outputs = _join([session.run(feeds) for feeds in pieces], session)
     write_file(Path(destination), encode(outputs, destination))
@@ -60,14 +63,14 @@ def run(
     )
 
 
-def _open(path: str, threads: int | None, board: str | None) -> Session:
+def _open(path: str, threads: int | None, board: str | None, key: str | None, *, allow_native: bool) -> Session:
     from deploykit.plugin.registry import opener_of
 
     opener = opener_of(Path(path))
     if opener is None:
-        return load_on(path, board).open(threads=threads)
-    if board is not None:
-        raise UsageError(f"--board takes an exported artifact, not {path}")
+        return load_on(path, board, key=key, allow_native=allow_native).open(threads=threads)
+    if board is not None or key is not None:
+        raise UsageError(f"{'--board' if board else '--key'} takes an exported artifact, not {path}")
     return opener.open_file(Path(path), threads=threads)
 
 

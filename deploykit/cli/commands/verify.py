@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploykit.cli.output import Answer
-from deploykit.cli.parameters import ArtifactPath, Board, Debug, Json, load_on
+from deploykit.cli.parameters import AllowNative, ArtifactPath, Board, Debug, Json, Key, load_on
 from deploykit.contract.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
@@ -30,16 +30,20 @@ def verify(
         typer.Option(metavar="FILE", help="What the model gives for them: .npz or .safetensors, .npy for one output."),
     ] = None,
     board: Board = None,
+    key: Key = None,
+    allow_native: AllowNative = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Check an artifact on this machine, or on a board.
 
-    Every hash is checked, the golden inputs are run, and the results compared with the golden outputs.
-    With --input and --expected, your own arrays are run, too, and held to the gate of the artifact's precision.
-    Native code that the artifact holds (tvm, aotinductor, built engines) is run: open only what you trust.
+    Every hash is checked, and with --key the signature; then the golden inputs are run, and the results compared with
+    the golden outputs. With --input and --expected, your own arrays are run, too, and held to the gate of the
+    artifact's precision. Native code (tvm, aotinductor, built engines) of an artifact that was not made here runs only
+    with --key or --allow-native. `inspect --key` checks the signature and runs nothing.
     """
     from deploykit.artifact.golden import golden_tolerance
+    from deploykit.cli.signatures import lineage_of, signature_rows
     from deploykit.cli.tables import pairs
     from deploykit.pipeline.progress import Steps
 
@@ -47,7 +51,7 @@ def verify(
         raise UsageError("--input and --expected go together", hint="give both, or neither")
     steps = Steps()
     with steps.step("checking hashes"):
-        found = load_on(artifact, board)
+        found = load_on(artifact, board, key=key, allow_native=allow_native)
     with steps.step("running golden data"):
         metrics = found.verify()
         samples = len(found.golden().inputs)
@@ -61,8 +65,10 @@ def verify(
         "metrics": metrics,
         "tolerance": tolerance,
         "fingerprint": found.fingerprint,
+        "lineage": None if key is None else lineage_of(found, key),
     }
     rows = [
+        *([] if key is None else signature_rows(found, key)),
         ("hashes", f"{files} files are as the manifest says"),
         ("golden data", f"{samples} samples give the same outputs here as where the artifact was made"),
         *_rows(metrics, tolerance),

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from deploykit.artifact.storage import sha256_of
 from deploykit.contract.devices import Device
 from deploykit.contract.errors import DeviceError, MissingDependencyError, UsageError
 from deploykit.contract.optional import Requirement
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from deploykit.judge.parity import ParityReport
     from deploykit_calibration.prepared import Prepared
 
+BOARD = "board.py"
+_COMPILED_SUFFIXES = (".engine", ".mxr")
 COMPILED = "compiled"
 """Key of the manifest's metadata under which the word of the vendor's compiler is kept."""
 UNBUILT_NOTE = "statically checked and numerically referenced, not compiled or run on the device"
@@ -116,6 +119,22 @@ class BuiltOnDevice(Target):
                 Path(folder, BLUEPRINT).write_bytes(read_bytes(artifact.path / BLUEPRINT, limit=MAX_JSON_BYTES))
             yield Path(folder, self.program)
 
+    def native_code(self, artifact: StoredArtifact) -> str:
+        """See `Target.native_code`: what the vendor's library made is kernels for the GPU."""
+        return "" if artifact.manifest.build is not None else f"the compiled program in {artifact.manifest.entry}"
+
+    def build_code(self, artifact: StoredArtifact) -> str:
+        """See `Target.build_code`: the artifact's build program, unless it is byte for byte that of this deploykit."""
+        from deploykit_targets._on_device import board
+
+        own = {self.program: self.own_program(), BOARD: Path(str(board.__file__))}
+        listed = {entry.path: entry.sha256 for entry in artifact.manifest.files}
+        foreign = [name for name, source in own.items() if listed.get(name) != sha256_of(source)]
+        if foreign:
+            return f"its build program ({', '.join(foreign)}), which is not that of this deploykit,"
+        compiled = next((name for name in listed if name.endswith(_COMPILED_SUFFIXES)), "")
+        return compiled and f"the compiled program in {compiled}"
+
     def simulate(self, prepared: Prepared) -> Simulation | None:
         """See `Target.simulate`: with float16 between integers where the file has it."""
         from deploykit_targets._onnx.between import simulation_of
@@ -165,6 +184,9 @@ class BuiltOnDevice(Target):
         if not self.place(artifact).is_here:
             return super().profile(artifact, baseline=baseline, effort=effort)
         from deploykit_targets._on_device.session import measure
+
+        for one in (artifact, *(baseline[1:] if baseline else ())):
+            self.check_vouched(one)
 
         with self._own_copy(artifact) as program:
             return measure(artifact, program, self.interpreter(artifact), effort, baseline)

@@ -93,6 +93,12 @@ class AotInductorTarget(Target):
         """See `Target.risk`: a package is a library, and PyTorch's loader has been seen to crash on a GPU machine."""
         return Risk.NONE if artifact.manifest.options.get("runtime") == "compile" else Risk.CODE
 
+    def native_code(self, artifact: StoredArtifact) -> str:
+        """See `Target.native_code`: of `compile`, PyTorch's loader may unpickle what is in the program."""
+        if artifact.manifest.options.get("runtime") == "compile":
+            return f"the program in {artifact.manifest.entry}, in PyTorch's loader and compiler"
+        return super().native_code(artifact)
+
     def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
         """See `Target.scheme`."""
         from deploykit_targets.aotinductor.scheme import scheme_of

@@ -89,7 +89,7 @@ def test_a_child_that_was_asked_for_is_the_one_that_may_crash(artifact, started)
 
 
 def test_an_error_that_is_no_crash_is_for_the_real_attempt(artifact):
-    broken = Artifact(artifact.path, artifact.manifest)
+    broken = Artifact(artifact.path, artifact.manifest, vouched="by the test")
     (artifact.path / "matrix.npy").write_bytes(b"no matrix")
     with pytest.raises(ValueError, match="pickle"):
         broken.open()

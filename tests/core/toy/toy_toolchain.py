@@ -133,7 +133,7 @@ def write_artifact(folder: Path, *, profile: Profile | None = None, **changes: A
     (folder / layout.GOLDEN_NAME).write_bytes(golden_bytes(Golden(inputs, outputs)))
     manifest = replace(make_manifest(list_files(folder)), **changes)
     (folder / layout.MANIFEST_NAME).write_bytes(manifest.to_json())
-    artifact = load(folder)
+    artifact = load(folder, allow_native=True)
     if profile is not None:
         artifact.save_profile(profile)
     return artifact

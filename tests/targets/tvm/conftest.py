@@ -151,7 +151,7 @@ def _artifact_of(made: Made) -> StoredArtifact:
         fingerprints={},
         metadata={METADATA: made.library.metadata},
     )
-    return StoredArtifact(made.folder, manifest)
+    return StoredArtifact(made.folder, manifest, vouched="made here")
 
 
 @pytest.fixture(scope="session")

@@ -38,4 +38,4 @@ class TestTvm(TargetConformance):
         changed = replace(artifact.manifest, files=files, metadata={**artifact.manifest.metadata, METADATA: facts})
         (copy / MANIFEST_NAME).write_bytes(changed.to_json())
         with pytest.raises(deploykit.DeviceError, match=r"copy cannot be opened here.*SIGSEGV"):
-            deploykit.load(copy).open()
+            deploykit.load(copy, allow_native=True).open()
