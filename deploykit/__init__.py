@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from deploykit.plugin.registry import targets
     from deploykit.plugin.target import Target
     from deploykit_calibration.table import CalibrationTable
+    from deploykit_fleet.report.making import report
     from deploykit_training.combination import Compressed, compress
     from deploykit_training.distillation.distiller import distill
     from deploykit_training.distillation.terms import Feature, Relation, Response
@@ -65,6 +66,7 @@ _HOME = {
     "Relation": "deploykit_training.distillation.terms",
     "prune": "deploykit_training.pruning.job",
     "qat": "deploykit_training.qat",
+    "report": "deploykit_fleet.report.making",
     "sensitivity": "deploykit_tuning.sensitivity",
     "sign": "deploykit_trust.signing",
     "PruneReport": "deploykit_training.pruning.report",
@@ -110,6 +112,7 @@ __all__ = [
     "load",
     "prune",
     "qat",
+    "report",
     "sensitivity",
     "sign",
     "targets",

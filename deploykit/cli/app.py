@@ -20,6 +20,7 @@ from deploykit.cli.commands.export import export
 from deploykit.cli.commands.inspect import inspect
 from deploykit.cli.commands.lint import lint
 from deploykit.cli.commands.profile import profile
+from deploykit.cli.commands.report import report
 from deploykit.cli.commands.run import run as run_artifact
 from deploykit.cli.commands.sensitivity import sensitivity
 from deploykit.cli.commands.serve import serve
@@ -133,7 +134,7 @@ def _command(function: Callable[P, Answer]) -> None:
 
 _COMMANDS: tuple[Callable[..., Answer], ...] = (
     *(export, tune, sensitivity, build),
-    *(targets, inspect, lint, verify, profile, compare, run_artifact),
+    *(targets, inspect, lint, verify, profile, compare, report, run_artifact),
     *(serve, triton, sign, doctor),
 )
 for _function in _COMMANDS:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +17,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from deploykit.cli.words import spoken
 from deploykit.contract.errors import DeploykitError, GateError
+from deploykit.contract.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # A file or a pipe has no width: lines stay whole for grep, unless the user says COLUMNS.
 _UNWRAPPED = 1000
-
-# C0 without tab and newline, DEL, C1, and what changes the direction of writing.
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -109,15 +106,6 @@ def make_console(stream: TextIO) -> Console:
 
     free = not stream.isatty() and not os.environ.get("COLUMNS", "").isdigit()
     return Console(file=stream, width=_UNWRAPPED if free else None, markup=False, emoji=False, highlight=False)
-
-
-def printable(text: str) -> str:
-    """Text in which what steers a terminal (escapes, carriage returns, reversed writing) is shown and not done.
-
-    Names and notes of an artifact are somebody else's words: they must not clear the screen, set the clipboard or
-    make one word look like another.
-    """
-    return _STEERING.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def note(message: str) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploykit.artifact import manifest as layout
-from deploykit.cli.output import printable
+from deploykit.contract.printable import printable
 
 Cell = str | Text
 _STATUS_STYLES = {layout.VERIFIED: "green", layout.FAILED: "bold red", layout.NEEDS_DEVICE_BUILD: "yellow"}

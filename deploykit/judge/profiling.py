@@ -23,6 +23,7 @@ WARM_UP_RUNS = 5
 TURN_RUNS = 10
 SETTLING_RUNS = 2
 SETTLING_SECONDS = 0.03
+_DIGITS = 4
 
 
 def rounded(value: float, digits: int = 2) -> float:
@@ -53,6 +54,27 @@ class Percentiles:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Every measured run, in the order of measuring, so that two profiles can be compared by a test and not by eye.
+
+    Attributes:
+        latency_ms: of each run of the artifact, in four significant digits.
+        baseline_ms: of each run of the baseline, in turns with those; empty where there was none.
+        per_turn: how many runs follow each other before it is the other's turn.
+    """
+
+    latency_ms: tuple[float, ...]
+    baseline_ms: tuple[float, ...] = ()
+    per_turn: int = TURN_RUNS
+
+    @classmethod
+    def of(cls, own: Sequence[float], baseline: Sequence[float] = ()) -> Times:
+        """Keep what was measured; clocks have no more digits than are kept."""
+        latency, other = (tuple(rounded(value, _DIGITS) for value in values) for values in (own, baseline))
+        return cls(latency, other)
+
+
+@dataclass(frozen=True)
 class Profile:
     """Speed and size of an artifact.
 
@@ -73,6 +95,9 @@ class Profile:
         latency_by_threads_ms: by number of threads, measured in turns; empty where only `threads` was measured.
         operators: how many of each kind the deployed model has; empty where the runtime cannot tell.
         findings: what a reader must not miss, such as an artifact that is slower than its float build, and why.
+        times: of the single runs; None of an estimate, and where a device tells percentiles alone.
+        baseline_fingerprint: of the baseline, where that is an artifact on disk; "" of a float build that was made
+            for the measurement.
     """
 
     latency_ms: Percentiles
@@ -94,6 +119,8 @@ class Profile:
     latency_by_threads_ms: dict[str, Percentiles] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    times: Times | None = None
+    baseline_fingerprint: str = ""
 
     @property
     def worth_it(self) -> float | None:
@@ -250,4 +277,5 @@ def measure(session: Session, feeds: Feeds, measuring: Measuring, baseline: Base
         baseline_latency_ms=Percentiles.of(times[1]) if baseline else None,
         baseline_size_bytes=baseline.size_bytes if baseline else None,
         notes=measuring.notes,
+        times=Times.of(*times),
     )

@@ -19,6 +19,7 @@ from deploykit.judge.profiling import (
     Effort,
     Measuring,
     Percentiles,
+    Times,
     batch_size,
     has_dynamic_batch,
     measure,
@@ -44,6 +45,14 @@ def test_percentiles_against_numpy():
     assert (found.p50, found.mean, found.minimum) == (3.0, 3.0, 1.0)
     assert found.p90 == pytest.approx(4.6) and found.p99 == pytest.approx(np.percentile(values, 99))
     assert Percentiles.of([7.0]) == Percentiles(7.0, 7.0, 7.0, 7.0, 7.0)
+
+
+def test_every_run_is_kept_in_the_order_of_measuring():
+    own, baseline = counting(FIXED, []), Baseline("fp32 artifact", counting(FIXED, []), 1)
+    found = measure(own, FEEDS, Measuring(1, Evidence.DEVICE, effort=QUICK), baseline)
+    assert len(found.times.latency_ms) == len(found.times.baseline_ms) == found.runs == MIN_RUNS
+    assert np.median(found.times.latency_ms) == pytest.approx(found.latency_ms.p50, rel=1e-3)
+    assert Times.of([1.23456e-5, 123456.0]).latency_ms == (1.235e-5, 123500.0)
 
 
 def test_sessions_take_turns_after_warming_up():

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploykit.cli import figures
 from deploykit.cli.output import Answer, note
 from deploykit.cli.parameters import Debug, Json
 from deploykit.cli.words import spoken
+from deploykit.judge import figures
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -89,8 +89,8 @@ def _page(name: str, found: Artifact) -> Iterator[RenderableType]:
 
 
 def _head(name: str, found: Artifact) -> Table:
-    from deploykit.cli import figures
     from deploykit.cli.tables import pairs, status_text
+    from deploykit.judge import figures
 
     manifest = found.manifest
     behind = f"{manifest.device} with {manifest.toolchain}"
@@ -107,8 +107,8 @@ def _head(name: str, found: Artifact) -> Table:
 
 
 def _needs(found: Artifact) -> Table:
-    from deploykit.cli import figures
     from deploykit.cli.tables import pairs
+    from deploykit.judge import figures
 
     needs, here = found.requirements, found.preflight()
     rows = [*needs.rows(), ("memory", f"at least {figures.size(needs.memory_bytes)}")]
@@ -116,8 +116,8 @@ def _needs(found: Artifact) -> Table:
 
 
 def _achieved(manifest: Manifest) -> Iterator[RenderableType]:
-    from deploykit.cli import figures
     from deploykit.cli.tables import grid
+    from deploykit.judge import figures
 
     achieved = manifest.achieved
     counts = [
@@ -142,8 +142,8 @@ def _achieved(manifest: Manifest) -> Iterator[RenderableType]:
 
 
 def _float_activations(found: Artifact) -> Iterator[RenderableType]:
-    from deploykit.cli import figures
     from deploykit.cli.tables import grid
+    from deploykit.judge import figures
     from deploykit.judge.slower import time_shares
 
     beside = found.achieved.float_activations
@@ -167,8 +167,8 @@ def _float_activations(found: Artifact) -> Iterator[RenderableType]:
 
 
 def _parity(report: ParityReport) -> Iterator[RenderableType]:
-    from deploykit.cli import figures
     from deploykit.cli.tables import grid, pairs
+    from deploykit.judge import figures
 
     verdict = "passed" if report.passed else "; ".join(report.failures)
     rows = [
@@ -214,7 +214,7 @@ def _parity(report: ParityReport) -> Iterator[RenderableType]:
 
 
 def _gate(report: ParityReport) -> str:
-    from deploykit.cli import figures
+    from deploykit.judge import figures
 
     gate = report.tolerance
     parts = (
@@ -250,8 +250,8 @@ def _short(value: object) -> str:
 
 
 def _files(manifest: Manifest) -> Table:
-    from deploykit.cli import figures
     from deploykit.cli.tables import grid
+    from deploykit.judge import figures
 
     rows: Sequence[Sequence[str]] = [
         [entry.path, figures.size(entry.size), entry.sha256[:16]] for entry in manifest.files

@@ -55,7 +55,11 @@ def profile(
     effort = Effort(seconds=seconds, threads=threads)
     with Steps().step("measuring"):
         measured = found.plugin().profile(found, baseline=other, effort=effort)
-    measured = replace(measured, findings=explained(measured, found.achieved))
+    measured = replace(
+        measured,
+        findings=explained(measured, found.achieved),
+        baseline_fingerprint=other[1].fingerprint if other else "",
+    )
     if save:
         found.save_profile(measured)
         if other is None:
@@ -98,7 +102,7 @@ def profile_page(found: Profile) -> list[RenderableType]:
 
 
 def _measured(found: Profile) -> list[tuple[str, str]]:
-    from deploykit.cli import figures
+    from deploykit.judge import figures
 
     latency = found.latency_ms
     rows = [
@@ -120,7 +124,7 @@ def _measured(found: Profile) -> list[tuple[str, str]]:
 
 def _computed(found: Profile) -> list[tuple[str, str]]:
     """An estimate has no runs, threads, percentiles or memory."""
-    from deploykit.cli import figures
+    from deploykit.judge import figures
 
     rows = [
         ("evidence", f"{found.evidence.value}: computed from the {found.host.os}; nothing was run"),
@@ -135,8 +139,8 @@ def _computed(found: Profile) -> list[tuple[str, str]]:
 
 
 def _by_threads(found: Mapping[str, Percentiles]) -> Table:
-    from deploykit.cli import figures
     from deploykit.cli.tables import grid
+    from deploykit.judge import figures
 
     rows = [[threads, *map(figures.significant, (own.p50, own.p90, own.p99))] for threads, own in found.items()]
     heads = ["threads", "p50 ms", "p90 ms", "p99 ms"]
@@ -144,8 +148,8 @@ def _by_threads(found: Mapping[str, Percentiles]) -> Table:
 
 
 def _slowest(found: Profile, head: str) -> Table:
-    from deploykit.cli import figures
     from deploykit.cli.tables import grid
+    from deploykit.judge import figures
 
     rows = [
         [op.name, op.op, op.module_path or figures.UNKNOWN, figures.significant(op.median_us)]

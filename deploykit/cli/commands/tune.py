@@ -140,9 +140,9 @@ def _page(plan: TunePlan, saved: str | None) -> Iterator[RenderableType]:
 
 def search_table(ladder: Sequence[Any]) -> RenderableType:
     """Every step with what it took."""
-    from deploykit.cli import figures
     from deploykit.cli.recipes import drop
     from deploykit.cli.tables import grid
+    from deploykit.judge import figures
 
     heads = ["step", "outcome", "SQNR", "metric", "drop", "placed", "latency", "seconds", "reason"]
     rows = [

@@ -82,7 +82,7 @@ def verify(
 
 
 def _rows(metrics: Metrics, tolerance: Tolerance) -> Sequence[tuple[str, str]]:
-    from deploykit.cli import figures
+    from deploykit.judge import figures
 
     return (
         ("SQNR", f"{figures.decibel(metrics.sqnr_db)} (at least {figures.decibel(tolerance.min_sqnr_db)} is asked)"),

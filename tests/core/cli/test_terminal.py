@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from deploykit.cli.output import printable
+from deploykit.contract.printable import printable
 
 ESCAPES = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\u202egnp.exe\x9b31m\r"
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from deploykit.cli import figures
 from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.decibels import SQNR_CAP_DB
+from deploykit.judge import figures
 
 
 @pytest.mark.parametrize(
