@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +37,6 @@ _DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precisi
 _NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
 
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """What is compiled, and what of it stays float32 in a float16 model."""
-
-    graph_module: GraphModule
-    plan: Float16Plan = field(default_factory=Float16Plan)
-
-
 def convert(prepared: Prepared, folder: Path) -> Payload:
     """Write `model.pt2`.
 
@@ -55,10 +46,10 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
         ConversionError: the compiler refused.
     """
     place = torch_device(prepared.device)
-    source = _source(prepared)
+    graph_module, plan = _typed(prepared)
     log: list[str] = []
     with kept_quiet(log):
-        program: Any = prepared.captured.export_program(source.graph_module)
+        program: Any = prepared.captured.export_program(graph_module)
         if place == "cuda":
             program = move_to_device_pass(program, place)
         if prepared.options.runtime == "compile":
@@ -70,12 +61,12 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
                 f"AOTInductor cannot compile the model: {error}",
                 hint="a C++ compiler is needed; see `deploykit doctor`",
             ) from error
-    executed = _executed(prepared, source.plan, folder / ENTRY)
+    executed = _executed(prepared, plan, folder / ENTRY)
     counted = reconcile(prepared.precision, prepared.layers, executed, source="the compiler's generated code")
     _canonical(folder / ENTRY)
     return Payload(
         entry=ENTRY,
-        achieved=source.plan.listed(counted, prepared.captured),
+        achieved=plan.listed(counted, prepared.captured),
         tool_versions=versions("torch"),
         log="\n".join(log),
         metadata={"compiled_for": compiled_for(prepared.device), "torch_device": place},
@@ -100,11 +91,12 @@ def _kept(program: Any, prepared: Prepared, folder: Path, place: str) -> Payload
     )
 
 
-def _source(prepared: Prepared) -> _Source:
+def _typed(prepared: Prepared) -> tuple[GraphModule, Float16Plan]:
+    """What is compiled, and what of it stays float32 in a float16 model."""
     if prepared.precision is Precision.INT8:
-        return _Source(prepared.graph_module)
+        return prepared.graph_module, Float16Plan()
     plan = plan_float16(prepared) if prepared.precision is Precision.FP16 else Float16Plan()
-    return _Source(retyped(prepared.captured, _DTYPES[prepared.precision], plan.kept), plan)
+    return retyped(prepared.captured, _DTYPES[prepared.precision], plan.kept), plan
 
 
 def _executed(prepared: Prepared, plan: Float16Plan, path: Path) -> dict[str, str]:

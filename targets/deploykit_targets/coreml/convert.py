@@ -18,7 +18,6 @@ from deploykit.judge.profiling import DEFAULT_EFFORT
 from deploykit.plugin.target import Payload
 from deploykit_calibration.layers import layer_aliases, reconcile
 from deploykit_calibration.op_kinds import data_arguments, shape_of
-from deploykit_calibration.placement import LayerPlacement
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.coreml import interface, network, package, prescan
 from deploykit_targets.coreml.compress import WEIGHT_ONLY, compress
@@ -31,7 +30,6 @@ from deploykit_targets.coreml.target import BATCH_SIZES
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deploykit.capture import CapturedModel
     from deploykit_calibration.prepared import Prepared
     from deploykit_targets.coreml.target import CoreMLOptions
 
@@ -43,16 +41,6 @@ _NOTES = {
 }
 _HELD_AS = "the precision is that of the stored weights; products run in float16"
 _WIDTHS = {"int8": 1, "float16": 2, "float32": 4}
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """What is converted, and how it was placed."""
-
-    captured: CapturedModel
-    lowered: Exported
-    layers: tuple[LayerPlacement, ...]
-    plan: Float16Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,17 +71,18 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
     with kept_quiet(log):
         import_coremltools()
         prescan.register_lstm()
-        source = _source(prepared)
-        prescan.check(source.captured, source.lowered)
+        plan, lowered = _plan(prepared), _lowered(prepared)
+        prescan.check(prepared.captured, lowered)
+        old = options.form == network.FORM
         try:
-            model = _network(prepared, source) if options.form == network.FORM else _program(prepared, source)
+            model = network.converted(prepared, lowered) if old else _program(prepared, lowered, plan)
         except Exception as error:
-            raise prescan.refused(source.captured, source.lowered, error) from error
-        made = _written(prepared, folder, source, model)
-    traffic = _traffic(source)
+            raise prescan.refused(prepared.captured, lowered, error) from error
+        made = _written(prepared, folder, lowered, model)
+    traffic = _traffic(prepared)
     return Payload(
         entry=made.entry,
-        achieved=_achieved(prepared, source, made.counted),
+        achieved=plan.listed(_achieved(prepared, made.counted), prepared.captured),
         tool_versions=versions("torch", "coremltools"),
         log="\n".join(log),
         traffic=traffic,
@@ -101,13 +90,18 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
     )
 
 
-def _source(prepared: Prepared) -> _Source:
+def _plan(prepared: Prepared) -> Float16Plan:
+    """What stays float32 in a float16 program; the old form, which has no such thing, refuses with layer and value."""
     plan = Float16Plan() if prepared.precision is Precision.FP32 else plan_float16(prepared)
     if prepared.options.form == network.FORM:
         why = "a Core ML neural network is float16 throughout"
         plan.refuse(prepared.captured, why, 'leave out form="neuralnetwork"')
+    return plan
+
+
+def _lowered(prepared: Prepared) -> Exported:
     graph = None if prepared.scheme.by_vendor or not prepared.scheme.quantizes else prepared.graph_module
-    return _Source(prepared.captured, exported(prepared.captured, graph), prepared.layers, plan)
+    return exported(prepared.captured, graph)
 
 
 def _batch_sizes(prepared: Prepared) -> list[int]:
@@ -120,7 +114,7 @@ def _op_set(prepared: Prepared) -> str:
     )
 
 
-def _program(prepared: Prepared, source: _Source) -> Any:
+def _program(prepared: Prepared, lowered: Exported, plan: Float16Plan) -> Any:
     """The ML Program as coremltools makes it."""
     import coremltools
 
@@ -128,35 +122,30 @@ def _program(prepared: Prepared, source: _Source) -> Any:
     precision = coremltools.precision
     inputs, outputs = interface.types(prepared.captured, options)
     return coremltools.convert(
-        source.lowered.program,
+        lowered.program,
         inputs=inputs,
         outputs=outputs,
         classifier_config=interface.classifier(options),
         minimum_deployment_target=coremltools.target[_op_set(prepared)],
-        compute_precision=precision.FLOAT32 if prepared.precision is Precision.FP32 else _but(source),
+        compute_precision=precision.FLOAT32 if prepared.precision is Precision.FP32 else _but(lowered, plan),
         convert_to="mlprogram",
         skip_model_load=True,
     )
 
 
-def _but(source: _Source) -> Any:
+def _but(lowered: Exported, plan: Float16Plan) -> Any:
     """Float16, but for what the plan keeps in float32."""
     import coremltools
 
-    names, kept = source.lowered.names, source.plan.kept
     return coremltools.transform.FP16ComputePrecision(
-        op_selector=lambda op: not any(name in kept for name in origins(op, names))
+        op_selector=lambda op: not any(name in plan.kept for name in origins(op, lowered.names))
     )
 
 
-def _network(prepared: Prepared, source: _Source) -> Any:
-    return network.converted(prepared, source.lowered)
-
-
-def _written(prepared: Prepared, folder: Path, source: _Source, model: Any) -> _Made:
+def _written(prepared: Prepared, folder: Path, lowered: Exported, model: Any) -> _Made:
     """Compress, declare and write a converted model, and read it again."""
     options: CoreMLOptions = prepared.options
-    made_for = sources(model._mil_program, source.lowered.names)
+    made_for = sources(model._mil_program, lowered.names)
     if options.form == network.FORM:
         model = network.compressed(model, prepared.precision, threshold=options.weight_threshold)
         path = network.write(interface.finished(model, prepared.captured, options), folder)
@@ -168,9 +157,9 @@ def _written(prepared: Prepared, folder: Path, source: _Source, model: Any) -> _
     return _Made(package.ENTRY, count(path, made_for), _program_facts(path, _op_set(prepared)), made_for)
 
 
-def _achieved(prepared: Prepared, source: _Source, counted: Counted) -> Achieved:
+def _achieved(prepared: Prepared, counted: Counted) -> Achieved:
     precision, old = prepared.precision, prepared.options.form == network.FORM
-    tails = layer_aliases(source.captured)
+    tails = layer_aliases(prepared.captured)
     executed = {tails.get(name, name): found for name, found in counted.executed.items()}
     executed |= counted.executed
     held = precision in WEIGHT_ONLY
@@ -179,8 +168,7 @@ def _achieved(prepared: Prepared, source: _Source, counted: Counted) -> Achieved
     notes = (network.NOTE,) if old else (_HELD_AS,) if held else _NOTES.get(precision, ())
     read = "the neural network" if old else "the ML Program"
     left = "" if precision is Precision.FP32 else "coremltools leaves it in float32"
-    achieved = reconcile(precision, source.layers, executed, source=read, notes=notes, left=left)
-    return source.plan.listed(achieved, source.captured)
+    return reconcile(precision, prepared.layers, executed, source=read, notes=notes, left=left)
 
 
 def _program_facts(written: Path, op_set: str) -> dict[str, Any]:
@@ -194,9 +182,9 @@ def _program_facts(written: Path, op_set: str) -> dict[str, Any]:
     }
 
 
-def _traffic(source: _Source) -> dict[str, list[int]]:
-    nodes = {node.name: node for node in source.captured.graph_module.graph.nodes}
-    return {layer.name: _elements(nodes[layer.name]) for layer in source.layers if layer.name in nodes}
+def _traffic(prepared: Prepared) -> dict[str, list[int]]:
+    nodes = {node.name: node for node in prepared.captured.graph_module.graph.nodes}
+    return {layer.name: _elements(nodes[layer.name]) for layer in prepared.layers if layer.name in nodes}
 
 
 def _metadata(traffic: Mapping[str, Sequence[int]], made: _Made) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.errors import UsageError
@@ -13,7 +13,6 @@ from deploykit.contract.optional import versions
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
 from deploykit_calibration.layers import layer_aliases, reconcile
-from deploykit_calibration.placement import LayerPlacement
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.litert import flatbuffer, program
 from deploykit_targets.litert.count import executed, stored
@@ -21,14 +20,12 @@ from deploykit_targets.litert.delegation import delegation
 from deploykit_targets.litert.lower import lowered
 from deploykit_targets.litert.opens import check_opens
 from deploykit_targets.litert.quantize import VENDOR_PRECISIONS
+from deploykit_targets.litert.scheme import NO_16_BITS
 from deploykit_targets.litert.worker import Request, worker
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
-
-    from deploykit.capture import CapturedModel
     from deploykit.contract.achieved import Achieved
     from deploykit.contract.tensors import TensorSpec
     from deploykit_calibration.prepared import Prepared
@@ -42,31 +39,10 @@ _NOTES = {
     Precision.INT16X8: ("int16 activations are for NPUs and microcontrollers: on a CPU they are slower than float",),
     Precision.INT4_WEIGHT_ONLY: (f"weights are stored in int4; {_DIALECT}",),
 }
-_LEFT = {
-    Precision.INT16X8: "no 16-bit kernel, or a step inside it that calibration does not see",
-}
+_LEFT = {Precision.INT16X8: NO_16_BITS}
 _BEYOND = "float16 does not hold its weights as the file has them: beyond 65504, or below 6.1e-05"
 _DYNAMIC = 'layers that write graph outputs round their input at run time, and write float; io="int8" makes them static'
 _HELD = (Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY, Precision.FP16)
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """What is converted, and what is known of it before.
-
-    Attributes:
-        captured: the model whose graph is converted.
-        graph_module: its float or q/dq graph.
-        layers: every layer and what it was placed as.
-        kept: why layers stay as they are by the user's wish, by name.
-        dynamic: layers of a static model that round their input at run time, and write float.
-    """
-
-    captured: CapturedModel
-    graph_module: torch.fx.GraphModule
-    layers: tuple[LayerPlacement, ...]
-    kept: dict[str, str]
-    dynamic: frozenset[str] = frozenset()
 
 
 def convert(prepared: Prepared, folder: Path) -> Payload:
@@ -79,23 +55,22 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
     """
     _check(prepared)
     worker().start()  # its imports run beside our own work
-    source = _source(prepared)
-    labels = _labels(source)
-    graph_module = lowered(source.captured, source.graph_module)
+    labels = _labels(prepared)
+    graph_module = lowered(prepared.captured, prepared.graph_module)
     request = Request(
-        settings=_settings(prepared, source, labels),
-        write_program=lambda path: program.save(path, graph_module, source.captured.example_inputs, labels),
-        origins=source.captured.origins,
+        settings=_settings(prepared, labels),
+        write_program=lambda path: program.save(path, graph_module, prepared.captured.example_inputs, labels),
+        origins=prepared.captured.origins,
         destination=folder / _ENTRY,
     )
     interface, log = worker().convert(request)
-    check_opens(folder / _ENTRY, source.captured, prepared.options.kernels)
+    check_opens(folder / _ENTRY, prepared.captured, prepared.options.kernels)
     return Payload(
         entry=_ENTRY,
-        achieved=_achieved(prepared, source, folder / _ENTRY),
+        achieved=_achieved(prepared, folder / _ENTRY),
         tool_versions=versions("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
         log=log,
-        metadata={"file": {**interface, "rounded_at_run_time": sorted(source.dynamic)}},
+        metadata={"file": {**interface, "rounded_at_run_time": sorted(_rounded_at_run_time(prepared))}},
     )
 
 
@@ -127,26 +102,26 @@ def _check_normalisation(prepared: Prepared) -> None:
         )
 
 
-def _source(prepared: Prepared) -> _Source:
-    dynamic = frozenset() if prepared.scheme.by_vendor else frozenset(prepared.placed.run_time)
-    return _Source(prepared.captured, prepared.graph_module, prepared.layers, prepared.excluded, dynamic)
+def _rounded_at_run_time(prepared: Prepared) -> frozenset[str]:
+    """Layers of a static model that round their input at run time, and write float."""
+    return frozenset() if prepared.scheme.by_vendor else frozenset(prepared.placed.run_time)
 
 
-def _settings(prepared: Prepared, source: _Source, labels: dict[str, str]) -> dict[str, Any]:
+def _settings(prepared: Prepared, labels: dict[str, str]) -> dict[str, Any]:
     """What the converter's process is told; see `convert_child`."""
     layout, static = prepared.options.layout, prepared.precision is Precision.INT8
     ends = {
-        "inputs": [_wanted(spec, layout) for spec in source.captured.inputs],
-        "outputs": [_wanted(spec, layout) for spec in source.captured.outputs],
+        "inputs": [_wanted(spec, layout) for spec in prepared.captured.inputs],
+        "outputs": [_wanted(spec, layout) for spec in prepared.captured.outputs],
     }
-    float_file = [source.captured.fingerprint, sorted(labels.items()), ends]
+    float_file = [prepared.captured.fingerprint, sorted(labels.items()), ends]
     return {
         "static": static,
         "float_key": None if static else hashlib.sha256(json.dumps(float_file).encode()).hexdigest(),
         "precision": prepared.precision.value if prepared.precision.value in VENDOR_PRECISIONS else None,
-        "kept_float": sorted(source.kept),
-        "dynamic": sorted(source.dynamic),
-        "ranges": _ranges(prepared, source) if prepared.precision is Precision.INT16X8 else {},
+        "kept_float": sorted(prepared.excluded),
+        "dynamic": sorted(_rounded_at_run_time(prepared)),
+        "ranges": _ranges(prepared) if prepared.precision is Precision.INT16X8 else {},
         "io": prepared.options.io,
         "about": _about(prepared),
         **ends,
@@ -169,10 +144,10 @@ def _about(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _ranges(prepared: Prepared, source: _Source) -> dict[str, tuple[float, float]]:
+def _ranges(prepared: Prepared) -> dict[str, tuple[float, float]]:
     """What our calibration saw, for symmetric 16 bit: of every node, and of the ends by the converter's names."""
     found = prepared.ranges()
-    graph = source.captured.graph_module.graph
+    graph = prepared.captured.graph_module.graph
     (end,) = graph.find_nodes(op="output")
     ends = {f"args_{i}": node for i, node in enumerate(graph.find_nodes(op="placeholder"))}
     ends.update({f"output_{i}": node for i, node in enumerate(end.args[0])})
@@ -184,43 +159,44 @@ def _wanted(spec: TensorSpec, layout: str) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "layout": "NHWC" if channels_last else spec.layout}
 
 
-def _labels(source: _Source) -> dict[str, str]:
+def _labels(prepared: Prepared) -> dict[str, str]:
     """Names in the file that are not those of the nodes: what quantizes a weight is named for its layer."""
-    layers = {layer.name for layer in source.layers}
-    names = (node.name for node in source.graph_module.graph.nodes if node.op == "call_function")
+    layers = {layer.name for layer in prepared.layers}
+    names = (node.name for node in prepared.graph_module.graph.nodes if node.op == "call_function")
     owners = ((name, name.split("_weight_")[0]) for name in names)
     return {name: owner for name, owner in owners if owner != name and owner in layers}
 
 
-def _achieved(prepared: Prepared, source: _Source, path: Path) -> Achieved:
+def _achieved(prepared: Prepared, path: Path) -> Achieved:
     model = flatbuffer.read(path)
-    tails = layer_aliases(source.captured)
-    names = {*tails, *(layer.name for layer in source.layers)}
+    tails = layer_aliases(prepared.captured)
+    names = {*tails, *(layer.name for layer in prepared.layers)}
     found = executed(model, names)
     if prepared.precision in _HELD:  # the precision is that of the stored weights, not that of the arithmetic
         found.update(stored(model, names))
+    notes = _NOTES.get(prepared.precision, ())
     renamed = {tails.get(name, name): what for name, what in found.items() if tails.get(name, name) not in found}
     counted = reconcile(
         prepared.precision,
-        source.layers,
+        prepared.layers,
         {**renamed, **found},
         source="operators and types in the .tflite file",
-        reasons=_in_float(prepared, source),
-        notes=(*_NOTES.get(prepared.precision, ()), *((_DYNAMIC,) if source.dynamic else ()), *_overflows(prepared)),
+        reasons=_in_float(prepared),
+        notes=(*notes, *((_DYNAMIC,) if _rounded_at_run_time(prepared) else ()), *_overflows(prepared)),
         left=_LEFT.get(prepared.precision, "ai-edge-quantizer leaves this kind of layer in float"),
     )
     if prepared.options.kernels != "xnnpack":
         return counted
-    macs = {layer.name: layer.macs for layer in source.layers if layer.macs}
+    macs = {layer.name: layer.macs for layer in prepared.layers if layer.macs}
     return replace(counted, delegation=delegation(path, macs, tails))
 
 
-def _in_float(prepared: Prepared, source: _Source) -> dict[str, str]:
+def _in_float(prepared: Prepared) -> dict[str, str]:
     """Why layers are in float32 where float16 is a type of storage."""
     if prepared.precision is not Precision.FP16:
         return {}
     reason = "it has no weights to store in float16, and the file computes in float32"
-    return {layer.name: _BEYOND if layer.weights else reason for layer in source.layers}
+    return {layer.name: _BEYOND if layer.weights else reason for layer in prepared.layers}
 
 
 def _overflows(prepared: Prepared) -> Iterator[str]:

@@ -58,7 +58,7 @@ LITERT = Scheme(
 )
 
 _PRODUCTS = ("linear", "conv", "conv_transpose", "matmul", "embedding", "lstm", "gru", "rnn")
-_NO_16_BITS = OpRule(Inputs.FLOAT, reason="no 16-bit kernel, and steps inside it that calibration does not see")
+NO_16_BITS = "no 16-bit kernel, or steps inside it that calibration does not see"
 _NO_4_BITS = "ai-edge-quantizer has no 4-bit form of it"
 
 # What ai-edge-quantizer writes into the float file, in each of its recipes. Its kernels round a row of a matrix at a
@@ -89,7 +89,7 @@ BY_VENDOR = {
         LITERT,
         name="litert-int16x8",
         activation=INT16_SYMMETRIC,
-        rules={**LITERT.rules, **dict.fromkeys(RECURRENT, _NO_16_BITS)},
+        rules={**LITERT.rules, **dict.fromkeys(RECURRENT, OpRule(Inputs.FLOAT, reason=NO_16_BITS))},
         fixed_outputs={},
         float_outputs=False,
         run_time_outputs=frozenset(),
