@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deploykit.contract.formats import PerGroup, PerTensor
+from deploykit_calibration.grouped import run_scales
 from deploykit_calibration.ranges import affine_qparams
 
 if TYPE_CHECKING:
@@ -65,23 +66,22 @@ def grid_of(matrices: Tensor, scheme: Scheme, importance: Tensor | None = None, 
     if importance is not None:
         weights, _ = _sharing(importance[:, None].expand_as(matrices), scheme, taps)
         rows = clipped(rows, weights, lowest if furthest else highest, lowest, highest)
-    bound, where = rows.abs().max(1, keepdim=True)
-    steps = rows.gather(1, where) / lowest if furthest else _steps(bound, scheme, highest)
-    steps = torch.where(bound == 0, 1.0, steps)
-    anchors = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, where, value=True)
+    steps = _steps(rows, scheme, highest)
+    anchors = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, rows.abs().argmax(1, keepdim=True), value=True)
     inputs = matrices.shape[2]
     weight, steps, anchors = (each.expand_as(rows).reshape(shape)[..., :inputs] for each in (rows, steps, anchors))
     return WeightGrid(weight, steps, lowest, highest, anchors)
 
 
-def _steps(bound: Tensor, scheme: Scheme, highest: int) -> Tensor:
-    """Scales from largest magnitudes; in groups they are the nearest values of float16 where they are held so."""
-    if isinstance(scheme.weight.granularity, PerGroup):
-        half = scheme.float16_scales or scheme.float16_weights
-        return (bound / highest).clamp(min=torch.finfo(torch.float16).tiny).half().float() if half else bound / highest
-    size, half = bound.double().numpy(), scheme.float16_scales
-    params = affine_qparams(-size, size, quant_min=-highest, quant_max=highest, symmetric=True, float16=half)
-    return torch.from_numpy(np.atleast_1d(params.scale))
+def _steps(rows: Tensor, scheme: Scheme, highest: int) -> Tensor:
+    """Scales of rows as the quantiser that comes later takes them, never 0."""
+    form = scheme.weight
+    if form.furthest or isinstance(form.granularity, PerGroup):
+        half = {"float16_scales": scheme.float16_scales, "float16_weights": scheme.float16_weights}
+        return run_scales(rows, form, **half)
+    size, half_scales = rows.abs().amax(1, keepdim=True).double().numpy(), scheme.float16_scales
+    params = affine_qparams(-size, size, quant_min=-highest, quant_max=highest, symmetric=True, float16=half_scales)
+    return torch.from_numpy(np.where(size == 0, 1.0, params.scale).astype(np.float32))
 
 
 def clipped(rows: Tensor, importance: Tensor, furthest: int, lowest: int, highest: int) -> Tensor:

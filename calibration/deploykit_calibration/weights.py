@@ -6,7 +6,6 @@ zero, and channels so small that the int32 bias of the layer would not fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from deploykit.contract.errors import ConversionError
 from deploykit.contract.formats import UINT8_AFFINE, PerAxis, PerGroup
 from deploykit.contract.scheme import Scheme
+from deploykit_calibration.grouped import in_groups
 from deploykit_calibration.palette import palettize
 from deploykit_calibration.ranges import affine_qparams
 from deploykit_calibration.run_time import arguments_of, round_rows
@@ -132,31 +132,12 @@ def rounded_weight(weight: Tensor, axis: int | None, scheme: Scheme, *, name: st
 
 
 def _in_groups(weight: Tensor, axis: int | None, scheme: Scheme) -> Tensor:
-    """One scale for each run along the axis that is summed over, which taps of a kernel share."""
+    """One scale for each run along the axis that is summed over; one for the whole tensor without an axis."""
     if axis is None:
         return _in_groups(weight.reshape(1, -1), 0, scheme).reshape(weight.shape)
-    form, moved = scheme.weight, weight.transpose(0, axis)
-    kept: Callable[[Tensor], Tensor] = _as_float16 if scheme.float16_weights else lambda value: value
-    outer, inner, *taps = moved.shape
-    size = (form.granularity.size if isinstance(form.granularity, PerGroup) else 0) or inner
-    blocks = -(-inner // size)
-    padded = moved.new_zeros(outer, blocks * size, *taps)
-    padded[:, :inner] = kept(moved)
-    grouped = padded.reshape(outer, blocks, -1)
-    largest = grouped.abs().amax(-1, keepdim=True)
-    if form.furthest:
-        scales = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)) / form.quant_min
-    else:
-        scales = kept(largest / form.quant_max)
-    if scheme.float16_scales:
-        scales = _as_float16(scales.clamp(min=torch.finfo(torch.float16).tiny))
-    scales = torch.where(largest == 0, torch.ones_like(scales), scales)
-    rounded = kept(grouped.div(scales)).round_().clamp_(form.quant_min, form.quant_max).mul_(scales)
-    return rounded.reshape(padded.shape)[:, :inner].transpose(0, axis).contiguous()
-
-
-def _as_float16(value: Tensor) -> Tensor:
-    return value.half().float()
+    half = {"float16_scales": scheme.float16_scales, "float16_weights": scheme.float16_weights}
+    found = in_groups(weight.transpose(0, axis), scheme.weight, **half)
+    return found.values().transpose(0, axis).contiguous()
 
 
 def _check_form(scheme: Scheme, name: str) -> None:

@@ -95,6 +95,8 @@ UINT8_AFFINE = TensorScheme("uint8", symmetric=False, quant_min=0, quant_max=255
 INT8_AFFINE = TensorScheme("int8", symmetric=False, quant_min=-128, quant_max=127)
 INT8_SYMMETRIC = TensorScheme("int8", symmetric=True, quant_min=-127, quant_max=127)
 INT8_CHANNELS = replace(INT8_SYMMETRIC, granularity=PerAxis())
+# One scale for each channel too, in files whose writer divides by it, where q/dq graphs multiply by its reciprocal.
+INT8_DIVIDED = replace(INT8_CHANNELS, granularity=PerGroup(0))
 INT4_CHANNELS = TensorScheme("int4", quant_min=-7, quant_max=7, granularity=PerAxis())
 # Of inputs that a kernel rounds when it runs: one scale for each row of a matrix, for each sample, for the tensor.
 INT8_ROWS = replace(INT8_AFFINE, granularity=PerGroup(0))

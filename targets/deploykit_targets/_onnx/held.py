@@ -9,13 +9,16 @@ only where the activations are rounded when it runs, by the parser's own `TRT_FP
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from onnx import NodeProto, TensorProto, helper
 
+from deploykit.contract.formats import PerGroup, TensorScheme
+from deploykit_calibration.grouped import in_groups
 from deploykit_calibration.layers import reconcile
 from deploykit_targets._float16 import plan_float16
 from deploykit_targets._onnx.edit import Editor
@@ -34,22 +37,20 @@ if TYPE_CHECKING:
 OPSET = 21
 """The first with 4-bit types and with blocks in DequantizeLinear."""
 _MATRIX_RANK = 2
-_LIMIT = {4: 7, 8: 127}
 
 
-def lower_held(prepared: Prepared, rules: LintRules, *, block_size: int) -> Explicit:
+def lower_held(prepared: Prepared, rules: LintRules) -> Explicit:
     """Lower a prepared model in int8-weight-only or int4-weight-only; activations and arithmetic are float16.
 
     Args:
         rules: of the toolchain that will read the file.
-        block_size: weights of the inner axis that share a scale, for int4.
     Raises:
         ConversionError: an operator has no ONNX form, a value does not fit float16, or the runtime refuses the file.
         UsageError: a pattern matches no layer.
     """
     made = lowered(prepared, opset=OPSET)
     model = made.model
-    held = hold_weights(model, bits=prepared.scheme.weight.bits, block_size=block_size, keep=prepared.in_float)
+    written = hold_weights(model, prepared.placed.forms)
     plan = plan_float16(prepared)
     retype(model, FLOAT16, plan.kept)
     findings = checked(model, replace(rules, max_opset=OPSET))
@@ -57,7 +58,7 @@ def lower_held(prepared: Prepared, rules: LintRules, *, block_size: int) -> Expl
     achieved = reconcile(
         prepared.precision,
         prepared.layers,
-        {**plain, **held.executed},
+        {**plain, **written.executed},
         source=SOURCE,
     )
     return Explicit(
@@ -65,82 +66,61 @@ def lower_held(prepared: Prepared, rules: LintRules, *, block_size: int) -> Expl
     )
 
 
-def hold_weights(model: onnx.ModelProto, *, bits: int, block_size: int, keep: Collection[str]) -> Compressed:
-    """Put the weights of matrix products behind a DequantizeLinear.
+def hold_weights(model: onnx.ModelProto, forms: Mapping[str, TensorScheme]) -> Compressed:
+    """Put the weights of matrix products behind a DequantizeLinear, in the forms that they were placed in.
 
     Args:
         model: lowered float model; changed in place.
-        bits: 4 or 8.
-        block_size: for 4 bits. A matrix whose inner axis is no multiple of it holds 8 bits.
-        keep: captured names of the layers to leave in float.
+        forms: of the weights of layers, by captured name: 4 bits in blocks that divide the inner axis, or 8 bits for
+            each output channel. Other layers stay as they are.
     """
     result = Compressed(model)
     products_with_bias_apart(model)
     editor = Editor(model)
     for node in list(model.graph.node):
         name = node.name.partition(".")[0]
-        weight = editor.weight(node, 1) if node.op_type == "MatMul" and name not in keep else None
+        weight = editor.weight(node, 1) if node.op_type == "MatMul" and name in forms else None
         if weight is None or weight.ndim != _MATRIX_RANK:
             continue
-        own = bits if bits == 8 or weight.shape[0] % block_size == 0 else 8
-        editor.replace(node, _held(editor, node, weight, own, block_size))
-        result.executed[name] = f"int{own}-weights"
+        editor.replace(node, _held(editor, node, weight, forms[name]))
+        result.executed[name] = f"int{forms[name].bits}-weights"
     editor.finish()
     return result
 
 
-def _held(editor: Editor, node: NodeProto, weight: np.ndarray, bits: int, block_size: int) -> list[NodeProto]:
+def _held(editor: Editor, node: NodeProto, weight: np.ndarray, form: TensorScheme) -> list[NodeProto]:
     """The product, with its weight dequantized in front of it."""
-    codes, scales = in_blocks(weight, block_size) if bits == 4 else per_column(weight)
-    base = f"{node.input[1]}.q{bits}"
+    codes, scales = held(weight, form)
+    base = f"{node.input[1]}.q{form.bits}"
     zeros = np.zeros(scales.shape, np.int8)
     inputs = [
-        _stored(editor, codes, base, bits),
+        _stored(editor, codes, base, form.bits),
         editor.add(scales, f"{base}.scale"),
-        _stored(editor, zeros, f"{base}.zero", bits),
+        _stored(editor, zeros, f"{base}.zero", form.bits),
     ]
-    wide, axis = f"{base}.dq", 0 if bits == 4 else 1
-    dequantize = helper.make_node("DequantizeLinear", inputs, [wide], name=wide, axis=axis)
-    if bits == 4:
-        dequantize.attribute.append(helper.make_attribute("block_size", block_size))
+    wide, in_blocks = f"{base}.dq", scales.ndim > 1
+    dequantize = helper.make_node("DequantizeLinear", inputs, [wide], name=wide, axis=0 if in_blocks else 1)
+    if in_blocks:
+        dequantize.attribute.append(helper.make_attribute("block_size", len(codes) // len(scales)))
     product = NodeProto()
     product.CopyFrom(node)
     product.input[1] = wide
     return [dequantize, product]
 
 
-def in_blocks(weight: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric 4-bit codes in blocks of the inner axis, rounded with the scale as float16 holds it.
-
-    Args:
-        weight: float32, shape (inner, outer), inner a multiple of `block_size`.
-    Returns:
-        codes int8 (inner, outer), -7 to 7; scales float32 (inner / block_size, outer), > 0.
-    """
-    inner, outer = weight.shape
-    grouped = weight.reshape(inner // block_size, block_size, outer)
-    scales = _scales(np.abs(grouped).max(1), _LIMIT[4])
-    codes = np.clip(np.rint(grouped / scales[:, None]), -_LIMIT[4], _LIMIT[4])
-    return codes.reshape(inner, outer).astype(np.int8), scales
-
-
-def per_column(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric 8-bit codes, one scale per output channel.
+def held(weight: np.ndarray, form: TensorScheme) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix as the file holds it, with scales that are values of float16.
 
     Args:
         weight: float32, shape (inner, outer).
+        form: blocks that divide the inner axis, or `PerGroup(0)` for one scale of each output channel.
     Returns:
-        codes int8 (inner, outer), -127 to 127; scales float32 (outer,), > 0.
+        codes int8 (inner, outer); scales float32 (blocks, outer), or (outer,) where a channel has one.
     """
-    scales = _scales(np.abs(weight).max(0), _LIMIT[8])
-    return np.clip(np.rint(weight / scales), -_LIMIT[8], _LIMIT[8]).astype(np.int8), scales
-
-
-def _scales(largest: np.ndarray, limit: int) -> np.ndarray:
-    """largest / limit as float16 holds it: 1 where all is zero, and never below float16's smallest normal number."""
-    smallest = float(np.finfo(np.float16).tiny)
-    scales = np.maximum(largest / limit, smallest).astype(np.float16).astype(np.float32)
-    return np.where(largest == 0, np.float32(1.0), scales)
+    found = in_groups(torch.tensor(weight.T), form, float16_scales=True)
+    codes, scales = found.matrix().T.numpy(), found.scales[:, :, 0].T.numpy()
+    whole = form.granularity == PerGroup(0)
+    return np.ascontiguousarray(codes), np.ascontiguousarray(scales[0] if whole else scales)
 
 
 def _stored(editor: Editor, codes: np.ndarray, name: str, bits: int) -> str:

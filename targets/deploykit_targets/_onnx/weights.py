@@ -9,15 +9,18 @@ model is loaded, embeddings row by row. Recurrent layers keep their weights: the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import NodeProto, TensorProto, helper
 
+from deploykit.contract.formats import TensorScheme
 from deploykit.contract.quiet import kept_quiet
+from deploykit_calibration.grouped import in_groups
 from deploykit_targets._onnx.edit import Editor
 from deploykit_targets._onnx.retype import FLOAT16, retype
 
@@ -53,86 +56,62 @@ def _kept_nodes(model: onnx.ModelProto, keep: Collection[str]) -> list[str]:
 # Weight-only.
 
 
-def weight_only(
-    model: onnx.ModelProto,
-    *,
-    bits: int,
-    block_size: int = 32,
-    accuracy_level: int = 4,
-    keep: Collection[str] = (),
-    wider: Collection[str] = (),
-) -> Compressed:
-    """Weights in `bits` bits, activations in float.
+def weight_only(model: onnx.ModelProto, forms: Mapping[str, TensorScheme], *, accuracy_level: int = 4) -> Compressed:
+    """Weights in the forms that they were placed in, activations in float.
 
     Args:
         model: lowered float model; changed in place.
-        bits: 4 or 8, for products; convolutions and embeddings take 8 in both cases.
-        block_size: weights of the inner axis that share one scale; a power of two from 16.
+        forms: of the weights of layers, by captured name: blocks for products, channels for convolutions and
+            embeddings. Other layers stay as they are.
         accuracy_level: of MatMulNBits: 4 rounds the activations of a block to int8 inside the kernel, 1 computes in
             float32. With 4, one row is 3 to 6 times faster than in float and 128 rows 10 to 20 % slower; with 1, ONNX
             Runtime 1.31 has no kernel for 8 bits and unpacks the weights in every run, 14 times slower than float
             at one row. It costs 1 dB at 8 bits and nothing at 4.
-        keep: captured names of the layers to leave in float.
-        wider: of those whose products take 8 bits whatever `bits` is.
     """
     result = Compressed(model)
     products_with_bias_apart(model)
     editor = Editor(model)
-
-    def width(node: NodeProto) -> int:
-        return bits if node.op_type == "MatMul" and _captured(node.name) not in wider else 8
-
-    forms: dict[str, Callable[[NodeProto, np.ndarray], list[NodeProto]]] = {
-        "MatMul": lambda node, weight: _blockwise(editor, node, weight, width(node), block_size, accuracy_level),
-        "Conv": lambda node, weight: _expanded_when_loaded(editor, node, weight),
-        "Gather": lambda node, table: _rows(editor, node, table),
+    writers: dict[str, Callable[[NodeProto, np.ndarray, TensorScheme], list[NodeProto]]] = {
+        "MatMul": lambda node, weight, form: _blockwise(editor, node, weight, form, accuracy_level),
+        "Conv": lambda node, weight, form: _expanded_when_loaded(editor, node, weight, form),
+        "Gather": lambda node, table, form: _rows(editor, node, table, form),
     }
     for node in list(model.graph.node):
-        if _captured(node.name) in keep:
+        form = forms.get(_captured(node.name))
+        if form is None or node.op_type not in writers:
             continue
-        where = 0 if node.op_type == "Gather" else 1
-        weight = editor.weight(node, where) if node.op_type in forms else None
+        weight = editor.weight(node, 0 if node.op_type == "Gather" else 1)
         if weight is not None and weight.ndim >= 2 and not (node.op_type == "MatMul" and weight.ndim != 2):
-            editor.replace(node, forms[node.op_type](node, weight))
-            result.executed[_captured(node.name)] = f"int{width(node)}-weights"
+            editor.replace(node, writers[node.op_type](node, weight, form))
+            result.executed[_captured(node.name)] = f"int{form.bits}-weights"
     editor.finish()
     return result
 
 
-def blockwise_symmetric(weight: np.ndarray, bits: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Quantise a matrix in blocks along its inner axis, in the layout of MatMulNBits.
+def blockwise_symmetric(weight: np.ndarray, form: TensorScheme) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix in blocks along its inner axis, in the layout of MatMulNBits.
 
     The element of largest magnitude gets the code furthest from zero, which the unsigned code 0 is: its value is
-    exact, and the grid is as fine as `bits` allow.
+    exact, and the grid is as fine as the bits allow.
 
     Args:
         weight: float32, shape (inner, outer).
+        form: 4 or 8 bits in blocks, the `furthest` element at their end.
     Returns:
         codes uint8 (outer, blocks, block_size * bits / 8), two per byte for 4 bits, low half first;
-        scales float32 (outer, blocks), of either sign.
+        scales float32 (outer, blocks), of either sign, 0 for a block of zeros.
     """
-    inner, outer = weight.shape
-    blocks = -(-inner // block_size)
-    padded = np.zeros((outer, blocks * block_size), np.float32)
-    padded[:, :inner] = weight.T
-    grouped = padded.reshape(outer, blocks, block_size)
-    half = 1 << (bits - 1)
-    furthest = np.take_along_axis(grouped, np.abs(grouped).argmax(-1, keepdims=True), -1)
-    scales = (furthest / -half).astype(np.float32)
-    safe = np.where(scales == 0, 1, scales)
-    codes = np.clip(np.rint(grouped / safe) + half, 0, 2 * half - 1).astype(np.uint8)
-    if bits == 4:
-        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
-    return codes, scales[..., 0]
+    found = in_groups(torch.tensor(weight.T), form)
+    codes = (found.codes - form.quant_min).to(torch.uint8).numpy()
+    scales = torch.where(found.codes.any(-1), found.scales[..., 0], 0.0).numpy()
+    return (codes[..., 0::2] | (codes[..., 1::2] << 4) if form.bits == 4 else codes), scales
 
 
-def _blockwise(
-    editor: Editor, node: NodeProto, weight: np.ndarray, bits: int, block_size: int, level: int
-) -> list[NodeProto]:
-    codes, scales = blockwise_symmetric(weight, bits, block_size)
-    base = node.input[1]
-    inputs = [node.input[0], editor.add(codes, f"{base}.q{bits}"), editor.add(scales, f"{base}.scales")]
-    attributes = {"K": weight.shape[0], "N": weight.shape[1], "bits": bits, "block_size": block_size}
+def _blockwise(editor: Editor, node: NodeProto, weight: np.ndarray, form: TensorScheme, level: int) -> list[NodeProto]:
+    codes, scales = blockwise_symmetric(weight, form)
+    base, block_size = node.input[1], codes.shape[-1] * 8 // form.bits
+    inputs = [node.input[0], editor.add(codes, f"{base}.q{form.bits}"), editor.add(scales, f"{base}.scales")]
+    attributes = {"K": weight.shape[0], "N": weight.shape[1], "bits": form.bits, "block_size": block_size}
     return [
         helper.make_node(
             "MatMulNBits", inputs, node.output, name=node.name, domain=_CONTRIB, accuracy_level=level, **attributes
@@ -140,19 +119,19 @@ def _blockwise(
     ]
 
 
-def _per_channel(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 codes with one scale per entry of axis 0 (max |w| / 127), the scales shaped to multiply."""
-    flat = np.abs(weight.reshape(weight.shape[0], -1)).max(1)
-    scales = np.where(flat == 0, 1, flat / 127).astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1))
-    return np.rint(weight / scales).astype(np.int8), scales
+def _per_channel(weight: np.ndarray, form: TensorScheme) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes with one scale per entry of axis 0, the scales shaped to multiply."""
+    found = in_groups(torch.tensor(weight), form)
+    scales = found.scales.reshape(-1, *[1] * (weight.ndim - 1)).numpy()
+    return found.codes.reshape(weight.shape).to(torch.int8).numpy(), scales
 
 
-def _expanded_when_loaded(editor: Editor, node: NodeProto, weight: np.ndarray) -> list[NodeProto]:
+def _expanded_when_loaded(editor: Editor, node: NodeProto, weight: np.ndarray, form: TensorScheme) -> list[NodeProto]:
     """Cast and Mul of constants, which runtimes fold when they load.
 
     ONNX Runtime never folds a DequantizeLinear: MobileNetV2 took twice the time with one per convolution.
     """
-    codes, scales = _per_channel(weight)
+    codes, scales = _per_channel(weight, form)
     base = node.input[1]
     cast, scaled = f"{base}.cast", f"{base}.float"
     expanded = [
@@ -165,9 +144,9 @@ def _expanded_when_loaded(editor: Editor, node: NodeProto, weight: np.ndarray) -
     return [*expanded, convolution]
 
 
-def _rows(editor: Editor, node: NodeProto, table: np.ndarray) -> list[NodeProto]:
+def _rows(editor: Editor, node: NodeProto, table: np.ndarray, form: TensorScheme) -> list[NodeProto]:
     """Rows of an int8 table and of its scales, gathered by the same indices and multiplied."""
-    codes, scales = _per_channel(table)
+    codes, scales = _per_channel(table, form)
     base, name = node.input[0], node.name
     picked = [f"{name}.codes", f"{name}.scale", f"{name}.cast"]
     tables = (editor.add(codes, f"{base}.q8"), editor.add(scales, f"{base}.scales"))

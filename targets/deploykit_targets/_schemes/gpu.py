@@ -9,6 +9,7 @@ from deploykit.contract.formats import (
     FLOAT8_CHANNELS,
     INT4_CHANNELS,
     INT8_CHANNELS,
+    INT8_DIVIDED,
     INT8_SYMMETRIC,
     PerGroup,
 )
@@ -88,11 +89,8 @@ def explicit_scheme(precision: Precision) -> Scheme:
 
 def held_scheme(precision: Precision, block_size: int) -> Scheme:
     """Weights of matrix products in 4 bits in blocks, or 8 bits for each channel; scales and the rest are float16."""
-    blocks, channels = (
-        replace(INT4_CHANNELS, granularity=PerGroup(block_size)),
-        replace(INT8_CHANNELS, granularity=PerGroup(0)),
-    )
-    forms = (blocks, channels) if precision is Precision.INT4_WEIGHT_ONLY else (channels,)
+    blocks = replace(INT4_CHANNELS, granularity=PerGroup(block_size))
+    forms = (blocks, INT8_DIVIDED) if precision is Precision.INT4_WEIGHT_ONLY else (INT8_DIVIDED,)
     matrices = OpRule(Inputs.WEIGHT, weight=forms, matrices=True)
     others = OpRule(Inputs.FLOAT, reason="weight-only kernels are for matrix products: float16")
     return weights_alone(

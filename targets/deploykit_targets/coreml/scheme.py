@@ -9,6 +9,7 @@ from deploykit.contract.formats import (
     INT4_CHANNELS,
     INT8_AFFINE,
     INT8_CHANNELS,
+    INT8_DIVIDED,
     PALETTE4,
     PALETTE6,
     PerGroup,
@@ -63,7 +64,7 @@ _PALETTES = {Precision.INT4_PALETTE: PALETTE4, Precision.INT6_PALETTE: PALETTE6}
 def weight_only(precision: Precision, *, block_size: int, threshold: int) -> Scheme:
     """What coremltools' own optimiser writes: a palette or scales for each weight of `threshold` elements or more."""
     palette = _PALETTES.get(precision)
-    forms: tuple[TensorScheme, ...] = (palette or replace(INT8_CHANNELS, granularity=PerGroup(0)),)
+    forms: tuple[TensorScheme, ...] = (palette or INT8_DIVIDED,)
     if precision is Precision.INT4_WEIGHT_ONLY:
         forms = tuple(replace(INT4_CHANNELS, granularity=PerGroup(size)) for size in (block_size, 0))
     return weights_alone(

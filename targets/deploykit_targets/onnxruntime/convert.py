@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.contract.errors import UsageError
 from deploykit.contract.optional import versions
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 _ENTRY = "model.onnx"
 _WEIGHTS_NAME = "model.onnx.data"
-_SMALLEST_BLOCK = 16
 _PROTOBUF_LIMIT_BYTES = 2_000_000_000
 _LEFT = {
     Precision.FP16: "ONNX Runtime has no float16 kernel for it on this CPU, and casts around the float32 one",
@@ -70,8 +68,7 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
 
 
 def _make(prepared: Prepared) -> _Made:
-    opset, block_size = prepared.options.opset, prepared.options.block_size
-    made = lowered(prepared, opset=opset)
+    made = lowered(prepared, opset=prepared.options.opset)
     model = made.model
     if prepared.precision in (Precision.FP32, Precision.INT8):
         return _Made(model, log=made.log)
@@ -81,20 +78,7 @@ def _make(prepared: Prepared) -> _Made:
         return replace(_compressed(made, float16(model, plan.kept)), plan=plan)
     if prepared.precision is Precision.INT8_DYNAMIC:
         return _compressed(made, dynamic_int8(model, reduce_range=prepared.scheme.reduce_range, keep=prepared.in_float))
-    held = weight_only(
-        model,
-        bits=prepared.scheme.weight.bits,
-        block_size=_checked(block_size),
-        keep=prepared.in_float,
-        wider=prepared.wider,
-    )
-    return _compressed(made, held, held=True)
-
-
-def _checked(block_size: int) -> int:
-    if block_size < _SMALLEST_BLOCK or block_size & (block_size - 1):
-        raise UsageError(f"block_size {block_size} is no power of two from {_SMALLEST_BLOCK}", hint="32 is the default")
-    return block_size
+    return _compressed(made, weight_only(model, prepared.placed.forms), held=True)
 
 
 def _compressed(made: Lowered, result: Compressed, *, held: bool = False) -> _Made:

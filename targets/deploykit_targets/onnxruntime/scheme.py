@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploykit.contract.formats import INT8_CHANNELS, INT8_SYMMETRIC, UINT8_AFFINE, PerGroup, TensorScheme
+from deploykit.contract.formats import (
+    INT8_CHANNELS,
+    INT8_DIVIDED,
+    INT8_SYMMETRIC,
+    UINT8_AFFINE,
+    PerGroup,
+    TensorScheme,
+)
 from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import IN_FLOAT, WEIGHT, Inputs, OpRule, Scheme, weights_alone
 from deploykit_targets._onnx.vnni import has_wide_weights
@@ -47,7 +54,7 @@ def weight_only(bits: int, block_size: int) -> Scheme:
         wider=replace(blocks, dtype="int8", quant_min=-128, quant_max=127) if bits < 8 else None,
     )
     wider = f"blocks of {bits} bits are for matrix products: it holds 8 bits"
-    table = replace(WEIGHT, weight=(INT8_CHANNELS,), reason=wider)
+    table = replace(WEIGHT, weight=(INT8_DIVIDED,), reason=wider)
     return weights_alone(
         f"onnxruntime-int{bits}-weights",
         blocks,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from deploykit.contract.devices import Device, load_devices
+from deploykit.contract.errors import UsageError
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
 from deploykit.contract.requirements import VNNI, BestWith, Requirements
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _SINCE_1_21 = 22
 """The operator set that ONNX Runtime reads from 1.21 on; older ones all that are tested read."""
+_SMALLEST_BLOCK = 16
 _EXACT_SUMS = BestWith(
     VNNI,
     without="products of 8 bits are summed in a form that cannot saturate: the same outputs, in 1.3 to 1.5 times the"
@@ -78,6 +80,12 @@ class OnnxRuntimeTarget(Target):
         """See `Target.requirements`."""
         wide = precision in (Precision.INT8, Precision.INT8_DYNAMIC) and has_wide_weights(device)
         return Requirements(packages={"onnxruntime": ">=1.20"}, best_with=(_EXACT_SUMS,) if wide else ())
+
+    def check_options(self, options: Any, device: Device) -> None:
+        """See `Target.check_options`."""
+        size = options.block_size
+        if size < _SMALLEST_BLOCK or size & (size - 1):
+            raise UsageError(f"block_size {size} is no power of two from {_SMALLEST_BLOCK}", hint="32 is the default")
 
     def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
         """See `Target.scheme`."""

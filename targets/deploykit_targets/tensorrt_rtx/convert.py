@@ -54,7 +54,7 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
 def _lowered(prepared: Prepared) -> Explicit:
     rules = load_rules("tensorrt-rtx")
     if prepared.precision.is_weight_only:
-        return lower_held(prepared, rules, block_size=prepared.options.block_size)
+        return lower_held(prepared, rules)
     return lower_explicit(prepared, rules, opset=OPSET)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -15,27 +16,46 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from deploykit.capture import capture
+from deploykit.capture import CapturedModel, capture
 from deploykit.contract.errors import ConversionError
+from deploykit.contract.formats import TensorScheme
 from deploykit.testing.models import ZOO
+from deploykit_calibration.placement import place
 from deploykit_targets._onnx.count import count
 from deploykit_targets._onnx.lower import to_onnx
-from deploykit_targets._onnx.weights import blockwise_symmetric, dynamic_int8, float16, weight_only
+from deploykit_targets._onnx.weights import Compressed, blockwise_symmetric, dynamic_int8, float16, weight_only
+from deploykit_targets.onnxruntime.scheme import weight_only as weight_only_scheme
 
 sys.path.insert(0, str(Path(__file__).parent))
 from lowering import flat, run_onnx, sqnr_db
 
 
 @cache
-def lowered(name: str) -> tuple[onnx.ModelProto, tuple[torch.Tensor, ...], tuple[str, ...]]:
+def captured_of(name: str) -> CapturedModel:
     model, example = ZOO[name]()
-    captured = capture(model, example_inputs=example)
+    return capture(model, example_inputs=example)
+
+
+@cache
+def lowered(name: str) -> tuple[onnx.ModelProto, tuple[torch.Tensor, ...], tuple[str, ...]]:
+    captured = captured_of(name)
     names = tuple(node.name for node in captured.graph_module.graph.nodes)
     return to_onnx(captured), captured.example_inputs, names
 
 
 def fresh(name: str) -> onnx.ModelProto:
     return copy.deepcopy(lowered(name)[0])
+
+
+def placed(name: str, bits: int) -> tuple[onnx.ModelProto, Mapping[str, TensorScheme]]:
+    """A lowered model, and the forms that its weights are placed in."""
+    return fresh(name), place(captured_of(name), None, weight_only_scheme(bits, 32)).forms
+
+
+def blocks(bits: int, size: int) -> TensorScheme:
+    """The form of products in the scheme."""
+    (form,) = weight_only_scheme(bits, size).rules["linear"].weight
+    return form
 
 
 def compare(name: str, changed: onnx.ModelProto) -> float:
@@ -47,7 +67,7 @@ def compare(name: str, changed: onnx.ModelProto) -> float:
 @given(inner=st.integers(1, 70), outer=st.integers(1, 5), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
 def test_blocks_are_within_one_step_and_keep_the_largest(inner: int, outer: int, bits: int, seed: int) -> None:
     weight = np.random.default_rng(seed).normal(size=(inner, outer)).astype(np.float32)
-    codes, scales = blockwise_symmetric(weight, bits, 16)
+    codes, scales = blockwise_symmetric(weight, blocks(bits, 16))
     if bits == 4:
         codes = np.stack([codes & 15, codes >> 4], -1).reshape(*codes.shape[:2], 16)
     half = 1 << (bits - 1)
@@ -60,7 +80,7 @@ def test_blocks_are_within_one_step_and_keep_the_largest(inner: int, outer: int,
 
 @pytest.mark.parametrize(("bits", "size", "level"), [(8, 0.45, 38), (4, 0.32, 16)])
 def test_weight_only_transformer(bits: int, size: float, level: float) -> None:
-    result = weight_only(fresh("transformer_encoder"), bits=bits)
+    result = weight_only(*placed("transformer_encoder", bits))
     kinds = {node.op_type for node in result.model.graph.node}
     assert "MatMulNBits" in kinds and "Gemm" not in kinds
     assert result.model.ByteSize() < size * lowered("transformer_encoder")[0].ByteSize()
@@ -69,7 +89,7 @@ def test_weight_only_transformer(bits: int, size: float, level: float) -> None:
 
 
 def test_weight_only_convolutions_are_expanded_once() -> None:
-    result = weight_only(fresh("residual_cnn"), bits=8)
+    result = weight_only(*placed("residual_cnn", 8))
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer}
     assert sum(array.dtype == np.int8 for array in stored.values()) == 6
     assert result.model.ByteSize() < 0.4 * lowered("residual_cnn")[0].ByteSize()
@@ -79,7 +99,7 @@ def test_weight_only_convolutions_are_expanded_once() -> None:
 
 
 def test_recurrent_weights_are_left_alone() -> None:
-    result = weight_only(fresh("lstm_classifier"), bits=8)
+    result = weight_only(*placed("lstm_classifier", 8))
     assert "lstm" not in result.executed
     assert compare("lstm_classifier", result.model) > 38
 
@@ -122,7 +142,7 @@ def test_float16_lets_masks_pass() -> None:
     assert sqnr_db(model(x).numpy(), run_onnx(float16(to_onnx(flat(model, x))).model, x)[0]) > 60
 
 
-@pytest.mark.parametrize("make", [lambda m: weight_only(m, bits=4), dynamic_int8, float16])
-def test_same_model_gives_same_bytes(make: object) -> None:
-    first, second = (make(fresh("transformer_encoder")).model for _ in range(2))  # type: ignore[operator]
+@pytest.mark.parametrize("make", [lambda m: weight_only(m, placed("transformer_encoder", 4)[1]), dynamic_int8, float16])
+def test_same_model_gives_same_bytes(make: Callable[[onnx.ModelProto], Compressed]) -> None:
+    first, second = (make(fresh("transformer_encoder")).model for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
