@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from deploykit.plugin.registry import targets
     from deploykit.plugin.target import Target
     from deploykit_calibration.table import CalibrationTable
+    from deploykit_fleet.release import release
     from deploykit_fleet.report.making import report
     from deploykit_training.combination import Compressed, compress
     from deploykit_training.distillation.distiller import distill
@@ -70,6 +71,7 @@ _HOME = {
     "sensitivity": "deploykit_tuning.sensitivity",
     "sign": "deploykit_trust.signing",
     "PruneReport": "deploykit_training.pruning.report",
+    "release": "deploykit_fleet.release",
     "load": "plugin.artifact",
     "Artifact": "plugin.artifact",
     "targets": "plugin.registry",
@@ -112,6 +114,7 @@ __all__ = [
     "load",
     "prune",
     "qat",
+    "release",
     "report",
     "sensitivity",
     "sign",

@@ -20,11 +20,13 @@ from deploykit.cli.commands.export import export
 from deploykit.cli.commands.inspect import inspect
 from deploykit.cli.commands.lint import lint
 from deploykit.cli.commands.profile import profile
+from deploykit.cli.commands.release import release
 from deploykit.cli.commands.report import report
 from deploykit.cli.commands.run import run as run_artifact
 from deploykit.cli.commands.sensitivity import sensitivity
 from deploykit.cli.commands.serve import serve
 from deploykit.cli.commands.sign import sign
+from deploykit.cli.commands.store import gc
 from deploykit.cli.commands.targets import targets
 from deploykit.cli.commands.triton import triton
 from deploykit.cli.commands.tune import tune
@@ -113,8 +115,8 @@ def _foreign(error: Exception, *, as_json: bool, debug: bool) -> int:
     return report_error(UsageError(describe(), hint=f"{path} --help"), as_json=as_json, debug=debug)
 
 
-def _command(function: Callable[P, Answer]) -> None:
-    """Register a command; its name is that of the function's module."""
+def _guarded(function: Callable[P, Answer]) -> Callable[P, Answer]:
+    """A command whose libraries cannot write to standard output, nor end the program."""
 
     @functools.wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> Answer:
@@ -126,19 +128,35 @@ def _command(function: Callable[P, Answer]) -> None:
             except SystemExit as error:  # a model's script that exits must not look like an export that succeeded
                 raise UsageError(f"code that was imported called sys.exit({error.code!r})") from error
 
-    name = function.__module__.rpartition(".")[2].replace("_", "-")
+    return guarded
+
+
+def _command(function: Callable[P, Answer]) -> None:
+    """Register a command; its name is that of the function's module."""
+    guarded, name = _guarded(function), function.__module__.rpartition(".")[2].replace("_", "-")
     app.command(name)(guarded)
     if {"json", "debug"}.issuperset(function.__code__.co_varnames[: function.__code__.co_argcount]):
         _LISTINGS[name] = guarded
 
 
 _COMMANDS: tuple[Callable[..., Answer], ...] = (
-    *(export, tune, sensitivity, build),
+    *(export, tune, sensitivity, release, build),
     *(targets, inspect, lint, verify, profile, compare, report, run_artifact),
     *(serve, triton, sign, doctor),
 )
 for _function in _COMMANDS:
     _command(_function)
+
+
+def _group(name: str, summary: str, *functions: Callable[..., Answer]) -> None:
+    """Register commands of two words; the second is the function's name."""
+    group = typer.Typer(help=summary, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+    for function in functions:
+        group.command(function.__name__)(_guarded(function))
+    app.add_typer(group, name=name)
+
+
+_group("store", "The store that releases are kept in.", gc)
 
 
 def _show_version(wanted: bool) -> None:
