@@ -133,9 +133,12 @@ def _request(file: ReleaseFile, spec: CellSpec, recipes: dict[str, Recipe]) -> R
     if spec.precision == "auto":
         hint = "name the precision that `deploykit export --precision auto` chose"
         raise file.refusal((*at, "precisions"), "precision 'auto' is found by measuring", hint=hint)
-    try:
-        if block.recipe and block.recipe not in recipes:
+    if block.recipe and block.recipe not in recipes:
+        try:
             recipes[block.recipe] = Recipe.read(file.folder / block.recipe)
+        except UsageError as error:
+            raise file.refusal((*at, "recipe"), error.message, hint=error.hint) from error
+    try:
         return make_request(
             spec.target,
             spec.precision,
