@@ -98,7 +98,7 @@ def _answer(found: Release, file: str, against: str | None) -> Answer:
 
 
 def _table(cells: Sequence[Cell]) -> RenderableType:
-    from deploykit.cli import figures
+    from deploykit.judge import figures
     from deploykit.cli.tables import grid
 
     heads = ["model", "target", "precision", "status", "SQNR", "metric", "drop", "seconds"]
@@ -113,7 +113,7 @@ def _table(cells: Sequence[Cell]) -> RenderableType:
 
 
 def _drop(cell: Cell) -> str:
-    from deploykit.cli import figures
+    from deploykit.judge import figures
 
     metric = cell.metric
     if metric is None or metric.value is None or metric.reference is None:

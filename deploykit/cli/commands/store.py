@@ -21,7 +21,7 @@ def gc(
     debug: Debug = False,
 ) -> Answer:
     """Remove what the newest releases do not need; what a running release uses stays."""
-    from deploykit.cli import figures
+    from deploykit.judge import figures
     from deploykit_fleet.collect import gc as collect
 
     folder = _folder(store)

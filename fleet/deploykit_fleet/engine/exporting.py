@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from deploykit.plugin.artifact import Artifact
     from deploykit_fleet.release_file import Gates
 
-_MAX_DROP = 0.01
-"""As `deploykit.export` has it."""
-
 
 @dataclass(frozen=True)
 class _Ready:
@@ -164,7 +161,7 @@ def _exported(job: Job, cell: CellJob, ready: _Ready, store: Store) -> Cell:
             options=dict(block.options) or None,
             recipe=block.recipe or None,
             evaluate=ready.evaluate,
-            max_drop=_MAX_DROP if block.gates.max_drop is None else block.gates.max_drop,
+            max_drop=block.gates.max_drop,
             tolerance=_tolerance(block.gates, cell.precision),
             min_placement=block.gates.min_placement,
             min_speedup=block.gates.min_speedup,
