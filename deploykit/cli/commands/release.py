@@ -98,8 +98,8 @@ def _answer(found: Release, file: str, against: str | None) -> Answer:
 
 
 def _table(cells: Sequence[Cell]) -> RenderableType:
-    from deploykit.judge import figures
     from deploykit.cli.tables import grid
+    from deploykit.judge import figures
 
     heads = ["model", "target", "precision", "status", "SQNR", "metric", "drop", "seconds"]
     rows = []
