@@ -31,6 +31,15 @@ def profile(
         str | None, typer.Option("--baseline", help="Another artifact, measured in turns with this one.")
     ] = None,
     board: Board = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            "--watch",
+            min=1.0,
+            metavar="SECONDS",
+            help="Run it this long instead, and read the machine's sensors: memory, power, temperature, throttling.",
+        ),
+    ] = None,
     save: Annotated[bool, typer.Option("--save", help="Keep the profile in the artifact.")] = False,
     key: Key = None,
     allow_native: AllowNative = False,
@@ -48,6 +57,12 @@ def profile(
     from deploykit.pipeline.progress import Steps
     from deploykit.plugin.artifact import load
 
+    if watch is not None:
+        if board is not None or baseline is not None or save:
+            raise UsageError(
+                "--watch goes with none of --board, --baseline, --save", hint="call it on the board itself"
+            )
+        return _watched(load_on(artifact, None, key=key, allow_native=allow_native), watch, threads)
     found = load_on(artifact, board, key=key, allow_native=allow_native)
     other = None
     if baseline is not None:
@@ -67,6 +82,19 @@ def profile(
     document = {"path": artifact, "profile": with_worth_it(measured), "saved": save}
     taken = found.achieved.delegation
     return Answer(document, [*profile_page(measured), *([] if taken is None else ["", f"note: {taken.described}"])])
+
+
+def _watched(found: Artifact, seconds: float, threads: int | None) -> Answer:
+    """The artifact run for a while on its golden inputs, with what the machine tells meanwhile."""
+    import msgspec
+
+    from deploykit.cli.watching import watch_page
+    from deploykit.pipeline.progress import Steps
+    from deploykit_serving.monitor.watch import watch as run
+
+    with Steps().step(f"watching for {seconds:g} s"), found.open(threads=threads) as session:
+        seen = run(session, found.golden().inputs, seconds)
+    return Answer({"path": str(found.path), "watch": msgspec.to_builtins(seen)}, watch_page(seen))
 
 
 def _same_toolchain(baseline: Artifact, found: Artifact) -> Artifact:
