@@ -30,6 +30,7 @@ from deploykit.cli.commands.store import gc
 from deploykit.cli.commands.targets import targets
 from deploykit.cli.commands.triton import triton
 from deploykit.cli.commands.tune import tune
+from deploykit.cli.commands.tune_serving import tune_serving
 from deploykit.cli.commands.verify import verify
 from deploykit.cli.output import (
     Answer,
@@ -142,7 +143,7 @@ def _command(function: Callable[P, Answer]) -> None:
 _COMMANDS: tuple[Callable[..., Answer], ...] = (
     *(export, tune, sensitivity, release, build),
     *(targets, inspect, lint, verify, profile, compare, report, run_artifact),
-    *(serve, triton, sign, doctor),
+    *(serve, tune_serving, triton, sign, doctor),
 )
 for _function in _COMMANDS:
     _command(_function)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.cli import figures
 from deploykit.cli.tables import grid, pairs
+from deploykit.judge import figures
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

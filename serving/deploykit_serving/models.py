@@ -65,6 +65,27 @@ class Served:
         return cls(name, version, path)
 
 
+@dataclass(frozen=True)
+class Trust:
+    """What vouches for artifacts: asked of each that is loaded, also of those that take the place of another.
+
+    Attributes:
+        key: PEM file of a public key that must have signed them; None asks for no signature.
+        allow_native: native code in them may run without one.
+    """
+
+    key: str | None = None
+    allow_native: bool = False
+
+    def load(self, path: Path) -> Artifact:
+        """Load an artifact.
+
+        Raises:
+            ArtifactError: it is damaged, or not signed by the key.
+        """
+        return load(path, key=self.key, allow_native=self.allow_native)
+
+
 def version_order(version: str) -> tuple[tuple[bool, int, str], ...]:
     """Key by which versions are sorted: numbers by value (10 comes after 9, 1.10 after 1.9), before other text."""
     parts = re.findall(r"\d+|\D+", version)
@@ -92,7 +113,9 @@ class Model:
         return f"{self.artifact.manifest.toolchain}_{self.artifact.precision}"
 
     @classmethod
-    def open(cls, served: Served, settings: Settings, watcher: Watcher | None = None) -> Model:
+    def open(
+        cls, served: Served, settings: Settings, watcher: Watcher | None = None, trust: Trust | None = None
+    ) -> Model:
         """Verify an artifact, open it, and show that it can be served so.
 
         Raises:
@@ -101,7 +124,7 @@ class Model:
             UsageError: it cannot be batched, and that was asked for.
             MissingDependencyError, DeviceError: its runtime, or what it needs, is not here.
         """
-        artifact = load(served.path)
+        artifact = (trust or Trust()).load(served.path)
         if artifact.status == FAILED:
             raise ArtifactError(
                 f"{served.path} missed a gate on export, and is not served",
@@ -187,6 +210,7 @@ class Repository:
         served: what to serve; a name and version once.
         settings: of each.
         watcher_of: gives who is told of the runs of a name and version.
+        trust: what vouches for the artifacts.
         event: `event(name, **facts)` is called for what the log should tell.
     Raises:
         UsageError: two of one name and version, or none at all.
@@ -198,12 +222,14 @@ class Repository:
         settings: Settings,
         *,
         watcher_of: Callable[[Served], Watcher | None] = lambda _: None,
+        trust: Trust | None = None,
         event: Event = lambda _name, **_facts: None,
     ) -> None:
         if not served:
             raise UsageError("there is nothing to serve", hint="deploykit serve ARTIFACT")
         self.settings = settings
         self._watcher_of = watcher_of
+        self._trust = trust
         self._event = event
         self._slots: dict[str, dict[str, _Slot]] = {}
         for each in served:
@@ -302,11 +328,14 @@ class Repository:
     def _all(self) -> list[_Slot]:
         return [slot for versions in self._slots.values() for slot in versions.values()]
 
+    def _open(self, slot: _Slot) -> Model:
+        return Model.open(slot.served, self.settings, self._watcher_of(slot.served), self._trust)
+
     def _load_first(self, slot: _Slot) -> None:
         for attempt in range(_ATTEMPTS):
             identity = _identity(slot.served.path)
             try:
-                slot.model = Model.open(slot.served, self.settings, self._watcher_of(slot.served))
+                slot.model = self._open(slot)
             except ArtifactError:
                 if attempt == _ATTEMPTS - 1 or identity == _identity(slot.served.path):
                     raise
@@ -318,7 +347,7 @@ class Repository:
     def _replace(self, slot: _Slot, identity: Identity) -> None:
         """Open the new one beside the old one, let new requests have it, then end the old one."""
         try:
-            model = Model.open(slot.served, self.settings, self._watcher_of(slot.served))
+            model = self._open(slot)
         except DeploykitError as error:
             self._event("reload_refused", **_facts(slot.served), error=error.message)
             return

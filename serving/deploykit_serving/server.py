@@ -25,7 +25,7 @@ from deploykit_serving.app import application
 from deploykit_serving.drift import Drift
 from deploykit_serving.logs import Log
 from deploykit_serving.metrics import Metrics
-from deploykit_serving.models import Repository, Served
+from deploykit_serving.models import Repository, Served, Trust
 from deploykit_serving.monitor import Monitor
 from deploykit_serving.settings import Settings
 
@@ -84,6 +84,7 @@ def serve(
     listening: Listening | None = None,
     *,
     baseline: Baseline | None = None,
+    trust: Trust | None = None,
     log: Log | None = None,
 ) -> Ended:
     """Serve artifacts until SIGTERM or Ctrl-C.
@@ -97,9 +98,14 @@ def serve(
         require(module, extra="serve", purpose=_PURPOSE)
     place, log = listening or Listening(), log or Log()
     metrics = Metrics()
-    repository = Repository(served, settings, watcher_of=lambda one: metrics.of(one.name, one.version),
-                            event=_told(log, metrics))  # fmt: skip
-    drift = None if baseline is None else _drift(baseline, metrics, log)
+    repository = Repository(
+        served,
+        settings,
+        watcher_of=lambda one: metrics.of(one.name, one.version),
+        trust=trust,
+        event=_told(log, metrics),
+    )
+    drift = None if baseline is None else _drift(baseline, trust or Trust(), metrics, log)
     monitor = Monitor.here()
     metrics.watch(repository.models, monitor.snapshot)
     with contextlib.closing(_bound(place)) as listener:
@@ -113,10 +119,8 @@ def serve(
                 drift.close()
 
 
-def _drift(baseline: Baseline, metrics: Metrics, log: Log) -> Drift:
-    from deploykit.plugin.artifact import load
-
-    return Drift(load(baseline.path), baseline.share, metrics, log)
+def _drift(baseline: Baseline, trust: Trust, metrics: Metrics, log: Log) -> Drift:
+    return Drift(trust.load(baseline.path), baseline.share, metrics, log)
 
 
 def _told(log: Log, metrics: Metrics) -> Any:

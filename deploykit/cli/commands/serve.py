@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.cli.output import Answer, note
-from deploykit.cli.parameters import Debug, Json
+from deploykit.cli.parameters import AllowNative, Debug, Json, Key
 from deploykit.contract.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def serve(
     parity_share: Annotated[float, typer.Option(help="Share of the requests that --baseline runs again.")] = 0.01,
     drain: Annotated[float, typer.Option("--drain-s", min=1.0, help="Time for what has begun, on SIGTERM.")] = 30.0,
     log_requests: Annotated[bool, typer.Option(help="Log each request.")] = True,
+    key: Key = None,
+    allow_native: AllowNative = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -57,10 +59,10 @@ def serve(
 
     Until SIGTERM or Ctrl-C; what has begun is then answered. Artifacts are verified first, and taken anew when they
     are replaced. Logs are JSON lines on standard error, figures for Prometheus are at /metrics.
-    Native code that an artifact holds (tvm, aotinductor, built engines) is run: serve only what you trust.
+    With --key, each must be signed by it, and so must be what replaces it.
     """
     from deploykit_serving.logs import Log
-    from deploykit_serving.models import Served
+    from deploykit_serving.models import Served, Trust
     from deploykit_serving.server import Baseline, Listening
     from deploykit_serving.server import serve as run_server
     from deploykit_serving.sizes import parse_size
@@ -82,6 +84,7 @@ def serve(
         chosen,
         Listening(host=host, port=port, drain_s=drain),
         baseline=None if baseline is None else Baseline(Path(baseline), parity_share),
+        trust=Trust(key, allow_native),
         log=Log(requests=log_requests),
     )
     document = {"url": ended.url, "seconds": ended.seconds, "requests": ended.requests}
