@@ -131,7 +131,7 @@ def test_an_emulator_is_never_timed():
 
 
 def test_threads_reach_the_runtime(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("deploykit.plugin.target.peak_memory_bytes", lambda _: None)
+    monkeypatch.setattr("deploykit.plugin.proves.peak_memory_bytes", lambda _: None)
     artifact, target = toy.write_artifact(tmp_path / "a"), toy.ToyTarget()
     profile = target.profile(artifact, baseline=("itself", artifact), effort=Effort(0.0, MIN_RUNS, threads=1))
     assert profile.threads == 1 and profile.baseline == "itself"

@@ -13,7 +13,7 @@ from deploykit.contract.session import FunctionSession
 from deploykit.contract.tensors import Feeds, TensorSpec
 from deploykit.judge.parity import LayerParity, Metrics, OutputComparison, Tolerance, worst_of
 from deploykit.judge.spread import CONFIDENCE, KEPT, Spread, spread_of
-from deploykit.plugin.target import Validation, judge
+from deploykit.judge.verdict import Validation, judge
 
 SPEC = (TensorSpec("x", (1, 8), "float32"),)
 

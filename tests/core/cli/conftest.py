@@ -37,5 +37,5 @@ def cli(capfd, monkeypatch):
 def artifact(toy, tmp_path, monkeypatch):
     """A verified artifact with a profile, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("deploykit.plugin.target.peak_memory_bytes", lambda _: 4096)
+    monkeypatch.setattr("deploykit.plugin.proves.peak_memory_bytes", lambda _: 4096)
     return toy.write_artifact(tmp_path / "art", profile=toy.make_profile())

@@ -16,8 +16,8 @@ from deploykit.contract.errors import DeviceError, MissingDependencyError
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import FunctionSession, Session
 from deploykit.judge.parity import ParityReport, Tolerance
+from deploykit.judge.verdict import Validation, judge
 from deploykit.places.arm_root import ArmRoot, arm_root
-from deploykit.plugin.target import Validation, judge
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
 from deploykit_targets.litert.session import Interface, _from_file, _into_file
