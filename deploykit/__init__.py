@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from deploykit.plugin.registry import targets
     from deploykit.plugin.target import Target
     from deploykit_calibration.table import CalibrationTable
+    from deploykit_fleet.devices.client import Device, device
     from deploykit_fleet.release import release
     from deploykit_fleet.report.making import report
     from deploykit_training.combination import Compressed, compress
@@ -59,6 +60,8 @@ _HOME = {
     "export": "pipeline.export",
     "calibrate": "pipeline.calibration",
     "CalibrationTable": "deploykit_calibration.table",
+    "device": "deploykit_fleet.devices.client",
+    "Device": "deploykit_fleet.devices.client",
     "compress": "deploykit_training.combination",
     "Compressed": "deploykit_training.combination",
     "distill": "deploykit_training.distillation.distiller",
@@ -109,6 +112,7 @@ __all__ = [
     "build",
     "calibrate",
     "compress",
+    "device",
     "distill",
     "export",
     "load",
@@ -124,6 +128,7 @@ __all__ = [
     "Artifact",
     "CalibrationTable",
     "Compressed",
+    "Device",
     "Evidence",
     "Feature",
     "ParityReport",

@@ -13,6 +13,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from deploykit._version import __version__
+from deploykit.cli.commands import device
 from deploykit.cli.commands.build import build
 from deploykit.cli.commands.compare import compare
 from deploykit.cli.commands.doctor import doctor
@@ -150,13 +151,14 @@ for _function in _COMMANDS:
 
 
 def _group(name: str, summary: str, *functions: Callable[..., Answer]) -> None:
-    """Register commands of two words; the second is the function's name."""
+    """Register commands of two words; the second is the function's name, without a last `_`."""
     group = typer.Typer(help=summary, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
     for function in functions:
-        group.command(function.__name__)(_guarded(function))
+        group.command(function.__name__.rstrip("_"))(_guarded(function))
     app.add_typer(group, name=name)
 
 
+_group("device", "Boards by name: write them down, list them, run artifacts on them, free them.", *device.COMMANDS)
 _group("store", "The store that releases are kept in.", gc)
 
 

@@ -17,6 +17,7 @@ from deploykit.contract.host import Host, this_host
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import OpTime, Session
 from deploykit.contract.tensors import Feeds, TensorSpec
+from deploykit.judge.conditions import Conditions
 
 MIN_RUNS = 20
 WARM_UP_RUNS = 5
@@ -75,6 +76,29 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Sustained:
+    """Speed in the first and in the last minute of a longer run; `deploykit.judge.sustained` measures it.
+
+    Attributes:
+        seconds: that the whole run took.
+        window_s: length of the two windows: a minute, or a tenth of a run that is shorter than ten.
+        runs: in all.
+        first_ms, last_ms: latency of one run in the first and in the last window.
+    """
+
+    seconds: float
+    window_s: float
+    runs: int
+    first_ms: Percentiles
+    last_ms: Percentiles
+
+    @property
+    def slowdown(self) -> float:
+        """Median of the last window over that of the first: 1.2 is a fifth slower."""
+        return self.last_ms.p50 / self.first_ms.p50
+
+
+@dataclass(frozen=True)
 class Profile:
     """Speed and size of an artifact.
 
@@ -98,6 +122,8 @@ class Profile:
         times: of the single runs; None of an estimate, and where a device tells percentiles alone.
         baseline_fingerprint: of the baseline, where that is an artifact on disk; "" of a float build that was made
             for the measurement.
+        conditions: temperature, clock and throttling meanwhile; None where nobody looked.
+        sustained: the first minute against the last of a longer run; None where none was asked for.
     """
 
     latency_ms: Percentiles
@@ -121,6 +147,8 @@ class Profile:
     findings: tuple[Finding, ...] = ()
     times: Times | None = None
     baseline_fingerprint: str = ""
+    conditions: Conditions | None = None
+    sustained: Sustained | None = None
 
     @property
     def worth_it(self) -> float | None:

@@ -18,7 +18,7 @@ from deploykit.artifact.golden import golden_tolerance
 from deploykit.artifact.made import MADE_HERE
 from deploykit.artifact.replace import check_replaceable, failed_path, replaceable
 from deploykit.artifact.storage import publish_folder, staging_folder
-from deploykit.contract.errors import ParityError, UsageError
+from deploykit.contract.errors import ArtifactError, ParityError, UsageError
 from deploykit.contract.host import this_host
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import FunctionSession
@@ -74,7 +74,7 @@ def build(
         artifact, log = _built(parent, target, folder, options)
         report = _parity(parent, artifact, target)
         measured = target.profile(artifact) if profile else None
-        misses = _misses(artifact, report)
+        misses = misses_of(artifact, report)
         finish(artifact, report, measured, failed=bool(misses), log=log)
         if strict and misses:
             kept = failed_path(kept)
@@ -85,7 +85,46 @@ def build(
     return published
 
 
-def _misses(artifact: Artifact, report: ParityReport) -> list[Miss]:
+def adopt(
+    parent: Artifact, files: Mapping[str, bytes], *, output: str | Path | None = None, strict: bool = True
+) -> Artifact:
+    """Publish an artifact that another machine has built (without `strict`) from one of here.
+
+    Args:
+        parent: it was built from.
+        files: of its folder, by name.
+        output, strict: see `build`.
+    Returns:
+        The built artifact.
+    Raises:
+        ArtifactError: it is none, or one of another parent; or the output folder is something else.
+        ParityError, PlacementError: see `build`.
+    """
+    kept = replaceable(parent.path.with_name(f"{parent.path.name}-built") if output is None else output)
+    if kept == parent.path:
+        raise UsageError(
+            f"{kept} is the artifact that was built, which is left as it is", hint="choose another output="
+        )
+    with staging_folder(kept, check_replaceable) as folder:
+        for name, data in files.items():
+            layout.check_relative(name)
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        built = load(folder)
+        if built.manifest.parent != parent.fingerprint or built.manifest.parity is None:
+            raise ArtifactError(f"what was built is not of {parent.path.name}", hint="build it again")
+        misses = misses_of(built, built.manifest.parity)
+        if strict and misses:
+            kept = failed_path(kept)
+        publish_folder(folder, kept, check_replaceable)
+    published = load(kept)
+    if strict and misses:
+        raise misses[0].error(published)
+    return published
+
+
+def misses_of(artifact: Artifact, report: ParityReport) -> list[Miss]:
     """The gates that the built artifact misses: it is judged by what the vendor's builder made, not by what was asked.
 
     Layers that the builder does not tell are not held against it where nothing was asked for.

@@ -117,7 +117,12 @@ def _being(path: Path, facts: dict[str, Any]) -> Artifact:
 
 def main(fixed: Path | None = None) -> None:
     """Serve until CLOSE, or until the other side has gone."""
-    channel, server, busy = Channel(), Server(fixed), _Busy()
+    main_of(Server(fixed))
+
+
+def main_of(server: Server) -> None:
+    """Let a server answer what comes on standard input, until CLOSE, or until the other side has gone."""
+    channel, busy = Channel(), _Busy()
     threading.Thread(target=_end_with_parent, args=(busy,), daemon=True).start()
     try:
         while (request := channel.receive()) is not None and request.kind != frames.CLOSE:

@@ -116,14 +116,25 @@ class Artifact(StoredArtifact):
             ParityError: this machine computes something else than the one that made the artifact.
         """
         check_files(self.path, self.manifest)
+        with self.open() as session:
+            return self.check_golden(session)
+
+    def check_golden(self, session: Session, *, where: str = "here") -> Metrics:
+        """Compare what a session gives for the golden inputs with the golden outputs.
+
+        Args:
+            session: of this artifact, wherever it is open.
+            where: that is, for the message.
+        Raises:
+            ParityError: they differ by more than the precision allows.
+        """
         golden = self.golden()
         recorded = iter(golden.outputs)
         reference = FunctionSession(lambda _: next(recorded), self.inputs, self.outputs)
-        with self.open() as session:
-            link = compare_sessions(reference, session, golden.inputs)
+        link = compare_sessions(reference, session, golden.inputs)
         misses = failures_of(link, golden_tolerance(self.manifest.precision, self.manifest.facts.golden_min_sqnr_db))
         if misses:
-            message = f"{self.path.name} gives other outputs here than where it was made: {'; '.join(misses)}"
+            message = f"{self.path.name} gives other outputs {where} than where it was made: {'; '.join(misses)}"
             raise ParityError(message, report=self._require_parity(), candidate=self)
         return link.worst
 

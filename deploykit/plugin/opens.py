@@ -67,7 +67,7 @@ class Opens(Offers):
         Override it where something else than this machine's own processor runs the payload.
         """
         place, needs = self.place(artifact), self.needs(artifact)
-        found = place.preflight(artifact, self._wants(artifact)) or check(needs, self.host())
+        found = place.preflight(artifact, self.wants(artifact)) or check(needs, self.host())
         build = artifact.manifest.build
         if build is not None:
             pending = Missing(f"it is not runnable yet: {build.reason}", build.command_for(artifact.path))
@@ -148,7 +148,8 @@ class Opens(Offers):
         """The program of `artifact` that speaks the session protocol itself; None where deploykit's server opens it."""
         return None
 
-    def _wants(self, artifact: StoredArtifact) -> Wants:
+    def wants(self, artifact: StoredArtifact) -> Wants:
+        """What is to be said of `artifact` where another machine opens it."""
         program = None if self.place(artifact).is_here else self.board_program(artifact)
         return Wants(self.needs(artifact), program, self.capabilities().runtime_extra)
 
@@ -177,11 +178,11 @@ class Opens(Offers):
         place = self.place(artifact)
         if place.is_here:
             self.check_runnable(artifact)
-        self._refuse_missing(artifact, place)
+        self.refuse_missing(artifact)
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS):
             raise UsageError(f"threads must be a whole number from 1 to {_MAX_THREADS}, not {threads!r}")
         artifact.check_unaltered()
-        session = place.open(artifact, self._wants(artifact), threads) or self._open_here(artifact, threads, place)
+        session = place.open(artifact, self.wants(artifact), threads) or self._open_here(artifact, threads, place)
         try:
             artifact.check_unaltered()  # what was opened is what was hashed
         except BaseException:
@@ -195,8 +196,14 @@ class Opens(Offers):
             check_opens(artifact, self.risk(artifact), threads=threads)
         return self._open(artifact, threads)
 
-    def _refuse_missing(self, artifact: StoredArtifact, place: Place) -> None:
-        found = self.preflight(artifact)
+    def refuse_missing(self, artifact: StoredArtifact) -> None:
+        """Refuse an artifact that lacks something where it would be opened; see `preflight`.
+
+        Raises:
+            DeviceError: says what, and what to do.
+            MissingDependencyError: it is an older package of this process.
+        """
+        place, found = self.place(artifact), self.preflight(artifact)
         if found.ok:
             return
         first = found.missing[0]

@@ -83,7 +83,7 @@ class Proves(Opens):
         place = self.place(artifact)
         if place.is_emulated:
             return Evidence.EMULATOR
-        told = place.evidence(artifact, self._wants(artifact))
+        told = place.evidence(artifact, self.wants(artifact))
         if told is not None:
             return told
         best = self.capabilities().evidence

@@ -119,6 +119,7 @@ def profile_page(found: Profile) -> list[RenderableType]:
     from deploykit.contract.precision import Evidence
 
     rows = _computed(found) if found.evidence is Evidence.ESTIMATE else _measured(found)
+    rows += _over_time(found)
     rows += [("note", text) for text in found.notes]
     rows += [(finding.severity, finding.message) for finding in found.findings]
     page: list[RenderableType] = [pairs("Profile", rows)]
@@ -147,6 +148,18 @@ def _measured(found: Profile) -> list[tuple[str, str]]:
     if found.baseline_latency_ms is not None:
         against = f"{figures.milliseconds(found.baseline_latency_ms.p50)} p50 of the {found.baseline}"
         rows.append(("worth it", f"{figures.times(found.worth_it)} as fast ({against})"))
+    return rows
+
+
+def _over_time(found: Profile) -> list[tuple[str, str]]:
+    """What became of it while it ran: heat, clock, and the last minute against the first."""
+    from deploykit.judge import figures
+
+    rows = [] if found.conditions is None else found.conditions.rows()
+    if (kept := found.sustained) is not None:
+        medians = " to ".join(figures.milliseconds(one.p50) for one in (kept.first_ms, kept.last_ms))
+        window = f"{kept.window_s:g} s of {kept.seconds:.0f}"
+        rows.append(("sustained", f"p50 {medians}, {figures.times(kept.slowdown)} (first and last {window})"))
     return rows
 
 

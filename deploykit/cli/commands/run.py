@@ -53,7 +53,7 @@ def run(
     arrays = read_arrays(source)
     with _open(artifact, threads, board, key, allow_native=allow_native) as session:
         pieces = batches(session.inputs, fitting(session.inputs, arrays, source))
-        outputs = _join([session.run(feeds) for feeds in pieces], session)
+        outputs = joined([session.run(feeds) for feeds in pieces], session)
     write_file(Path(destination), encode(outputs, destination))
     shapes = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
     lines = [f"{name}: {array.dtype}{list(array.shape)}" for name, array in outputs.items()]
@@ -74,7 +74,8 @@ def _open(path: str, threads: int | None, board: str | None, key: str | None, *,
     return opener.open_file(Path(path), threads=threads)
 
 
-def _join(results: Sequence[Mapping[str, np.ndarray]], session: Session) -> Arrays:
+def joined(results: Sequence[Mapping[str, np.ndarray]], session: Session) -> Arrays:
+    """The outputs of several runs as those of one, joined along the batch axis."""
     import numpy as np
 
     if len(results) == 1:

@@ -23,9 +23,9 @@ case "$FAKE_FAULT:$*" in
   unreachable:*) echo "ssh: connect to host $address port 22: No route to host" >&2; exit 255;;
   cut:*"dd bs"*) head -c 1000 | sh -c "$command"; exit 255;;
   damaged:*"dd bs"*) tr '\\000' x | sh -c "$command"; exit $?;;
-  lost:*"/run "*) exit 255;;
-  killed:*"/run "*) exit 137;;
-  silent:*"/run "*) exec sleep 60;;
+  lost:*"cd; .cache"*) exit 255;;
+  killed:*"cd; .cache"*) exit 137;;
+  silent:*"cd; .cache"*) exec sleep 60;;
 esac
 exec sh -c "$command"
 """
