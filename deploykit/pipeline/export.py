@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
-from deploykit.contract.errors import CalibrationError
 from deploykit.contract.progress import Advance, Progress
 from deploykit.contract.recipe import Recipe
 from deploykit.contract.session import Session
@@ -19,9 +18,10 @@ from deploykit.pipeline import evidence as _evidence
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.fastest import SUFFIX, export_fastest
 from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
-from deploykit.pipeline.plan import Goals, Plan, make_plan, needs_data
+from deploykit.pipeline.plan import Goals, Plan, make_plan, needs_data, refuse_missing
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.publishing import published
+from deploykit.pipeline.several import export_several
 from deploykit.pipeline.steps import prepare
 from deploykit.plugin.artifact import Exported
 
@@ -32,9 +32,44 @@ if TYPE_CHECKING:
     from deploykit_calibration.observe import CalibrationRun
 
 
+class Settings(TypedDict, total=False):
+    """The arguments of `export` behind model and target, for its two signatures."""
+
+    example_inputs: Any
+    calibration: Any
+    calibration_method: str
+    dynamic_batch: bool
+    dynamic_shapes: Any
+    include: Sequence[str]
+    exclude: Sequence[str]
+    options: Any
+    evaluate: Callable[[Session], Any] | None
+    max_drop: float | None
+    tolerance: Tolerance | None
+    min_placement: float | None
+    min_speedup: float | None
+    profile: bool
+    strict: bool
+    output: str | Path | None
+    cache_dir: str | Path | None
+    progress: Progress
+    algorithms: Sequence[str]
+    recipe: Recipe | str | Path | None
+
+
+@overload
+def export(model: Any, target: str = ..., precision: str = ..., **settings: Unpack[Settings]) -> Exported: ...
+
+
+@overload
+def export(
+    model: Any, target: list[str] | tuple[str, ...], precision: str = ..., **settings: Unpack[Settings]
+) -> list[Exported]: ...
+
+
 def export(
     model: Any,
-    target: str = TARGET,
+    target: str | list[str] | tuple[str, ...] = TARGET,
     precision: str = PRECISION,
     *,
     example_inputs: Any = None,
@@ -57,7 +92,7 @@ def export(
     progress: Progress = True,
     algorithms: Sequence[str] = (),
     recipe: Recipe | str | Path | None = None,
-) -> Exported:
+) -> Exported | list[Exported]:
     """Export a PyTorch model to a target, prove that the export is right, and publish it as an artifact.
 
     Args:
@@ -65,7 +100,8 @@ def export(
             returns the model, or model and example inputs), or what `deploykit.pipeline.capture` gave. Never changed.
         target: device, toolchain, or `"device:toolchain"`; `deploykit.targets()` lists them. `"device:fastest"`
             exports with each installed toolchain of the device, which must be this machine, and keeps the fastest that
-            passes; `artifact.choice` has the table. By default that of the recipe, or `x86-cpu`.
+            passes; `artifact.choice` has the table. By default that of the recipe, or `x86-cpu`. A list of targets is
+            exported from one capture and one calibration, and gives a list of artifacts.
         precision: such as `fp32`, `fp16`, `int8`, `int8-dynamic`; a target says which it has. By default that of
             the recipe, or `int8`. `"auto"` exports in each of fp16, bf16, int8, int8-dynamic, mixed and fp32 that the
             target has, and keeps the fastest that passes, by latency measured here, or by estimate where the device is
@@ -94,7 +130,7 @@ def export(
         profile: measure latency, throughput and memory, beside the float build.
         strict: raise when a gate is missed; False returns the artifact marked `failed`.
         output: folder of the artifact; an artifact that is there is replaced.
-            Default `out/<model>-<target>-<precision>`.
+            Default `out/<model>-<target>-<precision>`. Of a list of targets each has a folder in it.
         cache_dir: keep calibration statistics here and reuse them for the same model and data.
         progress: show the steps and their seconds on a terminal or in a notebook; False shows nothing, and a function
             is told each `deploykit.contract.progress.Event`. The logger `deploykit` has them, too.
@@ -103,13 +139,15 @@ def export(
             file), in place of precision, method, patterns, algorithms and options. With the same model and data, the
             artifact is the same, byte for byte.
     Returns:
-        The published artifact, whose `parity` is never None.
+        The published artifact, whose `parity` is never None; of a list of targets a list of them.
     Raises:
         UsageError, UnknownTargetError, UnsupportedPrecisionError, MissingDependencyError: before anything is computed.
         CaptureError, CalibrationError, ConversionError: naming layer, source line and next step.
         ParityError, PlacementError, PerformanceError: a gate was missed; `.candidate` is kept at `<output>.failed`.
     """
     request = dict(locals())  # first of all: the arguments, and nothing else
+    if isinstance(target, list | tuple):
+        return export_several(export, request)
     task = _evidence.task_of(evaluate, max_drop)
     recipe = opened(recipe)
     target, precision = aimed(recipe, target, precision)
@@ -156,21 +194,6 @@ def refuse_foreign(plan: Plan, captured: CapturedModel) -> None:
 
     if plan.request.recipe is not None:
         check_recipe(plan.request.recipe, plan.target.adapt(captured, plan.request))
-
-
-def refuse_missing(plan: Plan, data: Any) -> None:
-    """Refuse a static precision without data, before the model is captured."""
-    if data is not None or not needs_data(plan.request):
-        return
-    if not plan.request.precision.is_static:
-        asked = ", ".join(plan.request.algorithms)
-        raise CalibrationError(f"{asked}: there is no data to run the model on", hint="pass calibration=")
-    instead = f' choose precision="{plan.gates.instead}",' if plan.gates.instead else ""
-    raise CalibrationError(
-        f"{plan.request.precision} fixes activation ranges at export, and there is no data to take them from",
-        hint=f"pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable),{instead}"
-        ' or say calibration="synthetic" for made-up ranges',
-    )
 
 
 def calibrated(

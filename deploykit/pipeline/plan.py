@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.artifact.replace import replaceable
-from deploykit.contract.errors import UsageError
+from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit.contract.near import near, question
 from deploykit.contract.precision import Precision, registered
 from deploykit.contract.recipe import Recipe
@@ -98,6 +98,21 @@ def make_plan(
 def needs_data(request: Request) -> bool:
     """Whether calibration data decides anything of an artifact: ranges that are fixed at export, or an algorithm."""
     return request.precision.is_static or any(algorithm(name).needs for name in request.algorithms)
+
+
+def refuse_missing(plan: Plan, data: Any) -> None:
+    """Refuse a static precision without data, before the model is captured."""
+    if data is not None or not needs_data(plan.request):
+        return
+    if not plan.request.precision.is_static:
+        asked = ", ".join(plan.request.algorithms)
+        raise CalibrationError(f"{asked}: there is no data to run the model on", hint="pass calibration=")
+    instead = f' choose precision="{plan.gates.instead}",' if plan.gates.instead else ""
+    raise CalibrationError(
+        f"{plan.request.precision} fixes activation ranges at export, and there is no data to take them from",
+        hint=f"pass calibration= (a DataLoader, batches, an .npz path or a CalibrationTable),{instead}"
+        ' or say calibration="synthetic" for made-up ranges',
+    )
 
 
 def make_request(

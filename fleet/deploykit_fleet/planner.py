@@ -51,11 +51,6 @@ class PlannedCell:
     failure: Failure | None = None
     needs_data: bool = False
 
-    @property
-    def wants_board(self) -> bool:
-        """Whether a board is to be asked."""
-        return bool(self.spec.block.device)
-
 
 @dataclass(frozen=True)
 class Plan:

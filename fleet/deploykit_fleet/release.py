@@ -24,6 +24,7 @@ from deploykit.artifact.storage import write_file
 from deploykit.contract.errors import ArtifactError, MissingDependencyError, UsageError
 from deploykit.contract.host import this_host
 from deploykit_fleet import junit, lease, outcome
+from deploykit_fleet.boards import confirmed
 from deploykit_fleet.engine import pool
 from deploykit_fleet.engine.child import LOG, Children
 from deploykit_fleet.engine.jobs import EXPORT, PROFILE, CellJob, Job
@@ -149,7 +150,7 @@ class _Run:
         with lease.held(self.store.work, RELEASE, keys) as self.own:
             lease.wait_while(self.store.work, GC)
             missing = self._take_cached()
-            with _display(enabled=self.progress and bool(missing)) as tell:
+            with _display(enabled=self.progress) as tell:
                 self._export(missing, tell)
                 self._profile(tell)
                 cells = tuple(self._boards(tell))
@@ -266,10 +267,12 @@ class _Run:
     def _boards(self, tell: Callable[[str], None]) -> Iterator[Cell]:
         """Every cell of the release in its order, with what its board said."""
         for cell in self.plan.cells:
-            found = self.found.get(cell.key) or _lost(cell)
+            found, block = self.found.get(cell.key) or _lost(cell), cell.spec.block
             if found.status == FAILED and found.artifact is None and found.failure is not None:
                 found = _skipped_if_allowed(cell, found, found.failure)
-            yield found
+            if block.device:
+                tell(f"{block.device}: {cell.spec.name}")
+            yield confirmed(found, block, self.store, profile=self.plan.file.settings.profile)
 
     def _written(self, cells: tuple[Cell, ...], started: datetime.datetime, began: float) -> Release:
         """The release beside its artifacts, and as the newest of the store."""

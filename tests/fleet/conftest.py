@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+_CORE = Path(__file__).parents[1] / "core" / "conftest.py"
+_spec = importlib.util.spec_from_file_location("deploykit_core_fixtures", _CORE)
+_core = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_core)
+install, toy_path, toy = _core.install, _core.toy_path, _core.toy
 
 NETS = '''
 """Two tiny networks; every call of a factory is one line of a file."""

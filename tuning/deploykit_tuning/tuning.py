@@ -21,10 +21,10 @@ from deploykit.judge.parity import Tolerance, tolerance_of
 from deploykit.judge.scores import Scores
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.evidence import Task
-from deploykit.pipeline.export import calibrated, refuse_foreign, refuse_missing
+from deploykit.pipeline.export import calibrated, refuse_foreign
 from deploykit.pipeline.fastest import kept
 from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
-from deploykit.pipeline.plan import Goals, Plan, make_plan
+from deploykit.pipeline.plan import Goals, Plan, make_plan, refuse_missing
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.reference import reference_session
 from deploykit.pipeline.staging import with_ladder
