@@ -40,6 +40,7 @@ def test_every_example_is_covered_here() -> None:
         "own_calibration.py",
         "prune_distil_export.py",
         "raspberry_pi_5.py",
+        "release_report.py",
         "third_party_target",
         "tune.py",
     }
@@ -105,6 +106,13 @@ def test_coreml_iphone(tmp_path: Path) -> None:
     assert artifact.achieved.macs_fraction("int8") > 0.9
     assert artifact.entry.parent.name == "model.mlpackage"
     assert "iOS 17" in printed and str(artifact.parity.evidence if artifact.parity else "") in printed
+
+
+def test_release_report(tmp_path: Path) -> None:
+    """What does not depend on what else this machine does: the page, and what grew for certain."""
+    printed = _run(str(EXAMPLES / "release_report.py"), "--output", str(tmp_path))
+    page = (tmp_path / "release-2" / "report.html").read_text(encoding="utf-8")
+    assert "What changed since release-1" in page and "int8: size " in printed and "2 builds, " in printed
 
 
 def test_raspberry_pi_5(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ MACHINE: Verdict = "machine"
 
 _SIZE = 0.01  # share by which a file grows before that is told
 _DECIBEL = 1.0  # dB of SQNR that matter
+_ROUNDING_DB = 80.0  # what is above is the rounding of float32
 _PLACED = 0.001  # share of multiply-accumulates
 _ESTIMATE = 0.05  # estimates have two significant digits
 _DISAGREE = 0.01  # between a profile's percentile and that of its own runs
@@ -168,12 +169,18 @@ def _measured(old: Entry, new: Entry, before: Profile, after: Profile, shown: tu
     if shift is None:
         why = "not tested: a profile has too few single runs; `deploykit profile --save` keeps them"
         return Change(new.name, "latency", *shown, UNTESTED, why)
-    beside = _baseline_shift(before, after)
+    beside = _baseline_shift(before, after) if _same_graph(old, new) else None
     change = _tested(new, shown, shift, f"{_percent(shift.low)} to {_percent(shift.high)}{_where(old, new)}")
     if beside is not None and beside.estimate * 2 > shift.estimate > 0 and beside.p_more < LEVEL:
         told = f"the {after.baseline} beside it slowed by {_percent(beside.estimate)}: the machine, or the runtime"
         return replace(change, verdict=MACHINE, why=f"{change.why}; {told}")
     return change
+
+
+def _same_graph(old: Entry, new: Entry) -> bool:
+    """Whether the float builds beside both compute the same: of another network they say nothing about the machine."""
+    one, other = (entry.manifest.recipe if entry.manifest else None for entry in (old, new))
+    return one is not None and other is not None and one.model.graph == other.model.graph
 
 
 def _baseline_shift(before: Profile, after: Profile) -> Shift | None:
@@ -285,7 +292,7 @@ def _sqnr(old: Entry, new: Entry) -> Iterator[Change]:
         return
     fell = before.sqnr_db - after.sqnr_db
     shown = figures.decibel(before.sqnr_db), figures.decibel(after.sqnr_db)
-    if abs(fell) < _DECIBEL:
+    if abs(fell) < _DECIBEL or min(before.sqnr_db, after.sqnr_db) > _ROUNDING_DB:
         return
     if (before.evidence, before.data, before.samples) != (after.evidence, after.data, after.samples):
         why = "not compared: other evidence or other samples"

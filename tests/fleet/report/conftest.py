@@ -14,6 +14,7 @@ from deploykit.artifact.manifest import FileEntry, Manifest
 from deploykit.contract.achieved import Achieved, LayerAchieved
 from deploykit.contract.host import Host
 from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.recipe import ModelIdentity, Recipe
 from deploykit.contract.session import OpTime
 from deploykit.contract.tensors import TensorSpec
 from deploykit.judge.parity import LayerParity, Link, Metrics, ParityReport, TaskMetric, Tolerance
@@ -126,6 +127,7 @@ def manifest(
         tool_versions={"onnxruntime": "1.31.1"},
         fingerprints={"model": hashlib.sha256(model.encode()).hexdigest()},
         parity=report or parity(layers),
+        recipe=Recipe(target, precision, "s8", ModelIdentity(model, graph=model, fingerprint=model)),
     )
 
 

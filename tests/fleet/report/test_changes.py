@@ -50,13 +50,15 @@ def test_no_change_is_no_finding(beside) -> None:
 
 
 def test_a_machine_that_slowed_is_told_from_an_artifact_that_did(beside) -> None:
-    def slowed(own: float, other: float):
+    def slowed(own: float, other: float, model: str = "net"):
         times, baseline = ([by * each for each in runs(seed)] for seed, by in ((3, own), (4, 3.0 * other)))
-        return manifest(), profile(times, baseline)
+        return manifest(model=model), profile(times, baseline)
 
     assert verdicts(beside(slowed(1.0, 1.0), slowed(1.15, 1.15))) == {"latency": "machine"}
     assert verdicts(beside(slowed(1.0, 1.0), slowed(1.15, 1.0))) == {"latency": "worse"}
     assert verdicts(beside(slowed(1.0, 1.0), slowed(0.8, 1.0))) == {"latency": "better"}
+    # of another network the float build is another, too, and excuses nothing
+    assert verdicts(beside(slowed(1.0, 1.0), slowed(1.15, 1.15, "deeper"))) == {"latency": "worse"}
 
 
 def test_measured_in_turns_with_the_old_one(beside, artifact) -> None:
@@ -110,7 +112,7 @@ def test_accuracy_is_tested_on_its_samples(beside) -> None:
 
     assert verdicts(beside(of(40.0), of(36.0))) == {"SQNR": "worse"}
     assert verdicts(beside(of(36.0), of(40.0))) == {"SQNR": "better"}
-    assert verdicts(beside(of(40.0), of(39.5))) == {}
+    assert verdicts(beside(of(40.0), of(39.5))) == verdicts(beside(of(140.0), of(120.0))) == {}
     wavering = {"noise_db": np.linspace(20.0, 60.0, 16).tolist()}
     assert verdicts(beside(of(40.0, **wavering), of(38.0, **wavering))) == {"SQNR": "same"}
     assert verdicts(beside(of(40.0), of(36.0, samples=8))) == {"SQNR": "elsewhere"}

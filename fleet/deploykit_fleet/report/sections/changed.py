@@ -18,7 +18,7 @@ _SIGNS = {
     "same": ("=", "no change shown"),
     "untested": ("?", "not tested"),
     "elsewhere": ("≠", "not comparable"),
-    "machine": ("~", "the machine, or the runtime"),
+    "machine": ("~", "machine"),
 }
 _KINDS = {WORSE: "failed", BETTER: "passed"}
 _ORDER = ("worse", "machine", "better", "untested", "elsewhere", "same")

@@ -162,7 +162,11 @@ def _ladder(name: str, entry: Entry) -> Html | None:
     said = "bar: SQNR" + (f" · line: gate {goal:g} dB" if goal else "") + " · ✓ the best until then"
     described = f"{len(rows)} steps were tried: " + ", ".join(f"{row.name} {row.shown}" for row in rows)
     return figure(
-        name, "How the recipe was found", said, bars(rows, sentence(described), goal=goal), _tried(recipe.ladder)
+        name,
+        "How the recipe was found",
+        said,
+        bars(rows, sentence(described), goal=goal, above=True),
+        _tried(recipe.ladder),
     )
 
 
