@@ -79,9 +79,9 @@ def _tiles(entry: Entry) -> Iterator[tuple[str, str, str]]:
         yield "SQNR", figures.decibel(parity.sqnr_db), " · ".join(filter(None, (str(parity.evidence), least)))
         if parity.metric is not None:
             metric = parity.metric
-            fall = f" ({figures.plain(metric.fall.low)} to {figures.plain(metric.fall.high)})" if metric.fall else ""
-            said = f"float {figures.plain(metric.reference)}, drop {figures.plain(metric.drop)}{fall}"
-            yield "task metric", figures.plain(metric.artifact), said
+            fall = f" ({metric.fall.low:.2g} to {metric.fall.high:.2g})" if metric.fall else ""
+            said = f"float {metric.reference:.4g}, drop {metric.drop:.2g}{fall}"
+            yield "task metric", f"{metric.artifact:.4g}", said
     if manifest is not None:
         share = manifest.achieved.placed_fraction
         yield (
