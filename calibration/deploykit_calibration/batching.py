@@ -30,7 +30,7 @@ class Batch:
     """One batch that the graph can run.
 
     Attributes:
-        feeds: by input name.
+        feeds: the feeds, by input name.
         rows: samples in it, without padding.
         first, last: the user's batches that it was made of, counted from 0.
         by_rows: whether axis 0 of every input counts samples.
@@ -44,7 +44,7 @@ class Batch:
 
     @property
     def length(self) -> int:
-        """Of the axis that counts samples, repeated ones included; 0 where there is none."""
+        """Length of the axis that counts samples, repeated ones included; 0 where there is none."""
         return rows_of(self.feeds) if self.by_rows else 0
 
     @property
@@ -133,7 +133,7 @@ class DataDigest:
                 self._hash.update(array[row * size : (row + 1) * size])
 
     def hexdigest(self) -> str:
-        """Of everything added so far."""
+        """The digest of everything added so far."""
         return str(self._hash.hexdigest())
 
 

@@ -31,7 +31,7 @@ def float_between(prepared: Prepared) -> Literal["float32", "float16"]:
 
 
 def _narrowed_share(prepared: Prepared) -> float:
-    """Of all elements that operators write, the share that has the file's type and is not returned."""
+    """The share of all elements that operators write that has the file's type and is not returned."""
     nodes = [node for node in prepared.captured.graph_module.graph.nodes if node.op == "call_function"]
     written = {node.name: _elements(node.meta.get("val")) for node in nodes}
     returned = {node.name for node in nodes if any(user.op == "output" for user in node.users)}

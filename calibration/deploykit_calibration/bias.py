@@ -31,7 +31,7 @@ def corrected(bias: Tensor, weight_error: Tensor, input_mean: NDArray[np.float64
     Args:
         bias: float32, shape (channels,).
         weight_error: rounded minus float weight, float32, shape (channels, inputs / groups, *kernel).
-        input_mean: of each input channel, shape (inputs,).
+        input_mean: the mean of each input channel, shape (inputs,).
         coverage: see `tap_coverage`, shape (*kernel).
     Returns:
         float32, shape (channels,).
@@ -84,7 +84,7 @@ def scale_floor(bias: Tensor, input_scale: float) -> Tensor:
 
     Args:
         bias: float32, shape (channels,).
-        input_scale: of the layer's input, > 0.
+        input_scale: the scale of the layer's input, > 0.
     Returns:
         float32, shape (channels,).
     """
@@ -96,7 +96,7 @@ def quantize_bias(bias: Tensor, input_scale: float, weight_scales: Tensor) -> tu
 
     Args:
         bias: float32, shape (channels,).
-        input_scale: of the layer's input.
+        input_scale: the scale of the layer's input.
         weight_scales: float32, shape (channels,) or (1,).
     Returns:
         int32 values and float32 scales, both shape (channels,); the error is at most half a scale.

@@ -20,7 +20,7 @@ class TableCache:
 
     Args:
         folder: made by `prepare`.
-        model_fingerprint: of the captured model.
+        model_fingerprint: the fingerprint of the captured model.
         settings: everything besides model and data that has an influence on the numbers.
     """
 

@@ -36,7 +36,7 @@ class ScaledChannels:
     """Tensors whose channels are scaled by the same numbers.
 
     Attributes:
-        tensors: with the axis that holds the channels.
+        tensors: the tensors, with the axis that holds the channels.
         size: channels.
         writers, readers: layers that take the numbers in.
         norms: norms that write a tensor, with the names of their weight and bias ("" for none).

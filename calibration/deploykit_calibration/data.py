@@ -82,7 +82,7 @@ def open_data(captured: CapturedModel, data: Any, *, limit: int | None = None, s
     Args:
         data: see the module.
         limit: use at most this many samples.
-        seed: of synthetic data.
+        seed: the seed of synthetic data.
 
     Raises:
         UsageError: this is no form of calibration data, or the limit is not positive.

@@ -51,7 +51,7 @@ def data_tensors(graph: Graph, kinds: Mapping[Node, str]) -> frozenset[Node]:
 
     Args:
         graph: captured.
-        kinds: of every node, as `op_kinds.kind_of` says.
+        kinds: the kinds of every node, as `op_kinds.kind_of` says.
     """
     return _Flow(graph, kinds).data()
 

@@ -101,7 +101,7 @@ class Executor:
         """Run one batch.
 
         Args:
-            feeds: by input name.
+            feeds: the feeds, by input name.
             observe: called with node name and value for every placeholder and call, in order, before the value
                 can be overwritten. Values are in the dtype of the executor, and must not be kept.
         """

@@ -48,7 +48,7 @@ class Foreseen:
     """The simulation as it would meet further samples.
 
     Attributes:
-        simulation: to run on the samples at hand.
+        simulation: the simulation that is run on the samples at hand.
         tensors: the values that are expected to go further than was seen, and by which factor.
     """
 

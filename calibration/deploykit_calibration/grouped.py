@@ -24,7 +24,7 @@ class GroupedWeight:
         codes: whole numbers as float32, shape (outer, runs, elements of a run). Where the last run of an axis is
             shorter than the others, zeros fill it up.
         scales: float32, shape (outer, runs, 1), never 0; of either sign where the form says `furthest`.
-        shape: of the weight, (outer, inner, *taps).
+        shape: the shape of the weight, (outer, inner, *taps).
     """
 
     codes: Tensor
@@ -48,7 +48,7 @@ def in_groups(
 
     Args:
         weight: float32, shape (outer, inner, *taps).
-        form: of the integers. Runs are as long as its `PerGroup` says, and else, or at 0, as long as the axis.
+        form: the form of the integers. Runs are as long as its `PerGroup` says, and else, or at 0, as long as the axis.
         float16_scales: scales are values of float16, and none is below its smallest normal number, which GPUs may
             flush to zero.
         float16_weights: the weight is float16 before, and is divided by its scale in it.

@@ -40,7 +40,7 @@ class Holdout:
         """Pass on what calibration may see.
 
         Args:
-            batches: of the user, with their numbers.
+            batches: the user's batches, with their numbers.
         """
         for index, feeds in batches:
             yield from self._split(index, feeds)

@@ -72,7 +72,7 @@ def calibrate(
         limit: use at most this many samples.
         cache_dir: look for, and keep, the table of this model, data and seed in this folder.
         extend: an older table of this model, whose samples are added.
-        seed: of the positions that histograms sample, and of synthetic data.
+        seed: the seed of the positions that histograms sample, and of synthetic data.
 
     Raises:
         CalibrationError: the data is empty, malformed or not finite, or a table is of another model.
@@ -93,7 +93,7 @@ def run_calibration(
     seed: int = 0,
     hold_out: bool = False,
 ) -> CalibrationRun:
-    """As `calibrate`; also hands back some of the samples, for comparing the float model with what is made of it.
+    """Do as `calibrate` does, and hand back some of the samples, for comparing the float model with what is made of it.
 
     Args:
         hold_out: do not observe some of the samples, and hand these back apart (`held_out`).

@@ -70,7 +70,7 @@ class Observer:
 
     Args:
         captured: the model.
-        seed: of the random positions.
+        seed: the seed of the random positions.
     """
 
     def __init__(self, captured: CapturedModel, seed: int) -> None:
@@ -102,7 +102,7 @@ class Observer:
             batch: its name in errors, such as `batch 3`.
             number: counts the batches of the pass; the random positions depend on it, whoever observes it.
             rows: samples in it.
-            length: of axis 0 of what counts samples there, repeated ones included; 0 where nothing does.
+            length: the length of axis 0 of what counts samples there, repeated ones included; 0 where nothing does.
             means: whether it counts in the means of layers' inputs.
         """
         self._batch, self._means = batch, means
@@ -131,12 +131,12 @@ class Observer:
         )
 
     def statistics(self) -> dict[str, TensorStatistics]:
-        """By node name, in no order; the views share the object of what they view."""
+        """Statistics by node name, in no order; the views share the object of what they view."""
         built = {name: builder.build() for name, builder in self._builders.items()}
         return built | {name: built[source] for name, source in self._aliases.items()}
 
     def layer_inputs(self) -> dict[str, ChannelSums]:
-        """By the layer that reads them; layers with one input share the object."""
+        """Statistics of inputs, by the layer that reads them; layers with one input share the object."""
         built = {read: sums.build() for read, sums in self._sums.items()}
         found = ((layer, built.get(read)) for layer, read in self._inputs.items())
         return {layer: sums for layer, sums in found if sums is not None}

@@ -29,7 +29,7 @@ def kept_float(
     """Which of `names` stay float by the user's wish.
 
     Args:
-        origins: by node name.
+        origins: the origins, by node name.
         names: nodes that could be quantized.
         include: shell patterns; where given, only what matches one is quantized. `layer1` also means all in it.
         exclude: shell patterns of what is not.

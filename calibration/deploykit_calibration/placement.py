@@ -74,7 +74,7 @@ class QuantizedGraph:
         float_activations: what computes in float beside the integer layers, largest first.
         run_time: what layers round their input to when they run, by name: they write float. In the graph their weight
             is rounded, and their input is not.
-        forms: of the weights of layers whose weight alone is rounded, by name.
+        forms: the forms of the weights of layers whose weight alone is rounded, by name.
     """
 
     graph_module: GraphModule

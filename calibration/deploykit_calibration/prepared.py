@@ -80,7 +80,7 @@ class Prepared:
 
     @property
     def device(self) -> Device:
-        """That the artifact is for."""
+        """The device that the artifact is for."""
         return self.request.device
 
     @property

@@ -151,7 +151,7 @@ def _convolution_tbc(node: Node) -> int:
 
 
 def _deformable(node: Node) -> int:
-    """As a convolution, and four samples blended for every tap of every input channel."""
+    """The products of a convolution, and four samples blended for every tap of every input channel."""
     batch, *_, height, width = _result(node)
     taps = math.prod(_shape(node, 1)[2:]) * height * width * batch * _shape(node, 0)[1]
     return _convolution(node) + 4 * taps

@@ -139,7 +139,7 @@ def choose_range(statistics: TensorStatistics, method: str = "default", *, symme
     Args:
         method: one of METHODS, or "percentile:<p>".
         symmetric: whether the quantizer is symmetric; then the range is (-a, a), a <= the largest magnitude.
-        bits: of the quantized type; above 8, rounding is finer than the histogram and "default" is min-max.
+        bits: the width of the quantized type; above 8, rounding is finer than the histogram and "default" is min-max.
     Returns:
         (lo, hi), finite, lo <= 0 <= hi; (0, 0) for a tensor that was never seen or is always zero.
     Raises:
@@ -179,7 +179,7 @@ def expected_errors(
 
     Args:
         ranges: float64, shape (n, 2), rows (lo, hi) that hold zero.
-        loss: of errors in units of the tensor, element by element.
+        loss: a function that gives the loss of errors in units of the tensor, element by element.
     Returns:
         float64, shape (n,), in units of the loss.
     """

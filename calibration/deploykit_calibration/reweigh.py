@@ -22,7 +22,7 @@ def with_weights(captured: CapturedModel, weights: Mapping[str, Tensor]) -> Capt
 
     Args:
         captured: it is not changed; tensors that stay are shared.
-        weights: by the target of their `get_attr` node; shape and dtype are those of the old ones.
+        weights: the weights, by the target of their `get_attr` node; shape and dtype are those of the old ones.
     Returns:
         The same graph, node for node, with a fingerprint of its own.
     Raises:

@@ -52,7 +52,7 @@ class Rewriter:
 
     Args:
         module: captured.
-        view: of its graph.
+        view: the view of its graph.
         scheme: how tensors become integers.
         layer_inputs: what calibration knows of the input channels of layers, for `bias_correction`.
     """
@@ -73,7 +73,7 @@ class Rewriter:
 
         Args:
             plan: what reads and writes integers.
-            params: of every tensor in `plan.quantized`.
+            params: the parameters of every tensor in `plan.quantized`.
         Returns:
             A new module that shares float parameters with the captured one; the captured one is untouched.
         """

@@ -30,9 +30,9 @@ class WeightRounding:
 
     Attributes:
         weight: name of the constant.
-        axis: of the output channels; None for one scale.
+        axis: the axis of the output channels; None for one scale.
         bias: name of the bias that must fit into int32 beside it; None where none must.
-        input_scale: of the layer's input; read where there is such a bias.
+        input_scale: the scale of the layer's input; read where there is such a bias.
     """
 
     weight: str
@@ -52,7 +52,7 @@ class StoredRounding:
 
     Attributes:
         weight: name of the constant.
-        axis: of the output channels; None for one scale.
+        axis: the axis of the output channels; None for one scale.
         form: what it is rounded to.
     """
 
@@ -73,7 +73,7 @@ class BiasRounding:
     Attributes:
         bias: name of the constant.
         weight: the rounding of the layer's weight.
-        input_scale: of the layer's input.
+        input_scale: the scale of the layer's input.
         is_integer: stored as int32; else as float, and only corrected.
         channels: axis of the output channels of the weight.
         input_mean, coverage: as `bias.corrected` takes them; None where the bias is not corrected.

@@ -95,7 +95,7 @@ def recurrent_of_rounded(
 
     Args:
         cell: one of `_CELLS`.
-        rounding: of `arguments_of`; the others are those of the operator.
+        rounding: the rounding of `arguments_of`; the others are those of the operator.
     """
     del dropout, training
     x = x.transpose(0, 1) if batch_first else x

@@ -45,13 +45,13 @@ class SampleExtremes:
 
     @classmethod
     def of(cls, minima: Sequence[float], maxima: Sequence[float]) -> SampleExtremes:
-        """Of the extremes of each sample, in any order; one of each per sample."""
+        """Extremes of samples, from the smallest and the largest value of each, in any order."""
         # Adding 0.0 turns -0.0 into 0.0: equal values must give equal bytes on disk.
         lowest = sorted(value + 0.0 for value in minima)[:KEPT]
         return cls(len(minima), tuple(lowest), tuple(sorted((value + 0.0 for value in maxima), reverse=True)[:KEPT]))
 
     def merge(self, other: SampleExtremes) -> SampleExtremes:
-        """Of the samples of both. Associative, commutative, exact; no samples at all is the identity."""
+        """The extremes of the samples of both. Associative, commutative, exact; no samples at all is the identity."""
         lowest = sorted((*self.lowest, *other.lowest))[:KEPT]
         highest = sorted((*self.highest, *other.highest), reverse=True)[:KEPT]
         return SampleExtremes(self.count + other.count, tuple(lowest), tuple(highest))

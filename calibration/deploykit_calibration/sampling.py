@@ -62,7 +62,7 @@ class Sampler:
         Args:
             batch: its number.
             rows: how many samples it has.
-            length: of the axis that counts them, repeated ones included; 0 where there is no such axis.
+            length: the length of the axis that counts them, repeated ones included; 0 where there is no such axis.
         """
         self._batch, self._rows, self._length = batch, rows, length
         self._size = min(rows * SAMPLES_PER_ROW, SAMPLE_SIZE)

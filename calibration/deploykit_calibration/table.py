@@ -50,11 +50,11 @@ class CalibrationTable:
     """Statistics of the tensors of one captured model over some data.
 
     Attributes:
-        model_fingerprint: of the `CapturedModel` that was observed.
+        model_fingerprint: the fingerprint of the `CapturedModel` that was observed.
         data_fingerprint: sum modulo 2**256 of the sha256 of each stream of samples, so that merging commutes.
         samples: how many samples were seen (rows of the batch axis, without padding).
         source: "data", or "synthetic" as soon as any part of it is random numbers.
-        statistics: by FX node name.
+        statistics: the statistics, by FX node name.
         layer_inputs: sums of the input channels of convolutions and linear layers, by the layer's node name.
         from_cache: whether `calibrate` found this table in its cache; not saved, not compared.
     """

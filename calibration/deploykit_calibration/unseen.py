@@ -38,7 +38,7 @@ def widened(statistics: TensorStatistics, chosen: Range, *, symmetric: bool, bit
     Args:
         chosen: (lo, hi) from the statistics, lo <= 0 <= hi.
         symmetric: whether the result is to be (-a, a).
-        bits: of the quantized type.
+        bits: the width of the quantized type.
     Returns:
         (lo, hi), finite, holding `chosen`; neither end further than `MOST` times the larger of both extremes.
     """
@@ -63,9 +63,9 @@ def _least_loss(end: float, other: float | None, tails: list[Tail], elements: fl
 
     Args:
         other: magnitude of the range's other end; None where it is the same.
-        tails: of what lies beyond the end.
-        elements: of one sample.
-        steps: of the quantizer.
+        tails: the tails of what lies beyond the end.
+        elements: the elements of one sample.
+        steps: the steps of the quantizer.
     """
     most = max([end, *(MOST * tail.reach for tail in tails)])
     ends = np.linspace(end, most, _CANDIDATES) / most

@@ -28,7 +28,7 @@ _FRACTIONS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
 
 @dataclass(frozen=True, eq=False)
 class WeightGrid:
-    """Of the matrices of one layer, all tensors of their shape (groups, outputs, inputs).
+    """The grid of the matrices of one layer; all tensors are of their shape (groups, outputs, inputs).
 
     Attributes:
         weight: float32, what is rounded.
@@ -55,8 +55,8 @@ def grid_of(matrices: Tensor, scheme: Scheme, importance: Tensor | None = None, 
     Args:
         matrices: float32, shape (groups, outputs, inputs).
         scheme: says the form of weights; one scale for each output where it says `PerAxis`.
-        importance: of errors in each input, shape (groups, inputs); given, large elements are made smaller where that
-            loses less than the finer grid gains.
+        importance: the importance of errors in each input, shape (groups, inputs); given, large elements are made
+            smaller where that loses less than the finer grid gains.
         taps: neighbouring inputs that are one input channel.
     """
     furthest = scheme.weight.furthest

@@ -43,7 +43,7 @@ def round_for_inputs(
 
     Args:
         weight: float32, shape (groups, outputs, inputs).
-        scheme: of the target, with the form of this layer's weight.
+        scheme: the scheme of the target, with the form of this layer's weight.
         wanted: what the layer reads in the float graph, float32, shape (groups, rows, inputs).
         seen: what it reads behind layers that are rounded already, row by row.
         taps: neighbouring inputs that are one input channel.

@@ -40,8 +40,8 @@ class WeightedLayer:
         source: the node that it reads.
         weight: the stored weight's name.
         bias: the stored bias's name where it has one that no other node reads; "" else.
-        axis: of the weight that holds the output channels.
-        groups: of channels.
+        axis: the axis of the weight that holds the output channels.
+        groups: the groups of channels.
     """
 
     op: Node
@@ -77,8 +77,8 @@ class WeightedLayer:
         """What the layer multiplies its matrices with.
 
         Args:
-            values: that it reads, of every sample.
-            share: of the rows that are worth having: one in so many.
+            values: the values that it reads, of every sample.
+            share: how many rows are worth having: one in so many.
         Returns:
             float32, shape (groups, rows, inputs); of more rows than say anything new, some at random, at positions
             that depend on the shapes alone.

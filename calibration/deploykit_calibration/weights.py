@@ -31,8 +31,8 @@ class WeightQuant:
     Attributes:
         scales: float32, shape (channels,), or (1,) per tensor; > 0.
         zero_points: int64 zeros, same shape.
-        axis: of the channels; None is per tensor.
-        quant_min, quant_max, dtype: of the integers.
+        axis: the axis of the channels; None is per tensor.
+        quant_min, quant_max, dtype: the integers that are used, inclusive, and their type.
     """
 
     scales: Tensor
@@ -80,9 +80,9 @@ def weight_quant(
 
     Args:
         weight: float32, any shape.
-        axis: of the output channels; None, or a per-tensor scheme, gives one scale.
+        axis: the axis of the output channels; None, or a per-tensor scheme, gives one scale.
         floor: float32, shape (channels,), smallest scale allowed (see `bias.scale_floor`).
-        name: of the weight, for errors.
+        name: the name of the weight, for errors.
     Returns:
         Scales that cover every value exactly, at least `floor`.
     Raises:
@@ -113,8 +113,8 @@ def rounded_weight(weight: Tensor, axis: int | None, scheme: Scheme, *, name: st
 
     Args:
         weight: float32, any shape.
-        axis: of the output channels; None gives one scale.
-        name: of the weight, for errors.
+        axis: the axis of the output channels; None gives one scale.
+        name: the name of the weight, for errors.
     Raises:
         CalibrationError: the weight holds NaN or infinity.
         ConversionError: there is no such form.

@@ -22,8 +22,8 @@ class Candidate:
     Attributes:
         target: such as `x86-cpu:openvino`; where precisions were compared, the precision, such as `int8`.
         status: `verified`, `failed`, or `refused` where there is no artifact.
-        sqnr_db: of its parity; None without an artifact.
-        size_bytes: of its payload.
+        sqnr_db: the SQNR of its parity; None without an artifact.
+        size_bytes: the size of its payload.
         latency_ms: percentiles, measured in turns with the other candidates that pass, or estimated; None where it
             does not pass.
         reason: why it was refused or failed; "" where it passes.
@@ -43,8 +43,8 @@ class Choice:
 
     Attributes:
         winner: `target` of the candidate.
-        threads: of the runtimes that were measured; 0 in an estimate.
-        evidence: of the latencies: `device`, or `estimate` where the device is not here.
+        threads: the number of threads of the runtimes that were measured; 0 in an estimate.
+        evidence: the evidence level of the latencies: `device`, or `estimate` where the device is not here.
     """
 
     winner: str

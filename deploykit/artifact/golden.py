@@ -34,7 +34,7 @@ def golden_tolerance(precision: Precision, min_sqnr_db: float | None = None) -> 
     of the precision is higher, that gate holds.
 
     Args:
-        min_sqnr_db: of the manifest's facts; takes the place of the precision's gate.
+        min_sqnr_db: a gate in dB that stands among the manifest's facts; it takes the place of the precision's gate.
     """
     gate = precision.row.min_sqnr_db if min_sqnr_db is None else min_sqnr_db
     whole = replace(tolerance_of(precision), min_sqnr_db=max(gate, 30.0), min_cosine=None)

@@ -76,7 +76,7 @@ class CalibrationInfo:
     Attributes:
         source: `data`, or `synthetic` where the user asked for made-up data.
         samples: number of samples seen.
-        held_out: of the data, number of samples that were kept from it for parity.
+        held_out: number of samples of the data that were kept from it for parity.
         method: how ranges were chosen.
         fingerprint: sha256 over the data.
     """
@@ -129,10 +129,10 @@ class Manifest:
     """All that is recorded of an artifact.
 
     Attributes:
-        schema_version: of this layout; a newer one is refused on load.
-        deploykit_version: that wrote it.
+        schema_version: the version of this layout; a newer one is refused on load.
+        deploykit_version: the version of deploykit that wrote it.
         target, toolchain, device: what the user typed, the plugin, and the device's name.
-        precision: that was asked for; `achieved` is what the file really computes in.
+        precision: the precision that was asked for; `achieved` is what the file really computes in.
         status: `verified`, `failed` (a gate was missed), or `needs device build`.
         entry: the payload file that the runtime opens.
         inputs, outputs: specs, in order.
@@ -180,7 +180,7 @@ class Manifest:
 
         Args:
             kind: dataclass of what is read, with a default where a field may be missing; other fields are ignored.
-            key: of the part of the metadata that is read; None for all of it.
+            key: the key of the part of the metadata that is read; None for all of it.
         Raises:
             ArtifactError: a field is missing or of the wrong type.
         """

@@ -37,7 +37,7 @@ class StoredArtifact:
     Args:
         path: its folder.
         manifest: its validated manifest.
-        seal: of the files as they were when they were loaded; None where they are being made.
+        seal: the seal of the files as they were when they were loaded; None where they are being made.
         vouched: who answers for native code that it holds, as the end of a sentence; "" for nobody: then it is opened
             only where it was made here (`deploykit.artifact.made`).
     """

@@ -60,7 +60,7 @@ def refusal(node: Node, origins: Mapping[str, Origin], why: str) -> ConversionEr
     """The error of a lowering that has no form for a call: operator, module path, source line, and what to do.
 
     Args:
-        origins: of the captured graph.
+        origins: the origins of the captured graph.
         why: end of the sentence that begins with the operator, such as "cannot be written as ONNX: ...".
     """
     origin = origins.get(node.name)

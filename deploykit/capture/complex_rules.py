@@ -54,7 +54,7 @@ def _abs(w: Writer, x: Pair) -> Call:
 
 
 def _angle(w: Writer, x: Any) -> Call:
-    """Of a real number 0 or pi, as PyTorch has it for -0.0 too."""
+    """The angle of a real number: 0 or pi, as PyTorch has it for -0.0 too."""
     value = w.pair(x)
     if value.im is not None:
         return w(aten.atan2.default, value.im, value.re)

@@ -23,7 +23,7 @@ class Own:
     """A tensor of the model itself.
 
     Attributes:
-        name: of the parameter or buffer, as in `named_parameters()` or `named_buffers()`.
+        name: the name of the parameter or buffer, as in `named_parameters()` or `named_buffers()`.
     """
 
     name: str
@@ -56,7 +56,7 @@ def of_call(node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
     """The derivation of a call on values whose derivations (or literal values) are known.
 
     Args:
-        known: of every node that the call reads: `Own`, `Derived` or a literal.
+        known: what is known of every node that the call reads: `Own`, `Derived` or a literal.
     Returns:
         A `Derived`; where nothing of the model is read, None.
     """
@@ -96,7 +96,7 @@ def evaluate(
 
     Args:
         own: gives a tensor of the model by its name.
-        device: of the tensors that `own` gives; literals are moved there. None for the CPU.
+        device: the device of the tensors that `own` gives; literals are moved there. None for the CPU.
         known: what was evaluated before from the same tensors, by identity; it is added to.
     Returns:
         A tensor that depends on the model's differentiably; a literal as it is.

@@ -157,7 +157,7 @@ class Norm(NamedTuple):
 
 
 def scale_of(var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """Of y = scale * x + shift: float64, shape (channels,)."""
+    """The scale of y = scale * x + shift: float64, shape (channels,)."""
     scale = torch.rsqrt(var.double() + eps)
     return scale if weight is None else scale * weight.double()
 
@@ -171,8 +171,8 @@ def folded_weight(groups: int | None, eps: float, layer_weight: Tensor, var: Ten
     """The weight of a layer behind which a batch norm scales every channel.
 
     Args:
-        groups: of a transposed convolution, whose weight is (in, out / groups, ...) with the groups side by side
-            along `in`; None for a layer whose weight begins with the outputs.
+        groups: the groups of a transposed convolution, whose weight is (in, out / groups, ...) with the groups side by
+            side along `in`; None for a layer whose weight begins with the outputs.
     """
     scale, rest = scale_of(var, weight, eps).float(), [1] * (layer_weight.dim() - (1 if groups is None else 2))
     if groups is None:

@@ -277,7 +277,7 @@ def _fitting(value: Any, spec: TensorSpec, *, any_batch: bool) -> Tensor:
 
 
 def _from_numpy(value: np.ndarray[Any, Any], spec: TensorSpec) -> Tensor:
-    """As a tensor; copied only where PyTorch cannot view the memory (read-only, or of negative strides)."""
+    """An array as a tensor; copied only where PyTorch cannot view the memory (read-only, or of negative strides)."""
     try:
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     except TypeError as e:

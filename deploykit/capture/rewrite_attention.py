@@ -28,7 +28,7 @@ def expand_attention(editor: Editor) -> None:
 
 
 def expand_attention_exactly(editor: Editor) -> None:
-    """As `expand_attention`, for models with queries that may look at nothing: two small ops more for each."""
+    """Do as `expand_attention` does, for models with queries that may look at nothing: two small ops more for each."""
     _expand(editor, exactly=True)
 
 

@@ -86,7 +86,7 @@ def _conv_tbc(x: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tensor:
 
 
 def _pdist(x: Tensor, p: float = 2.0) -> Tensor:
-    """Of all distances between rows those above the diagonal."""
+    """The distances between rows that lie above the diagonal."""
     rows, columns = torch.triu_indices(x.shape[0], x.shape[0], 1)
     return torch.cdist(x, x, p).flatten().index_select(0, rows * x.shape[0] + columns)
 

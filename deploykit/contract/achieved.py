@@ -44,8 +44,8 @@ class FloatActivation:
         name: node name in the captured graph.
         module_path: dotted path of the PyTorch module, "" for the root.
         op: kind of operator, such as `silu` or `mul`.
-        elements: of the activations that it reads and writes in one run of the example inputs.
-        bytes: that these are in float32; runtimes that fuse it, or compute in float16, move less. What it reads is
+        elements: elements of the activations that it reads and writes in one run of the example inputs.
+        bytes: what these are in float32; runtimes that fuse it, or compute in float16, move less. What it reads is
             dequantised for it, and quantised again behind it.
     """
 
@@ -61,7 +61,7 @@ class Delegation:
     """What a runtime hands to its accelerated part, where it has one that may refuse operators.
 
     Attributes:
-        name: of the accelerated part, such as `XNNPACK`.
+        name: the name of the accelerated part, such as `XNNPACK`.
         operators, delegated: how many the file has, and how many of them are taken.
         macs_fraction: share of multiply-accumulates that is taken, 0 to 1; 1 where there are none.
         partitions: in how many pieces; data crosses over at every border.
@@ -147,7 +147,7 @@ class Achieved:
 
     @property
     def placed_fraction(self) -> float | None:
-        """As `as_asked_fraction`, of those that the request is about; None where there are none.
+        """The same as `as_asked_fraction`, of the layers that the request is about; None where there are none.
 
         Left out are layers that `include` or `exclude` keeps in float and, in a precision of weights, products of two
         activations, which have no weights.

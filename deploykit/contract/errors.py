@@ -64,8 +64,8 @@ class MissingDependencyError(DeploykitError):
         package: the import name that failed.
         extra: the extra of deploykit that brings it, for the pip command in the message.
         purpose: what needed it, as the end of "... is needed to".
-        distribution: that has the extra, where it is a third party's.
-        command: that installs it, where that is not pip.
+        distribution: the distribution that has the extra, where it is a third party's.
+        command: the command that installs it, where that is not pip.
         outdated: it is installed, and does not fit; `purpose` then says how.
     """
 

@@ -54,7 +54,7 @@ class TensorScheme:
         symmetric: zero-point fixed in the middle (0 where signed), else affine.
         quant_min, quant_max: values used, inclusive; narrower than the dtype restricts the range. Both 0 for
             floats that have no scale.
-        granularity: of scale and zero-point, or of the palette.
+        granularity: the granularity of scale and zero-point, or of the palette.
         furthest: the element of largest magnitude becomes `quant_min`, whatever its sign: the scale takes that sign.
     """
 
@@ -139,8 +139,8 @@ class Format:
         weights, activations: how the tensors of quantised layers are stored; both of one float type where the whole
             model is in it.
         min_sqnr_db, min_cosine, min_equal: gate of parity against the float model, see `deploykit.Tolerance`.
-        ranges: of activations: `none` where they have no scale, `static` where they are fixed at export, so that
-            calibration data is needed, `dynamic` where they are found at run time.
+        ranges: the ranges of activations: `none` where they have no scale, `static` where they are fixed at export, so
+            that calibration data is needed, `dynamic` where they are found at run time.
         rest: dtype of what is not quantised, where the target has the choice.
         counted: names that a layer of this precision has as counted in a produced file, where `counts_as` would not
             find them by their bits.
@@ -198,10 +198,10 @@ class Dtype:
     """What layers are counted in, as far as their speed depends on it.
 
     Attributes:
-        bytes: of one activation.
+        bytes: width of one activation in bytes.
         own: keys of `Device.peak_tops` that are its rate, best first.
         wider: the dtype whose rate is used where none is published; "" where there is none.
-        held: of one weight, where weights are narrower than activations; 0 where they are not.
+        held: width of one weight in bytes, where weights are narrower than activations; 0 where they are not.
     """
 
     bytes: float
@@ -211,7 +211,7 @@ class Dtype:
 
     @property
     def weight_bytes(self) -> float:
-        """Of one weight."""
+        """Width of one weight in bytes."""
         return self.held or self.bytes
 
 

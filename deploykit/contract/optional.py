@@ -26,7 +26,7 @@ class Requirement:
     Attributes:
         module: import name, such as `onnxruntime`.
         distribution: name on the package index, where it differs from `module`.
-        how: to get it, where the package index does not have it.
+        how: how to get it, where the package index does not have it.
         api: a name that the real package defines, where the index has an empty one of the same name.
     """
 

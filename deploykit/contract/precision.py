@@ -216,7 +216,7 @@ class Precision(StrEnum):
         return made
 
     def __reduce_ex__(self, protocol: object) -> tuple[type[Precision], tuple[str]]:
-        """By value: pickle and copy of Python 3.11.2 ask for the name, which a registered precision has not."""
+        """Reduce to the value: Python 3.11.2 asks for the name, which a registered precision has not."""
         del protocol
         return Precision, (self.value,)
 

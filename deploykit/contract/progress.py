@@ -17,7 +17,8 @@ class Event:
         step: name of the step, such as `capture`, `calibrate`, `convert`, `validate` or `profile`.
         state: what it does; between `begins` and `ends` (or `fails`) it may advance any number of times.
         seconds: since the step began.
-        done, total: of what is counted (calibration batches), from 0; None where it is not known.
+        done, total: how much of what is counted (calibration batches) is done, from 0, and how much there is; None
+            where it is not known.
     """
 
     step: str

@@ -33,7 +33,7 @@ class LayerChoice(_Whole):
     """What one layer computes in.
 
     Attributes:
-        name: of its node in the captured graph.
+        name: the name of its node in the captured graph.
         module_path: dotted path of the module, "" for the root.
         kind: such as `conv`, `linear`, `add`.
         precision: `float` (what the target computes in beside quantised layers), or what it was quantised to.
@@ -70,8 +70,8 @@ class AlgorithmStep(_Whole):
     """One algorithm that is run over the prepared model.
 
     Attributes:
-        name: by which it is registered.
-        version: of its results: one that rounds otherwise has another.
+        name: the name, by which it is registered.
+        version: the version of its results: one that rounds otherwise has another.
         settings: what it was run with.
     """
 
@@ -88,10 +88,10 @@ class TriedStep(_Whole):
         step: such as `ptq`, `ranges`, `rounding: gptq`, `mixed: 4 layers`, `train`.
         outcome: `kept` (the best until then), `passed over`, `skipped`, or `failed`.
         reason: why it was passed over, skipped or failed; "" where there is nothing to say.
-        sqnr_db: of the worst output against the float model.
+        sqnr_db: the SQNR of the worst output against the float model.
         metric: the task metric; None where there is none.
         drop, drop_low, drop_high: float metric less this one, and its 95 % interval where it is known.
-        int8_share: of multiply-accumulates that are placed in the precision asked for, 0 to 1.
+        int8_share: the share of multiply-accumulates that are placed in the precision asked for, 0 to 1.
         on: what was measured: `simulation` or `artifact`.
     """
 
@@ -130,17 +130,17 @@ class Recipe(_Whole):
         target: `device:toolchain`.
         precision: asked for.
         scheme: name of the quantisation scheme of the target; of floating precisions, `float`.
-        model: whose layers these are.
+        model: the model whose layers these are.
         layers: every layer of the graph in execution order.
         method: how ranges of activations are chosen from statistics.
-        ranges: of single tensors, where they are chosen otherwise.
+        ranges: the ranges of single tensors, where they are chosen otherwise.
         include, exclude: module-path patterns, as they were asked for.
         algorithms: what is run over the prepared model, in this order.
-        options: of the toolchain; those that are None are left out.
+        options: the options of the toolchain; those that are None are left out.
         calibration: sha256 hex of the calibration data, "" for none.
         ladder: what was tried to find it; empty where nothing was.
         deploykit: version that decided.
-        schema_version: of this layout; a newer one is refused.
+        schema_version: the version of this layout; a newer one is refused.
     """
 
     target: str

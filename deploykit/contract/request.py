@@ -12,7 +12,7 @@ from deploykit.contract.recipe import Recipe
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For toolchains without options."""
+    """The options of toolchains that have none."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Request:
     Attributes:
         target: as the user typed it.
         toolchain, device: what that means here.
-        precision: that both have.
+        precision: the precision that both have.
         method: how ranges are chosen from statistics, or `best`.
         include, exclude: module-path patterns of the layers to quantise; an empty include is all.
         options: the toolchain's own options dataclass.
         algorithms: names of the algorithms that are run over the prepared model, in this order, beside those that the
             scheme and the method ask for themselves.
-        recipe: that is followed: its algorithms are all that are run, and its layers and ranges are as it says; None
-            where everything is decided from the fields above.
+        recipe: the recipe that is followed: its algorithms are all that are run, and its layers and ranges are as it
+            says; None where everything is decided from the fields above.
     """
 
     target: str

@@ -27,7 +27,8 @@ class BestWith:
         without: what is done then.
         same_arithmetic: whether that gives what the device gives; else its evidence is not that of the device.
         instead: the target that is made for such machines; "" where there is none.
-        arch: of the processors that this is about; others have no such instruction set, and nothing is done.
+        arch: the architecture of the processors that this is about; others have no such instruction set, and nothing is
+            done.
     """
 
     isa: str
@@ -130,7 +131,7 @@ def check(needs: Requirements, host: Host, *, memory_bytes: int | None = None) -
     """Compare what is needed with a machine that runs the payload itself, and with the packages installed here.
 
     Args:
-        needs: of an artifact.
+        needs: the needs of an artifact.
         host: the machine.
         memory_bytes: its memory; None for this machine's.
     """

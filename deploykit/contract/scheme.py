@@ -94,7 +94,7 @@ class Scheme:
     Attributes:
         name: for reports.
         activation, weight: how tensors become integers.
-        rules: by kind of op (`op_kinds`); a kind without a rule stays float.
+        rules: the rules, by kind of op (`op_kinds`); a kind without a rule stays float.
         fused_activations: activations that kernels apply before they round their output: q goes behind them.
         same_scale: kinds whose quantized inputs and outputs share one scale.
         fixed_outputs: kinds whose output has built-in parameters.

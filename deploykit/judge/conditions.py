@@ -29,8 +29,8 @@ class Conditions:
     """What a machine told while it was measured.
 
     Attributes:
-        temperature_c: of each thermal zone.
-        clock_mhz: of each core.
+        temperature_c: the temperature c of each thermal zone.
+        clock_mhz: the clock mhz of each core.
         most_mhz: the highest clock of each core, where it is told.
         throttled: what shows that the machine slowed itself down; empty where nothing does, or nothing tells of it.
         absent: what the machine does not tell of: `temperature`, `clock`, `throttling`.

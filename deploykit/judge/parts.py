@@ -53,7 +53,7 @@ class Part:
     Attributes:
         axis: along which it was cut, counted from 0.
         start, stop: its slices, `stop` not included.
-        sqnr_db: of this part alone, over all samples.
+        sqnr_db: the SQNR of this part alone, over all samples.
         period: the part is the same slices of every stretch of so many; None where it does not repeat.
     """
 

@@ -59,8 +59,8 @@ class Times:
     """Every measured run, in the order of measuring, so that two profiles can be compared by a test and not by eye.
 
     Attributes:
-        latency_ms: of each run of the artifact, in four significant digits.
-        baseline_ms: of each run of the baseline, in turns with those; empty where there was none.
+        latency_ms: the latency of each run of the artifact, in four significant digits.
+        baseline_ms: the times of each run of the baseline, in turns with those; empty where there was none.
         per_turn: how many runs follow each other before it is the other's turn.
     """
 
@@ -80,7 +80,7 @@ class Sustained:
     """Speed in the first and in the last minute of a longer run; `deploykit.judge.sustained` measures it.
 
     Attributes:
-        seconds: that the whole run took.
+        seconds: the time that the whole run took.
         window_s: length of the two windows: a minute, or a tenth of a run that is shorter than ten.
         runs: in all.
         first_ms, last_ms: latency of one run in the first and in the last window.
@@ -103,25 +103,26 @@ class Profile:
     """Speed and size of an artifact.
 
     Attributes:
-        latency_ms: of one run at the batch size of the golden inputs.
+        latency_ms: the latency of one run at the batch size of the golden inputs.
         batch_size: rows per run in `latency_ms`.
         throughput_per_s: samples per second at that batch size, runs back to back.
         throughput_by_batch: samples per second by batch size; other sizes only where the batch axis is dynamic.
         peak_memory_bytes: growth of a fresh process that opens and runs the artifact; None where it cannot be told.
-        size_bytes: of the payload files.
+        size_bytes: the size of the payload files.
         evidence: `device` where measured on the device; `estimate` where computed.
-        threads: that the runtime was given; 0 in an estimate.
+        threads: the number of threads that the runtime was given; 0 in an estimate.
         warm_up, runs: how many runs were thrown away and measured; 0 in an estimate.
         host: the machine; in an estimate the architecture and, as `os`, the table that it was computed from.
         op_times: median microseconds per operator, slowest first; empty where the runtime cannot tell.
         baseline: what `worth_it` compares with, such as "fp32 artifact"; "" where there was none.
-        baseline_latency_ms: of that baseline, measured in the same loop.
-        latency_by_threads_ms: by number of threads, measured in turns; empty where only `threads` was measured.
+        baseline_latency_ms: the latency of that baseline, measured in the same loop.
+        latency_by_threads_ms: latency for each number of threads, measured in turns; empty where only `threads` was
+            measured.
         operators: how many of each kind the deployed model has; empty where the runtime cannot tell.
         findings: what a reader must not miss, such as an artifact that is slower than its float build, and why.
-        times: of the single runs; None of an estimate, and where a device tells percentiles alone.
-        baseline_fingerprint: of the baseline, where that is an artifact on disk; "" of a float build that was made
-            for the measurement.
+        times: the times of the single runs; None of an estimate, and where a device tells percentiles alone.
+        baseline_fingerprint: the baseline fingerprint of the baseline, where that is an artifact on disk; "" of a float
+            build that was made for the measurement.
         conditions: temperature, clock and throttling meanwhile; None where nobody looked.
         sustained: the first minute against the last of a longer run; None where none was asked for.
     """
@@ -249,9 +250,10 @@ class Measuring:
     """What is known of an artifact before it is timed.
 
     Attributes:
-        size_bytes: of its payload.
+        size_bytes: the size of its payload.
         evidence: what running here proves; `emulator` sessions must not be timed.
-        memory_bytes: of a fresh process that runs it; None where the session's own process says that, or nobody can.
+        memory_bytes: the peak memory of a fresh process that runs it; None where the session's own process says that,
+            or nobody can.
         effort: how long to measure.
         host: the machine that runs it; None for this one.
         notes: what the profile says beside its figures.

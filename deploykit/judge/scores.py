@@ -44,9 +44,9 @@ class Fall:
     Attributes:
         low, high: ends of the interval that holds `CONFIDENCE` of what is likely, in the metric's unit; negative is a
             rise.
-        samples: that were scored.
+        samples: the samples that were scored.
         method: `McNemar` or `paired bootstrap`.
-        p_value: of McNemar's exact test, that both models are equally often right; None of other scores.
+        p_value: the p-value of McNemar's exact test, that both models are equally often right; None of other scores.
     """
 
     low: float
@@ -83,7 +83,7 @@ def scores_of(found: Any) -> Scores:
 
 
 def _array_of(found: Any) -> NDArray[Any]:
-    """As NumPy has it; objects where it is no number, such as text that would read as one."""
+    """The array that NumPy makes of it; objects where it is no number, such as text that would read as one."""
     try:
         array = np.asarray(found)
         return np.asarray(float(found)) if array.dtype.kind == "O" and array.ndim == 0 else array

@@ -29,7 +29,7 @@ class Spread:
 
     Attributes:
         low_db, high_db: ends of the interval.
-        samples: that were compared; rows of the batch axis, where the output has one.
+        samples: the samples that were compared; rows of the batch axis, where the output has one.
         sample_db: SQNR of single samples, ascending, rounded to 0.1 dB; of more than `KEPT` the lowest.
     """
 
@@ -40,7 +40,7 @@ class Spread:
 
     @property
     def median_db(self) -> float:
-        """Of the samples kept."""
+        """The median over the samples kept."""
         return float(np.median(self.sample_db))
 
 

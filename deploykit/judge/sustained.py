@@ -22,7 +22,7 @@ def sustain(session: Session, feeds: Feeds, seconds: float = MINUTES_10_S) -> Su
 
     Args:
         session: open; not under emulation, whose times mean nothing.
-        feeds: of every run.
+        feeds: the feeds of every run.
         seconds: how long; from ten minutes on the windows are a minute each, else a tenth of it.
     Raises:
         UsageError: `seconds` is not above 0.

@@ -53,7 +53,7 @@ class Validation:
         tolerance: the gate.
         simulation: the quantised graph in PyTorch, or None.
         others: further samples, by what they are; compared.
-        seen: which of the others calibration saw: they must pass the gate, too; "" for none.
+        seen: the name of those of the others that calibration saw: they must pass the gate, too; "" for none.
         begins_with: what the reference is, as the chain's first link names it.
         foreseen: the simulation as it would meet further samples, run on those at hand; bounds what is expected of
             others (`Spread.low_db`); None where they are expected to be like these.

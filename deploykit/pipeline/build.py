@@ -49,7 +49,7 @@ def build(
         key, allow_native: as for `deploykit.load`: the build program that an artifact from elsewhere holds runs only
             where it is that of this deploykit, the artifact is signed, or the caller allows it.
         output: folder of the built artifact; default `<path>-built`.
-        options: of the toolchain, over those that the artifact was exported with.
+        options: the options of the toolchain, over those that the artifact was exported with.
         profile: measure latency, throughput and memory.
         strict: raise when the golden outputs are not reproduced, or when less runs in the precision than was asked for
             on export (`min_placement`, or its default); False returns the artifact marked `failed`.
@@ -92,7 +92,7 @@ def adopt(
 
     Args:
         parent: it was built from.
-        files: of its folder, by name.
+        files: the files of its folder, by name.
         output, strict: see `build`.
     Returns:
         The built artifact.

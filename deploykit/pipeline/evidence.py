@@ -56,7 +56,7 @@ class Task:
     Attributes:
         evaluate: gives one number, or a score for each sample, whose mean is the metric.
         max_drop: in the metric's own unit.
-        known: of the float model, where that was measured before.
+        known: the metric of the float model, where that was measured before.
     """
 
     evaluate: Callable[[Session], Any]

@@ -34,7 +34,7 @@ def placement_miss(
     """Judge what was counted; None where it will do.
 
     Args:
-        precision: that was asked for.
+        precision: the precision that was asked for.
         min_placement: share of all multiply-accumulates; None for the default of the precision.
         further: a precision of the target that more kinds of layers have, for the hint.
     """

@@ -33,7 +33,7 @@ def published(
 
     Args:
         prepare: called once, within the step that converts.
-        run: of the calibration, whose held-out samples are judged; None where there was none.
+        run: what `calibrate` gave, whose held-out samples are judged; None where there was none.
         data: what parity is judged on without calibration.
         task: the user's metric.
         strict: raise when a gate is missed; False returns the artifact marked `failed`.

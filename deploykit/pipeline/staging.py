@@ -47,7 +47,7 @@ def draft(
     """Describe the payload files as an artifact that has not been run yet.
 
     Args:
-        min_placement: that was asked for, for a later build.
+        min_placement: the share that was asked for, which a later build is held to.
     Raises:
         ConversionError: the converter left no entry file.
     """

@@ -73,8 +73,8 @@ def prepare(
 
     Args:
         request: what the artifact shall be.
-        captured: of `capture`; the same for every target.
-        run: of `calibrate`, or a finished table; left aside where neither precision nor algorithms need it.
+        captured: the captured model of `capture`; the same for every target.
+        run: the run of `calibrate`, or a finished table; left aside where neither precision nor algorithms need it.
         target: the plugin; None for the one that the request names.
     Raises:
         CalibrationError: scheme or algorithm need statistics or samples, and there are none, or those of another model.
@@ -131,8 +131,8 @@ def judge(
     """Run a payload beside the float model and the simulated graph, on samples that calibration did not see.
 
     Args:
-        folder: that the payload was written to; golden data and a manifest are written beside it.
-        run: of `calibrate`; its held-out samples are judged.
+        folder: the folder that the payload was written to; golden data and a manifest are written beside it.
+        run: the run of `calibrate`; its held-out samples are judged.
         data: samples to judge on where there was no calibration; None for the example inputs.
         tolerance: the gate; None for that of the precision.
         target: the plugin; None for the one that the request names.

@@ -26,7 +26,7 @@ class Watch:
     """Notes samples, and compares them with those that calibration kept.
 
     Args:
-        run: of the calibration; None where there was none.
+        run: what `calibrate` gave; None where there was none.
     """
 
     def __init__(self, run: CalibrationRun | None) -> None:

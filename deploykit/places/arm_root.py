@@ -54,7 +54,7 @@ class ArmRoot:
     Attributes:
         path: the folder; its files are not to be changed.
         python: version, such as `3.11`.
-        environment: of the emulated programs.
+        environment: environment variables of the emulated programs.
     """
 
     path: Path

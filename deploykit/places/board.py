@@ -61,7 +61,7 @@ class Board(Elsewhere):
     """Another machine.
 
     Args:
-        line: to its shell. Nothing is contacted before an artifact is opened, or asked about.
+        line: the line to its shell. Nothing is contacted before an artifact is opened, or asked about.
         python: the Python there that has deploykit; None for `$DEPLOYKIT_BOARD_PYTHON`, or the first that has it of
             `python3` and the virtual environments in the home folder.
 
@@ -149,8 +149,8 @@ class Board(Elsewhere):
         """The deploykit that is installed on the board, of this version, with nothing open.
 
         Args:
-            module: whose `main` serves the session protocol.
-            extra: of deploykit that brings the runtime, for messages.
+            module: the module whose `main` serves the session protocol.
+            extra: the extra of deploykit that brings the runtime, for messages.
         Raises:
             DeviceError: there is none there, or one of another version.
         """

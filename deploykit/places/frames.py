@@ -57,7 +57,7 @@ class Frame(NamedTuple):
         kind: one of the numbers above.
         facts: a JSON object.
         tensors: arrays by name, in order.
-        runs, op_runs: of `PROFILE`: how many runs are timed, and over how many runs operators are.
+        runs, op_runs: what `PROFILE` asks for: how many runs are timed, and over how many runs operators are.
     """
 
     kind: int

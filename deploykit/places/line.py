@@ -25,7 +25,7 @@ class Line(ABC):
     """A way to a shell of another machine.
 
     Args:
-        name: of the machine, for messages.
+        name: the name of the machine, for messages.
         tool: the program that is started here.
         home: the folder that scripts begin in, as a word of the shell; "" for the account's own.
     """

@@ -93,9 +93,9 @@ class Program:
     """A program of the artifact that speaks the protocol itself, for places that have no Python.
 
     Attributes:
-        files: of the artifact's folder that it needs; the first is the program.
+        files: the files of the artifact's folder that it needs; the first is the program.
         arguments: after the program; `{threads}` and names of files stand for themselves.
-        facts: that it must answer to OPEN, which show that it is the program of this model.
+        facts: the facts that it must answer to OPEN, which show that it is the program of this model.
         op_times: operators from the microseconds of its steps.
     """
 
@@ -115,9 +115,9 @@ class Wants:
     """What a target says of an artifact that is to be opened elsewhere.
 
     Attributes:
-        needs: of the machine.
-        program: that is started there in place of Python; None where deploykit's server opens it.
-        extra: of deploykit that brings the runtime.
+        needs: the needs of the machine.
+        program: the program that is started there in place of Python; None where deploykit's server opens it.
+        extra: the extra of deploykit that brings the runtime.
     """
 
     needs: Requirements = field(default_factory=Requirements)
@@ -130,7 +130,7 @@ class RemoteSession(Session):
 
     Args:
         artifact: what is open there.
-        peer: that opens it when it is asked to.
+        peer: the peer that opens it when it is asked to.
         asked: what OPEN carries.
         program: what answers, where it is the artifact's own.
 

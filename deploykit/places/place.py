@@ -162,5 +162,5 @@ class Elsewhere(Place, ABC):
 
 
 def program_preflight(needs: Requirements, host: Host) -> Preflight:
-    """For a program that brings all that it needs: only the machine counts, whose memory is not this machine's."""
+    """The preflight of a program that brings all that it needs: only the machine counts, whose memory is not ours."""
     return check(replace(needs, memory_bytes=0, packages={}), host)

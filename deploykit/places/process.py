@@ -84,7 +84,7 @@ def server_code(module: str = "deploykit.places.serve", *, looks: bool = False) 
     """Code for `python -c` that serves the session protocol, or only `looks` whether deploykit is installed there.
 
     Args:
-        module: whose `main` serves.
+        module: the module whose `main` serves.
         looks: only end with 0 where it is installed.
     """
     return _FORGET + (_LOOKS if looks else _SERVES.format(module=module, other=OTHER_VERSION))
@@ -119,7 +119,7 @@ def start_module(
         module: its `main` takes the folder.
         folder: shared with the child.
         what: it is, for messages.
-        error: that its silence becomes.
+        error: the error that its silence becomes.
         timeout_s: how long it may take.
     """
     command = module_command(module.__name__, folder)
@@ -165,9 +165,9 @@ class Process:
     Args:
         command: program and arguments.
         what: it is, for messages.
-        environment: of the process; None for ours.
+        environment: the environment of the process; None for ours.
         timeout_s: how long one `receive` may take.
-        error: that its end, its silence and its junk become.
+        error: the error that its end, its silence and its junk become.
         failed: the error of an end, from exit code and log, in place of `error`.
         answers: whether its standard output is read by us, instead of going into the log.
     """
@@ -203,7 +203,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The number of the process."""
         return self._process.pid
 
     @property

@@ -216,7 +216,7 @@ def executable(program: Path, scratch: contextlib.ExitStack) -> Path:
 
 
 def bare_environment() -> dict[str, str]:
-    """For an emulator's process: nothing of this machine's Python or libraries reaches the program."""
+    """The environment of an emulator's process: nothing of this machine's Python or libraries reaches the program."""
     return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
 
 

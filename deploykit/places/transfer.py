@@ -54,7 +54,7 @@ class Transfer:
     """Copies files over a line.
 
     Attributes:
-        sent_bytes: of files, as they were handed to the line, repeated ones too.
+        sent_bytes: the bytes of files, as they were handed to the line, repeated ones too.
     """
 
     def __init__(self, line: Line) -> None:
@@ -143,7 +143,7 @@ class Transfer:
 
         Args:
             path: there.
-            digest, size: of the content.
+            digest, size: the digest and size of the content.
             destination: here; what of it is there already is gone on from.
         Raises:
             LostError: the line brings nothing any more.

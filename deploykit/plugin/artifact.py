@@ -123,8 +123,8 @@ class Artifact(StoredArtifact):
         """Compare what a session gives for the golden inputs with the golden outputs.
 
         Args:
-            session: of this artifact, wherever it is open.
-            where: that is, for the message.
+            session: the session of this artifact, wherever it is open.
+            where: the where that is, for the message.
         Raises:
             ParityError: they differ by more than the precision allows.
         """

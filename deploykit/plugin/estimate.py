@@ -64,7 +64,7 @@ def estimate_layers(
 
     Args:
         achieved: layers with their multiply-accumulates, weights and precision.
-        device: with rates and bandwidth.
+        device: the device, with rates and bandwidth.
         traffic: see `manifest.Facts`.
     Raises:
         DeviceError: the device table has no rates.
@@ -176,7 +176,7 @@ def _notes(
 
     Args:
         rated: the layers whose rates are spoken of, those of the baseline too.
-        layers: of the artifact.
+        layers: the layers of the artifact.
     """
     bound = sum(each.memory_us > each.compute_us for each in layers)
     return (

@@ -26,12 +26,12 @@ class Capabilities:
     Attributes:
         summary: one line for listings.
         precisions: all it can produce, best known first.
-        devices: by name.
+        devices: the devices, by name.
         export_extra, runtime_extra: names of the extras that install what exporting and running need.
         export_requires, runtime_requires: the packages behind those extras.
         evidence: the best evidence level that running here gives.
         dynamic_batch: whether a dynamic batch axis survives conversion.
-        distribution: that has the extras.
+        distribution: the distribution that has the extras.
         opens: suffixes of model files, made by others too, that `open_file` runs.
         compile_extra, compile_requires: the extra, and its packages, with which the vendor's compiler reads every
             export on any machine (evidence `compiled`); empty where there is no such compiler.

@@ -40,7 +40,7 @@ class Proves(Opens):
         """Compare float model, simulated graph and artifact on the samples, and judge.
 
         Args:
-            session: of `open_for_parity`, which golden data and the task metric are taken from, too.
+            session: the session of `open_for_parity`, which golden data and the task metric are taken from, too.
         """
         report = judge(session, self.evidence(artifact), validation)
         return replace(report, notes=(*report.notes, *self.notes_on_evidence(artifact)))

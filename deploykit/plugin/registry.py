@@ -39,7 +39,7 @@ class TargetInfo:
         name: what a user types: a device, or `device:toolchain` where another toolchain is the device's default.
         device, toolchain: the two halves.
         summary: one line.
-        precisions: that an export can be here; see `Target.precisions_here`.
+        precisions: the precisions that an export can be here; see `Target.precisions_here`.
         can_export: whether an export can be made here: the packages are installed, and nothing else is missing.
         can_run: whether the packages that run it are installed.
         can_compile: whether the vendor's compiler is installed, which reads exports on any machine.

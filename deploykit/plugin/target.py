@@ -86,7 +86,7 @@ class Target(Proves):
         """Finish an artifact on its device; see `deploykit.build`.
 
         Args:
-            artifact: with a pending build.
+            artifact: the artifact, with a pending build.
             folder: empty staging folder that takes the payload files of the built artifact.
             options: the toolchain's options dataclass.
 

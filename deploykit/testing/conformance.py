@@ -47,7 +47,7 @@ class TargetConformance:
         two_inputs: factory of a model with two inputs by name and a dict of two outputs.
         model_of: another factory for some precisions, by name (an int4 weight-only kernel may need a `Linear`, say).
         options: passed to every export.
-        thread_runs: of each of eight threads on one session.
+        thread_runs: how often each of eight threads runs on one session.
         stored_only: precisions, by name, that the runtime, or the vendor's compiler of so small a model, may compute in
             float32 on some machines; the placement gate refuses them there by default, and they are exported with
             `min_placement=0`.

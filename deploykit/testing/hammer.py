@@ -53,8 +53,8 @@ def hammer(session: Session, feeds: Sequence[Feeds], *, runs: int, close_after: 
     """Run a session from one thread for each of `feeds`, all at once.
 
     Args:
-        feeds: of each thread, with different outputs.
-        runs: of each thread.
+        feeds: the feeds of each thread, with different outputs.
+        runs: how often each thread runs.
         close_after: close the session when this many seconds have passed, beside the runs.
     Returns:
         Counts over all threads.

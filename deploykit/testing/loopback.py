@@ -44,7 +44,7 @@ class Loopback:
 
     Args:
         folder: for keys, configuration and the board's home; must not be there yet.
-        environment: of what runs on the board.
+        environment: the environment of what runs on the board.
 
     Raises:
         DeviceError: this machine has no OpenSSH server, or it does not start; tests skip with the message.
@@ -67,7 +67,7 @@ class Loopback:
 
     @property
     def pid(self) -> int:
-        """Of the server."""
+        """The number of the server's process."""
         return self._process.pid
 
     def start(self) -> None:
@@ -120,11 +120,11 @@ class Cutter:
     """Stands between a client and a server; counts bytes, and cuts the connections when it is told.
 
     Args:
-        port: of the server on this machine.
+        port: the port of the server on this machine.
 
     Attributes:
         port: where it listens.
-        passed_bytes: that clients sent.
+        passed_bytes: the bytes that clients sent.
         cuts: how often it cut.
     """
 

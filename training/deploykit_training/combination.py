@@ -46,7 +46,7 @@ class Step:
 
     Attributes:
         name: `float`, `prune`, `train`, `quantise`, `qat` or `export`.
-        metric: of `evaluate` behind it; None without one, or where the step was left out.
+        metric: what `evaluate` gave behind it; None without one, or where the step was left out.
         seconds: wall time, its metric included.
         detail: what it did, or why it was left out.
     """
@@ -113,7 +113,7 @@ def compress(
         evaluate: task metric of a session, higher is better; measured behind every step. A training that lowers it is
             taken back.
         max_drop: how much lower than the float model's the artifact's metric may be; None for any.
-        ratio, kind, pruning: of `deploykit.prune`; `pruning` are its further arguments.
+        ratio, kind, pruning: arguments of `deploykit.prune`; `pruning` are its further ones.
         terms: losses of the distillation; None for `Response()`. Training for the target uses `Response()` where they
             look at modules, which do not run then.
         training: further arguments of the loop, such as `epochs`, `lr`, `max_steps`, `optimizer` excepted.
@@ -189,7 +189,7 @@ class _Job:
         return next((step.metric for step in reversed(self.steps) if step.metric is not None), None)
 
     def float_metric(self) -> float | None:
-        """Of the model as it is."""
+        """The metric of the model as it is."""
         if self.evaluate is None:
             return None
         captured = capture(self.model, example_inputs=self.example, dynamic_batch=self.dynamic_batch)

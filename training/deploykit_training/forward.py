@@ -35,8 +35,8 @@ class Interface:
 
     Attributes:
         parameters: positional parameter names of forward.
-        paths: of the tensor inputs, in the order of the graph's placeholders.
-        specs: of the tensor inputs.
+        paths: the paths of the tensor inputs, in the order of the graph's placeholders.
+        specs: the specs of the tensor inputs.
         baked: what else the example call held: flags and numbers, which are part of the graph.
         outputs: the structure of what forward returns.
         leaves: its leaves; None where a tensor goes.

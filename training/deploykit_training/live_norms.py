@@ -35,7 +35,7 @@ class LiveNorm:
         layer: name of the layer's node.
         mean, var: names of the running statistics in the model.
         weight, bias: names of scale and shift; None where there is none.
-        eps: of the batch norm.
+        eps: what the batch norm adds to a variance.
     """
 
     layer: str
@@ -110,7 +110,7 @@ def normalised(
     Args:
         y: float, shape (batch, channels, ...), at least two values for each channel.
         mean, var: running statistics, shape (channels,); changed in place.
-        weight, bias: of the batch norm, shape (channels,), or None.
+        weight, bias: the weight and bias of the batch norm, shape (channels,), or None.
         count: batches that were seen; changed in place.
         momentum: None is the average of all batches.
     """

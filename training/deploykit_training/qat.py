@@ -139,7 +139,7 @@ def begin(
     Args:
         observe: gives the ranges of a captured model; trainers give those of the run that they resume.
         shapes: `dynamic_batch` and `dynamic_shapes`.
-        plugin: whose scheme is trained; None for the one that the request names.
+        plugin: the plugin whose scheme is trained; None for the one that the request names.
     """
     steps = Steps(enabled=progress)
     with steps.step("capture"), plain(module):

@@ -49,7 +49,7 @@ class Start:
         prepared: the scheme of the target on the untrained model.
         task: the user's metric, or None.
         live_steps: first steps in which batch norms use the statistics of the batch.
-        plugin: whose scheme is trained.
+        plugin: the plugin whose scheme is trained.
     """
 
     module: nn.Module
@@ -69,7 +69,8 @@ class Trained:
         model: the user's own module.
         graph: the placed graph as a function of the module's parameters.
         notes: what was found: parameters that are not reached, a training that was not needed, or that was undone.
-        metrics: of the user's `evaluate`: `float`, `start` (the quantised model before training) and `trained`.
+        metrics: the metrics of the user's `evaluate`: `float`, `start` (the quantised model before training) and
+            `trained`.
     """
 
     def __init__(self, start: Start, graph: LiveGraph, interface: Interface) -> None:

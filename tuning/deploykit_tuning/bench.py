@@ -41,7 +41,7 @@ class Bench:
     Attributes:
         plan: the request that the search began with, its gates and output.
         captured, run, data: as an export has them.
-        goal: to be reached.
+        goal: the goal that is to be reached.
         watch: notes which samples the metric is measured on.
     """
 
@@ -59,7 +59,8 @@ class Bench:
         """The model prepared as a recipe says; the last one is kept.
 
         Args:
-            with_data: with statistics and samples, also where the recipe needs none: for an algorithm that does.
+            with_data: prepare with statistics and samples, also where the recipe needs none: for an algorithm that
+                does.
         """
         key = replace(recipe, ladder=()).fingerprint
         if key not in self._prepared:

@@ -29,7 +29,7 @@ class Goal:
 
         Args:
             link: float model against the candidate.
-            scores: of the candidate; None without a task.
+            scores: the scores of the candidate; None without a task.
         """
         failures = failures_of(link, self.tolerance, of_others=True)
         margins = list(self._margins(link))

@@ -56,7 +56,7 @@ class Journal:
     """The state of one search, on disk.
 
     Args:
-        folder: of the search; made where it is not there.
+        folder: the folder of the search; made where it is not there.
     Raises:
         ArtifactError: the folder holds something that no search wrote.
     """
@@ -72,7 +72,7 @@ class Journal:
         """Go on with a search, or begin another one.
 
         Args:
-            key: of the search; what was measured for another key is left aside.
+            key: the key of the search; what was measured for another key is left aside.
         Returns:
             How many steps are known.
         """

@@ -25,11 +25,11 @@ class Figures:
         failures: those that it misses, in words.
         margin: by how much it passes, or misses (negative), the gate that is nearest: dB of an SQNR, else a share of
             what the metric may fall.
-        sqnr_db: of the worst output against the float model; None where it says nothing.
+        sqnr_db: the SQNR of the worst output against the float model; None where it says nothing.
         metric, drop, drop_low, drop_high: the task metric, how far it fell, and the 95 % interval of that.
-        int8_share: of multiply-accumulates that are in the precision asked for, 0 to 1.
+        int8_share: the share of multiply-accumulates that are in the precision asked for, 0 to 1.
         on: what was measured, `simulation` or `artifact`.
-        predicted_cost, cost_unit: by the device table.
+        predicted_cost, cost_unit: the cost that the device table predicts, and its unit.
         measured_cost: median latency in ms on the device; None where it was not measured there.
         is_hopeless: what is missed is placement or speed, which no rung changes for the better.
     """
@@ -55,9 +55,9 @@ class LadderStep(TriedStep):
     """One step of the ladder, with what it took; see `TriedStep` for the rest.
 
     Attributes:
-        predicted_cost, cost_unit: of the candidate, by the device table.
+        predicted_cost, cost_unit: the cost that the device table predicts, and its unit.
         measured_cost: median latency in ms of its artifact; None where it was not measured on the device.
-        seconds: that the step took.
+        seconds: the time that the step took.
     """
 
     predicted_cost: float | None = None
@@ -85,12 +85,13 @@ class TunePlan:
     """What `deploykit.tune` found.
 
     Attributes:
-        recipe: of the best candidate, with the ladder that led to it; `deploykit.export(recipe=...)` follows it.
+        recipe: the recipe of the best candidate, with the ladder that led to it; `deploykit.export(recipe=...)` follows
+            it.
         ladder: every step that was tried, in order, those that came to nothing too.
         best: its artifact, measured as such.
         met: whether it passes every gate.
         notes: what must be known of the figures.
-        model: that was trained, where training was the step that is kept; the recipe is of this model then.
+        model: the model that was trained, where training was the step that is kept; the recipe is of this model then.
     """
 
     recipe: Recipe
@@ -101,7 +102,7 @@ class TunePlan:
     model: Any = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """The same as plain data, for JSON."""
         return {
             "met": self.met,
             "best": str(self.best.path),

@@ -37,7 +37,7 @@ def rungs(allow: Sequence[str], base: Callable[[], Recipe], train: Callable[[Cli
     """The rungs that are allowed, cheapest first; the plain export is always the start.
 
     Args:
-        allow: of `NAMES`.
+        allow: those of `NAMES` that may be tried.
         base: gives the recipe of the plain export.
         train: the last rung.
     """

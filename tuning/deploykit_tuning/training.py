@@ -28,7 +28,7 @@ class Training:
     Attributes:
         model: the user's own; None, or something without parameters, where it cannot be trained.
         train: the user's function: trains the model that it is given, in place.
-        arguments: of `deploykit.qat`, by name.
+        arguments: the arguments of `deploykit.qat`, by name.
         exported: arguments of the export of what was trained, by name.
         notes: what was found while training.
         is_kept: whether the model has the trained parameters now.

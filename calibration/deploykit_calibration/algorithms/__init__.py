@@ -34,13 +34,13 @@ class Algorithm:
     """One algorithm.
 
     Attributes:
-        name: by which it is asked for.
+        name: the name by which it is asked for.
         run: (prepared, samples) to what is prepared better; samples are feeds by input name. It changes neither.
         cost: in words, what it costs beside a plain export, such as "five placements and runs on samples".
-        needs: of `STATISTICS` (a calibration table) and `SAMPLES` (calibration data itself).
+        needs: those of `STATISTICS` (a calibration table) and `SAMPLES` (calibration data itself) that it needs.
         source: the publication that it is after; "" for our own.
-        version: of its results; one that decides or rounds otherwise has another, and recipes of the old one are
-            refused.
+        version: the version of its results; one that decides or rounds otherwise has another, and recipes of the old
+            one are refused.
         settings: what it runs with, for the recipe.
         is_choice: all that it changes is what a recipe records (the method of ranges, that of single tensors, layers
             kept in float), so that following the recipe runs it no more.

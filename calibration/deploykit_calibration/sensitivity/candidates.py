@@ -41,7 +41,7 @@ class Candidate:
         return replace(prepared, kept={**prepared.kept, **dict.fromkeys(self.kept, reason or KEPT)})
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """The same as plain data."""
         return {
             "kept": list(self.kept),
             "sqnr_db": round(self.sqnr_db, 3),

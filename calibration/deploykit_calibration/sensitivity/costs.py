@@ -34,7 +34,7 @@ ESTIMATED, RELATIVE, MEASURED = "us, estimated", "MACs x bytes", "us, measured"
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one layer, in the unit of its `Costs`."""
+    """The cost of one layer, in the unit of its `Costs`."""
 
     quantized: float
     kept: float
@@ -47,12 +47,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of all layers.
+    """The costs of all layers.
 
     Attributes:
         unit: what the figures are: `us, estimated`, `MACs x bytes` or `us, measured`.
         rest: what a layer that is kept computes in.
-        layers: by node name.
+        layers: the layers, by node name.
     """
 
     unit: str
@@ -87,8 +87,8 @@ def measured(prepared: Prepared, quantized: Iterable[OpTime], kept: Iterable[OpT
     """Costs as the device's runtime told them: the operators' times in a profile of each build.
 
     Args:
-        quantized: of the artifact.
-        kept: of the float build. Where a runtime fused a layer into another one, its time is in that one.
+        quantized: the times of the artifact.
+        kept: the times of the float build. Where a runtime fused a layer into another one, its time is in that one.
     """
     times = [{time.name: time.median_us for time in each} for each in (quantized, kept)]
     names = [layer.name for layer in prepared.layers if any(layer.name in each for each in times)]

@@ -24,10 +24,10 @@ class End:
     """An output, or a part of one.
 
     Attributes:
-        name: of the output, and of the part.
-        index: of the output in the graph's order.
-        part: of the output; None for the whole of it.
-        sqnr_db: of the simulated graph, measured.
+        name: the name of the output, and of the part.
+        index: the index of the output in the graph's order.
+        part: the part of the output; None for the whole of it.
+        sqnr_db: the SQNR of the simulated graph, measured.
     """
 
     name: str

@@ -35,8 +35,8 @@ class LayerSensitivity:
         module_path: dotted path of the module, "" for the root.
         kind: such as `conv`.
         macs: multiply-accumulates at the captured input sizes.
-        share: of the noise at the worst output, 0 to 1: what goes where this layer alone is kept in float, with all
-            that its neighbours then do not round either. Shares need not add up to 1.
+        share: the share of the noise at the worst output, 0 to 1: what goes where this layer alone is kept in float,
+            with all that its neighbours then do not round either. Shares need not add up to 1.
         gain_db: the same as the SQNR gained.
         cost: what keeping it takes, in the unit of the costs.
         alone: share of the noise that its own input, weight and output make, whoever else asks for them: what is
@@ -60,12 +60,12 @@ class Sensitivity:
     """What the roundings of a prepared model do to its outputs.
 
     Attributes:
-        sqnr_db: of the simulated graph on the samples, of the worst output or part of one; measured.
+        sqnr_db: the SQNR of the simulated graph on the samples, of the worst output or part of one; measured.
         ends: the outputs, and parts of outputs, that noise is measured at.
         layers: the quantised layers, those whose keeping gains most first.
         costs: what layers cost quantised and in float.
         samples: how many were used.
-        seconds: that scoring and planning took, on this machine.
+        seconds: the time that scoring and planning took, on this machine.
     """
 
     def __init__(self, prepared: Prepared, samples: Sequence[Mapping[str, Tensor]], costs: Costs) -> None:
@@ -103,7 +103,7 @@ class Sensitivity:
 
         Args:
             costs: others than those of the device table.
-            least_share: of the multiply-accumulates that must stay quantised, 0 to 1.
+            least_share: the least share of the multiply-accumulates that must stay quantised, 0 to 1.
         """
         costs = costs if costs is not None else self.costs
         extra = {name: cost.extra for name, cost in costs.layers.items()}
@@ -118,7 +118,7 @@ class Sensitivity:
         return front(each for each in candidates if each.quantized_share >= least_share)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """The same as plain data, for JSON."""
         return {
             "sqnr_db": self.sqnr_db,
             "outputs": [{"name": end.name, "sqnr_db": end.sqnr_db} for end in self.ends],

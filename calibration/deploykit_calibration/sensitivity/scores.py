@@ -35,7 +35,7 @@ class Scores:
 
     Attributes:
         tensors: noise power of a tensor's error through each two of its readers, summed over passes.
-        weights: of what a layer stores.
+        weights: the weights of what a layer stores.
         slopes: sum of the squares of the gradient of what a layer stores.
         effects: for each pass, what each rounding does along its direction.
     """
@@ -114,7 +114,7 @@ def score(
     Args:
         samples: feeds by input name; few are enough.
         ends: what to measure at.
-        seed: of the random directions.
+        seed: the seed of the random directions.
     Raises:
         CalibrationError: an operator has no gradient.
     """

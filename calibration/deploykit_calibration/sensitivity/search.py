@@ -24,7 +24,7 @@ def sequence(moves: Iterable[Move], noise: Noise, weight: Callable[[Move], float
     Args:
         moves: what may be kept at once.
         noise: see `Noise`.
-        weight: of a move; its gain is divided by it.
+        weight: the weight of a move; its gain is divided by it.
         most: layers kept in all.
     """
     kept: Move = ()

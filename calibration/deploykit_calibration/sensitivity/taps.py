@@ -108,8 +108,8 @@ class Taps:
         """What the errors do to the outputs along a direction.
 
         Args:
-            outputs: of `run`.
-            direction: by the position of the output; of its shape.
+            outputs: the outputs of `run`.
+            direction: a direction for each output, by the output's position; each is of its output's shape.
             keep: there will be another direction for these outputs.
         """
         self._reading, self._channels = Reading(), {}
@@ -221,7 +221,7 @@ def _channel_axis(op: Node, source: Node) -> int:
 
 
 def _power(parts: list[Tensor]) -> float:
-    """Of what a layer stores: what weight and bias do to one channel adds up before it is squared."""
+    """The power of what a layer stores: what weight and bias do to one channel adds up before it is squared."""
     if len({part.shape for part in parts}) == 1:
         return float(torch.stack(parts).sum(0).square().sum())
     return sum(float(part.square().sum()) for part in parts)

@@ -126,7 +126,7 @@ class Float16Plan:
         return replace(counted, delegation=achieved.delegation)
 
     def refuse(self, captured: CapturedModel, why: str, hint: str) -> None:
-        """For a form of model that is float16 throughout.
+        """Refuse what the plan keeps, for a form of model that is float16 throughout.
 
         Raises:
             ConversionError: something does not fit; names layer and value.

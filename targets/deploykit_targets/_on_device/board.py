@@ -319,7 +319,7 @@ def given_ranges(inputs: list[Any], texts: Any) -> dict[str, Any]:
     """The ranges that `--shape` gives, by input name.
 
     Args:
-        inputs: with name and shape each; a dynamic axis is a string.
+        inputs: the inputs, with name and shape each; a dynamic axis is a string.
         texts: `NAME=MIN:OPT:MAX` each; the last of an input wins.
     Raises:
         BuildError: malformed, of no input, of an input that has no dynamic axis, or outside its fixed sizes.

@@ -78,7 +78,7 @@ def program_command(program: Path, arguments: Sequence[str], *, python: str | No
 
     Args:
         program: the build program inside an artifact.
-        arguments: of its command line.
+        arguments: the arguments of its command line.
         python: interpreter; None for ours.
     """
     return code_command(python or sys.executable, _RUNS, str(frames.__file__), program, *arguments)
@@ -89,7 +89,7 @@ def run_build_program(program: Path, arguments: Sequence[str], *, python: str | 
 
     Args:
         program: the build program inside an artifact.
-        arguments: of its command line.
+        arguments: the arguments of its command line.
         python: interpreter; None for ours.
         toolchain: for messages.
     Returns:

@@ -53,7 +53,7 @@ def portable(
     Args:
         made: the lowered and linted model.
         program: module of the toolchain's build program; it is copied, with `board.py`.
-        options: of the build, as the build program's command line takes them.
+        options: the options of the build, as the build program's command line takes them.
         notes: what a reader of blueprint, manifest or parity report must know of this file on this device.
         golden_db: SQNR of golden outputs on the device from which they count as reproduced; None for the precision's.
         more: what else this toolchain's program reads in `blueprint.json`.
@@ -90,7 +90,7 @@ def _reason(prepared: Prepared, program: str) -> str:
 
 
 def _between(prepared: Prepared, made: Explicit) -> dict[str, str]:
-    """Of int8, the type of what is between q/dq nodes, for builders that must be told."""
+    """The type of what is between q/dq nodes of int8, for builders that must be told."""
     return {"between": made.plain} if prepared.precision is Precision.INT8 and made.plain != "float32" else {}
 
 
@@ -166,11 +166,11 @@ def build_from(
     """Run an artifact's program on this machine; what it builds goes into `folder`, with what is needed to run it.
 
     Args:
-        artifact: with the build program.
+        artifact: the artifact, with the build program.
         folder: takes the built files.
         program: file name of the build program.
         entry: file that the build program builds.
-        arguments: of its command line.
+        arguments: the arguments of its command line.
         options: what those arguments stand for; the built artifact's blueprint keeps them.
         python: interpreter that has the vendor's bindings.
 
@@ -245,7 +245,8 @@ def achieved_of(planned: Achieved, layers: Sequence[Mapping[str, Any]], *, sourc
 
     Args:
         planned: as counted in the ONNX file.
-        layers: of the program's report, each with its ONNX nodes and precision; where there are none, the plan stands.
+        layers: the layers of the program's report, each with its ONNX nodes and precision; where there are none, the
+            plan stands.
         source: where the precisions were read.
     """
     if not layers:

@@ -254,7 +254,7 @@ def check_shapes(shapes: Sequence[str], inputs: Sequence[TensorSpec] | None = No
 
     Args:
         shapes: as in the options: `NAME=MIN:OPT:MAX`.
-        inputs: of the model; None where they are not known yet, and only the form is checked.
+        inputs: the inputs of the model; None where they are not known yet, and only the form is checked.
     Raises:
         UsageError: malformed, of no input, of an input without dynamic axes, or outside its fixed sizes.
     """

@@ -74,7 +74,7 @@ def count(model: bytes | Path | str, known: Collection[str]) -> Counted:
 
 
 def count_optimised(model: onnx.ModelProto, known: Collection[str]) -> Counted:
-    """As `count`, of a graph that is optimised already."""
+    """Do as `count` does, of a graph that is optimised already."""
     dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     types = _types(model.graph)
     products, others = dict[str, list[str]](), dict[str, list[str]]()

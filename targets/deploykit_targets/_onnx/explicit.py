@@ -44,7 +44,7 @@ class Explicit:
         findings: warnings of the lint.
         achieved: layers by the precision that the file asks for.
         traffic: what layers move, as `deploykit.artifact.manifest.Facts` says.
-        rules: that it was checked against.
+        rules: the rules that it was checked against.
         plain: the type of what is not quantized.
     """
 
@@ -62,7 +62,7 @@ def lower_explicit(prepared: Prepared, rules: LintRules, *, opset: int, typed: b
 
     Args:
         prepared: in fp32, fp16, bf16, int8, mixed (int8 with float16 between) or fp8.
-        rules: of the toolchain that will read the file.
+        rules: the rules of the toolchain that will read the file.
         opset: newest that the device reads; below 18 the file is written at 18 and taken down.
         typed: whether float16 and bfloat16 are types of the file; False where the builder is told by flags.
 

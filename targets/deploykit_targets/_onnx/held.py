@@ -43,7 +43,7 @@ def lower_held(prepared: Prepared, rules: LintRules) -> Explicit:
     """Lower a prepared model in int8-weight-only or int4-weight-only; activations and arithmetic are float16.
 
     Args:
-        rules: of the toolchain that will read the file.
+        rules: the rules of the toolchain that will read the file.
     Raises:
         ConversionError: an operator has no ONNX form, a value does not fit float16, or the runtime refuses the file.
         UsageError: a pattern matches no layer.
@@ -71,8 +71,8 @@ def hold_weights(model: onnx.ModelProto, forms: Mapping[str, TensorScheme]) -> C
 
     Args:
         model: lowered float model; changed in place.
-        forms: of the weights of layers, by captured name: 4 bits in blocks that divide the inner axis, or 8 bits for
-            each output channel. Other layers stay as they are.
+        forms: the forms of the weights of layers, by captured name: 4 bits in blocks that divide the inner axis, or 8
+            bits for each output channel. Other layers stay as they are.
     """
     result = Compressed(model)
     products_with_bias_apart(model)

@@ -32,9 +32,9 @@ class LintRules:
     """The rules of one toolchain.
 
     Attributes:
-        name: of the toolchain.
+        name: the name of the toolchain.
         source: where the operator table comes from, with its commit.
-        min_opset, max_opset: of the standard operator set, inclusive.
+        min_opset, max_opset: the versions of the standard operator set that are taken, inclusive.
         quantized_types: ONNX element types that q/dq may use.
         element_types_refused: ONNX element types that no tensor may have.
         supported, unsupported: operators of the published table; one that is in neither is reported as unknown.

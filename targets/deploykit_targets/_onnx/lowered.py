@@ -19,7 +19,7 @@ class Lowered:
     """A prepared model as ONNX.
 
     Attributes:
-        model: with node names of the captured graph.
+        model: the model, with node names of the captured graph.
         log: what exporters printed.
     """
 
@@ -35,7 +35,7 @@ def lowered(prepared: Prepared, *, opset: int = 20) -> Lowered:
 
 
 def refuse_patterns(prepared: Prepared) -> None:
-    """For precisions that a whole model is in: a pattern would be without effect.
+    """Refuse patterns in precisions that a whole model is in: one would be without effect.
 
     Raises:
         UsageError: the request has patterns.

@@ -33,9 +33,9 @@ def take_down(model: onnx.ModelProto, opset: int, captured: CapturedModel) -> on
     """Write a model in an older opset.
 
     Args:
-        model: of opset 18; left as it is.
+        model: the model of opset 18; left as it is.
         opset: 17 or older.
-        captured: that it was lowered from; says where a node comes from.
+        captured: the captured model that it was lowered from; says where a node comes from.
     Raises:
         ConversionError: an operator has no form there; names node, module path and source line.
     """

@@ -61,12 +61,12 @@ def weight_only(model: onnx.ModelProto, forms: Mapping[str, TensorScheme], *, ac
 
     Args:
         model: lowered float model; changed in place.
-        forms: of the weights of layers, by captured name: blocks for products, channels for convolutions and
+        forms: the forms of the weights of layers, by captured name: blocks for products, channels for convolutions and
             embeddings. Other layers stay as they are.
-        accuracy_level: of MatMulNBits: 4 rounds the activations of a block to int8 inside the kernel, 1 computes in
-            float32. With 4, one row is 3 to 6 times faster than in float and 128 rows 10 to 20 % slower; with 1, ONNX
-            Runtime 1.31 has no kernel for 8 bits and unpacks the weights in every run, 14 times slower than float
-            at one row. It costs 1 dB at 8 bits and nothing at 4.
+        accuracy_level: the accuracy level of MatMulNBits: 4 rounds the activations of a block to int8 inside the
+            kernel, 1 computes in float32. With 4, one row is 3 to 6 times faster than in float and 128 rows 10 to 20 %
+            slower; with 1, ONNX Runtime 1.31 has no kernel for 8 bits and unpacks the weights in every run, 14 times
+            slower than float at one row. It costs 1 dB at 8 bits and nothing at 4.
     """
     result = Compressed(model)
     products_with_bias_apart(model)

@@ -24,8 +24,8 @@ def build_engine_of(artifact: StoredArtifact, folder: Path, options: Any, python
     """Build the engine of an artifact into `folder`; caches for the next build stay with the artifact.
 
     Args:
-        options: of either toolchain.
-        python: that has the bindings.
+        options: the options of either toolchain.
+        python: the Python that has the bindings.
     Raises:
         DeviceError: no driver, another GPU than the artifact's, or the library crashed.
         MissingDependencyError: no Python here has the bindings.

@@ -514,7 +514,7 @@ class Engine:
         """What the engine inspector says of every layer: ONNX nodes, precision, and DLA or GPU.
 
         Args:
-            shapes: of the inputs, by name; of dynamic ones the inspector says nothing before they are known.
+            shapes: the shapes of the inputs, by name; of dynamic ones the inspector says nothing before they are known.
         """
         for name in self._names(self._trt.TensorIOMode.INPUT):
             self._context.set_input_shape(name, shapes[name])

@@ -62,7 +62,7 @@ def prove_ahead(prepared: Prepared, folder: Path, payload: Payload, archs: Seque
     Without the compiler here, the payload is what it was, with a note.
 
     Args:
-        archs: that the one engine is for, such as `sm_86`.
+        archs: the architectures that the one engine is for, such as `sm_86`.
     Raises:
         ConversionError: the compiler refuses the file; names the ONNX node, the module and the source line.
     """

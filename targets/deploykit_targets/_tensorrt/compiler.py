@@ -50,9 +50,9 @@ class Compiled:
     """What the compiler made of a file.
 
     Attributes:
-        version: of TensorRT for RTX.
-        arch: that it compiled for, such as `sm_86`.
-        layers: of the engine, in order.
+        version: the version of TensorRT for RTX.
+        arch: the architecture that it compiled for, such as `sm_86`.
+        layers: the layers of the engine, in order.
         others: architectures that the same engine is for, too; its layers are then those that all of them have.
     """
 
@@ -83,8 +83,8 @@ def compile_file(folder: Path, device: Device, arguments: Sequence[str] = ()) ->
     """Compile the model in an artifact's folder for the architecture nearest to `device`, in a child process.
 
     Args:
-        folder: with `model.onnx`, `blueprint.json` and the build program's program.
-        device: that the artifact is for.
+        folder: the folder, with `model.onnx`, `blueprint.json` and the build program.
+        device: the device that the artifact is for.
         arguments: more of the build program's command line.
     Raises:
         ConversionError: the compiler refuses the file, or crashed over it; carries its own words.
@@ -137,7 +137,7 @@ def compile_engine(folder: Path, archs: Sequence[str], arguments: Sequence[str] 
     """Compile one engine for one architecture or several, and leave it in `folder` as `model.engine`.
 
     Args:
-        folder: with the model, `blueprint.json` and the build program's program.
+        folder: the folder, with the model, `blueprint.json` and the build program.
         archs: such as `sm_86`; the first is the one that the result is named after.
         arguments: more of the build program's command line.
     Raises:

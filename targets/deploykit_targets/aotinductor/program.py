@@ -26,7 +26,7 @@ class ProgramSession(TorchSession):
     """Runs an artifact's program through `torch.compile`.
 
     Args:
-        artifact: with `program.pt2`.
+        artifact: the artifact, with `program.pt2`.
         threads: for the whole process: PyTorch has one pool.
 
     Raises:

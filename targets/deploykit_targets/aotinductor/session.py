@@ -29,7 +29,7 @@ class TorchSession(Session):
     """Has PyTorch, and the device that the artifact computes on; what computes is the subclass's.
 
     Args:
-        artifact: of this toolchain.
+        artifact: the artifact of this toolchain.
         threads: for the whole process: PyTorch has one pool.
         purpose: what PyTorch is needed for, where it is missing.
 
@@ -56,7 +56,7 @@ class PackageSession(TorchSession):
     """Runs an artifact's package.
 
     Args:
-        artifact: with `model.pt2`.
+        artifact: the artifact, with `model.pt2`.
         threads: for the whole process: PyTorch has one pool.
 
     Raises:

@@ -19,8 +19,8 @@ def compress(model: Any, precision: Precision, *, threshold: int, block_size: in
     Args:
         precision: one of `WEIGHT_ONLY`.
         threshold: weights with fewer elements are left alone.
-        block_size: of int4, along the input channels; a weight whose channels it does not divide gets one scale for
-            each output channel.
+        block_size: the block size of int4, along the input channels; a weight whose channels it does not divide gets
+            one scale for each output channel.
     """
     import coremltools.optimize.coreml as optimize
 

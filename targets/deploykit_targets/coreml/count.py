@@ -44,7 +44,7 @@ def sources(program: Any, names: Sequence[str]) -> dict[str, str]:
 
     Args:
         program: PyMIL program.
-        names: of the captured nodes, by debug handle.
+        names: the names of the captured nodes, by debug handle.
     """
     found: dict[str, str] = {}
     for op in _operations(program.functions["main"]):

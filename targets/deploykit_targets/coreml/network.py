@@ -144,7 +144,7 @@ def count(path: Path, precision: Precision, made_for: Mapping[str, str]) -> tupl
     """Count a written file: how each layer's weights are stored, and what else is recorded of it.
 
     Args:
-        precision: that layers without weights are taken to be in, float16 or float32.
+        precision: the precision that layers without weights are taken to be in, float16 or float32.
         made_for: name of a layer or of its output -> captured node.
     """
     model = parsed_model(path)

@@ -211,7 +211,7 @@ class Border:
         """Arrays for the program.
 
         Args:
-            feeds: by input name, as captured.
+            feeds: the feeds, by input name, as captured.
             images: turn the image input into an 8-bit picture, as apps feed it (rounded to whole pixel values); else
                 into the program's tensor of pixel values.
         """

@@ -49,7 +49,7 @@ class CoreMLOptions:
         image_input: name of the input (1 x channels x height x width) that apps feed with an image; "" for none.
         image_color: order of its planes.
         image_scale, image_bias: input = image_scale x pixel (0 to 255) + image_bias; one bias, or one per channel.
-        class_labels: of the only output, which becomes a label and its probabilities in the app.
+        class_labels: the class labels of the only output, which becomes a label and its probabilities in the app.
         max_size: largest size of a dynamic axis that was captured without an upper bound.
         enumerated_shapes: input name -> the only shapes it takes; their axes must be captured as dynamic.
         block_size: weights per scale, in `int4-weight-only`.

@@ -37,7 +37,7 @@ def estimated(artifact: StoredArtifact, device: Device, baseline: tuple[str, Sto
 
     Args:
         artifact: its options say which units it may use.
-        device: with the rates of its units.
+        device: the device, with the rates of its units.
         baseline: what to call it, and the float artifact to compare with, on the fastest unit that runs it.
     Returns:
         The profile; None where no rate of a usable unit is published.

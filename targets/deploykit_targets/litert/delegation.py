@@ -23,7 +23,7 @@ def delegation(path: Path, macs: Mapping[str, int], aliases: Mapping[str, str]) 
     """Open a file with XNNPACK, and see what it took.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         macs: multiply-accumulates by layer.
         aliases: other names that the file may have for a layer -> the layer.
     """
@@ -46,7 +46,8 @@ def taken_by_delegates(details: Details) -> set[int]:
     """Indices of the operators that delegates compute.
 
     Args:
-        details: of the interpreter: `index`, `op_name`, `inputs` and `outputs` (indices of tensors) of every operator.
+        details: what the interpreter tells: `index`, `op_name`, `inputs` and `outputs` (indices of tensors) of every
+            operator.
     """
     writers = {int(t): op for op in details if op["op_name"] != "DELEGATE" for t in op["outputs"]}
     found: set[int] = set()

@@ -38,9 +38,9 @@ def translated(message: str, log: str, origins: Mapping[str, HasSource]) -> Conv
     """Turn what the converter raised into an error that points into the model.
 
     Args:
-        message: of its exception.
+        message: the message of its exception.
         log: all it printed.
-        origins: of the captured graph, by node name.
+        origins: the origins of the captured graph, by node name.
     """
     missing = _NO_LOWERING.search(message)
     named = missing or _EXECUTING.search(message)
@@ -61,9 +61,9 @@ def not_taken(message: str, model: Any, origins: Mapping[str, HasSource]) -> Con
     """The converter has written a file that the runtime refuses.
 
     Args:
-        message: of the runtime; it names the kind of an operator, or one by its number.
+        message: the message of the runtime; it names the kind of an operator, or one by its number.
         model: the file, a `ModelT`.
-        origins: of the captured graph, by node name, which the file's tensors carry.
+        origins: the origins of the captured graph, by node name, which the file's tensors carry.
     """
     operators = list(flatbuffer.operators(model))
     named = _NOT_TAKEN.search(message)

@@ -30,7 +30,7 @@ def file_ranges(model: Any, observed: Mapping[str, Range]) -> dict[str, Range]:
 
     Args:
         model: a `ModelT` as the converter wrote it, before its ends were renamed.
-        observed: by node of the captured graph; `args_<i>` and `output_<i>` for its ends.
+        observed: the observed ranges, by node of the captured graph; `args_<i>` and `output_<i>` for its ends.
     """
     operators = list(flatbuffer.operators(model))
     found = _ends(model, observed)

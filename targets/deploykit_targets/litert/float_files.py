@@ -16,7 +16,7 @@ class FloatFiles:
     """Files by key, in a folder that lasts as long as the converter's process.
 
     Args:
-        folder: of that process.
+        folder: the folder of that process.
         limit: bytes that are kept; the file used longest ago goes first, the last one stays.
     """
 

@@ -40,7 +40,7 @@ class Described:
     Attributes:
         name: in the file.
         description: for people.
-        layout: of its axes, such as `NHWC`; "" where unknown.
+        layout: the layout of its axes, such as `NHWC`; "" where unknown.
         shape: in the file.
         image: whether it is an image.
         mean, std: what the app subtracts from, and divides, each channel's values by; empty where unknown.

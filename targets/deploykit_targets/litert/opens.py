@@ -22,7 +22,7 @@ def check_opens(path: Path, captured: CapturedModel, kernels: str) -> None:
     """Open a file once.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         captured: the model that it was made of.
         kernels: as in `LiteRTOptions`.
     Raises:

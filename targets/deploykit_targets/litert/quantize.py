@@ -26,7 +26,7 @@ def quantize(path: Path, precision: str | None, kept_float: list[str], ranges: M
         path: the file.
         precision: one of `VENDOR_PRECISIONS`; None leaves the file as it is.
         kept_float: layers of the captured graph that stay as they are.
-        ranges: of the captured graph's nodes, for int16x8; see `file_ranges`.
+        ranges: the ranges of the captured graph's nodes, for int16x8; see `file_ranges`.
     """
     if precision is None:
         return

@@ -42,7 +42,8 @@ class LiteRTOptions:
         layout: `nhwc` makes the file take and give images (rank 4) with channels last, as phone code has them.
         io: `int8` makes the file of a static int8 model take and give int8; scale and zero-point are in the manifest.
         kernels: what sessions run with: `xnnpack`, LiteRT's own `builtin` kernels, or the slow `reference` ones.
-        name, description: of the model, in the file's metadata; the description says the precision where it is empty.
+        name, description: the name and description of the model, in the file's metadata; the description says the
+            precision where it is empty.
         mean, std: what the app does to pixels before it runs the file, (pixel - mean) / std; one number, or one for
             each channel. They change nothing in the model; tools read them in the file's metadata.
 

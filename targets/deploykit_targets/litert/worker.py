@@ -36,8 +36,8 @@ class Request:
     Attributes:
         settings: JSON values; see `convert_child`.
         write_program: writes the graph to a path; not called where the process has the float file already.
-        origins: of the captured graph, for messages.
-        destination: of the finished file.
+        origins: the origins of the captured graph, for messages.
+        destination: the destination of the finished file.
     """
 
     settings: Mapping[str, Any]
@@ -120,7 +120,7 @@ class Worker:
 
     @property
     def process_id(self) -> int | None:
-        """Of the process, None where none runs."""
+        """The number of the process, None where none runs."""
         return self._running.process.pid if self._running is not None and self._running.alive else None
 
     def _process(self) -> _Running:

@@ -210,8 +210,8 @@ def check_active(session: Any, switch: str | None) -> None:
 
     Args:
         session: as opened.
-        switch: of the precision; no other may be on. `ORT_MIGRAPHX_*` variables win over settings, and a provider
-            for an older ROCm takes the bfloat16 switch and turns it off; the session's own settings show both.
+        switch: the switch of the precision; no other may be on. `ORT_MIGRAPHX_*` variables win over settings, and a
+            provider for an older ROCm takes the bfloat16 switch and turns it off; the session's own settings show both.
     Raises:
         BuildError: code 8.
     """

@@ -127,7 +127,7 @@ def executed_precisions(
 
     Args:
         path: the IR.
-        precision: of the artifact; decides what float layers compute in.
+        precision: the precision of the artifact; decides what float layers compute in.
         layers: names in the captured graph, which the lowering keeps.
         folded: arithmetic with constants behind a layer -> the layer; where the layer is not there, it was taken in.
         recurrent: layers whose names OpenVINO drops; they are in what all its recurrent operators are in.

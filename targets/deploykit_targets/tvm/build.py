@@ -59,12 +59,12 @@ class VariantFacts:
     """What the manifest has of a variant.
 
     Attributes:
-        isa: of its kernels, and its name in the library.
+        isa: the name of its kernels' instruction set, which is its name in the library.
         needs: CPU features without which it is not taken, LLVM's spelling.
-        object_bytes: of its compiled kernels.
-        constant_bytes: that it reads, most of them together with the other variants.
-        sqnr_db: of its outputs against those of the best variant that ran at export, 200 where they are equal; None
-            where that machine could not run it.
+        object_bytes: the size of its compiled kernels.
+        constant_bytes: the bytes of constants that it reads, most of them together with the other variants.
+        sqnr_db: the SQNR of its outputs against those of the best variant that ran at export, 200 where they are equal;
+            None where that machine could not run it.
     """
 
     isa: str
@@ -79,11 +79,11 @@ class Library:
     """What was built.
 
     Attributes:
-        processor: that it is for; of several, the plainest.
+        processor: the processor that it is for; of several, the plainest.
         needs: CPU features that are checked when it is opened, LLVM's spelling.
         emulators: QEMU's names of its CPU, best first.
         files: bytes by name of the files that running needs: nothing else has to be on the device.
-        assembly: of the kernels, for `disassemble`.
+        assembly: the assembly of the kernels, for `disassemble`.
         log: what the compiler printed.
         variants: best first, where there are several.
     """
@@ -98,7 +98,7 @@ class Library:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """For the manifest, under `METADATA`."""
+        """The facts for the manifest, under `METADATA`."""
         processor = msgspec.to_builtins(self.processor)
         facts: dict[str, Any] = {
             "arch": self.processor.arch,
@@ -123,8 +123,8 @@ def build_library(
     Args:
         module: `tvm.IRModule` of TIR functions whose global symbols are those of the program's steps.
         program: what to call.
-        constants: of `program.constant_bytes`.
-        device: of `devices.toml`.
+        constants: the constants of `program.constant_bytes`.
+        device: the device of `devices.toml`.
         folder: takes the files.
     Raises:
         MissingDependencyError: the C compiler of the architecture is not installed.
@@ -142,8 +142,8 @@ def link_library(variants: Sequence[Variant], constants: bytes, device: Device, 
 
     Args:
         variants: best first; their symbols differ.
-        constants: that all of them read.
-        device: of `devices.toml`.
+        constants: the constants that all of them read.
+        device: the device of `devices.toml`.
         folder: takes the files.
     Raises:
         MissingDependencyError, ConversionError: as `build_library`.

@@ -85,7 +85,7 @@ def kernels_in(assembly: str, symbols: Iterable[str]) -> dict[str, Instructions]
 
     Args:
         assembly: `inspect_source("asm")` of TVM's module.
-        symbols: of the program's steps.
+        symbols: the symbols of the program's steps.
     Raises:
         ConversionError: a symbol is not in the assembly.
     """

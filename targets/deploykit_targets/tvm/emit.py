@@ -62,8 +62,8 @@ class Emitter:
 
     Attributes:
         isa: instruction set of the kernels.
-        node: of the captured graph that steps are written for; `lower` sets it.
-        prefix: of all symbols, where a library has several programs.
+        node: the node of the captured graph that steps are written for; `lower` sets it.
+        prefix: the prefix of all symbols, where a library has several programs.
         block: takes the constants; programs of a library share it.
     """
 
@@ -162,7 +162,8 @@ class Emitter:
         """Write a value to memory, with one kernel for all that it is lazily made of.
 
         Args:
-            into: of the value's shape; where it is quantized, `value` is, too. A float32 target takes real numbers.
+            into: a scalar of the result's kind; where it is quantized, `value` is, too. A float32 target takes real
+                numbers.
         """
         if isinstance(value, Lazy) and value.shared:
             value = self.view(value)
@@ -304,7 +305,7 @@ def quantization(value: Tensor) -> Affine | None:
 
 
 def dtype_of(value: Tensor) -> str:
-    """Of the elements in memory, `bool` for truth values."""
+    """The type of the elements in memory, `bool` for truth values."""
     if isinstance(value, Constant):
         return str(value.real.dtype)
     if isinstance(value, View) and value.boolean:

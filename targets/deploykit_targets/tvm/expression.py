@@ -31,7 +31,7 @@ class Expression:
         leaves: what is read, broadcast to the shape of the result.
         compute: (one vector of each leaf, as it lies in memory, lanes) -> vector as it shall lie in memory.
         key: equal for equal functions.
-        dtype: of the result; `bool` is a vector of truth values.
+        dtype: the dtype of the result; `bool` is a vector of truth values.
     """
 
     leaves: tuple[View, ...]
@@ -50,7 +50,7 @@ def expression_of(emitter: Emitter, value: Tensor, shape: Shape, *, real: bool) 
 
     Args:
         emitter: computes what several read, or what is smaller than the result.
-        shape: of the result; the value broadcasts to it.
+        shape: the shape of the result; the value broadcasts to it.
         real: quantized values become float32; else they stay as they are.
     """
     unmade = isinstance(value, Lazy) and value.view is None
@@ -133,7 +133,7 @@ def _composed(emitter: Emitter, lazy: Lazy, shape: Shape) -> Expression:
 
 
 def expression_of_argument(emitter: Emitter, value: Tensor, shape: Shape) -> Expression:
-    """As arithmetic reads it: real numbers, truth values as such."""
+    """An argument as arithmetic reads it: real numbers, truth values as such."""
     found = _raw(emitter, value, shape)
     affine = None if isinstance(value, Constant) else value.affine
     return found if affine is None else _real(found, affine)
@@ -181,7 +181,7 @@ def table_of(lazy: Lazy, source: View) -> Array:
     """What a function of one quantized tensor gives for each of the 256 bytes, in the order of their unsigned values.
 
     Args:
-        lazy: whose only leaf is `source`.
+        lazy: an expression whose only leaf is `source`.
     """
     import torch
 

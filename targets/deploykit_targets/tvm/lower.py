@@ -46,8 +46,8 @@ def lower(
         captured: gives input and output specs and where each node comes from; its shapes are static.
         isa: instruction set of the kernels.
         graph_module: a q/dq copy of its graph; by default the float graph itself.
-        prefix: of the kernels' symbols, where a library has several programs.
-        block: that takes the constants, where programs share it.
+        prefix: the prefix of the kernels' symbols, where a library has several programs.
+        block: the block that takes the constants, where programs share it.
     Raises:
         ConversionError: an operator has no kernels; names operator, module path, source line and what to try.
     """

@@ -22,13 +22,13 @@ class Model:
     """One opened library with its memory and threads; one caller at a time.
 
     Args:
-        folder: with the files of `build.link_library`.
-        threads: of its own pool, the caller's included.
-        variants: of the library, best first; none where it has one.
-        variant: of these, the one to take; "" for the best that the CPU has.
+        folder: the folder, with the files of `build.link_library`.
+        threads: the number of threads of its own pool, the caller's included.
+        variants: the variants of the library, best first; none where it has one.
+        variant: the variant of these, the one to take; "" for the best that the CPU has.
 
     Attributes:
-        variant: that was taken; "" where there is one.
+        variant: the variant that was taken; "" where there is one.
         program: its own.
 
     Raises:

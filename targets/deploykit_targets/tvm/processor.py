@@ -57,7 +57,7 @@ class Processor:
         isa: name of the kernels' instruction set (`kernels.isa.ISAS`).
         mcpu: LLVM's name of the processor.
         mattr: features that LLVM is told to use or not to use (`+dotprod`).
-        triple: of LLVM.
+        triple: the target triple of LLVM.
     """
 
     isa: str
@@ -67,7 +67,7 @@ class Processor:
 
     @property
     def arch(self) -> str:
-        """As `platform.machine()` has it: `x86_64` or `aarch64`."""
+        """The architecture as `platform.machine()` has it: `x86_64` or `aarch64`."""
         return self.triple.partition("-")[0]
 
     @property
@@ -87,7 +87,7 @@ def requirements_of(isa: str, arch: str) -> Requirements:
     """What code for a kernels' instruction set needs of the machine that runs it itself.
 
     Args:
-        isa: of a `Processor`.
+        isa: the instruction set of a `Processor`.
         arch: as `platform.machine()` has it.
     Raises:
         ArtifactError: no kernels are written for that instruction set.

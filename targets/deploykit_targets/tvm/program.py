@@ -44,7 +44,7 @@ class Step:
     Attributes:
         symbol: name of the kernel's function in the library, without TVM's own prefix.
         operands: in the order of the kernel's arguments; the last one is written.
-        node: of the captured graph that it computes; the name that calibration, parity and layers use.
+        node: the node of the captured graph that it computes; the name that calibration, parity and layers use.
         kind: family of the kernel (`conv`, `depthwise`, `matmul`, `add`, ...).
         macs: multiply-accumulates of the layer as defined; 0 for other kinds.
         integer: whether the multiplications run on integers.

@@ -49,7 +49,7 @@ def build_reference(captured: CapturedModel, graph_module: GraphModule | None, f
     Args:
         captured: the model.
         graph_module: its q/dq graph with int8 activations; None for float.
-        folder: of the artifact.
+        folder: the folder of the artifact.
     Returns:
         For the manifest's metadata.
     """

@@ -60,12 +60,12 @@ class NativeSession(Session):
     A model has one arena. Sessions do not share anything but the pages of the constants.
 
     Args:
-        artifact: of the `tvm` toolchain.
-        threads: of this session's own pool, the caller's included.
+        artifact: the artifact of the `tvm` toolchain.
+        threads: the number of threads of this session's own pool, the caller's included.
         variant: the instruction set whose kernels run, where there are several; "" for the best that the CPU has.
 
     Attributes:
-        variant: whose kernels run; "" where there is one.
+        variant: the variant whose kernels run; "" where there is one.
 
     Raises:
         DeviceError: another architecture, or the CPU lacks an instruction set that the kernels use.
@@ -108,7 +108,7 @@ def op_times_of(
 
     Args:
         step_us: microseconds of every step.
-        module_paths: by node.
+        module_paths: the module paths, by node.
     """
     nodes: dict[str, tuple[str, float]] = {}
     for step, own in zip(steps, step_us, strict=False):

@@ -30,7 +30,7 @@ class Buffer:
     Attributes:
         dtype: NumPy's name, as kernels see it; booleans are uint8.
         elements: the most that any kernel touches.
-        data: of a constant, flat; None for what is computed.
+        data: the data of a constant, flat; None for what is computed.
     """
 
     dtype: str
@@ -39,7 +39,7 @@ class Buffer:
 
     @property
     def size_bytes(self) -> int:
-        """Of all elements."""
+        """Bytes of all elements."""
         return self.elements * np.dtype(self.dtype).itemsize
 
     def hold(self, elements: int) -> None:
@@ -68,7 +68,7 @@ class View:
 
     @property
     def dtype(self) -> str:
-        """Of the elements in memory."""
+        """Type of the elements in memory."""
         return self.buffer.dtype
 
     @property
@@ -89,7 +89,8 @@ class Lazy:
 
     Attributes:
         shape: logical.
-        dtype: of the result as arithmetic sees it: float32, int64, bool, ...; eight bits where there is an `affine`.
+        dtype: the dtype of the result as arithmetic sees it: float32, int64, bool, ...; eight bits where there is an
+            `affine`.
         compute: (one vector per argument, lanes) -> vector; arguments come as `dtypes` says.
         arguments: views, lazy values; shapes broadcast as PyTorch's do.
         dtypes: what each argument is turned to first.

@@ -86,6 +86,6 @@ def _outputs(
 
 
 def _agreement_db(wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
-    """Of the worst output."""
+    """The agreement of the worst output."""
     pairs = [(array.astype(np.float64), found[name].astype(np.float64)) for name, array in wanted.items()]
     return min((sqnr_db(float((a**2).sum()), float(((a - b) ** 2).sum())) for a, b in pairs), default=200.0)

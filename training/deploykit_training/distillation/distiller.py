@@ -27,8 +27,8 @@ class Distiller(nn.Module):
     Attributes:
         student: trained in place.
         terms: the losses.
-        values: of the last batch, weighted, by name; `task` where there were targets.
-        outputs: of the student for the last batch, as it gave them.
+        values: the values of the last batch, weighted, by name; `task` where there were targets.
+        outputs: the outputs of the student for the last batch, as it gave them.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, terms: Term, task_loss: TaskLoss) -> None:
@@ -49,7 +49,7 @@ class Distiller(nn.Module):
 
         Args:
             inputs: one tensor, a tuple (positional) or a dict (by name); both models are given the same.
-            targets: of the task's loss; None for distillation alone.
+            targets: the targets of the task's loss; None for distillation alone.
         Raises:
             UsageError: a module does not exist or was not called, or shapes do not fit.
         """
@@ -69,10 +69,10 @@ class Distiller(nn.Module):
         """The loss of a run of the student that somebody else watched; see `watched`.
 
         Args:
-            outputs: of the student.
-            features: of its modules, by path.
-            inputs: that the teacher is given.
-            targets: of the task's loss.
+            outputs: the outputs of the student.
+            features: the features of its modules, by path.
+            inputs: the inputs that the teacher is given.
+            targets: the targets of the task's loss.
             task: the task's loss, where it is known already.
         """
         require_all(self.student, self.terms.student_modules, features)
@@ -123,7 +123,7 @@ def distill(
             None for `Response()`.
         example_inputs: for a dry run that creates projections of `Feature` and checks that modules and shapes fit; None
             asks the student, and else leaves that to the first batch (an optimizer may be made before).
-        task_loss: of the student's logits and the targets, a scalar.
+        task_loss: the loss of the student's logits and the targets, a scalar.
         dry_run: False leaves the dry run out even where inputs are known.
     Returns:
         The loss module, with `fit` for those who have no loop.

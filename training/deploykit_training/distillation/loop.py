@@ -28,8 +28,8 @@ class History:
 
     Attributes:
         losses: mean of every loss by epoch, by name; `total` is their sum.
-        metrics: of `evaluate`, before the first epoch and after each; empty without it.
-        kept: which of `metrics` the student has now; None without `evaluate`.
+        metrics: the metrics of `evaluate`, before the first epoch and after each; empty without it.
+        kept: the number of that entry of `metrics` which the student has now; None without `evaluate`.
         steps: optimizer steps.
         seconds: wall time.
     """
@@ -58,16 +58,17 @@ def fit(
     """Train a student.
 
     Args:
-        distiller: of `deploykit.distill`.
+        distiller: the distiller of `deploykit.distill`.
         loader: batches: tensors, `(inputs, targets)`, `(first, second, targets)`, or dicts with `labels`. Iterated once
             an epoch.
         epochs, max_steps: when to stop, whichever comes first.
         optimizer: over `distiller.parameters()`; None for AdamW with `lr` and no decay.
-        device: to move both models and batches to; None leaves models where they are. They stay there afterwards.
+        device: the device, to move both models and batches to; None leaves models where they are. They stay there
+            afterwards.
         amp: compute in bfloat16 where PyTorch's autocast does.
         evaluate: a metric of the student in eval mode, higher is better; measured before and after every epoch, and the
             best weights are kept, be it those from before.
-        seed: of dropout and of loaders that draw from PyTorch's generator; its state is given back afterwards.
+        seed: the seed of dropout and of loaders that draw from PyTorch's generator; its state is given back afterwards.
         progress: show a bar on a terminal.
     Returns:
         Losses and metrics.

@@ -55,7 +55,7 @@ class Term(nn.Module):
         """The loss of a batch, a scalar, not weighted.
 
         Args:
-            student, teacher: of the same batch; gradients flow into the student's.
+            student, teacher: their outputs or features for the same batch; gradients flow into the student's.
         """
         raise NotImplementedError
 

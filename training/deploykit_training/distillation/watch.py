@@ -17,7 +17,7 @@ def watched(model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor
     """Collect what modules give while the block runs; the hooks are gone after it, whatever happened.
 
     Args:
-        paths: of modules; "" for the model itself.
+        paths: the paths of modules; "" for the model itself.
     Yields:
         First tensor of the last output of each, by path; filled while the model runs.
     Raises:

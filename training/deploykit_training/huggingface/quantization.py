@@ -40,7 +40,7 @@ class QuantizationAwareTraining(TrainerCallback):  # type: ignore[misc]
 
     Args:
         target, precision, include, exclude, options, calibration_method, algorithms: as `deploykit.export` takes them.
-        example_inputs: by name; None takes the inputs of the first batch, without its labels.
+        example_inputs: the example inputs, by name; None takes the inputs of the first batch, without its labels.
         calibration: data for the ranges; None takes the first batches of the training data.
         batches: how many of them.
         dynamic_shapes: axes that vary, as `torch.export` takes them; None is the batch alone.

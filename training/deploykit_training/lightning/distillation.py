@@ -30,7 +30,7 @@ class Distillation(Callback):  # type: ignore[misc]
         terms: see `deploykit.distill`; None for `Response()`.
         module: dotted path of the student inside the LightningModule; "" is the module itself. Name it where
             `training_step` does not call `self(...)`.
-        lr: of projections.
+        lr: the learning rate of projections.
 
     Attributes:
         distiller: the loss module, from the start of `fit` on; `distiller.values` are the last batch's losses.

@@ -25,7 +25,7 @@ class Export(Placed):
 
     Args:
         targets: as `deploykit.export` takes them.
-        precision: of all targets.
+        precision: the precision of all targets.
         output: folder; each artifact is a folder in it, named for its target.
         strict: raise after the last target where one missed a gate, or could not be made; False logs and goes on.
         profile: measure latency and memory.
@@ -33,8 +33,8 @@ class Export(Placed):
         **placed: see `Placed`; read for targets that were not trained for.
 
     Attributes:
-        artifacts: by target, those that were written.
-        failures: by target, why there is none, or why it failed its gates.
+        artifacts: the artifacts, by target, those that were written.
+        failures: why a target has no artifact, or why its artifact failed its gates, by target.
     """
 
     def __init__(

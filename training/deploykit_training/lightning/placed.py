@@ -42,13 +42,15 @@ class Placed(Callback):  # type: ignore[misc]
         target, precision: as `deploykit.export` takes them; checked at once.
         module: dotted path of the submodule that is deployed; "" is the LightningModule itself. Name it where
             `training_step` does not call `self(...)`.
-        example_inputs: of that module; None takes its `example_input_array`, or the inputs of the first batch.
+        example_inputs: the example inputs of that module; None takes its `example_input_array`, or the inputs of the
+            first batch.
         calibration: data for the ranges; None takes the module's `calibration_dataloader()`, or else the first batches
             of the training data.
         batches: how many batches of the training data are enough.
         dynamic_batch: the batch may have any size.
         live_batch_norm_steps: see `deploykit.qat`.
-        options: of the toolchain; further ones (`include`, `exclude`, `calibration_method`, `algorithms`) by name.
+        options: the options of the toolchain; further ones (`include`, `exclude`, `calibration_method`, `algorithms`)
+            by name.
     """
 
     def __init__(

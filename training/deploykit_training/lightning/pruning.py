@@ -30,11 +30,11 @@ class Pruning(Callback):  # type: ignore[misc]
     Args:
         ratio, kind, **arguments: as `deploykit.prune` takes them.
         module: dotted path of the submodule that is pruned; "" is the LightningModule itself.
-        example_inputs: of that module; None takes its `example_input_array`.
+        example_inputs: the example inputs of that module; None takes its `example_input_array`.
         keep_masks: leave the masks on after `fit`, for another run.
 
     Attributes:
-        report: of the pruning; None before it, and where a checkpoint was taken up.
+        report: the report of the pruning; None before it, and where a checkpoint was taken up.
     """
 
     def __init__(

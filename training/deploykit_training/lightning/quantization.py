@@ -81,5 +81,5 @@ class QuantizationAwareTraining(Placed):
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Of `evaluate`, see `deploykit_training.trained.Trained`."""
+        """The figures of `evaluate`, see `deploykit_training.trained.Trained`."""
         return {} if self.trained is None else self.trained.metrics

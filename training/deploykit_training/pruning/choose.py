@@ -80,7 +80,7 @@ def choose(
 
     Args:
         wanted: share of the units to remove, by root.
-        energy: of `channel_energy`.
+        energy: the energy of `channel_energy`.
         scope: `layer`: each group loses its ratio. `global`: all groups together lose the mean ratio, those channels
             that are worth least wherever they are. `sensitivity`: the same number, and each group so many that its
             removal alone errs as much as the others' does.

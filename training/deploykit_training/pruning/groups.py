@@ -33,12 +33,12 @@ class Member:
     """One layer, or one parameter, that loses channels with a group.
 
     Attributes:
-        path: of the module or of the parameter.
-        kind: of the layer, in Torch-Pruning's words (`CONV`, `BN`, `PARAMETER`, ...).
+        path: the path of the module or of the parameter.
+        kind: the kind of the layer, in Torch-Pruning's words (`CONV`, `BN`, `PARAMETER`, ...).
         role: `out` where it makes the channels, `in` where it reads them, `both` where they pass through it.
         index: channels of this layer, on the axis of its role.
         root: for each of them, the channel of the group's first layer that it goes with.
-        axis: of a parameter: which one has the channels.
+        axis: the axis of a parameter that has the channels.
     """
 
     path: str

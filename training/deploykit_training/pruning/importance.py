@@ -25,7 +25,7 @@ def channel_energy(model: nn.Module, forwards: Iterable[Forward], groups: Sequen
     Args:
         model: a plain copy, in eval mode.
         forwards: each calls a model on one batch.
-        groups: of the model.
+        groups: the groups of the model.
     Returns:
         By root: float64, shape (channels,), each channel's mean share of its readers' energy, 0 to 1.
     """

@@ -93,7 +93,7 @@ def attach(model: nn.Module, path: str, keep: Tensor) -> None:
     """Set weights of a layer to zero and hold them there; a mask that the layer had is replaced.
 
     Args:
-        path: of the layer, which has a parameter `weight`.
+        path: the path of the layer, which has a parameter `weight`.
         keep: bool, shape of the weight.
     """
     layer = model.get_submodule(path)

@@ -19,10 +19,10 @@ class ModulePruning:
     """One module that has parameters or multiplies.
 
     Attributes:
-        path: of the module, "" for the root.
+        path: the path of the module, "" for the root.
         kind: its class.
         parameters_before, parameters_after: elements of its own parameters.
-        nonzero_after: of these, how many are not zero.
+        nonzero_after: how many of these are not zero.
         macs_before, macs_after: multiply-accumulates at the example inputs' sizes, zeros multiplied like other values.
         channels_before, channels_after: output channels (features) of a convolution or linear layer; 0 for others.
     """
@@ -48,9 +48,9 @@ class Gain:
     """What pruning gained, measured: both models exported alike and run in turns.
 
     Attributes:
-        target, precision: of both exports.
+        target, precision: the target and precision of both exports.
         latency_before_ms, latency_after_ms: p50 of a run.
-        size_before_bytes, size_after_bytes: of the payloads.
+        size_before_bytes, size_after_bytes: the size before and size after of the payloads.
         evidence: `device`, or what else `deploykit.export` found for this target here.
     """
 
@@ -74,7 +74,7 @@ class PruneReport:
 
     Attributes:
         kind: `structured`, `unstructured` or `2:4`.
-        ratio: that was asked for.
+        ratio: the ratio that was asked for.
         scope: over which the ratio was kept.
         round_to: multiple that channel counts were rounded to; 1 where they were not.
         modules: every module that has parameters or multiplies.

@@ -129,7 +129,7 @@ def avg_pool(c: Call) -> str:
     "aten._adaptive_avg_pool2d.default",
 )
 def adaptive_pool(c: Call) -> Value:
-    """To one element: global pooling; else fixed windows, which exist when the output size divides the input's."""
+    """Pool to one element by global pooling, else by fixed windows, where the output size divides the input's."""
     axes, name = _axes_of(c), str(c.node.target)
     kind = "Max" if "max" in name else "Average"
     inside, wanted = c.meta("self").shape[-axes:], _per_axis(c["output_size"], axes)

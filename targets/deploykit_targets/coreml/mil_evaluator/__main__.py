@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate a package on .npy files and print or save its outputs.
 
     Args:
-        arguments: of the command line; the process's own when None.
+        arguments: the arguments of the command line; the process's own when None.
     Returns:
         0, or the exit code of the error that was printed.
     """

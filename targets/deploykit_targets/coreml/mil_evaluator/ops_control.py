@@ -25,7 +25,7 @@ class TensorList:
 
     Attributes:
         items: the elements; None was never written.
-        shape: of an element; None where the program leaves it open.
+        shape: the shape of an element; None where the program leaves it open.
         dtype: PyTorch type of the elements.
     """
 

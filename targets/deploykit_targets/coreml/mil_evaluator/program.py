@@ -120,7 +120,7 @@ class Program:
         Args:
             feeds: input name -> array. Optional inputs may be left out; images may be given as such.
             state: memory of a stateful model; changed by the run.
-            seed: of the random ops that have no seed of their own.
+            seed: the seed of the random ops that have no seed of their own.
         Returns:
             output name -> array, in the program's order and types. A class label is an array of rank 0, class
             probabilities are a vector in the order of the output's `classes`; an image output is its tensor.
@@ -161,7 +161,7 @@ def load(
 
     Args:
         path: an .mlpackage, made by anyone.
-        function: which function of a multi-function package; its default one, or the only one, when not given.
+        function: the name of the function in a package with several; its default one, or the only one, when not given.
         keep_weights: keep compressed weights decompressed between runs. False decompresses them on every run and
             frees each after its last use: slower, in less memory.
         undefined_indices: refuse (`error`) or `clamp` gather and scatter indices for which Core ML's result is
@@ -221,7 +221,7 @@ def run_package(path: str | Path, feeds: Mapping[str, Array], *, function: str |
     Args:
         path: an .mlpackage.
         feeds: input name -> array.
-        function: of a multi-function package.
+        function: the name of the function in a package with several; its default one, or the only one, when not given.
     Raises:
         as `load` and `Program.run`.
     """

@@ -10,7 +10,7 @@ class UnsupportedLayerError(ConversionError):
 
     Args:
         kind: name of the layer's parameters in the specification, such as `branch`.
-        name: of the layer in the network.
+        name: the name of the layer in the network.
         reason: what about it has no rule; "" for the whole kind.
     """
 

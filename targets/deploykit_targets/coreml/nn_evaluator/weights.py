@@ -18,8 +18,8 @@ def tensor(weights: Any, shape: Sequence[int], *, axis: int = 0) -> Tensor:
 
     Args:
         weights: protobuf message.
-        shape: of the tensor.
-        axis: that holds the scales of linear quantization, where there is more than one.
+        shape: the shape of the tensor.
+        axis: the axis that holds the scales of linear quantization, where there is more than one.
     Returns:
         float32, of that shape.
     Raises:

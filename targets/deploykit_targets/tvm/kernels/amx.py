@@ -23,7 +23,7 @@ def configuration(rows: Sequence[int]) -> Expr:
     """The block that gives each tile register its rows, all of 64 bytes, as a vector of 64-bit words.
 
     Args:
-        rows: of registers 0 to 7; those beyond the end are unused.
+        rows: the rows of registers 0 to 7; those beyond the end are unused.
     Source: Intel 64 and IA-32 Architectures Software Developer's Manual, LDTILECFG: palette 1, 16-bit bytes per row
     from byte 16, 8-bit rows from byte 48.
     """

@@ -15,7 +15,7 @@ def border(
     """Generate the kernel: (output), flat; elements inside are not touched.
 
     Args:
-        shape: of what is surrounded: batch, height, width, channels.
+        shape: the shape of what is surrounded: batch, height, width, channels.
         padding: top, bottom, left, right.
         value: written everywhere; for quantized data its zero point.
     """

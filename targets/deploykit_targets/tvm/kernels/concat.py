@@ -28,7 +28,7 @@ def concat(
     Args:
         outer: product of the sizes before the axis (for channels of NHWC: all pixels).
         widths: per input, product of its sizes from the axis on.
-        dtype: of all.
+        dtype: the dtype of all inputs and of the output.
         of, to: quantization of each input and of the output; without them elements are copied.
     Raises:
         UsageError: there is no input, or only one of `of` and `to` is given, or `of` has another length.

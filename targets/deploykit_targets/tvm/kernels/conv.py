@@ -43,9 +43,9 @@ class Residual:
 
     Args:
         other: quantization of that tensor; unused where the output is float32, as the following are.
-        to: of the sum.
-        through: of the convolution's own result, where that is rounded before it is added, as the graph has it; then
-            the constants lead to this scale and zero point. Without it they lead to those of `to`.
+        to: scale and zero point of the sum.
+        through: scale and zero point of the convolution's own result, where that is rounded before it is added, as the
+            graph has it; then the constants lead to these. Without it they lead to those of `to`.
         through_limits: clip the convolution's own result to these, in quantized units of `through`.
     """
 

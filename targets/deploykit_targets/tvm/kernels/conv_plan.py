@@ -28,7 +28,7 @@ class ConvShape:
     """Sizes of a convolution over NHWC data that is already padded.
 
     Args:
-        batch, height, width, channels: of the input.
+        batch, height, width, channels: the sizes of the input.
         columns: output channels.
         kernel, stride, dilation: (vertical, horizontal).
         groups: divides `channels` and `columns`.
@@ -110,7 +110,7 @@ class ConvPlan:
 
     @property
     def packing(self) -> Packing:
-        """Of the weights: what a kernel reads step by step, or what kernels of several instruction sets can read."""
+        """The packing of the weights: what a kernel reads step by step, or what several instruction sets can read."""
         dot = self.dot
         if not dot.packed_lanes:
             return Packing(self.blocks, self.steps, self.tile, dot.lanes, dot.group)
@@ -129,7 +129,7 @@ class ConvPlan:
 
     @property
     def _packed_lanes(self) -> int:
-        """Of all packed vectors."""
+        """Lanes of all packed vectors."""
         packing = self.packing
         return self.weight_sets * self.shape.groups * packing.blocks * packing.tile * packing.lanes
 
@@ -228,7 +228,7 @@ def vectors_of(columns: int, dot: Dot) -> tuple[int, int]:
 
 
 def _tile_cycles(plan: ConvPlan) -> float:
-    """Of a step over all lines and columns, where weights of a block come from where they fit."""
+    """Cycles of a step over all lines and columns, where weights of a block come from where they fit."""
     weights = plan.tile * plan.vector_elements
     near = weights <= _NEAR_BYTES or (plan.lines == 1 and plan.pixels <= plan.rows)
     vectors = plan.weight_sets * plan.shape.groups * plan.group_vectors

@@ -62,7 +62,7 @@ def depthwise(
     The constants are float32: for int8 all scales, then all biases (`packing.fold_requantization`); else the biases.
 
     Args:
-        shape: of the padded input, with as many groups and columns as channels.
+        shape: the shape of the padded input, with as many groups and columns as channels.
         dot: precision and dtypes.
         limits: clip the result to these (a fused activation); for int8 in quantized units.
         padding: top, bottom, left, right: how much of `shape` the input buffer lacks. Windows are cut there, no copy
@@ -164,7 +164,7 @@ class _Tile:
 
     @property
     def pixels(self) -> int:
-        """Of a tile."""
+        """Pixels of a tile."""
         return min(self.shape.output[1], _PIXELS)
 
     @property
@@ -198,7 +198,7 @@ class _Tile:
         return vector_start(x, self.pixels, self.shape.output[1])
 
     def _row(self, line: Expr, ky: Expr) -> Expr:
-        """Of the buffer's image; it may lie outside."""
+        """A row of the buffer's image; it may lie outside."""
         shape = self.shape
         return line % shape.output[0] * shape.stride[0] + ky * shape.dilation[0] - self.padding[0]
 

@@ -52,7 +52,7 @@ def add_quantized(
 
     Args:
         of: quantization of both inputs.
-        to: of the output.
+        to: scale and zero point of the output.
         limits: clip the result to these (a fused activation), in quantized units.
     """
     first, second = of[0].scale / to.scale, of[1].scale / to.scale

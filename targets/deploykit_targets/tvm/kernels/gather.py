@@ -20,7 +20,7 @@ def gather(outer: int, count: int, inner: int, picked: int, dtype: str, index_dt
         outer, count, inner: sizes of the source before, along and after the axis.
         picked: number of indices; negative ones count from the end, and what lies outside is read as the nearest
             inside, so that nobody's memory is touched.
-        dtype, index_dtype: of source and output, and of the indices.
+        dtype, index_dtype: the types of source and output, and of the indices.
     """
     lanes = vector_lanes(inner, _LANES)
 

@@ -52,7 +52,7 @@ class Dot:
         packed_lanes: columns that lie beside each other in packed weights, vector after vector, so that instruction
             sets with as many or fewer lanes read the same bytes; 0: the vectors of a tile lie beside each other.
         parted: whether activations and weights are each parted in two in registers, behind a mask.
-        weight_bits: of weights whose sums cannot saturate.
+        weight_bits: the width of weights whose sums cannot saturate.
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
             expressions.
     """

@@ -15,8 +15,8 @@ def nchw_to_nhwc(shape: tuple[int, int, int, int], dtype: str) -> Expr:
     """Generate the kernel: (input, output), flat.
 
     Args:
-        shape: of the input: batch, channels, height, width.
-        dtype: of input and output.
+        shape: the shape of the input: batch, channels, height, width.
+        dtype: the dtype of input and output.
     """
     batch, channels, height, width = shape
     return _transpose(batch, channels, height * width, dtype)
@@ -26,8 +26,8 @@ def nhwc_to_nchw(shape: tuple[int, int, int, int], dtype: str) -> Expr:
     """Generate the kernel: (input, output), flat.
 
     Args:
-        shape: of the input: batch, height, width, channels.
-        dtype: of input and output.
+        shape: the shape of the input: batch, height, width, channels.
+        dtype: the dtype of input and output.
     """
     batch, height, width, channels = shape
     return _transpose(batch, height * width, channels, dtype)

@@ -47,7 +47,7 @@ def mapped(sizes: Sequence[int], sources: Sequence[Access], target: Access, comp
     """Generate the kernel: (sources..., target), all flat.
 
     Args:
-        sizes: of the index space, outermost axis first, as the strides are; none is 0.
+        sizes: the sizes of the index space, outermost axis first, as the strides are; none is 0.
         sources, target: operands; the target's elements are distinct.
         compute: from sources to target.
     """

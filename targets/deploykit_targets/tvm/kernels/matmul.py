@@ -23,7 +23,7 @@ def plan_matmul(batch: int, rows: int, inputs: int, columns: int, dot: Dot, *, h
     """Plan `(batch, rows, heads * inputs) x operand -> (batch, rows, heads * columns)` for `conv.conv`.
 
     Args:
-        rows, inputs, columns: of one head's product.
+        rows, inputs, columns: the sizes of one head's product.
         dot: precision and instruction set.
     """
     shape = ConvShape(batch, 1, rows, heads * inputs, heads * columns, groups=heads)
@@ -42,7 +42,7 @@ def pack_operand(
     """Generate the kernel that packs the second operand: (operand, packed weights, packed constants), flat.
 
     Args:
-        plan: of `plan_matmul`.
+        plan: the plan of `plan_matmul`.
         transposed: the operand is (batch, columns, heads * inputs), as keys are; else (batch, inputs, heads * columns).
         first, second, to: quantization of both operands and the result; unused for float32.
         factor: multiplies the result: attention's 1 / sqrt(size); for int8 only.

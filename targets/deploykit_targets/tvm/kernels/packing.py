@@ -19,7 +19,7 @@ def vector_starts(columns: int, lanes: int, vectors: int | None = None) -> list[
     """First column of each vector.
 
     Args:
-        columns: to cover.
+        columns: the number of columns to cover.
         lanes: columns per vector.
         vectors: how many there shall be, where a tile wants more than the columns need.
     """
@@ -46,7 +46,7 @@ def pack_matrix(weight: Array, *, lanes: int, group: int, tile: int, dtype: str,
 
     Args:
         weight: shape (columns, lines, run): `run` inputs that lie next to each other in memory, `lines` times.
-        lanes, group, dtype: of the instruction set.
+        lanes, group, dtype: what the instruction set has.
         tile: column vectors that a kernel accumulates at once.
         steps: per line; as many as `run` needs where 0.
     Returns:
@@ -89,9 +89,9 @@ def fold_requantization(
     Args:
         weight_sum: per column, sum of its quantized weights; shape (columns,).
         bias: the layer's float bias, shape (columns,).
-        input_scale, input_zero_point: of the activations as the kernel reads them.
+        input_scale, input_zero_point: scale and zero point of the activations as the kernel reads them.
         weight_scale: shape (columns,) or (1,); weights are symmetric.
-        output_scale, output_zero_point: of the result.
+        output_scale, output_zero_point: scale and zero point of the result.
     Returns:
         scale and bias, float32, each of shape (columns,).
     """

@@ -24,7 +24,7 @@ def pad(
     """Generate the kernel: (input, output), flat.
 
     Args:
-        shape: of the input: batch, height, width, channels.
+        shape: the shape of the input: batch, height, width, channels.
         padding: top, bottom, left, right.
         dtype: uint8, int8 or float32.
         value: written around the data; for quantized data its zero point.

@@ -37,7 +37,7 @@ class PoolShape:
     """Sizes of a pooling window over NHWC data.
 
     Args:
-        batch, height, width, channels: of the input, without padding.
+        batch, height, width, channels: the sizes of the input, without padding.
         kernel, stride: (vertical, horizontal).
         padding: top, bottom, left, right; each smaller than the window, so that every window meets data.
     Raises:
@@ -68,7 +68,7 @@ class PoolShape:
 
     @property
     def elements(self) -> tuple[int, int]:
-        """Of input and output."""
+        """Elements of input and output."""
         pixels = self.height * self.width
         return self.batch * pixels * self.channels, self.batch * math.prod(self.output) * self.channels
 

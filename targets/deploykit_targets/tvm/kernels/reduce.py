@@ -28,7 +28,7 @@ def reduce(rows: int, length: int, kind: str, dtype: str = "float32") -> Expr:
 
     Args:
         kind: `sum`, `mean`, `amax` or `amin`; a mean is of float32.
-        dtype: of input and output.
+        dtype: the dtype of input and output.
     """
     lanes = vector_lanes(length, _LANES)
     largest = _LARGEST if dtype == "float32" else 2 ** (31 if dtype == "int32" else 63) - 1

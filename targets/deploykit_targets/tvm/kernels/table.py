@@ -25,7 +25,7 @@ def make_table(function: Callable[[Array], Array], source: str, dtype: str, of: 
     """The table of a real function between two quantizations, rounded half to even.
 
     Args:
-        function: of float64 values, element by element.
+        function: the function of float64 values, element by element.
         source, dtype: eight-bit dtypes of input and output.
         of, to: their quantization.
     Returns:

@@ -25,7 +25,8 @@ def choose_tile(rows: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int,
     Args:
         rows: output pixels that lie in one line.
         vectors: column vectors.
-        dot: whose registers hold accumulators, weights, and one activation, or one per row where it reads lanes.
+        dot: the instruction whose registers hold accumulators, weights, and one activation, or one per row where it
+            reads lanes.
         by: vectors that lie beside each other in packed weights; divides `vectors`, and the tile's.
     Returns:
         Rows (at most `rows`, a multiple of the step's) and vectors of the tile.

@@ -315,7 +315,7 @@ class Joined:
     view: View
 
     def residual(self, tail: Tail, own: Tail | None) -> Residual:
-        """As the kernel takes it."""
+        """The residual as the kernel takes it."""
         if tail.affine is None:
             return Residual()
         assert own is not None

@@ -27,9 +27,9 @@ class Vectors:
     """The arguments of one operator inside a kernel.
 
     Attributes:
-        arguments: by schema name.
-        dtype: that it computes in.
-        lanes: of all vectors.
+        arguments: the arguments, by schema name.
+        dtype: the dtype that it computes in.
+        lanes: the lanes of all vectors.
     """
 
     arguments: Mapping[str, Any]

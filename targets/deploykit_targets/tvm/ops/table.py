@@ -46,12 +46,12 @@ class Call:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the result."""
+        """Shape of the result."""
         return tuple(self.node.meta["val"].shape)
 
     @property
     def dtype(self) -> str:
-        """Of the result, NumPy's name."""
+        """Type of the result, by NumPy's name."""
         return dtype_name(self.node.meta["val"].dtype)
 
     def tensor(self, name: str) -> Tensor:
@@ -80,7 +80,7 @@ class Tail:
         nodes: the layer and what it swallows; each has the value of the last.
         limits: clip to these real numbers; None where nothing clips.
         affine: the result is quantized so; None where it stays float.
-        dtype: of the quantized result.
+        dtype: the dtype of the quantized result.
         codes: smallest and largest integer of the quantized result.
     """
 

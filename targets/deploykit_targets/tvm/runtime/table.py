@@ -22,7 +22,7 @@ def table_source(program: Program, needs: Sequence[str], name: str) -> str:
 
     Args:
         needs: CPU features, LLVM's spelling.
-        name: of the kernels' instruction set.
+        name: the name of the kernels' instruction set.
     Returns:
         C11; the same for the same program.
     Raises:
