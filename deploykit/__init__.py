@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from deploykit_training.pruning.job import prune
     from deploykit_training.pruning.report import PruneReport
     from deploykit_training.qat import qat
+    from deploykit_trust.oci.pull import pull
+    from deploykit_trust.oci.push import push
     from deploykit_trust.signing import sign
     from deploykit_tuning.sensitivity import sensitivity
     from deploykit_tuning.tuning import tune
@@ -69,6 +71,8 @@ _HOME = {
     "Feature": "deploykit_training.distillation.terms",
     "Relation": "deploykit_training.distillation.terms",
     "prune": "deploykit_training.pruning.job",
+    "pull": "deploykit_trust.oci.pull",
+    "push": "deploykit_trust.oci.push",
     "qat": "deploykit_training.qat",
     "report": "deploykit_fleet.report.making",
     "sensitivity": "deploykit_tuning.sensitivity",
@@ -117,6 +121,8 @@ __all__ = [
     "export",
     "load",
     "prune",
+    "pull",
+    "push",
     "qat",
     "release",
     "report",

@@ -21,6 +21,8 @@ from deploykit.cli.commands.export import export
 from deploykit.cli.commands.inspect import inspect
 from deploykit.cli.commands.lint import lint
 from deploykit.cli.commands.profile import profile
+from deploykit.cli.commands.pull import pull
+from deploykit.cli.commands.push import push
 from deploykit.cli.commands.release import release
 from deploykit.cli.commands.report import report
 from deploykit.cli.commands.run import run as run_artifact
@@ -144,7 +146,8 @@ def _command(function: Callable[P, Answer]) -> None:
 _COMMANDS: tuple[Callable[..., Answer], ...] = (
     *(export, tune, sensitivity, release, build),
     *(targets, inspect, lint, verify, profile, compare, report, run_artifact),
-    *(serve, tune_serving, triton, sign, doctor),
+    *(serve, tune_serving, triton, doctor),
+    *(sign, push, pull),
 )
 for _function in _COMMANDS:
     _command(_function)

@@ -54,6 +54,9 @@ Key = Annotated[
     str | None,
     typer.Option("--key", metavar="PUBLIC_KEY", help="PEM file: refuse the artifact unless this key has signed it."),
 ]
+PlainHttp = Annotated[
+    bool, typer.Option("--plain-http", help="Ask the registry without TLS; one on this machine is asked so anyway.")
+]
 AllowNative = Annotated[
     bool,
     typer.Option("--allow-native", help="Run native code of an artifact that was made elsewhere and has no --key."),

@@ -1,6 +1,7 @@
 """Artifacts of the toy toolchain of `tests/core`, key pairs, and a state folder that no other test shares."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,22 @@ def _write_keys(folder, name, curve="SECP256R1"):
         key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     return paths
+
+
+_registry = importlib.util.spec_from_file_location("deploykit_test_registry", Path(__file__).with_name("registry.py"))
+registry_module = importlib.util.module_from_spec(_registry)
+sys.modules["deploykit_test_registry"] = registry_module
+_registry.loader.exec_module(registry_module)
+
+
+@pytest.fixture
+def registry(monkeypatch, tmp_path):
+    """A registry on loopback that does what it should, until told otherwise; nobody is logged in."""
+    for name in ("DEPLOYKIT_REGISTRY_USER", "DEPLOYKIT_REGISTRY_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setattr("deploykit_trust.oci.pull._PAUSE_S", 0.0)
+    monkeypatch.setattr("deploykit_trust.oci.push._PAUSE_S", 0.0)
+    started = registry_module.Registry().start()
+    yield started
+    started.stop()

@@ -320,10 +320,10 @@ def test_a_folder_that_is_replaced_meanwhile_is_not_taken_for_what_was_signed(si
     sign(tmp_path / "second", keys["private"])
     real = verifying._payload
 
-    def swapped(artifact, key):
+    def swapped(folder, key):
         os.rename(signed, tmp_path / "old")
         os.rename(tmp_path / "second", signed)
-        return real(artifact, key)
+        return real(folder, key)
 
     monkeypatch.setattr(verifying, "_payload", swapped)
     refused(signed, keys["public"], "manifest.json of net is not what was signed")

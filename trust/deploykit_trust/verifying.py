@@ -40,7 +40,7 @@ def check_signature(artifact: StoredArtifact, key: str | Path) -> Lineage | None
         MissingDependencyError: `cryptography` is not installed.
     """
     public = read_public_key(key)
-    signed = signed_files(_payload(artifact, public))
+    signed = signed_files(_payload(artifact.path, public))
     wanted = {layout.MANIFEST_NAME: artifact.manifest_digest}
     wanted |= {entry.path: entry.sha256 for entry in artifact.manifest.files}
     for name, digest in wanted.items():
@@ -52,11 +52,20 @@ def check_signature(artifact: StoredArtifact, key: str | Path) -> Lineage | None
     return read_lineage(artifact, public)
 
 
-def _payload(artifact: StoredArtifact, key: PublicKey) -> bytes:
-    path = artifact.path / layout.SIGNATURE_NAME
+def signed_by(folder: Path, key: str | Path) -> dict[str, str]:
+    """The files that the signature in a folder is about, if it is of the key: path -> sha256; no file is looked at.
+
+    Raises:
+        ArtifactError, UsageError, MissingDependencyError: as for `check_signature`.
+    """
+    return signed_files(_payload(folder, read_public_key(key)))
+
+
+def _payload(folder: Path, key: PublicKey) -> bytes:
+    path = folder / layout.SIGNATURE_NAME
     if not path.is_symlink() and not path.exists():
         hint = "ask its maker for `deploykit sign`, or load it without a key"
-        raise ArtifactError(f"{artifact.path.name} is not signed: it has no {path.name}", hint=hint)
+        raise ArtifactError(f"{folder.name} is not signed: it has no {path.name}", hint=hint)
     return envelope.opened(read_bytes(path, limit=envelope.LARGEST_BYTES), key, what=path.name)
 
 
