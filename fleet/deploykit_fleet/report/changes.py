@@ -21,7 +21,16 @@ from deploykit.judge.profiling import Profile
 from deploykit_fleet.outcome import FAILED, PASSED
 from deploykit_fleet.report.entries import Book, Entry
 from deploykit_fleet.report.layers import layers_of
-from deploykit_fleet.report.significance import LEVEL, Shift, holm, normal_tail, p_lower, paired_shift, shift_of
+from deploykit_fleet.report.significance import (
+    LEVEL,
+    Shift,
+    holm,
+    is_busy,
+    normal_tail,
+    p_lower,
+    paired_shift,
+    shift_of,
+)
 
 Verdict = Literal["worse", "better", "same", "untested", "elsewhere", "machine"]
 WORSE: Verdict = "worse"
@@ -165,16 +174,27 @@ def _latency(old: Entry, new: Entry) -> Iterator[Change]:
 
 
 def _measured(old: Entry, new: Entry, before: Profile, after: Profile, shown: tuple[str, str]) -> Change:
+    untested = _untestable(before, after)
     shift = shift_of(before.times.latency_ms, after.times.latency_ms) if before.times and after.times else None
-    if shift is None:
-        why = "not tested: a profile has too few single runs; `deploykit profile --save` keeps them"
-        return Change(new.name, "latency", *shown, UNTESTED, why)
+    if untested or shift is None:
+        why = untested or "a profile has too few single runs; `deploykit profile --save` keeps more"
+        return Change(new.name, "latency", *shown, UNTESTED, f"not tested: {why}")
     beside = _baseline_shift(before, after) if _same_graph(old, new) else None
     change = _tested(new, shown, shift, f"{_percent(shift.low)} to {_percent(shift.high)}{_where(old, new)}")
     if beside is not None and beside.estimate * 2 > shift.estimate > 0 and beside.p_more < LEVEL:
         told = f"the {after.baseline} beside it slowed by {_percent(beside.estimate)}: the machine, or the runtime"
         return replace(change, verdict=MACHINE, why=f"{change.why}; {told}")
     return change
+
+
+def _untestable(before: Profile, after: Profile) -> str:
+    """Why what the runs tell is no evidence; "" where it is."""
+    if before.times is None or after.times is None:
+        return "a profile has no single runs; `deploykit profile --save` keeps them"
+    busy = [name for name, of in (("old", before.times), ("new", after.times)) if is_busy(of.latency_ms)]
+    if not busy:
+        return ""
+    return f"the machine was busy when the {' and the '.join(busy)} one was measured; `deploykit profile --save` again"
 
 
 def _same_graph(old: Entry, new: Entry) -> bool:

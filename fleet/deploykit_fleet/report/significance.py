@@ -24,6 +24,8 @@ PAIRED_MARGIN = 0.02
 """The same, in turns in one process."""
 LEVEL = 0.01
 """Probability of one false finding, or more, among all comparisons of a report together."""
+BUSY = 1.5
+"""How many times the quickest run the median is where so much else was running that the runs tell nothing."""
 FEWEST = 12
 """Runs, or samples, below which nothing is tested."""
 
@@ -96,6 +98,11 @@ def paired_shift(old: Sequence[float], new: Sequence[float], margin: float = PAI
     outside = max(0, math.floor(count / 2 - _CONFIDENCE_DEVIATIONS * math.sqrt(count) / 2))
     low, high = float(ratios[outside]) - 1.0, float(ratios[count - 1 - outside]) - 1.0
     return Shift(float(np.median(ratios)) - 1.0, low, high, _coins(count, above), _coins(count, below), paired=True)
+
+
+def is_busy(times: Sequence[float]) -> bool:
+    """Whether a machine did so much else while these runs were measured that even the quickest may have waited."""
+    return len(times) > 0 and float(np.median(times)) > BUSY * min(times)
 
 
 def p_lower(old: Sequence[float], new: Sequence[float]) -> float | None:

@@ -92,6 +92,14 @@ def test_without_single_runs_nothing_is_claimed(beside) -> None:
     assert verdicts(found) == {"latency": "untested"}
 
 
+def test_what_was_measured_on_a_busy_machine_is_not_tested(beside) -> None:
+    """Half of the runs waited for something else: that the others did not is no more than a hope."""
+    busy = [each * (1.0 if index % 5 < 2 else 2.0 + index % 7) for index, each in enumerate(runs(2, 1.1))]
+    for old, new in ((runs(1), busy), (busy, runs(1))):
+        found = beside((manifest(), profile(old)), (manifest(), profile(new)))
+        assert verdicts(found) == {"latency": "untested"} and "busy" in found.changes[0].why
+
+
 def test_a_profile_that_was_altered_is_a_finding(beside) -> None:
     altered = replace(profile(runs(2)), latency_ms=Percentiles.of([2.0 * each for each in runs(2)]))
     assert verdicts(beside((manifest(), profile(runs(1))), (manifest(), altered)))["profile"] == "worse"
