@@ -87,11 +87,3 @@ def achieved(found: Achieved) -> str:
     """Shares of multiply-accumulates by the precision they run in, largest first."""
     names = sorted((name for name, macs in found.macs.items() if macs), key=lambda name: -found.macs[name])
     return ", ".join(f"{share(found.macs_fraction(name))} {name}" for name in names) or UNKNOWN
-
-
-def count(number: int) -> str:
-    """A large number in three significant digits: multiply-accumulates, elements."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * unit:
-            return f"{number / unit:.3g}{name}"
-    return str(number)

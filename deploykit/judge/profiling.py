@@ -121,8 +121,8 @@ class Profile:
         operators: how many of each kind the deployed model has; empty where the runtime cannot tell.
         findings: what a reader must not miss, such as an artifact that is slower than its float build, and why.
         times: the times of the single runs; None of an estimate, and where a device tells percentiles alone.
-        baseline_fingerprint: the baseline fingerprint of the baseline, where that is an artifact on disk; "" of a float
-            build that was made for the measurement.
+        baseline_fingerprint: the fingerprint of the baseline where that is an artifact on disk; "" of a float build
+            that was made for the measurement.
         conditions: temperature, clock and throttling meanwhile; None where nobody looked.
         sustained: the first minute against the last of a longer run; None where none was asked for.
     """

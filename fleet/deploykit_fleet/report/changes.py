@@ -106,7 +106,7 @@ def compare(old: Book, new: Book) -> Comparison:
     names = {entry.name for entry in new.entries}
     found = [change for pair in pairs for change in _changes(*pair)]
     return Comparison(
-        old.title,
+        dict(old.facts).get("made", old.title) if old.title == new.title else old.title,
         tuple(_corrected(found)),
         added=tuple(entry.name for entry in new.entries if entry.name not in before),
         gone=tuple(name for name in before if name not in names),
@@ -193,8 +193,14 @@ def _untestable(before: Profile, after: Profile) -> str:
         return "a profile has no single runs; `deploykit profile --save` keeps them"
     busy = [name for name, of in (("old", before.times), ("new", after.times)) if is_busy(of.latency_ms)]
     if not busy:
-        return ""
-    return f"the machine was busy when the {' and the '.join(busy)} one was measured; `deploykit profile --save` again"
+        return _throttled(before, after)
+    return f"the machine was busy when the {' and the '.join(busy)} one was measured: `deploykit profile --save` again"
+
+
+def _throttled(before: Profile, after: Profile) -> str:
+    """Why a machine that slowed itself down tells nothing; "" where it did not, or does not tell."""
+    hot = [name for name, of in (("old", before), ("new", after)) if of.conditions and of.conditions.throttled]
+    return f"the machine throttled when the {' and the '.join(hot)} one was measured; let it cool down" if hot else ""
 
 
 def _same_graph(old: Entry, new: Entry) -> bool:

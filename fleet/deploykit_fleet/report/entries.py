@@ -20,7 +20,7 @@ from deploykit.contract.errors import ArtifactError, DeploykitError
 from deploykit.contract.reading import MAX_JSON_BYTES, convert, read_bytes
 from deploykit.judge.profiling import Profile
 from deploykit_fleet import outcome
-from deploykit_fleet.outcome import FAILED, PASSED, SKIPPED, Cell, Gate, Status
+from deploykit_fleet.outcome import FAILED, PASSED, SKIPPED, Cell, DeviceRun, Gate, Status
 
 if TYPE_CHECKING:
     from deploykit.judge.parity import ParityReport
@@ -43,6 +43,7 @@ class Entry:
         manifest: of its artifact; None where there is none.
         profile: of its artifact, on its board where there is one; None where nothing was measured.
         fingerprint: sha256 of the manifest; "" where there is none.
+        board: what its board said of it; None where none was asked.
         identity: of the model, which others of the same figures share: its name in a release, else its fingerprint.
     """
 
@@ -59,6 +60,7 @@ class Entry:
     profile: Profile | None = None
     fingerprint: str = ""
     identity: str = ""
+    board: DeviceRun | None = None
 
     @property
     def parity(self) -> ParityReport | None:
@@ -198,6 +200,7 @@ def _of_cell(cell: Cell, folder: Path) -> Entry:
         cell.status,
         gates=cell.gates,
         identity=cell.model,
+        board=cell.device,
     )
     failure = cell.failure or (cell.device.failure if cell.device else None)
     if cell.status == SKIPPED:

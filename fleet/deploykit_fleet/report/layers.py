@@ -18,7 +18,6 @@ class LayerRow:
         precision: what it computes in, as counted in the file; "" where that is not counted.
         sqnr_db: of its output in the simulated graph; None where it was not compared.
         microseconds: median; None where the runtime does not tell.
-        macs: multiply-accumulates.
         reason: why it is not in the precision that was asked for; "" where it is.
     """
 
@@ -27,7 +26,6 @@ class LayerRow:
     precision: str
     sqnr_db: float | None = None
     microseconds: float | None = None
-    macs: int = 0
     reason: str = ""
 
 
@@ -47,7 +45,6 @@ def layers_of(entry: Entry) -> tuple[LayerRow, ...]:
                 layer.precision,
                 heard.sqnr_db if heard else None,
                 spent.get(layer.name),
-                layer.macs,
                 layer.reason,
             )
         )

@@ -10,6 +10,7 @@ import pytest
 from deploykit.contract.host import Host
 from deploykit.contract.precision import Evidence
 from deploykit.contract.session import OpTime
+from deploykit.judge.conditions import Conditions
 from deploykit.judge.parity import TaskMetric
 from deploykit.judge.profiling import Percentiles
 from deploykit.judge.scores import Fall
@@ -98,6 +99,12 @@ def test_what_was_measured_on_a_busy_machine_is_not_tested(beside) -> None:
     for old, new in ((runs(1), busy), (busy, runs(1))):
         found = beside((manifest(), profile(old)), (manifest(), profile(new)))
         assert verdicts(found) == {"latency": "untested"} and "busy" in found.changes[0].why
+
+
+def test_what_was_measured_while_the_machine_throttled_is_not_tested(beside) -> None:
+    hot = replace(profile(runs(2, 1.2)), conditions=Conditions(throttled=("the clock fell",), samples=3))
+    found = beside((manifest(), profile(runs(1))), (manifest(), hot))
+    assert verdicts(found) == {"latency": "untested"} and "throttled when the new one" in found.changes[0].why
 
 
 def test_a_profile_that_was_altered_is_a_finding(beside) -> None:

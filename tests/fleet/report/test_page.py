@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,10 @@ from deploykit.contract.errors import ArtifactError, UsageError
 from deploykit.contract.precision import Evidence
 from deploykit.contract.recipe import ModelIdentity, Recipe, TriedStep
 from deploykit.contract.session import OpTime
+from deploykit.judge.conditions import Conditions, Reading
+from deploykit.judge.profiling import Percentiles, Sustained
 from deploykit_fleet import outcome
+from deploykit_fleet import report as report_room
 from deploykit_fleet.report.page import page
 
 from .conftest import manifest, parity, profile, runs, write
@@ -213,12 +217,46 @@ def test_an_artifact_that_was_replaced_since_is_said_to_be(release) -> None:
 def test_a_board_measures_in_place_of_this_machine(release) -> None:
     made = outcome.read(release)
     board = json.loads(outcome.msgspec.json.encode(profile(runs(1, 7.0))))
-    ran = outcome.DeviceRun(device="lab", verified=True, profile=board)
+    ran = outcome.DeviceRun(device="lab", verified=True, sqnr_db=51.0, profile=board)
     broken = outcome.DeviceRun(device="lab", verified=True, profile={"latency_ms": 1})
     cells = (replace_cell(made.cells[0], device=ran), replace_cell(made.cells[1], device=broken))
     outcome.write(replace_cell(made, cells=cells), release)
-    first, second = deploykit.report(release).book.entries
+    made = deploykit.report(release)
+    assert "on lab" in made.path.read_text() and "51.0 dB against its golden outputs" in made.path.read_text()
+    first, second = made.book.entries
     assert first.profile.latency_ms.p50 > 7.0 and "profile of lab" in second.remarks[0]
+
+
+def test_heat_and_a_long_run_are_shown(artifact) -> None:
+    first, last = Percentiles.of([1.0, 1.1]), Percentiles.of([1.5, 1.6])
+    conditions = Conditions(temperature_c=(Reading("cpu", 40.0, 81.0, 40.0, 82.0),), absent=("clock",), samples=9)
+    measured = replace(profile(runs(1)), sustained=Sustained(600.0, 60.0, 9000, first, last), conditions=conditions)
+    content = deploykit.report(artifact("hot", manifest(), measured)).path.read_text()
+    assert "its last window" in content and "40 to 81 C" in content
+
+
+def test_words_stand_out_from_what_is_behind_them() -> None:
+    """Contrast after WCAG 2: at least 4.5 for words, in light and in dark."""
+    style = (Path(report_room.__file__).parent / "page.css").read_text()
+    light, dark = (dict(re.findall(r"--([\w-]+):(#[0-9a-f]{3,6})", part)) for part in style.split("@media", 2)[:2])
+    for colours in (light, dark):
+        for ink in ("ink", "dim", "link"):
+            assert min(contrast(colours[ink], colours[behind]) for behind in ("bg", "card")) >= 4.5, ink
+        for state in ("pass", "fail", "skip"):
+            assert contrast(colours[state], colours[f"{state}-bg"]) >= 4.5, state
+        for bar in ("p4", "p8", "p16i", "pf8", "pf16", "pf32", "px", "time"):
+            assert contrast(colours[bar], colours["card"]) >= 3.0, bar  # what is no text
+
+
+def contrast(one: str, other: str) -> float:
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * each for each in colour[1:])
+        shares = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [each / 12.92 if each <= 0.03928 else ((each + 0.055) / 1.055) ** 2.4 for each in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_nothing_to_report_is_refused(tmp_path, artifact) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from deploykit.contract.precision import Evidence
 from deploykit.contract.recipe import TriedStep
 from deploykit.judge import figures
+from deploykit.judge.parity import ParityReport
 from deploykit.judge.profiling import Percentiles, Profile, rounded
 from deploykit_fleet.report import times
 from deploykit_fleet.report.entries import Entry
@@ -67,28 +68,31 @@ def _body(entry: Entry, name: str) -> Iterator[Html | None]:
 
 
 def _tiles(entry: Entry) -> Iterator[tuple[str, str, str]]:
-    profile, parity, manifest = entry.profile, entry.parity, entry.manifest
+    profile, manifest = entry.profile, entry.manifest
     if profile is not None:
         yield from _speed(profile)
-    size = figures.size(entry.size_bytes)
     before = profile.baseline_size_bytes if profile else None
-    yield "size", size, f"{figures.size(before)} as {profile.baseline}" if profile and before else ""
-    if parity is not None:
-        spread = parity.spread
-        least = f"at least {figures.decibel(spread.low_db)} on others" if spread else ""
-        yield "SQNR", figures.decibel(parity.sqnr_db), " · ".join(filter(None, (str(parity.evidence), least)))
-        if parity.metric is not None:
-            metric = parity.metric
-            fall = f" ({metric.fall.low:.2g} to {metric.fall.high:.2g})" if metric.fall else ""
-            said = f"float {metric.reference:.4g}, drop {metric.drop:.2g}{fall}"
-            yield "task metric", f"{metric.artifact:.4g}", said
+    beside = f"{figures.size(before)} as {profile.baseline}" if profile and before else ""
+    yield "size", figures.size(entry.size_bytes), beside
+    if entry.parity is not None:
+        yield from _accuracy(entry.parity)
     if manifest is not None:
-        share = manifest.achieved.placed_fraction
-        yield (
-            f"in {manifest.precision}",
-            figures.share(share),
-            f"multiply-accumulates: {figures.achieved(manifest.achieved)}",
-        )
+        achieved = manifest.achieved
+        counted = f"multiply-accumulates: {figures.achieved(achieved)}"
+        yield f"in {manifest.precision}", figures.share(achieved.placed_fraction), counted
+    if entry.board is not None:
+        reached = f"{figures.decibel(entry.board.sqnr_db)} against its golden outputs · {entry.board.evidence}"
+        yield f"on {entry.board.device}", "verified" if entry.board.verified else "not verified", reached
+
+
+def _accuracy(parity: ParityReport) -> Iterator[tuple[str, str, str]]:
+    least = f"at least {figures.decibel(parity.spread.low_db)} on others" if parity.spread else ""
+    yield "SQNR", figures.decibel(parity.sqnr_db), " · ".join(filter(None, (str(parity.evidence), least)))
+    metric = parity.metric
+    if metric is not None:
+        fall = f" ({metric.fall.low:.2g} to {metric.fall.high:.2g})" if metric.fall else ""
+        said = f"float {metric.reference:.4g}, drop {metric.drop:.2g}{fall}"
+        yield "task metric", f"{metric.artifact:.4g}", said
 
 
 def _speed(profile: Profile) -> Iterator[tuple[str, str, str]]:
@@ -117,6 +121,9 @@ def _latency(name: str, profile: Profile | None) -> Html | None:
         found[profile.baseline or "baseline"] = profile.baseline_latency_ms
     for threads, own in profile.latency_by_threads_ms.items():
         found[f"{threads} thread{'' if threads == '1' else 's'}"] = own
+    if profile.sustained is not None:
+        found["first window of a long run"] = profile.sustained.first_ms
+        found["its last window"] = profile.sustained.last_ms
     unit, by = times.unit_of(own.p50 for own in found.values())
     rows = [_run_span(each, own, by, "same" if index else "bar") for index, (each, own) in enumerate(found.items())]
     described = "; ".join(f"{row.name}: {row.said}" for row in rows)
@@ -207,8 +214,8 @@ def _gates(entry: Entry) -> Html | None:
         (
             badge("passed" if gate.passed else "failed", "met" if gate.passed else "missed"),
             short(gate.name),
-            figures.plain(gate.asked),
-            figures.plain(gate.value),
+            f"{gate.asked:.6g}",
+            figures.UNKNOWN if gate.value is None else f"{gate.value:.6g}",
         )
         for gate in entry.gates
     ]
@@ -253,6 +260,8 @@ def _origin(entry: Entry) -> Html | None:
     rows = [("made with", ", ".join(f"{tool} {version}" for tool, version in made))]
     if entry.profile is not None and entry.profile.evidence is not Evidence.ESTIMATE:
         rows.append(("measured on", f"{entry.profile.host.kind}, {entry.profile.host.cores} cores"))
+    if entry.profile is not None and entry.profile.conditions is not None:
+        rows += entry.profile.conditions.rows()
     if manifest.calibration is not None:
         data = manifest.calibration
         rows.append(("calibrated on", f"{data.source}, {data.samples} samples, {data.method}"))
