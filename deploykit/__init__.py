@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from deploykit_training.qat import qat
     from deploykit_trust.oci.pull import pull
     from deploykit_trust.oci.push import push
+    from deploykit_trust.sbom import sbom
     from deploykit_trust.signing import sign
     from deploykit_tuning.sensitivity import sensitivity
     from deploykit_tuning.tuning import tune
@@ -75,6 +76,7 @@ _HOME = {
     "push": "deploykit_trust.oci.push",
     "qat": "deploykit_training.qat",
     "report": "deploykit_fleet.report.making",
+    "sbom": "deploykit_trust.sbom",
     "sensitivity": "deploykit_tuning.sensitivity",
     "sign": "deploykit_trust.signing",
     "PruneReport": "deploykit_training.pruning.report",
@@ -126,6 +128,7 @@ __all__ = [
     "qat",
     "release",
     "report",
+    "sbom",
     "sensitivity",
     "sign",
     "targets",

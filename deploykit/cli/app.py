@@ -26,6 +26,7 @@ from deploykit.cli.commands.push import push
 from deploykit.cli.commands.release import release
 from deploykit.cli.commands.report import report
 from deploykit.cli.commands.run import run as run_artifact
+from deploykit.cli.commands.sbom import sbom
 from deploykit.cli.commands.sensitivity import sensitivity
 from deploykit.cli.commands.serve import serve
 from deploykit.cli.commands.sign import sign
@@ -147,7 +148,7 @@ _COMMANDS: tuple[Callable[..., Answer], ...] = (
     *(export, tune, sensitivity, release, build),
     *(targets, inspect, lint, verify, profile, compare, report, run_artifact),
     *(serve, tune_serving, triton, doctor),
-    *(sign, push, pull),
+    *(sign, push, pull, sbom),
 )
 for _function in _COMMANDS:
     _command(_function)

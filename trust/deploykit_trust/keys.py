@@ -81,7 +81,8 @@ def read_private_key(path: str | Path, password: str | None = None) -> PrivateKe
         UsageError: no such file, no private key, of another kind, or the password is wrong or missing.
         MissingDependencyError: `cryptography` is not installed.
     """
-    serialization = require("cryptography.hazmat.primitives.serialization", extra="trust", purpose=_PURPOSE)
+    require("cryptography", extra="trust", purpose=_PURPOSE)
+    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
     data, given = _read(path), password if password is not None else os.environ.get(PASSWORD)
@@ -107,7 +108,9 @@ def read_public_key(path: str | Path) -> PublicKey:
         UsageError: no such file, a private key, or a key of another kind.
         MissingDependencyError: `cryptography` is not installed.
     """
-    serialization = require("cryptography.hazmat.primitives.serialization", extra="trust", purpose=_PURPOSE)
+    require("cryptography", extra="trust", purpose=_PURPOSE)
+    from cryptography.hazmat.primitives import serialization
+
     data = _read(path)
     if b"PRIVATE KEY" in data:
         hint = f"pass the public one: openssl ec -in {path} -pubout -out pub.pem"
