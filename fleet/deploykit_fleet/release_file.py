@@ -8,6 +8,7 @@ Paths are relative to the folder of the file.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,7 +172,7 @@ class ReleaseFile:
     @property
     def store(self) -> Path:
         """Folder of the store."""
-        return self.folder / self.settings.store
+        return Path(os.path.normpath(self.folder / self.settings.store))
 
     @property
     def name(self) -> str:

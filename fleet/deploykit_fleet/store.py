@@ -180,7 +180,7 @@ class Store:
         """Remember what a board said."""
         write_file(self.boards / f"{key}.json", msgspec.json.encode(run))
 
-    def keys(self) -> Iterator[str]:
+    def recorded(self) -> Iterator[str]:
         """Keys of all cells that are recorded."""
         for path in sorted(self.cells.glob("*.json")):
             if _HEX.fullmatch(path.stem):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -30,6 +31,8 @@ def _run(*command: str, **changes: str) -> str:
 
 def test_every_example_is_covered_here() -> None:
     covered = {
+        "check_lineage.py",
+        "ci",
         "coreml_iphone.py",
         "digits_x86.py",
         "geforce_rtx.py",
@@ -40,6 +43,7 @@ def test_every_example_is_covered_here() -> None:
         "own_calibration.py",
         "prune_distil_export.py",
         "raspberry_pi_5.py",
+        "release",
         "release_report.py",
         "third_party_target",
         "tune.py",
@@ -56,6 +60,15 @@ def test_digits(tmp_path: Path) -> None:
     assert artifact.parity.metric.artifact > 0.9
     assert artifact.parity.metric.drop <= 0.01
     assert f"{artifact.parity.metric.artifact:.2%}" in printed
+
+
+def test_release(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="two of its targets are of ONNX Runtime, or need its packages")
+    shutil.copytree(EXAMPLES / "release", tmp_path / "examples" / "release")
+    file = str(tmp_path / "examples" / "release" / "release.toml")
+    assert "8 passed; 8 computed now (pool)" in _run("-m", "deploykit", "release", file)
+    assert "8 passed; 0 computed now (none)" in _run("-m", "deploykit", "release", file)
+    assert (tmp_path / "out" / "release" / "junit.xml").is_file()
 
 
 def test_tune(tmp_path: Path) -> None:
