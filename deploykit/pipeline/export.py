@@ -18,7 +18,7 @@ from deploykit.pipeline import evidence as _evidence
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.fastest import SUFFIX, export_fastest
 from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
-from deploykit.pipeline.plan import Goals, Plan, make_plan, needs_data, refuse_missing
+from deploykit.pipeline.plan import Goals, Plan, make_plan, make_request, needs_data, refuse_missing
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.publishing import published
 from deploykit.pipeline.several import export_several
@@ -157,20 +157,18 @@ def export(
         return Exported.of(export_auto(export, {**request, "target": target}))
     if isinstance(target, str) and target.endswith(SUFFIX):
         return Exported.of(export_fastest(export, {**request, "target": target, "precision": precision}))
-    goals = Goals(tolerance, min_placement, min_speedup)
-    plan = make_plan(
-        model,
+    wanted = make_request(
         target,
         precision,
         method=calibration_method,
+        include=include,
+        exclude=exclude,
         options=options,
-        patterns=(include, exclude),
-        output=output,
-        goals=goals,
-        profile=profile,
         algorithms=algorithms,
         recipe=recipe,
     )
+    goals = Goals(tolerance, min_placement, min_speedup)
+    plan = make_plan(model, wanted, output=output, goals=goals, profile=profile)
     steps = Steps(enabled=progress)
     with steps.step("capture"):
         captured, data = captured_of(

@@ -54,42 +54,25 @@ class Goals:
     min_speedup: float | None
 
 
-def make_plan(
-    model: Any,
-    target: str,
-    precision: str,
-    *,
-    method: str,
-    options: Any,
-    patterns: tuple[Sequence[str], Sequence[str]],
-    output: str | Path | None,
-    goals: Goals,
-    profile: bool,
-    algorithms: Sequence[str] = (),
-    recipe: Recipe | None = None,
-) -> Plan:
-    """Check a request.
+def make_plan(model: Any, request: Request, *, output: str | Path | None, goals: Goals, profile: bool) -> Plan:
+    """Check what is to be done with a request.
 
+    Args:
+        model: as `deploykit.export` takes it; names the folder where no output is given.
+        request: of `make_request`.
+        output: the folder of the artifact; None for one beside the others.
+        goals: the gates as the user gave them.
+        profile: whether to measure.
     Raises:
-        UsageError, UnknownTargetError, UnsupportedPrecisionError, MissingDependencyError: it cannot be met.
+        UsageError, MissingDependencyError: it cannot be met.
         ArtifactError: the output folder is something else.
     """
-    request = make_request(
-        target,
-        precision,
-        method=method,
-        include=patterns[0],
-        exclude=patterns[1],
-        options=options,
-        algorithms=algorithms,
-        recipe=recipe,
-    )
-    resolved = resolve(target)
+    resolved = resolve(request.target)
     resolved.target.check_installed(export=True)
     return Plan(
         request=request,
         target=resolved.target,
-        output=replaceable(output or default_output(model, target, precision)),
+        output=replaceable(output or default_output(model, request.target, request.precision)),
         gates=_gates(request.precision, goals, resolved, profile=profile),
         profile=profile,
     )

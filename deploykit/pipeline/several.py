@@ -14,7 +14,7 @@ from typing import Any
 from deploykit.contract.errors import DeploykitError, UsageError
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.fastest import SUFFIX, kept
-from deploykit.pipeline.plan import Goals, Plan, default_output, make_plan, needs_data, refuse_missing
+from deploykit.pipeline.plan import Goals, Plan, default_output, make_plan, make_request, needs_data, refuse_missing
 from deploykit.plugin.artifact import Exported
 
 _AUTO = "auto"
@@ -78,18 +78,17 @@ def _planned(request: Mapping[str, Any], target: str) -> Plan | None:
     """What can be refused before the model is touched; None for `auto` and `fastest`, which make several plans."""
     if request["precision"] == _AUTO or str(target).endswith(SUFFIX):
         return None
-    return make_plan(
-        request["model"],
+    wanted = make_request(
         target,
         request["precision"],
         method=request["calibration_method"],
+        include=request["include"],
+        exclude=request["exclude"],
         options=request["options"],
-        patterns=(request["include"], request["exclude"]),
-        output=_output(request, target),
-        goals=Goals(request["tolerance"], request["min_placement"], request["min_speedup"]),
-        profile=request["profile"],
         algorithms=request["algorithms"],
     )
+    goals = Goals(request["tolerance"], request["min_placement"], request["min_speedup"])
+    return make_plan(request["model"], wanted, output=_output(request, target), goals=goals, profile=request["profile"])
 
 
 def _calibrated(captured: Any, data: Any, request: Mapping[str, Any]) -> Any:

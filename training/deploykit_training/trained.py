@@ -214,18 +214,8 @@ class Trained:
             DeploykitError: as `deploykit.export`.
         """
         start = self._start
-        plan = make_plan(
-            self.model,
-            start.request.target,
-            str(start.request.precision),
-            method=start.request.method,
-            options=start.request.options,
-            patterns=(start.request.include, start.request.exclude),
-            output=output,
-            goals=Goals(tolerance, min_placement, min_speedup),
-            profile=profile,
-            algorithms=start.request.algorithms,
-        )
+        goals = Goals(tolerance, min_placement, min_speedup)
+        plan = make_plan(self.model, start.request, output=output, goals=goals, profile=profile)
         task = task or (Task(evaluate, max_drop) if evaluate is not None else start.task)
         steps = Steps(enabled=progress)
         with steps.step("capture"):

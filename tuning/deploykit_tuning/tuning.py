@@ -24,7 +24,7 @@ from deploykit.pipeline.evidence import Task
 from deploykit.pipeline.export import calibrated, refuse_foreign
 from deploykit.pipeline.fastest import kept
 from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
-from deploykit.pipeline.plan import Goals, Plan, make_plan, refuse_missing
+from deploykit.pipeline.plan import Goals, Plan, make_plan, make_request, refuse_missing
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.reference import reference_session
 from deploykit.pipeline.staging import with_ladder
@@ -101,19 +101,18 @@ def tune(
     recipe = opened(recipe)
     target, precision = aimed(recipe, target, precision)
     _check(precision, allow, train, evaluate, max_drop, min_sqnr_db, budget_s)
-    plan = make_plan(
-        model,
+    request = make_request(
         target,
         precision,
         method=calibration_method,
+        include=include,
+        exclude=exclude,
         options=options,
-        patterns=(include, exclude),
-        output=output,
-        goals=Goals(_gate(precision, tolerance, min_sqnr_db), min_placement, min_speedup),
-        profile=profile,
         algorithms=algorithms,
         recipe=recipe,
     )
+    goals = Goals(_gate(precision, tolerance, min_sqnr_db), min_placement, min_speedup)
+    plan = make_plan(model, request, output=output, goals=goals, profile=profile)
     task = None if evaluate is None else Task(evaluate, _MAX_DROP if max_drop is None else max_drop)
     calibration = kept(calibration)
     shapes = {"dynamic_batch": dynamic_batch, "dynamic_shapes": dynamic_shapes}
