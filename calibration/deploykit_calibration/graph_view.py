@@ -144,3 +144,15 @@ def is_float(node: Node) -> bool:
 def is_constant(node: object) -> bool:
     """Whether a node is a float tensor that is stored in the model."""
     return isinstance(node, Node) and node.op == "get_attr"
+
+
+def read_last(graph: Graph) -> dict[Node, list[Node]]:
+    """For each node that is the last to read others, those others; and itself, where nothing reads it."""
+    last: dict[Node, Node] = {}
+    for node in graph.nodes:
+        for read in (node, *node.all_input_nodes):
+            last[read] = node
+    found: dict[Node, list[Node]] = {}
+    for read, reader in last.items():
+        found.setdefault(reader, []).append(read)
+    return found

@@ -16,6 +16,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from deploykit.capture.calls import stored
+from deploykit_calibration.graph_view import read_last
 from deploykit_calibration.op_kinds import shape_of
 from deploykit_calibration.products import mac_count
 
@@ -59,13 +60,7 @@ def run_in_step(
         before: op -> (what it reads, called with that of every sample, in the float graph and in the second one).
     """
     module = captured.graph_module
-    last_use: dict[Node, Node] = {}
-    for node in module.graph.nodes:
-        for read in (node, *node.all_input_nodes):
-            last_use[read] = node
-    dying: dict[Node, list[Node]] = {}
-    for read, reader in last_use.items():
-        dying.setdefault(reader, []).append(read)
+    dying = read_last(module.graph)
     values: dict[Node, tuple[Values, Values]] = {}
     names = iter(captured.inputs)
     with torch.inference_mode():

@@ -116,7 +116,8 @@ def place(
         CalibrationError: a range or a weight is not finite.
     """
     view = GraphView.of(captured)
-    planner, plan, asked = _planned(captured, view, table, scheme, (include, exclude), kept or {}, wider)
+    asked = asked_float(captured, view, include, exclude)
+    planner, plan = plan_graph(view, scheme, table, {**(kept or {}), **asked}, wider)
     params = _params(view, plan, planner, _Ranges(view, table, scheme, method, methods or {})) if table else {}
     graph_module = Rewriter(captured.graph_module, view, scheme, table.layer_inputs if table else {}).run(plan, params)
     return QuantizedGraph(
@@ -144,23 +145,26 @@ def plan_layers(
 ) -> tuple[LayerPlacement, ...]:
     """What `place` would make of every layer: the plan alone, without ranges and without a graph."""
     view = GraphView.of(captured)
-    _, plan, asked = _planned(captured, view, table, scheme, (include, exclude), kept or {}, wider)
+    asked = asked_float(captured, view, include, exclude)
+    plan = plan_graph(view, scheme, table, {**(kept or {}), **asked}, wider)[1]
     return describe_layers(captured, view, plan, scheme, asked)
 
 
-def _planned(
-    captured: CapturedModel,
+def plan_graph(
     view: GraphView,
-    table: CalibrationTable | None,
     scheme: Scheme,
-    patterns: tuple[Sequence[str], Sequence[str]],
-    kept: Mapping[str, str],
-    wider: Mapping[str, str] | None,
-) -> tuple[Planner, Plan, Collection[str]]:
-    """The plan, and the layers that patterns keep in float."""
-    asked = asked_float(captured, view, *patterns)
-    planner = Planner(view, scheme, table.statistics if table else {}, {**kept, **asked}, wider)
-    return planner, planner.run(), asked
+    table: CalibrationTable | None,
+    floats: Mapping[str, str],
+    wider: Mapping[str, str] | None = None,
+) -> tuple[Planner, Plan]:
+    """What a scheme makes of a graph; ranges are not looked at, only which tensors have any.
+
+    Args:
+        floats: layers that stay float, by node name, and why.
+        wider: layers whose weight is held in 8 bits where the scheme has fewer, by node name, and why.
+    """
+    planner = Planner(view, scheme, table.statistics if table else {}, floats, wider)
+    return planner, planner.run()
 
 
 def float_graph(

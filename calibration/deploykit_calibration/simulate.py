@@ -21,6 +21,7 @@ from torch.fx.node import map_arg
 from deploykit.capture.calls import stored
 from deploykit.contract.decibels import sqnr_db
 from deploykit.judge.parity import LayerParity
+from deploykit_calibration.graph_view import read_last
 from deploykit_calibration.run_time import round_inputs
 
 if TYPE_CHECKING:
@@ -139,13 +140,7 @@ def run(graph_module: GraphModule, feeds: Mapping[str, Tensor]) -> tuple[Tensor,
 
 def values(module: GraphModule, inputs: Sequence[Tensor], watched: AbstractSet[str]) -> Iterator[tuple[str, Tensor]]:
     """Run a flat graph step by step; yield (name, value) of watched nodes, and free what is no longer needed."""
-    last_use: dict[Node, Node] = {}
-    for node in module.graph.nodes:
-        for read in (node, *node.all_input_nodes):
-            last_use[read] = node
-    dying: dict[Node, list[Node]] = {}
-    for read, reader in last_use.items():
-        dying.setdefault(reader, []).append(read)
+    dying = read_last(module.graph)
     environment: dict[Node, Any] = {}
     remaining = iter(inputs)
     for node in module.graph.nodes:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.op_kinds import data_arguments
-from deploykit_calibration.placement import LayerPlacement, asked_float, describe_layers
-from deploykit_calibration.plan import Plan, Planner
+from deploykit_calibration.placement import LayerPlacement, asked_float, describe_layers, plan_graph
+from deploykit_calibration.plan import Plan
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -86,7 +86,7 @@ class Planning:
         self._widens = widens
         self._captured, self._view = prepared.captured, GraphView.of(prepared.captured)
         self._scheme = replace(prepared.scheme, bias_correction=prepared.corrects_bias)
-        self._statistics = prepared.table.statistics if prepared.table is not None else {}
+        self._table = prepared.table
         self._asked = asked_float(self._captured, self._view, prepared.include, prepared.exclude)
         self._before, self._wide = dict(prepared.kept), dict(prepared.wider)
 
@@ -106,8 +106,7 @@ class Planning:
         """
         new = dict.fromkeys(kept, WIDENED if self._widens else KEPT)
         floats, wider = (self._before, {**new, **self._wide}) if self._widens else ({**new, **self._before}, self._wide)
-        planner = Planner(self._view, self._scheme, self._statistics, {**floats, **self._asked}, wider)
-        plan = planner.run()
+        planner, plan = plan_graph(self._view, self._scheme, self._table, {**floats, **self._asked}, wider)
         reads = {tensor.name: _readers(plan, tensor) for tensor in plan.quantized}
         for op in (op for op, own in plan.stored.items() if own.rounded is not None):
             for tensor in data_arguments(op):

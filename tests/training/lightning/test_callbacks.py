@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +42,6 @@ class Digits(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters(), 1e-2)
-
-
-@pytest.fixture
-def loader(digits: Any) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(digits[0][:96], digits[1][:96]), batch_size=32)
-
-
-@pytest.fixture(autouse=True)
-def one_thread_of_data() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        yield
 
 
 def trainer(folder: Path, callbacks: list[Any], **options: Any) -> Trainer:

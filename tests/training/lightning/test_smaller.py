@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import deploykit
 from deploykit.lightning import Distillation, Pruning, QuantizationAwareTraining
@@ -46,18 +44,6 @@ class Digits(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters(), 1e-2)
-
-
-@pytest.fixture
-def loader(digits: Any) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(digits[0][:96], digits[1][:96]), batch_size=32)
-
-
-@pytest.fixture(autouse=True)
-def one_thread_of_data() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        yield
 
 
 @pytest.fixture
