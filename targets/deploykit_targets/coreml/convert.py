@@ -23,7 +23,7 @@ from deploykit_targets.coreml import interface, network, package, prescan
 from deploykit_targets.coreml.compress import WEIGHT_ONLY, compress
 from deploykit_targets.coreml.count import Counted, count, origins, sources
 from deploykit_targets.coreml.lower import Exported, exported
-from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
+from deploykit_targets.coreml.mil_evaluator.milproto import import_coremltools
 from deploykit_targets.coreml.scheme import OS_FLOOR, op_set_of
 from deploykit_targets.coreml.target import BATCH_SIZES
 

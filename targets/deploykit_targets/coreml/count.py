@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploykit_targets.coreml.mil_evaluator import _milproto
+from deploykit_targets.coreml.mil_evaluator import milproto
 from deploykit_targets.coreml.mil_evaluator.package import locate
 
 _FLOATS = {"fp16": "float16", "fp32": "float32"}
@@ -72,7 +72,7 @@ def count(package: Path, made_for: Mapping[str, str]) -> Counted:
         made_for: output of an op -> captured node, from `sources`.
     """
     files = locate(package)
-    program = _milproto.load_program(_milproto.read_specification(files.specification), files.weights)
+    program = milproto.load_program(milproto.read_specification(files.specification), files.weights)
     main = program.functions["main"]
     counted = Counted(
         ops=dict(sorted(Counter(op.op_type for op in _operations(main) if op.op_type != "const").items()))
@@ -82,7 +82,7 @@ def count(package: Path, made_for: Mapping[str, str]) -> Counted:
         name = next((made_for[output.name] for output in op.outputs if output.name in made_for), None)
         if name is None or op.op_type in _NOT_COUNTED or op.op_type.startswith("constexpr_"):
             continue
-        if _milproto.type_of(op.outputs[0])[0] not in _FLOATS:  # index arithmetic beside a gather
+        if milproto.type_of(op.outputs[0])[0] not in _FLOATS:  # index arithmetic beside a gather
             continue
         multiplies = op.op_type in _MULTIPLYING
         if name in counted.executed and (name in heavy or not multiplies):
@@ -96,7 +96,7 @@ def count(package: Path, made_for: Mapping[str, str]) -> Counted:
 def _enter(counted: Counted, name: str, op: Any) -> None:
     read = {key: list(_producers(op.inputs[key])) for key in _READ if op.inputs.get(key) is not None}
     widths = [_integer_width(producer) for key in read for producer in read[key]]
-    own = _FLOATS[_milproto.type_of(op.outputs[0])[0]]
+    own = _FLOATS[milproto.type_of(op.outputs[0])[0]]
     integers = bool(widths) and all(widths) and (op.op_type in _MULTIPLYING or _is_quantized(op.outputs[0]))
     counted.executed[name] = "int8" if integers else own
     weights = [_held(producer) for key in read if key.startswith("weight") for producer in read[key]]
@@ -134,9 +134,9 @@ def _held(producer: Any) -> str:
         return ""
     match producer.op_type:
         case "constexpr_affine_dequantize":
-            return _milproto.type_of(producer.inputs["quantized_data"])[0]
+            return milproto.type_of(producer.inputs["quantized_data"])[0]
         case "constexpr_blockwise_shift_scale":
-            return _milproto.type_of(producer.inputs["data"])[0]
+            return milproto.type_of(producer.inputs["data"])[0]
         case "constexpr_lut_to_dense":
             lut = producer.inputs["lut"].val
             size = lut.size if producer.inputs["indices"].rank == 1 else lut.shape[-2]

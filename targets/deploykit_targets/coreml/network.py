@@ -19,7 +19,7 @@ from deploykit_calibration.palette import palettize
 from deploykit_targets.coreml import interface
 from deploykit_targets.coreml.compress import PALETTE_BITS
 from deploykit_targets.coreml.count import Counted
-from deploykit_targets.coreml.mil_evaluator._milproto import parsed_model
+from deploykit_targets.coreml.mil_evaluator.milproto import parsed_model
 from deploykit_targets.coreml.nn_evaluator.weights import stored
 from deploykit_targets.coreml.package import DROPPED
 

@@ -14,7 +14,7 @@ from deploykit.contract.precision import Precision
 from deploykit.testing import models
 from deploykit_targets.coreml import package
 from deploykit_targets.coreml.mil_evaluator import load
-from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
+from deploykit_targets.coreml.mil_evaluator.milproto import import_coremltools
 
 pytestmark = NEEDS_COREMLTOOLS
 

@@ -11,7 +11,7 @@ from conversions import NEEDS_COREMLTOOLS, convert
 
 import deploykit
 from deploykit_targets.coreml import prescan
-from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
+from deploykit_targets.coreml.mil_evaluator.milproto import import_coremltools
 
 pytestmark = NEEDS_COREMLTOOLS
 

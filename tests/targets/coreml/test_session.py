@@ -26,7 +26,7 @@ from deploykit.plugin.registry import resolve
 from deploykit.testing import models
 from deploykit_targets.coreml import session as sessions
 from deploykit_targets.coreml import target as plugin
-from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
+from deploykit_targets.coreml.mil_evaluator.milproto import import_coremltools
 
 pytestmark = NEEDS_COREMLTOOLS
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit_targets.coreml.mil_evaluator import _milproto
+from deploykit_targets.coreml.mil_evaluator import milproto
 from deploykit_targets.coreml.mil_evaluator.dtypes import to_carrier
 from deploykit_targets.coreml.mil_evaluator.errors import UnsupportedOpError
 from deploykit_targets.coreml.mil_evaluator.operation import Op, OutputType
@@ -188,7 +188,7 @@ class _Planner:
             slots=tuple(slots),
             tuples=tuple(tuples),
             keys=tuple(self._key(variable) for variable in operation.outputs),
-            types=tuple(OutputType(*_milproto.type_of(variable)) for variable in operation.outputs),
+            types=tuple(OutputType(*milproto.type_of(variable)) for variable in operation.outputs),
             input_dtypes=dict(_input_dtypes(operation)),
             blocks=blocks,
             frees=(),
@@ -221,13 +221,13 @@ class _Planner:
 def _input_dtypes(operation: Any) -> Iterator[tuple[str, str]]:
     for name, value in operation.inputs.items():
         if value is not None and not name.startswith("_") and not isinstance(value, list | tuple):
-            yield name, _milproto.type_of(value)[0]
+            yield name, milproto.type_of(value)[0]
 
 
 def _constant(variable: Any) -> Any:
     """Value of a constant: a tensor, a string, or a list of strings or integers."""
     value = variable.val
-    items = _milproto.list_items(value)
+    items = milproto.list_items(value)
     if items is not None:
         return items
     if isinstance(value, str):
@@ -235,7 +235,7 @@ def _constant(variable: Any) -> Any:
     array = np.asarray(value)
     if array.dtype.kind in "UO":
         return [str(item) for item in array.reshape(-1)]
-    return to_carrier(array, _milproto.type_of(variable)[0])
+    return to_carrier(array, milproto.type_of(variable)[0])
 
 
 def _as_declared(argument: Any, declared: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deploykit.contract.errors import UsageError
-from deploykit_targets.coreml.mil_evaluator import _milproto, executor, package
+from deploykit_targets.coreml.mil_evaluator import executor, milproto, package
 from deploykit_targets.coreml.mil_evaluator.dtypes import CARRIERS, numpy_dtype, to_carrier, to_numpy
 from deploykit_targets.coreml.mil_evaluator.operation import Settings
 from deploykit_targets.coreml.mil_evaluator.plan import FunctionPlan, plan_function
@@ -173,8 +173,8 @@ def load(
         UsageError: there is no such function.
     """
     files = package.locate(Path(path))
-    specification = _milproto.read_specification(files.specification)
-    program = _milproto.load_program(specification, files.weights)
+    specification = milproto.read_specification(files.specification)
+    program = milproto.load_program(specification, files.weights)
     description = specification.description
     name = _chosen(program, function, description.defaultFunctionName)
     described = {entry.name: entry for entry in description.functions}
@@ -202,7 +202,7 @@ def from_mil(
         UnsupportedOpError: it holds an op without a rule.
         UsageError: there is no such function.
     """
-    mil = _milproto.program_of(program)
+    mil = milproto.program_of(program)
     name = _chosen(mil, function, "")
     version = int(mil.functions[name].opset_version)
     return _program(

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from deploykit.contract.errors import UsageError
-from deploykit_targets.coreml.mil_evaluator import _milproto
+from deploykit_targets.coreml.mil_evaluator import milproto
 from deploykit_targets.coreml.mil_evaluator.dtypes import numpy_dtype
 
 Array = np.ndarray[Any, Any]
@@ -122,7 +122,7 @@ def interface_of(function: Any, description: Any | None) -> Interface:
     inputs, states = [], []
     for name, variable in function.inputs.items():
         spec = ValueSpec(name, *_tensor_type(variable))
-        if _milproto.is_state(variable):
+        if milproto.is_state(variable):
             states.append(spec)
         else:
             inputs.append(described(spec, features[name]) if name in features else spec)
@@ -130,7 +130,7 @@ def interface_of(function: Any, description: Any | None) -> Interface:
 
 
 def _tensor_type(variable: Any) -> tuple[str, Shape]:
-    dtype, shape = _milproto.type_of(variable)
+    dtype, shape = milproto.type_of(variable)
     return dtype, shape or ()
 
 
@@ -148,7 +148,7 @@ def _outputs(function: Any, description: Any | None) -> list[ValueSpec]:
 
 
 def _classifier_output(variable: Any, operation: Any) -> ValueSpec:
-    labels = tuple(_milproto.list_items(operation.classes.val) or ())
+    labels = tuple(milproto.list_items(operation.classes.val) or ())
     if variable is operation.outputs[0]:
         return ValueSpec(variable.name, "str" if isinstance(labels[0], str) else "int64", ())
     return ValueSpec(variable.name, "fp32", (len(labels),), classes=labels)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from deploykit.contract.errors import ArtifactError
-from deploykit_targets.coreml.mil_evaluator._milproto import parsed_model
 from deploykit_targets.coreml.mil_evaluator.errors import EvaluationError
+from deploykit_targets.coreml.mil_evaluator.milproto import parsed_model
 from deploykit_targets.coreml.mil_evaluator.specs import ValueSpec, chosen_inputs, described, named
 from deploykit_targets.coreml.nn_evaluator import layers_compute, layers_elementwise, layers_recurrent, layers_shape
 from deploykit_targets.coreml.nn_evaluator.errors import UnsupportedLayerError

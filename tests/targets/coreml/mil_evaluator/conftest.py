@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deploykit_targets.coreml.mil_evaluator import Program, from_mil, load
-from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools, quiet
+from deploykit_targets.coreml.mil_evaluator.milproto import import_coremltools, quiet
 
 
 class Mil:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from deploykit_targets.coreml.mil_evaluator._milproto import core_ops
+from deploykit_targets.coreml.mil_evaluator.milproto import core_ops
 from deploykit_targets.coreml.mil_evaluator.ops_control import EXECUTOR_OPS
 from deploykit_targets.coreml.mil_evaluator.rules import IN_DISTRIBUTION, RULES, SUPPORTED
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from deploykit_targets.coreml.mil_evaluator import load
-from deploykit_targets.coreml.mil_evaluator._milproto import quiet
+from deploykit_targets.coreml.mil_evaluator.milproto import quiet
 
 
 class Residual(nn.Module):

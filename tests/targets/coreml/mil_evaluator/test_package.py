@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deploykit.contract.errors import ArtifactError, ConversionError, MissingDependencyError, UsageError
-from deploykit_targets.coreml.mil_evaluator import UnsupportedOpError, _milproto, from_mil, load, run_package
+from deploykit_targets.coreml.mil_evaluator import UnsupportedOpError, from_mil, load, milproto, run_package
 from deploykit_targets.coreml.mil_evaluator.__main__ import main as command
 from deploykit_targets.coreml.mil_evaluator.package import locate
 
@@ -340,7 +340,7 @@ def test_several_functions_in_a_package(mil, tmp_path):
     for name in ("double", "triple"):
         joined.add_function(str(tmp_path / f"{name}.mlpackage"), "main", name)
     joined.default_function_name = "triple"
-    with _milproto.quiet():
+    with milproto.quiet():
         ct.utils.save_multifunction(joined, str(tmp_path / "both.mlpackage"))
     x = np.array([1, 2], np.float32)
 
@@ -424,7 +424,7 @@ def test_damaged_manifest_missing_weights_and_paths_outside(mil, tmp_path, rng):
 def test_an_unknown_op_is_named_with_its_output_and_version(mil, tmp_path):
     path = mil.save(simple(mil), tmp_path / "m.mlpackage")
     file = path / "Data/com.apple.CoreML/model.mlmodel"
-    model = _milproto.read_specification(file)
+    model = milproto.read_specification(file)
     function = model.mlProgram.functions["main"]
     for operation in function.block_specializations[function.opset].operations:
         if operation.type == "mul":
@@ -447,7 +447,7 @@ def test_a_dialect_op_in_memory_is_named(mil):
 def test_another_version_of_coremltools_is_refused(mil, monkeypatch):
     monkeypatch.setattr(mil.ct, "__version__", "9.1")
     with pytest.raises(MissingDependencyError, match=r"9\.0"):
-        _milproto.import_coremltools()
+        milproto.import_coremltools()
 
 
 # --- command line -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from deploykit_targets.coreml.mil_evaluator import EvaluationError
-from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
+from deploykit_targets.coreml.mil_evaluator.milproto import import_coremltools
 from deploykit_targets.coreml.nn_evaluator import UnsupportedLayerError, load
 from deploykit_targets.coreml.nn_evaluator.network import RULES
 

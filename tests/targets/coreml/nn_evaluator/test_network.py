@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit_targets.coreml.mil_evaluator._milproto import import_coremltools
+from deploykit_targets.coreml.mil_evaluator.milproto import import_coremltools
 from deploykit_targets.coreml.nn_evaluator import load
 from deploykit_targets.coreml.nn_evaluator.weights import stored, tensor
 
