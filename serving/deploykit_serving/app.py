@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from deploykit._version import __version__
 from deploykit.contract.optional import require
 from deploykit_serving.drift import Drift
-from deploykit_serving.endpoint import InferEndpoint
+from deploykit_serving.endpoint import InferEndpoint, Receive, Scope, Send
 from deploykit_serving.logs import Log
 from deploykit_serving.metrics import Metrics
 from deploykit_serving.models import Repository
@@ -22,7 +23,26 @@ if TYPE_CHECKING:
 Handler = Callable[["Request"], Awaitable["Response"]]
 
 
-def application(repository: Repository, metrics: Metrics, log: Log, drift: Drift | None = None) -> Starlette:
+_INFER = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?/infer")
+
+
+class Application:
+    """The ASGI application of a server: inferences go to their endpoint directly, past the routes of the rest."""
+
+    def __init__(self, pages: Starlette, infer: InferEndpoint) -> None:
+        self._pages = pages
+        self._infer = infer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        found = _INFER.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if found is None:
+            await self._pages(scope, receive, send)
+        else:
+            await self._infer({**scope, "path_params": found.groupdict()}, receive, send)
+
+
+def application(repository: Repository, metrics: Metrics, log: Log, drift: Drift | None = None) -> Application:
     """The ASGI application over a repository, which may still be loading.
 
     Raises:
@@ -47,7 +67,7 @@ def application(repository: Repository, metrics: Metrics, log: Log, drift: Drift
         Route("/metrics", pages.metrics),
     ]
     handlers: Any = {Refusal: _refused, HTTPException: _http_error, Exception: _defect}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    return Application(Starlette(routes=routes, exception_handlers=handlers), infer)
 
 
 class _Pages:

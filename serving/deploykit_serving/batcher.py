@@ -23,6 +23,7 @@ from deploykit.contract.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
+_HAND_OVER_S = 0.0003  # from a request's thread to another and back, on a busy machine
 _SMOOTHING = 0.2  # of the seconds that a row takes, by which a client is told when to come again
 
 
@@ -122,6 +123,8 @@ class Batcher:
         self._rows = 0
         self._peak = 0
         self._row_s = 0.0
+        self._short = False
+        self._busy = 0
         self._closing = False
         self._changed = threading.Condition()
         self._threads = [
@@ -176,6 +179,31 @@ class Batcher:
             self._changed.notify(len(works))
         return Ticket(works)
 
+    def run_now(self, feeds: Feeds) -> Outcome | None:
+        """Run a request on the calling thread, where that is sooner than to hand it to another; None where it is not.
+
+        It is so where nothing runs or waits and a run takes less than the hand-over costs: a caller that is an event
+        loop stands still for no longer than that.
+
+        Raises:
+            Closed: after `close`.
+        """
+        if not self._short or self._rows or self._busy or self._closing or self.rows_of(feeds) > self.max_batch:
+            return None
+        began = time.perf_counter()
+        outputs: dict[str, Array] | None = None
+        error: Exception | None = None
+        try:
+            outputs = self._sessions[0].run(feeds)
+        except Exception as raised:  # a runtime may raise anything
+            if self._closing:  # meanwhile, on another thread
+                raise Closed from raised
+            error = raised
+        seconds = time.perf_counter() - began
+        rows = self.rows_of(feeds)
+        self._ran(rows, seconds)
+        return Outcome(outputs, error, 0.0, seconds, rows)
+
     def abandon(self, ticket: Ticket) -> None:
         """Take out of the queue what waits of a request that nobody wants any more; what runs, runs to its end."""
         with self._changed:
@@ -216,6 +244,8 @@ class Batcher:
         while batch := self._next():
             self._run(session, batch)
             del batch  # its arrays are not kept while the thread waits for the next
+            with self._changed:
+                self._busy -= 1
 
     def _next(self) -> list[_Work]:
         """The next batch, once it is full or its first row has waited long enough; empty when all is done."""
@@ -250,6 +280,7 @@ class Batcher:
         return batch, rows >= self.max_batch
 
     def _take(self, batch: list[_Work]) -> None:
+        self._busy += 1
         if batch[0] is self._waiting[0] and len(batch) == 1:
             self._waiting.popleft()
         else:
@@ -271,13 +302,19 @@ class Batcher:
                 return
             found = [error]
         seconds = time.perf_counter() - began
-        self._row_s += _SMOOTHING * (seconds / rows - self._row_s)
-        if self._watcher is not None:
-            self._watcher.batch_ran(rows, seconds)
+        self._ran(rows, seconds)
         for work, each in zip(batch, found, strict=True):
             failed = isinstance(each, Exception)
             queued_s = began - work.arrived
             work.done(Outcome(None if failed else each, each if failed else None, queued_s, seconds, rows))  # type: ignore[arg-type]
+
+    def _ran(self, rows: int, seconds: float) -> None:
+        """Take the time of a run into account."""
+        each = seconds / rows
+        self._row_s = self._row_s + _SMOOTHING * (each - self._row_s) if self._row_s else each
+        self._short = self._wait_s == 0.0 and self._row_s * self.max_batch < _HAND_OVER_S
+        if self._watcher is not None:
+            self._watcher.batch_ran(rows, seconds)
 
     @staticmethod
     def _outputs(session: Session, batch: list[_Work]) -> list[dict[str, Array] | Exception]:

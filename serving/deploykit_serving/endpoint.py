@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,12 @@ class InferEndpoint:
         except Refusal as refusal:
             self._tell(refusal, name, version)
             await refuse(send, refusal, receive)
+            return
+        except Exception as error:  # a defect of ours: one request fails, and the log has the traceback
+            self._log.event("defect", traceback="".join(traceback.format_exception(error)))
+            defect = Refusal(500, f"unexpected {type(error).__name__}; the server's log has it", reason="defect")
+            self._tell(defect, name, version)
+            await refuse(send, defect, receive)
             return
         await _send(send, answer)
         seconds = time.perf_counter() - arrived
@@ -197,6 +204,11 @@ async def _ran(model: Model, request: Request, deadline: float, receive: Receive
         ClientGone: nobody waits for it any more.
         Closed: the model was replaced.
     """
+    at_once = model.batcher.run_now(request.feeds)
+    if at_once is not None:
+        if at_once.error is not None:
+            raise _failure(at_once.error)
+        return at_once
     loop = asyncio.get_running_loop()
     found: asyncio.Future[Outcome] = loop.create_future()
 

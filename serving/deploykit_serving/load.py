@@ -61,6 +61,7 @@ def infer_request(url: str, model: str, inputs: Sequence[TensorSpec], feeds: Fee
     text = msgspec.json.encode(document)
     blobs = b"".join(feeds[spec.name].tobytes() for spec in inputs) if binary else b""
     lines = [f"POST /v2/models/{model}/infer HTTP/1.1", f"host: {urlsplit(url).netloc}"]
+    lines.append(f"content-type: application/{'octet-stream' if binary else 'json'}")
     if binary:
         lines.append(f"inference-header-content-length: {len(text)}")
     lines.append(f"content-length: {len(text) + len(blobs)}")

@@ -12,6 +12,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from deploykit_serving.settings import Settings
 _HEADERS_S = 10.0
 _KEEP_ALIVE_S = 65  # longer than the minute of common load balancers, which must be those that close
 _PURPOSE = "serve artifacts"
+# A run that ends waits this long for the event loop to let its thread go on; Python's own 5 ms are many short runs.
+_SWITCH_S = 0.0005
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def serve(
         DeploykitError: an artifact is refused; see `deploykit_serving.models.Model.open`.
         MissingDependencyError: a package of the extra `serve` is not installed.
     """
+    sys.setswitchinterval(_SWITCH_S)
     for module in ("uvicorn", "httptools", "starlette", "prometheus_client"):
         require(module, extra="serve", purpose=_PURPOSE)
     place, log = listening or Listening(), log or Log()

@@ -188,6 +188,34 @@ def test_without_a_batch_axis_a_request_is_a_row() -> None:
     batcher.close()
 
 
+def test_a_short_run_is_made_on_the_calling_thread_where_nothing_waits(made) -> None:
+    batcher, _ = made(max_batch=2)
+    assert batcher.run_now(rows(1)) is None, "how long it takes is not known yet"
+    for _ in range(50):  # a run may have been held up by the machine
+        submit(batcher, rows(1)).values()
+    now = batcher.run_now(rows(3, 4))
+    if now is not None:
+        assert now.outputs is not None and now.outputs["y"].tolist() == [6, 8] and now.batch_rows == 2
+    assert batcher.run_now(rows(1, 2, 3)) is None, "more rows than a batch"
+    waiting, _ = made(max_batch=2, wait_s=0.01)
+    submit(waiting, rows(1)).values()
+    assert waiting.run_now(rows(1)) is None, "a row is to wait for others"
+
+
+def test_nothing_is_run_on_the_calling_thread_while_another_runs_or_after_the_end(made) -> None:
+    batcher, runs = made()
+    for _ in range(50):
+        submit(batcher, rows(1)).values()
+    runs.begun.clear()
+    runs.go.clear()
+    busy = submit(batcher, rows(1))
+    assert runs.begun.wait(30) and batcher.run_now(rows(2)) is None
+    runs.go.set()
+    busy.values()
+    batcher.close()
+    assert batcher.run_now(rows(2)) is None
+
+
 def test_many_threads_get_their_own(made) -> None:
     batcher, runs = made(instances=3, max_batch=4, wait_s=0.001, max_queue=10_000)
     found: dict[int, list[float]] = {}
