@@ -30,7 +30,7 @@ from deploykit_fleet.report.significance import is_busy
 
 _DEPTH, _WIDTH, _SIZE = 20, 32, 32
 _BUILDS, _LAYERS = 40, 60
-_AGAIN = 5
+_AGAIN = 30
 
 
 class Chain(nn.Module):
@@ -93,13 +93,18 @@ def rounds(folder: Path, precision: str, threads: int, runs: int) -> Iterator[di
         yield {
             "no_change": changes[0].verdict,
             "planted": changes[1].verdict,
-            "shift_no_change": round(changes[0].shift.estimate, 4),
-            "shift_planted": round(changes[1].shift.estimate, 4),
+            "shift_no_change": _shift(changes[0]),
+            "shift_planted": _shift(changes[1]),
             "median_no_change": round(medians[1] / medians[0] - 1.0, 4),
             "median_planted": round(medians[2] / medians[0] - 1.0, 4),
             "again": sum(again for _, again in found),
         }
         print(index, changes[0].verdict, changes[1].verdict, flush=True)
+
+
+def _shift(change: Change) -> float | None:
+    """None where a profile was too busy to be tested."""
+    return None if change.shift is None else round(change.shift.estimate, 4)
 
 
 def _median(artifact: Path) -> float:
@@ -145,6 +150,7 @@ def main() -> None:
         "threads": arguments.threads,
         "runs": len(found),
         "measured again": sum(each["again"] for each in found),
+        "not tested": sum("untested" in (each["no_change"], each["planted"]) for each in found),
         "found of no change": sum(each["no_change"] in ("worse", "better") for each in found),
         "found of planted": sum(each["planted"] == "worse" for each in found),
         "shift of no change": _range(each["shift_no_change"] for each in found),
@@ -156,8 +162,8 @@ def main() -> None:
     report("report", [*_others(row), row], notes=[f"{_BUILDS} builds of {_LAYERS} layers: {told}"])
 
 
-def _range(shifts: Iterable[float]) -> str:
-    values = [100.0 * each for each in shifts]
+def _range(shifts: Iterable[float | None]) -> str:
+    values = [100.0 * each for each in shifts if each is not None]
     return f"{min(values):+.1f} to {max(values):+.1f} %"
 
 

@@ -31,9 +31,12 @@ const row = (tag, words) => {
 };
 for (const data of document.querySelectorAll("pre.data")) {
   const { columns, rows, words } = JSON.parse(data.textContent);
-  const told = (value, at) => (words[columns[at]] ? (words[columns[at]][value] ?? "") : value);
+  const told = (value, at) => {
+    if (words[columns[at]]) return words[columns[at]][value] ?? "";
+    return columns[at] === "SQNR" && value !== null ? (value < 200 ? value.toFixed(1) : "identical") : value;
+  };
   const table = document.createElement("table");
-  table.createCaption().textContent = "In the order of execution; a head sorts";
+  table.createCaption().textContent = "SQNR in dB, in the order of execution; a head sorts";
   table.createTHead().append(row("th", columns));
   table.createTBody().append(...rows.map((each) => row("td", columns.map((_, at) => told(each[at], at)))));
   table.className = "n4";

@@ -141,7 +141,7 @@ def test_every_picture_has_its_json_and_a_name_for_those_who_cannot_see_it(relea
     assert named == set(data) - {"matrix"} and len(elements.all("svg")) == len(named)
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in elements.all("svg"))
     layers = next(value for name, value in data.items() if name.endswith("-layers"))
-    assert [row[0] for row in layers["rows"]] == list(LAYERS) and layers["columns"][3] == "SQNR dB"
+    assert [row[0] for row in layers["rows"]] == list(LAYERS) and layers["columns"][3] == "SQNR"
 
 
 def test_ids_are_unique_and_links_lead_somewhere(release) -> None:

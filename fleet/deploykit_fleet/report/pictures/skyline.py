@@ -99,7 +99,7 @@ def _legend(rows: Sequence[LayerRow]) -> Html | None:
 
 def _rows(name: str, rows: Sequence[LayerRow]) -> Html:
     """Name, kind, precision, dB and microseconds of each layer, and why it is not as asked: the place of its reason."""
-    columns = ["layer", "operator", "computes in", "SQNR dB", "µs", "because"]
+    columns = ["layer", "operator", "precision", "SQNR", "µs", "because"]
     reasons = list(dict.fromkeys(sentence(row.reason) for row in rows if row.reason))
     shown = [
         [
