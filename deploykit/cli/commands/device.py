@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploykit.cli.output import Answer, note
-from deploykit.cli.parameters import Debug, Json, Options, parse_options
+from deploykit.cli.parameters import AllowNative, Debug, Json, Key, Options, parse_options
 from deploykit.contract.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from deploykit.plugin.artifact import Artifact
     from deploykit_fleet.devices import Device, Entry
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the board, as in `deploykit device list`.")]
@@ -105,13 +106,17 @@ def run(
         float, typer.Option("--wait-s", min=0.0, help="How long to wait while another client uses the board.")
     ] = 120.0,
     devices: File = None,
+    key: Key = None,
+    allow_native: AllowNative = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Verify an artifact on a board; run it on arrays, profile it or build it there where that is asked for.
 
-    It is copied to the board and executed there, while this client has the board's lease.
+    It is copied to the board and executed there, while this client has the board's lease. Native code of an artifact
+    that was not made here runs only with --key or --allow-native.
     """
+    from deploykit.plugin.artifact import load
     from deploykit_fleet.devices import device
 
     board = device(name, devices=devices)
@@ -119,19 +124,18 @@ def run(
     _check(source, output, build)
     document: dict[str, Any] = {"device": name, "path": artifact}
     page: list[RenderableType] = []
+    own = load(artifact, key=key, allow_native=allow_native)
     with board.leased(wait_s=wait):
-        path = artifact
         if build:
-            made = board.build(artifact, output=output, options=parse_options(option or ()) or None)
-            path = str(made.path)
-            document["built"] = made.summary()
-            page.append(f"built on {name}: {path}")
+            own = board.build(own, output=output, options=parse_options(option or ()) or None)
+            document["built"] = own.summary()
+            page.append(f"built on {name}: {own.path}")
         if source is not None:
-            _run(board, path, source, str(output), document, page)
+            _run(board, own, source, str(output), document, page)
         elif not build:  # a build is proved there already
-            _verify(board, path, document, page)
+            _verify(board, own, document, page)
         if profile or sustained or sustained_s or save:
-            _profile(board, path, (seconds, threads, sustained_s or sustained), save, document, page)
+            _profile(board, own, (seconds, threads, sustained_s or sustained), save, document, page)
     return Answer(document, page)
 
 
@@ -158,12 +162,12 @@ def _check(source: str | None, output: str | None, build: bool) -> None:
         raise UsageError("--output belongs to --input, or to --build")
 
 
-def _verify(board: Device, path: str, document: dict[str, Any], page: list[RenderableType]) -> None:
+def _verify(board: Device, own: Artifact, document: dict[str, Any], page: list[RenderableType]) -> None:
     from deploykit.cli.tables import pairs
     from deploykit.judge import figures
 
-    metrics = board.verify(path)
-    document |= {"verified": True, "metrics": metrics, "evidence": board.evidence(path)}
+    metrics = board.verify(own)
+    document |= {"verified": True, "metrics": metrics, "evidence": board.evidence(own)}
     rows = [
         ("golden data", f"gives the same outputs on {board.name} as where the artifact was made"),
         ("evidence", str(document["evidence"])),
@@ -175,7 +179,7 @@ def _verify(board: Device, path: str, document: dict[str, Any], page: list[Rende
 
 def _profile(
     board: Device,
-    path: str,
+    own: Artifact,
     asked: tuple[float, int | None, Any],
     save: bool,
     document: dict[str, Any],
@@ -183,26 +187,23 @@ def _profile(
 ) -> None:
     from deploykit.cli.commands.profile import profile_page, with_worth_it
     from deploykit.judge.profiling import Effort
-    from deploykit.plugin.artifact import load
 
     seconds, threads, sustained = asked
-    measured = board.profile(path, effort=Effort(seconds=seconds, threads=threads), sustained=sustained)
+    measured = board.profile(own, effort=Effort(seconds=seconds, threads=threads), sustained=sustained)
     if save:
-        load(path).save_profile(measured)
+        own.save_profile(measured)
     document |= {"profile": with_worth_it(measured), "saved": save}
     page += ["", *profile_page(measured)]
 
 
 def _run(
-    board: Device, path: str, source: str, output: str, document: dict[str, Any], page: list[RenderableType]
+    board: Device, own: Artifact, source: str, output: str, document: dict[str, Any], page: list[RenderableType]
 ) -> None:
     from deploykit.artifact.storage import write_file
     from deploykit.cli.arrays import batches, encode, fitting, read_arrays
     from deploykit.cli.commands.run import joined
     from deploykit.contract.session import FunctionSession
-    from deploykit.plugin.artifact import load
 
-    own = load(path)
     pieces = batches(own.inputs, fitting(own.inputs, read_arrays(source), source))
     outputs = joined(board.run(own, pieces), FunctionSession(lambda _: {}, own.inputs, own.outputs))
     write_file(Path(output), encode(outputs, output))

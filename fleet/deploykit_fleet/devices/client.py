@@ -194,6 +194,7 @@ class Device:
         own = _loaded(artifact)
         if own.manifest.build is None:
             raise UsageError(f"{own.path.name} needs no build; its status is {own.status!r}", hint="run it as it is")
+        own.plugin().check_vouched(own, build=True)
         with self.leased(wait_s=wait_s):
             folder, made = self.board.upload(own), f"{FOLDER}/built/{own.fingerprint[:32]}"
             asked = {"do": "build", "path": folder, "output": made, "options": dict(options or {}) or None}
@@ -273,6 +274,7 @@ class Device:
             hint = f'deploykit.device("{self.name}").build(...), or deploykit device run {self.name} ARTIFACT --build'
             raise DeviceError(message, hint=hint)
         there = own.at(self.board)
+        there.plugin().check_vouched(there)
         there.plugin().refuse_missing(there)
         return there
 

@@ -13,7 +13,7 @@ import pytest
 
 import deploykit
 from deploykit.artifact.manifest import NEEDS_DEVICE_BUILD, PendingBuild
-from deploykit.contract.errors import DeviceError, ParityError, UsageError
+from deploykit.contract.errors import ArtifactError, DeviceError, ParityError, UsageError
 from deploykit.judge.profiling import Effort
 from deploykit.testing.loopback import Cutter, Loopback
 from deploykit_fleet.devices import Device
@@ -53,6 +53,30 @@ def test_what_is_wrong_is_found_before_anything_is_sent(toy: Any, make: Make, tm
     with pytest.raises(UsageError, match="needs no build"):
         lab.build(artifact)
     assert lab.board.transfer.sent_bytes == 0
+
+
+def test_native_code_from_elsewhere_is_refused_here_and_allowed_code_runs_there(
+    toy: Any, make: Make, loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine that the user sits at decides; nothing is sent before."""
+    from deploykit.artifact import made
+    from deploykit.artifact.manifest import PendingBuild
+    from deploykit.plugin.artifact import load
+
+    monkeypatch.setenv("DEPLOYKIT_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(made, "_known", set())
+    monkeypatch.setattr(toy.ToyTarget, "native_code", lambda self, artifact: "machine code")
+    monkeypatch.setattr(toy.ToyTarget, "build_code", lambda self, artifact: "a build program")
+    toy.write_artifact(tmp_path / "art")
+    waiting = {"status": "needs device build", "build": PendingBuild("deploykit build .", "build it there")}
+    toy.write_artifact(tmp_path / "unbuilt", **waiting)
+    board = make()
+    for act in (board.verify, board.profile):
+        with pytest.raises(ArtifactError, match="opening art runs machine code, and it was not made here"):
+            act(tmp_path / "art")
+    with pytest.raises(ArtifactError, match="building unbuilt runs a build program, and it was not made here"):
+        board.build(tmp_path / "unbuilt")
+    assert board.verify(load(tmp_path / "art", allow_native=True)).max_abs == 0.0
 
 
 def test_other_outputs_there_are_an_error(
