@@ -25,8 +25,8 @@ from torch import nn
 
 import deploykit
 from deploykit.judge.profiling import Profile
-from deploykit_fleet.report.changes import Change
 from deploykit_fleet.report.significance import is_busy
+from deploykit_fleet.report.verdicts import Change
 
 _DEPTH, _WIDTH, _SIZE = 20, 32, 32
 _BUILDS, _LAYERS = 40, 60

@@ -10,9 +10,10 @@ from typing import Any
 from deploykit.artifact import manifest as layout
 from deploykit.artifact.storage import write_file
 from deploykit.contract.errors import UsageError
-from deploykit_fleet.report.changes import Change, Comparison, compare
+from deploykit_fleet.report.changes import compare
 from deploykit_fleet.report.entries import Book, read_book
 from deploykit_fleet.report.page import page
+from deploykit_fleet.report.verdicts import Change, Comparison
 
 NAME = "report.html"
 

@@ -11,7 +11,6 @@ import hashlib
 from importlib.resources import files
 
 from deploykit._version import __version__
-from deploykit_fleet.report.changes import Comparison
 from deploykit_fleet.report.entries import Book
 from deploykit_fleet.report.fronts import fronts_of
 from deploykit_fleet.report.markup import Html, el, short
@@ -19,6 +18,7 @@ from deploykit_fleet.report.sections.changed import changed
 from deploykit_fleet.report.sections.entry import entry_section
 from deploykit_fleet.report.sections.fronts import fronts_section
 from deploykit_fleet.report.sections.overview import head, matrix
+from deploykit_fleet.report.verdicts import Comparison
 
 
 def page(book: Book, comparison: Comparison | None) -> str:

@@ -58,6 +58,7 @@ def test_a_machine_that_slowed_is_told_from_an_artifact_that_did(beside) -> None
     assert verdicts(beside(slowed(1.0, 1.0), slowed(1.15, 1.15))) == {"latency": "machine"}
     assert verdicts(beside(slowed(1.0, 1.0), slowed(1.15, 1.0))) == {"latency": "worse"}
     assert verdicts(beside(slowed(1.0, 1.0), slowed(0.8, 1.0))) == {"latency": "better"}
+    assert verdicts(beside(slowed(1.0, 1.0), slowed(0.8, 0.8))) == {"latency": "machine"}
     # of another network the float build is another, too, and excuses nothing
     assert verdicts(beside(slowed(1.0, 1.0), slowed(1.15, 1.15, "deeper"))) == {"latency": "worse"}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deploykit.judge.profiling import rounded
-from deploykit_fleet.report.changes import BETTER, SAME, WORSE, Change, Comparison
 from deploykit_fleet.report.markup import Html, el, join, sentence, short
 from deploykit_fleet.report.pictures.frame import figure
 from deploykit_fleet.report.pictures.spans import Span, spans
 from deploykit_fleet.report.sections.pieces import anchor, notes, table
 from deploykit_fleet.report.significance import LEVEL, MARGIN, Shift
+from deploykit_fleet.report.verdicts import BETTER, SAME, WORSE, Change, Comparison
 
 _SIGNS = {
     "worse": ("▲", "worse"),

@@ -8,11 +8,11 @@ from deploykit.contract.precision import Evidence
 from deploykit.judge import figures
 from deploykit.judge.profiling import rounded
 from deploykit_fleet.outcome import Status
-from deploykit_fleet.report.changes import BETTER, Comparison
 from deploykit_fleet.report.entries import Book, Entry
 from deploykit_fleet.report.markup import Html, data_block, el, join, sentence, short
 from deploykit_fleet.report.sections.pieces import anchor, badge
 from deploykit_fleet.report.times import latency
+from deploykit_fleet.report.verdicts import BETTER, Comparison
 
 _REASON = 80
 _STATES: tuple[Status, ...] = ("passed", "failed", "skipped")
