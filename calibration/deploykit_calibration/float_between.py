@@ -15,7 +15,7 @@ from torch.fx import Node
 from deploykit.contract.achieved import FloatActivation
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.op_kinds import shape_of
-from deploykit_calibration.plan import Plan, Planner
+from deploykit_calibration.plan import PlacementPlan, Planner
 from deploykit_calibration.products import layer_kind, mac_count, operator_name
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _BYTES = 4
 
 
 def float_activations(
-    captured: CapturedModel, view: GraphView, planner: Planner, plan: Plan
+    captured: CapturedModel, view: GraphView, planner: Planner, plan: PlacementPlan
 ) -> tuple[FloatActivation, ...]:
     """The float operators that read what an integer layer computed, or compute what one reads, largest first."""
     fused = {planner.tail(op) for op in plan.reads}
@@ -46,7 +46,7 @@ def _computes(view: GraphView, op: Node) -> bool:
     return any(result in view.activations for result in view.results(op)) and view.kinds[op] != "embedding"
 
 
-def _reached(plan: Plan, *, forward: bool) -> set[Node]:
+def _reached(plan: PlacementPlan, *, forward: bool) -> set[Node]:
     """What lies behind (or before) the integer layers of a plan."""
     pending, found = list(plan.reads), set[Node]()
     while pending:

@@ -20,7 +20,7 @@ from deploykit.contract.scheme import FixedParams, Scheme
 from deploykit_calibration.float_between import float_activations
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.patterns import kept_float
-from deploykit_calibration.plan import Plan, Planner, is_layer, transform_of
+from deploykit_calibration.plan import PlacementPlan, Planner, is_layer, transform_of
 from deploykit_calibration.products import layer_kind, mac_count, weight_count
 from deploykit_calibration.ranges import affine_qparams
 from deploykit_calibration.rewrite import Rewriter, TensorParams
@@ -156,7 +156,7 @@ def plan_graph(
     table: CalibrationTable | None,
     floats: Mapping[str, str],
     wider: Mapping[str, str] | None = None,
-) -> tuple[Planner, Plan]:
+) -> tuple[Planner, PlacementPlan]:
     """What a scheme makes of a graph; ranges are not looked at, only which tensors have any.
 
     Args:
@@ -173,7 +173,7 @@ def float_graph(
     """The float graph as a placement in which nothing is placed: every layer with its multiply-accumulates."""
     view = GraphView.of(captured)
     kept = asked_float(captured, view, include, exclude)
-    plan = Plan(reasons={op: kept[op.name] for op in view.ops() if op.name in kept})
+    plan = PlacementPlan(reasons={op: kept[op.name] for op in view.ops() if op.name in kept})
     return QuantizedGraph(captured.graph_module, describe_layers(captured, view, plan, scheme, kept), scheme, {})
 
 
@@ -225,7 +225,7 @@ class _Ranges:
         return lo, (activation.quant_max - params.zero_point) * params.scale
 
 
-def _params(view: GraphView, plan: Plan, planner: Planner, ranges: _Ranges) -> dict[Node, TensorParams]:
+def _params(view: GraphView, plan: PlacementPlan, planner: Planner, ranges: _Ranges) -> dict[Node, TensorParams]:
     """Scale and zero-point of every tensor that is rounded; one for each same-scale group."""
     groups = Groups[Node]()
     scheme = planner.scheme
@@ -243,7 +243,7 @@ def _params(view: GraphView, plan: Plan, planner: Planner, ranges: _Ranges) -> d
     return found
 
 
-def _centred(view: GraphView, plan: Plan, scheme: Scheme) -> set[Node]:
+def _centred(view: GraphView, plan: PlacementPlan, scheme: Scheme) -> set[Node]:
     """Tensors whose zero-point is in the middle, because of what reads them."""
     pairs = (view.operands(op) for op in plan.reads if view.kinds[op] in scheme.symmetric_second)
     return {operands[1] for operands in pairs}
@@ -267,13 +267,15 @@ def _group_params(group: tuple[Node, ...], ranges: _Ranges, scheme: Scheme, *, c
 
 
 def describe_layers(
-    captured: CapturedModel, view: GraphView, plan: Plan, scheme: Scheme, kept: Collection[str] = ()
+    captured: CapturedModel, view: GraphView, plan: PlacementPlan, scheme: Scheme, kept: Collection[str] = ()
 ) -> tuple[LayerPlacement, ...]:
     """Every layer in execution order, and what `plan` makes of it; `kept` are float by the user's wish."""
     return tuple(_described(captured, op, plan, scheme, kept) for op in view.ops() if is_layer(view, op))
 
 
-def _described(captured: CapturedModel, op: Node, plan: Plan, scheme: Scheme, kept: Collection[str]) -> LayerPlacement:
+def _described(
+    captured: CapturedModel, op: Node, plan: PlacementPlan, scheme: Scheme, kept: Collection[str]
+) -> LayerPlacement:
     macs = mac_count(op)
     return LayerPlacement(
         name=op.name,
@@ -288,7 +290,7 @@ def _described(captured: CapturedModel, op: Node, plan: Plan, scheme: Scheme, ke
     )
 
 
-def _placed_as(op: Node, plan: Plan, scheme: Scheme) -> str:
+def _placed_as(op: Node, plan: PlacementPlan, scheme: Scheme) -> str:
     if op in plan.stored:
         return plan.stored[op].counted
     return placed_as(scheme.weight, scheme.activation) if op in plan.reads else "float"

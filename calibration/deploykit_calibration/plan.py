@@ -53,7 +53,7 @@ class Stored:
 
 
 @dataclass
-class Plan:
+class PlacementPlan:
     """What will be rounded.
 
     Attributes:
@@ -93,10 +93,10 @@ class Planner:
         self._unrounded = self._stream.tensors | self._stream.starts
         self._returned = view.returned - self._rounded_outputs() if scheme.float_outputs else frozenset()
         self._heads = self._small_heads() if scheme.float_head else frozenset()
-        self._plan = Plan()
+        self._plan = PlacementPlan()
         self._possible: list[Node] = []
 
-    def run(self) -> Plan:
+    def run(self) -> PlacementPlan:
         """Decide everything.
 
         Raises:

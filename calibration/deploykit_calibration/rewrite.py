@@ -31,7 +31,7 @@ from deploykit_calibration.op_kinds import (
     shape_of,
     weight_argument,
 )
-from deploykit_calibration.plan import Plan
+from deploykit_calibration.plan import PlacementPlan
 from deploykit_calibration.roundings import ROUNDING, BiasRounding, StoredRounding, WeightRounding
 from deploykit_calibration.weights import DTYPES, WeightQuant, weight_quant
 
@@ -68,7 +68,7 @@ class Rewriter:
         self._taken = {str(node.target) for node in view.graph.nodes if node.op == "get_attr"}
         self._weights: dict[tuple[str, int | None, bytes], tuple[Node, WeightQuant]] = {}
 
-    def run(self, plan: Plan, params: Mapping[Node, TensorParams]) -> GraphModule:
+    def run(self, plan: PlacementPlan, params: Mapping[Node, TensorParams]) -> GraphModule:
         """Build the q/dq graph.
 
         Args:
@@ -94,7 +94,7 @@ class Rewriter:
                 raise ConversionError(f"node {node.name} of the captured graph was renamed to {copy.name} in its copy")
             self._copies[node] = copy
 
-    def _round(self, tensor: Node, params: TensorParams, plan: Plan) -> None:
+    def _round(self, tensor: Node, params: TensorParams, plan: PlacementPlan) -> None:
         """Put q and dq behind a tensor, and let those read dq that should."""
         copy, scheme = self._copies[tensor], self._scheme.activation
         details = (params.scale, params.zero_point, scheme.quant_min, scheme.quant_max, DTYPES[scheme.dtype])

@@ -89,7 +89,7 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Program:
+class BoardProgram:
     """A program of the artifact that speaks the protocol itself, for places that have no Python.
 
     Attributes:
@@ -121,7 +121,7 @@ class Wants:
     """
 
     needs: Requirements = field(default_factory=Requirements)
-    program: Program | None = None
+    program: BoardProgram | None = None
     extra: str = ""
 
 
@@ -140,7 +140,7 @@ class RemoteSession(Session):
     """
 
     def __init__(
-        self, artifact: StoredArtifact, peer: Peer, asked: Mapping[str, Any], program: Program | None = None
+        self, artifact: StoredArtifact, peer: Peer, asked: Mapping[str, Any], program: BoardProgram | None = None
     ) -> None:
         self._peer, self._program = peer, program
         self._peak_bytes: int | None = None

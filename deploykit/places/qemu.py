@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from deploykit.contract.errors import DeviceError
 from deploykit.contract.host import this_host
 from deploykit.contract.optional import SystemTool
-from deploykit.places.peer import Peer, Program, RemoteSession, Wants
+from deploykit.places.peer import BoardProgram, Peer, RemoteSession, Wants
 from deploykit.places.place import SERVER, Elsewhere, opening, program_preflight
 from deploykit.places.process import EndedError, Process, ending, import_path, module_command, server_code, time_limit
 
@@ -191,7 +191,7 @@ class _EmulatedSession(RemoteSession):
         artifact: StoredArtifact,
         peer: Peer,
         asked: Mapping[str, Any],
-        program: Program,
+        program: BoardProgram,
         scratch: contextlib.ExitStack,
     ) -> None:
         super().__init__(artifact, peer, asked, program)

@@ -26,7 +26,7 @@ from deploykit.plugin.offers import Offers
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
-    from deploykit.places.peer import Program
+    from deploykit.places.peer import BoardProgram
 
 # Runtimes start as many as they are told; some hang the machine long before they refuse.
 _MAX_THREADS = 1024
@@ -144,7 +144,7 @@ class Opens(Offers):
         """Where `artifact` is opened; override it where this machine's own processor cannot run it."""
         return self._place
 
-    def board_program(self, artifact: StoredArtifact) -> Program | None:
+    def board_program(self, artifact: StoredArtifact) -> BoardProgram | None:
         """The program of `artifact` that speaks the session protocol itself; None where deploykit's server opens it."""
         return None
 

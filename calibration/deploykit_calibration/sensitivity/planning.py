@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.op_kinds import data_arguments
 from deploykit_calibration.placement import LayerPlacement, asked_float, describe_layers, plan_graph
-from deploykit_calibration.plan import Plan
+from deploykit_calibration.plan import PlacementPlan
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -119,12 +119,12 @@ class Planning:
         widened = tuple(name for name in stored if name in wider)
         return Planned(read, repeated, stored, widened, layers, written)
 
-    def _repeats(self, plan: Plan, tensor: Node) -> bool:
+    def _repeats(self, plan: PlacementPlan, tensor: Node) -> bool:
         op = self._view.producer(tensor)
         return op in plan.reads and self._view.kinds[op] in _SELECT & self._scheme.same_scale
 
 
-def _readers(plan: Plan, tensor: Node) -> tuple[str, ...]:
+def _readers(plan: PlacementPlan, tensor: Node) -> tuple[str, ...]:
     hard = tensor in plan.hard
     return tuple(user.name for user in tensor.users if hard or tensor in plan.reads.get(user, ()))
 

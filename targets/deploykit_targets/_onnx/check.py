@@ -14,8 +14,8 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from deploykit_targets._onnx.lint import Finding
-from deploykit_targets._onnx.lint_view import GraphView, node_name
 from deploykit_targets._onnx.lower import IR_VERSION, MAX_OPSET, MIN_OPSET
+from deploykit_targets._onnx.onnx_view import OnnxView, node_name
 
 Report = tuple[str, str, str]
 _INT8_RANGE = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32}
@@ -24,7 +24,7 @@ _PATH = re.compile(r"(/home/|/root/|/tmp/|/usr/|[A-Za-z]:\\\\)")
 
 def check(model: onnx.ModelProto) -> tuple[Finding, ...]:
     """Every broken rule of `RULES`, in their order; empty for a sound file."""
-    view = GraphView(model)
+    view = OnnxView(model)
     return tuple(
         Finding(rule, node, op_type, message, "error")
         for rule, function in RULES.items()
@@ -32,7 +32,7 @@ def check(model: onnx.ModelProto) -> tuple[Finding, ...]:
     )
 
 
-def _valid(view: GraphView) -> Iterator[Report]:
+def _valid(view: OnnxView) -> Iterator[Report]:
     """ONNX's own checker accepts the model; operators of other domains are not its business."""
     try:
         onnx.checker.check_model(view.model)
@@ -40,7 +40,7 @@ def _valid(view: GraphView) -> Iterator[Report]:
         yield "", "", f"is not valid ONNX: {error}"
 
 
-def _versions(view: GraphView) -> Iterator[Report]:
+def _versions(view: OnnxView) -> Iterator[Report]:
     """The operator set is one that is written here, and readers of that IR version exist."""
     if not MIN_OPSET <= view.opset <= MAX_OPSET:
         yield "", "", f"uses opset {view.opset}; written here are {MIN_OPSET} to {MAX_OPSET}"
@@ -48,11 +48,11 @@ def _versions(view: GraphView) -> Iterator[Report]:
         yield "", "", f"has IR version {view.model.ir_version}; runtimes in the field read up to {IR_VERSION}"
 
 
-def _pairs(view: GraphView) -> Iterator[NodeProto]:
+def _pairs(view: OnnxView) -> Iterator[NodeProto]:
     return (node for node in view.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
 
 
-def _zero_points(view: GraphView) -> Iterator[Report]:
+def _zero_points(view: OnnxView) -> Iterator[Report]:
     """Zero points are given and constant: some runtimes match on them, and leaving them out changes the type."""
     for node in _pairs(view):
         if len(node.input) < 3 or not node.input[2]:
@@ -63,7 +63,7 @@ def _zero_points(view: GraphView) -> Iterator[Report]:
             yield node_name(node), node.op_type, f"its zero point is {TensorProto.DataType.Name(proto.data_type)}"
 
 
-def _scales(view: GraphView) -> Iterator[Report]:
+def _scales(view: OnnxView) -> Iterator[Report]:
     """Scales are constant, finite and above zero, and as many as zero points."""
     for node in _pairs(view):
         scales = view.constant(node.input[1])
@@ -76,7 +76,7 @@ def _scales(view: GraphView) -> Iterator[Report]:
             yield node_name(node), node.op_type, f"has scales {scales.shape} and zero points {zero_points.shape}"
 
 
-def _biases(view: GraphView) -> Iterator[Report]:
+def _biases(view: OnnxView) -> Iterator[Report]:
     """An int32 bias has zero points of zero: kernels add it as it is."""
     for node in _pairs(view):
         proto = view.constant_proto(node.input[0])
@@ -85,7 +85,7 @@ def _biases(view: GraphView) -> Iterator[Report]:
             yield node_name(node), node.op_type, "dequantises an int32 bias with a zero point other than zero"
 
 
-def _names(view: GraphView) -> Iterator[Report]:
+def _names(view: OnnxView) -> Iterator[Report]:
     """Nodes are named, once each: reports and profiles refer to them."""
     seen: set[str] = set()
     for node in view.nodes:
@@ -94,7 +94,7 @@ def _names(view: GraphView) -> Iterator[Report]:
         seen.add(node.name)
 
 
-def _no_traces(view: GraphView) -> Iterator[Report]:
+def _no_traces(view: OnnxView) -> Iterator[Report]:
     """No inner shapes, no documentation strings, no paths of the machine it was made on."""
     if view.model.graph.value_info:
         yield "", "", "holds shapes of inner values, which go stale"
@@ -104,7 +104,7 @@ def _no_traces(view: GraphView) -> Iterator[Report]:
             yield node_name(node), node.op_type, "names a file of the machine it was made on"
 
 
-RULES: dict[str, Callable[[GraphView], Iterator[Report]]] = {
+RULES: dict[str, Callable[[OnnxView], Iterator[Report]]] = {
     "valid": _valid,
     "versions": _versions,
     "zero-point": _zero_points,

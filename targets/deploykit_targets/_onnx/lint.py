@@ -118,9 +118,9 @@ def lint(model: onnx.ModelProto | str | Path, rules: LintRules) -> tuple[Finding
         UsageError: the file cannot be read as ONNX, or its external data is missing, not loaded or outside its folder.
     """
     from deploykit_targets._onnx.lint_checks import CHECKS
-    from deploykit_targets._onnx.lint_view import GraphView
+    from deploykit_targets._onnx.onnx_view import OnnxView
 
-    whole = GraphView(_loaded(model))
+    whole = OnnxView(_loaded(model))
     findings = [
         Finding(rule, node, op_type, message, rules.severities[rule])
         for view in whole.views()

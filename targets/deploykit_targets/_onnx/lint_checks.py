@@ -12,10 +12,10 @@ from onnx import AttributeProto, NodeProto, TensorProto
 
 from deploykit_targets._onnx.lint import LintRules
 from deploykit_targets._onnx.lint_limits import LIMITS
-from deploykit_targets._onnx.lint_view import MOVES, GraphView, attribute, node_name
+from deploykit_targets._onnx.onnx_view import MOVES, OnnxView, attribute, node_name
 
 Report = tuple[str, str, str]
-Check = Callable[[GraphView, LintRules], Iterator[Report]]
+Check = Callable[[OnnxView, LintRules], Iterator[Report]]
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -28,15 +28,15 @@ def _at(node: NodeProto, message: str) -> Report:
     return node_name(node), node.op_type, message
 
 
-def _pairs(view: GraphView) -> Iterator[NodeProto]:
+def _pairs(view: OnnxView) -> Iterator[NodeProto]:
     return (node for node in view.nodes if node.op_type in (_Q, _DQ) and not _lacks_operand(view, node))
 
 
-def _lacks_operand(view: GraphView, node: NodeProto) -> bool:
+def _lacks_operand(view: OnnxView, node: NodeProto) -> bool:
     return view.input(node, 0) is None or view.input(node, 1) is None
 
 
-def check_structure(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_structure(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """The graph can be computed: no node waits for itself, and q/dq have a value and a scale."""
     if circle := view.cycle():
         names = " -> ".join(node_name(node) for node in (*circle, circle[0]))
@@ -46,14 +46,14 @@ def check_structure(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"has {len(node.input)} input(s); it needs a value, a scale and a zero point")
 
 
-def check_opset(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_opset(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """The standard operator set is one that the parser reads."""
     if view.outer is None and not rules.min_opset <= view.opset <= rules.max_opset:
         wanted = f"{rules.min_opset} to {rules.max_opset}"
         yield "", "", f"the model uses opset {view.opset}; {rules.name} reads {wanted}"
 
 
-def check_operator(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_operator(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Every operator is in the parser's published table; functions that the model brings along are expanded."""
     functions = {(function.domain, function.name) for function in view.model.functions}
     for node in view.nodes:
@@ -67,14 +67,14 @@ def check_operator(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"{rules.name} does not list it ({rules.source})")
 
 
-def check_element_type(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_element_type(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """No input, output or constant, as an initialiser or as a node, has a type that the parser refuses."""
     for name, op_type, code in _typed(view):
         if TensorProto.DataType.Name(code) in rules.element_types_refused:
             yield name, op_type, f"has type {TensorProto.DataType.Name(code)}, which {rules.name} refuses or narrows"
 
 
-def _typed(view: GraphView) -> Iterator[tuple[str, str, int]]:
+def _typed(view: OnnxView) -> Iterator[tuple[str, str, int]]:
     for proto in view.graph.initializer:
         yield proto.name, "tensor", proto.data_type
     for info in (*view.graph.input, *view.graph.output):
@@ -88,7 +88,7 @@ def _typed(view: GraphView) -> Iterator[tuple[str, str, int]]:
                     yield node_name(node), node.op_type, TensorProto.STRING
 
 
-def check_quantized_type(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_quantized_type(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """q/dq use a type that the runtime has kernels for: int8, and fp8 where the silicon has it."""
     wanted = ", ".join(sorted(name.lower() for name in rules.quantized_types))
     for node in _pairs(view):
@@ -100,7 +100,7 @@ def check_quantized_type(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"quantizes to {name.lower()}; {rules.name} wants {wanted}")
 
 
-def check_zero_point(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_zero_point(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Zero points are given, constant and zero: quantization is symmetric, and MIGraphX matches on the third input."""
     for node in _pairs(view):
         operand = view.input(node, 2)
@@ -114,7 +114,7 @@ def check_zero_point(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"has zero point {values.ravel()[0]}; quantization must be symmetric")
 
 
-def check_scale(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_scale(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Scales are constant, finite and above zero."""
     for node in _pairs(view):
         values = view.constant(node.input[1])
@@ -128,7 +128,7 @@ def check_scale(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"has a scale that is not finite and above zero (smallest: {values.min()})")
 
 
-def check_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_pair(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """What quantized a value and what dequantizes it have the same scale and zero point: together they only round."""
     for node in _pairs(view):
         maker = view.origin(node.input[0]) if node.op_type == _DQ else None
@@ -141,7 +141,7 @@ def check_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"has {what} {_short(here)} behind {node_name(maker)} with {_short(there)}; give them one")
 
 
-def _parameter(view: GraphView, node: NodeProto, index: int) -> np.ndarray | None:
+def _parameter(view: OnnxView, node: NodeProto, index: int) -> np.ndarray | None:
     """Scale or zero point of a q/dq node; a zero point that is left out is 0, and one computed is None."""
     operand = view.input(node, index)
     values = np.zeros(1) if operand is None else view.constant(operand.value)
@@ -160,7 +160,7 @@ def _short(values: np.ndarray) -> str:
     return f"[{listed}{', ...' if values.size > 3 else ''}]" if values.size != 1 else listed
 
 
-def check_weight_axis(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_weight_axis(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Per-channel scales of weights lie on the axis of the output channels."""
     for node in view.nodes:
         weight = view.input(node, 1) if node.op_type in _WEIGHTED else None
@@ -179,7 +179,7 @@ def check_weight_axis(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(source, f"scales of {node.op_type} weights lie on axis {axis}; output channels are axis {wanted}")
 
 
-def _dequantizer(view: GraphView, value: str) -> tuple[NodeProto | None, list[NodeProto]]:
+def _dequantizer(view: OnnxView, value: str) -> tuple[NodeProto | None, list[NodeProto]]:
     """The dq node behind a weight, and the transpositions between them from the weighted op backwards.
 
     Other moves split or merge axes, so that an axis cannot be followed through them: there is no answer then.
@@ -211,7 +211,7 @@ def _channel_axis(node: NodeProto, rank: int) -> int:
     return rank - 1
 
 
-def _rank(view: GraphView, value: str) -> int | None:
+def _rank(view: OnnxView, value: str) -> int | None:
     """Axes of a constant, seen through ops that keep their number."""
     for source in view.back(value, {_Q, "Cast", "Transpose", "Identity"}):
         proto = view.constant_proto(source)
@@ -220,7 +220,7 @@ def _rank(view: GraphView, value: str) -> int | None:
     return None
 
 
-def check_activation_granularity(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_activation_granularity(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Activations have one scale per tensor."""
     for node in _pairs(view):
         scale = view.constant(node.input[1])
@@ -228,18 +228,18 @@ def check_activation_granularity(view: GraphView, rules: LintRules) -> Iterator[
             yield _at(node, f"has {scale.size} scales on an activation; activations take one per tensor")
 
 
-def check_float_bias(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_float_bias(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Biases stay float: neither runtime takes the int32 form of ONNX Runtime."""
     for node in _pairs(view):
         if node.op_type == _DQ and _feeds_bias(view, node):
             yield _at(node, "dequantizes an int32 bias; give the bias in float")
 
 
-def _feeds_bias(view: GraphView, node: NodeProto) -> bool:
+def _feeds_bias(view: OnnxView, node: NodeProto) -> bool:
     return view.quantized_type(node) == TensorProto.INT32 and view.is_constant(node.input[0])
 
 
-def check_half_quantized(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_half_quantized(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """A weighted op has both inputs dequantized or none; with one of them it runs in float beside a dequantize."""
     for node in view.nodes:
         if node.op_type not in _WEIGHTED or len(node.input) < 2:
@@ -251,7 +251,7 @@ def check_half_quantized(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"its first input {node.input[0]!r} is float beside a dequantized second: it runs in float")
 
 
-def _is_weight_only(view: GraphView, node: NodeProto) -> bool:
+def _is_weight_only(view: OnnxView, node: NodeProto) -> bool:
     """Weight-only compression: meant to run in float, and so in every weighted op of the model."""
     return view.is_constant(node.input[1]) and not any(
         consumer.op_type in _WEIGHTED
@@ -261,7 +261,7 @@ def _is_weight_only(view: GraphView, node: NodeProto) -> bool:
     )
 
 
-def check_residual_input(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_residual_input(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """The skip connection of an addition that an int8 convolution is fused with is dequantized too.
 
     NVIDIA's guide: an addition behind a weighted layer is fused with it, and the type of the other operand is the type
@@ -281,7 +281,7 @@ def check_residual_input(view: GraphView, rules: LintRules) -> Iterator[Report]:
             )
 
 
-def _is_fused_convolution(view: GraphView, value: str) -> bool:
+def _is_fused_convolution(view: OnnxView, value: str) -> bool:
     """A convolution of int8 inputs, or batch normalisation behind one, whose result only one op reads."""
     for source in view.back(value, {"BatchNormalization"}):
         if len(view.consumers[source]) != 1 or source in view.outputs:
@@ -292,7 +292,7 @@ def _is_fused_convolution(view: GraphView, value: str) -> bool:
     return False
 
 
-def _is_scaled(view: GraphView, value: str) -> bool:
+def _is_scaled(view: OnnxView, value: str) -> bool:
     """A product with one constant number that was made for its only reader."""
     node = view.producers.get(value)
     if node is None or node.op_type != "Mul" or len(view.consumers[value]) != 1:
@@ -301,7 +301,7 @@ def _is_scaled(view: GraphView, value: str) -> bool:
     return any(all(size == 1 for size in proto.dims) for proto in factors)
 
 
-def check_concat_scales(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_concat_scales(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """All inputs of Concat are float, or all are dequantized with one scale; a q behind it makes them so."""
     for node in view.nodes:
         if node.op_type != "Concat" or _is_quantized(view, node.output[0]):
@@ -318,19 +318,19 @@ def check_concat_scales(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"its inputs have different scales ({listed}); give them one")
 
 
-def _is_quantized(view: GraphView, value: str) -> bool:
+def _is_quantized(view: OnnxView, value: str) -> bool:
     """Whether a value is read, and by q alone."""
     readers = view.consumers[value]
     return bool(readers) and value not in view.outputs and all(reader.op_type == _Q for reader in readers)
 
 
-def _scalar_scale(view: GraphView, node: NodeProto) -> float | None:
+def _scalar_scale(view: OnnxView, node: NodeProto) -> float | None:
     operand = view.input(node, 1)
     scale = view.constant(operand.value) if operand else None
     return float(scale.ravel()[0]) if scale is not None and scale.size == 1 else None
 
 
-def check_surplus_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_surplus_pair(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """No value is quantized twice with the same scale: by two q nodes side by side, or by one behind a dq."""
     seen: set[tuple[str, float]] = set()
     for node in _pairs(view):
@@ -345,7 +345,7 @@ def check_surplus_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"quantizes again what {node_name(before)} dequantized with the same scale")
 
 
-def check_idle_pair(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_idle_pair(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Every q/dq pair on an activation feeds an op that has an int8 kernel; others only cost accuracy and time."""
     for node in _pairs(view):
         if node.op_type != _DQ or view.is_constant(node.input[0]):

@@ -11,7 +11,7 @@ from math import prod
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
 from deploykit_targets._onnx.lint import LintRules
-from deploykit_targets._onnx.lint_view import GraphView, node_name
+from deploykit_targets._onnx.onnx_view import OnnxView, node_name
 
 Report = tuple[str, str, str]
 
@@ -24,7 +24,7 @@ def _at(node: NodeProto, message: str) -> Report:
     return node_name(node), node.op_type, message
 
 
-def check_vector(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_vector(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """No position or softmax is asked of a tensor with one axis, and no reduction of one without axes."""
     for node in view.nodes:
         if not node.input:
@@ -36,7 +36,7 @@ def check_vector(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"reads a tensor without axes, and {rules.name} wants one: reshape it to one element")
 
 
-def check_rank(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_rank(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """No tensor has more axes than the runtime's."""
     for value, rank in view.ranks.items():
         if rules.max_rank and rank > rules.max_rank:
@@ -45,7 +45,7 @@ def check_rank(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield name, kind, f"has {rank} axes; {rules.name} has tensors of at most {rules.max_rank}"
 
 
-def check_window(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_window(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Windows of pools and convolutions have fewer elements than the builder's limit."""
     for node in view.nodes:
         window = next((list(entry.ints) for entry in node.attribute if entry.name == "kernel_shape"), [])
@@ -54,7 +54,7 @@ def check_window(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"has a window of {size}; {rules.name} takes fewer than {rules.max_window} elements")
 
 
-def check_quantized_constant(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_quantized_constant(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Constants of a quantized type go straight into DequantizeLinear, or are its zero point."""
     kinds = {proto.name: proto.data_type for proto in view.graph.initializer}
     for value, kind in kinds.items():
@@ -66,7 +66,7 @@ def check_quantized_constant(view: GraphView, rules: LintRules) -> Iterator[Repo
                 yield _at(reader, f"reads the {name} constant {value!r}, which {rules.name} takes before dq alone")
 
 
-def check_attribute(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_attribute(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Attributes have values that the parser takes."""
     for node in view.nodes:
         for name, allowed in rules.attributes.get(node.op_type, {}).items():
@@ -83,7 +83,7 @@ def _listed(entry: AttributeProto) -> list[object]:
     return [each.decode() if isinstance(each, bytes) else each for each in values]
 
 
-def check_constant_operand(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_constant_operand(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Operands that the parser reads while it parses are constant."""
     for node in view.nodes:
         for index in rules.constant_operands.get(node.op_type, ()):
@@ -92,7 +92,7 @@ def check_constant_operand(view: GraphView, rules: LintRules) -> Iterator[Report
                 yield _at(node, f"its input {operand.value!r} is computed; {rules.name} wants a constant there")
 
 
-def _is_known(view: GraphView, value: str) -> bool:
+def _is_known(view: OnnxView, value: str) -> bool:
     """Whether no input of the model takes part in a value; shapes of values are known while parsing."""
     seen, left = set(), [value]
     while left:
@@ -107,7 +107,7 @@ def _is_known(view: GraphView, value: str) -> bool:
     return True
 
 
-def check_single_output(view: GraphView, rules: LintRules) -> Iterator[Report]:
+def check_single_output(view: OnnxView, rules: LintRules) -> Iterator[Report]:
     """Of operators whose further outputs the parser does not have, only the first is read."""
     for node in view.nodes:
         more = [name for name in node.output[1:] if name and (view.consumers[name] or name in view.outputs)]
@@ -115,7 +115,7 @@ def check_single_output(view: GraphView, rules: LintRules) -> Iterator[Report]:
             yield _at(node, f"its output {more[0]!r} is read; {rules.name} has its first alone")
 
 
-LIMITS: Mapping[str, Callable[[GraphView, LintRules], Iterator[Report]]] = {
+LIMITS: Mapping[str, Callable[[OnnxView, LintRules], Iterator[Report]]] = {
     "vector": check_vector,
     "rank": check_rank,
     "window": check_window,

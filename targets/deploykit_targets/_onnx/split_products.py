@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from deploykit_targets._onnx.lint_view import GraphView, attribute
+from deploykit_targets._onnx.onnx_view import OnnxView, attribute
 
 # What may stand between a part and the product of two activations that it is for.
 _BETWEEN = frozenset(
@@ -37,7 +37,7 @@ class _Part:
 
 def split_products(model: onnx.ModelProto) -> None:
     """Write products of dequantized weights that attention cuts apart as one product for each part; in place."""
-    view = GraphView(model)
+    view = OnnxView(model)
     made: dict[int, list[NodeProto]] = {}
     gone: set[int] = set()
     for product in (node for node in view.nodes if node.op_type == "MatMul"):
@@ -59,7 +59,7 @@ def split_products(model: onnx.ModelProto) -> None:
         )
 
 
-def _dequantizer(view: GraphView, product: NodeProto) -> NodeProto | None:
+def _dequantizer(view: OnnxView, product: NodeProto) -> NodeProto | None:
     """What dequantizes the weight of a product, one scale for each column; None where nothing does."""
     node = view.producers.get(product.input[1])
     if node is None or node.op_type != "DequantizeLinear" or attribute(node, "axis", 1) != 1:
@@ -70,7 +70,7 @@ def _dequantizer(view: GraphView, product: NodeProto) -> NodeProto | None:
     return node
 
 
-def _with_bias(view: GraphView, product: NodeProto, columns: int) -> NodeProto | None:
+def _with_bias(view: OnnxView, product: NodeProto, columns: int) -> NodeProto | None:
     """The addition of a constant of one row that alone reads a product."""
     readers = view.consumers[product.output[0]]
     if len(readers) != 1 or readers[0].op_type != "Add":
@@ -80,7 +80,7 @@ def _with_bias(view: GraphView, product: NodeProto, columns: int) -> NodeProto |
     return readers[0] if bias is not None and bias.shape == (columns,) else None
 
 
-def _parts(view: GraphView, value: str, columns: int) -> list[_Part]:
+def _parts(view: OnnxView, value: str, columns: int) -> list[_Part]:
     """How the last axis of a value is cut apart; empty where anything reads it in another way."""
     readers = view.consumers[value]
     if len(readers) == 1 and readers[0].op_type == "Reshape":
@@ -94,7 +94,7 @@ def _parts(view: GraphView, value: str, columns: int) -> list[_Part]:
     return parts
 
 
-def _sliced(view: GraphView, node: NodeProto) -> tuple[int, int] | None:
+def _sliced(view: OnnxView, node: NodeProto) -> tuple[int, int] | None:
     """First and last column (exclusive) of a slice along the last axis."""
     found = [view.constant(name) for name in node.input[1:]]
     if len(found) < 3 or any(values is None or values.size != 1 for values in found):
@@ -104,7 +104,7 @@ def _sliced(view: GraphView, node: NodeProto) -> tuple[int, int] | None:
     return (start, stop) if axis in last and step in ([], [1]) and 0 <= start < stop else None
 
 
-def _selected(view: GraphView, reshape: NodeProto, columns: int) -> list[_Part]:
+def _selected(view: OnnxView, reshape: NodeProto, columns: int) -> list[_Part]:
     """Parts that are made by Reshape, Transpose or none, and a Gather of each index of one axis."""
     wanted = view.constant(reshape.input[1])
     shape = () if wanted is None else tuple(int(size) for size in wanted)
@@ -128,7 +128,7 @@ def _selected(view: GraphView, reshape: NodeProto, columns: int) -> list[_Part]:
     return parts
 
 
-def _is_for_attention(view: GraphView, value: str) -> bool:
+def _is_for_attention(view: OnnxView, value: str) -> bool:
     """Whether a product of two activations reads a value, seen through what may stand between."""
     seen, left = set(), [value]
     while left:
@@ -146,7 +146,7 @@ def _is_for_attention(view: GraphView, value: str) -> bool:
 
 def _product(
     model: onnx.ModelProto,
-    view: GraphView,
+    view: OnnxView,
     product: NodeProto,
     dequantizer: NodeProto,
     end: NodeProto | None,

@@ -15,13 +15,13 @@ from onnx import NodeProto, helper
 
 from deploykit.capture.calls import refusal
 from deploykit.contract.errors import ConversionError
-from deploykit_targets._onnx.lint_view import GraphView, attribute, node_name
+from deploykit_targets._onnx.onnx_view import OnnxView, attribute, node_name
 from deploykit_targets._onnx.writer import MODULE_PATH
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
 
-Rewrite = Callable[[GraphView, NodeProto], list[NodeProto]]
+Rewrite = Callable[[OnnxView, NodeProto], list[NodeProto]]
 _NEWER, _OLDER = 18, 17
 
 
@@ -41,7 +41,7 @@ def take_down(model: onnx.ModelProto, opset: int, captured: CapturedModel) -> on
     """
     older = onnx.ModelProto()
     older.CopyFrom(model)
-    for view in reversed(list(GraphView(older).views())):  # inner graphs first: the outer ones copy them
+    for view in reversed(list(OnnxView(older).views())):  # inner graphs first: the outer ones copy them
         nodes = [new for node in view.nodes for new in _older(view, node, captured, opset)]
         del view.graph.node[:]
         view.graph.node.extend(nodes)
@@ -51,7 +51,7 @@ def take_down(model: onnx.ModelProto, opset: int, captured: CapturedModel) -> on
     return older if opset == _OLDER else _converted(older, opset)
 
 
-def _older(view: GraphView, node: NodeProto, captured: CapturedModel, opset: int) -> list[NodeProto]:
+def _older(view: OnnxView, node: NodeProto, captured: CapturedModel, opset: int) -> list[NodeProto]:
     if node.domain not in ("", "ai.onnx") or not _changed(node.op_type):
         return [node]
     copied = NodeProto()
@@ -98,11 +98,11 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 # -- one function per operator that changed -----------------------------------------------------------------
 
 
-def _refuse(view: GraphView, node: NodeProto) -> list[NodeProto]:
+def _refuse(view: OnnxView, node: NodeProto) -> list[NodeProto]:
     raise _NoOlderFormError("the operator is newer")
 
 
-def _pad(view: GraphView, node: NodeProto) -> list[NodeProto]:
+def _pad(view: OnnxView, node: NodeProto) -> list[NodeProto]:
     """The same without the input of axes, which our own table does not write."""
     if view.input(node, 3) is not None:
         raise _NoOlderFormError("it pads chosen axes")
@@ -110,7 +110,7 @@ def _pad(view: GraphView, node: NodeProto) -> list[NodeProto]:
     return [node]
 
 
-def _reduce(view: GraphView, node: NodeProto) -> list[NodeProto]:
+def _reduce(view: OnnxView, node: NodeProto) -> list[NodeProto]:
     """Axes are an attribute; without any, all axes are reduced in both."""
     operand = view.input(node, 1)
     axes = None if operand is None else view.constant(operand.value)
@@ -125,7 +125,7 @@ def _reduce(view: GraphView, node: NodeProto) -> list[NodeProto]:
     return [node]
 
 
-def _resize(view: GraphView, node: NodeProto) -> list[NodeProto]:
+def _resize(view: OnnxView, node: NodeProto) -> list[NodeProto]:
     """The same where it neither smooths, nor resizes chosen axes, nor keeps the aspect ratio."""
     if attribute(node, "antialias", 0):
         raise _NoOlderFormError("it smooths what it shrinks (antialias)")
@@ -137,7 +137,7 @@ def _resize(view: GraphView, node: NodeProto) -> list[NodeProto]:
     return [node]
 
 
-def _split(view: GraphView, node: NodeProto) -> list[NodeProto]:
+def _split(view: OnnxView, node: NodeProto) -> list[NodeProto]:
     """Sizes as an input, or equal parts by the number of outputs; our own table splits into halves without sizes.
 
     Parts that are not equal are refused by the older operator when shapes are known, and never silently cut otherwise.
@@ -146,7 +146,7 @@ def _split(view: GraphView, node: NodeProto) -> list[NodeProto]:
     return [node]
 
 
-def _scatter(view: GraphView, node: NodeProto) -> list[NodeProto]:
+def _scatter(view: OnnxView, node: NodeProto) -> list[NodeProto]:
     """The same for the reductions that were there."""
     reduction = next((entry.s for entry in node.attribute if entry.name == "reduction"), b"none")
     if reduction not in (b"none", b"add", b"mul"):
@@ -154,7 +154,7 @@ def _scatter(view: GraphView, node: NodeProto) -> list[NodeProto]:
     return [node]
 
 
-def _lp_pool(view: GraphView, node: NodeProto) -> list[NodeProto]:
+def _lp_pool(view: OnnxView, node: NodeProto) -> list[NodeProto]:
     """The same without ceiling and dilation."""
     dilations = next((list(entry.ints) for entry in node.attribute if entry.name == "dilations"), [])
     if attribute(node, "ceil_mode", 0) or any(dilation != 1 for dilation in dilations):
@@ -163,7 +163,7 @@ def _lp_pool(view: GraphView, node: NodeProto) -> list[NodeProto]:
     return [node]
 
 
-def _mish(view: GraphView, node: NodeProto) -> list[NodeProto]:
+def _mish(view: OnnxView, node: NodeProto) -> list[NodeProto]:
     """`x * tanh(softplus(x))`; the last node keeps the name, by which layers are known."""
     name, value = node_name(node), node.input[0]
     soft = helper.make_node("Softplus", [value], [f"{name}.softplus"], f"{name}.softplus")

@@ -136,7 +136,7 @@ def _shapes(migraphx: Any, blueprint: dict[str, Any], options: Any) -> dict[str,
     return {"map_dyn_input_dims": ranges}
 
 
-class Program:
+class BuiltModel:
     """A compiled program; MIGraphX copies to and from the GPU itself (`offload_copy`)."""
 
     def __init__(self, migraphx: Any, program: Any, blueprint: dict[str, Any]) -> None:
@@ -294,7 +294,7 @@ def open_engine(blueprint: dict[str, Any], options: Any, folder: Path) -> Any:
     except RuntimeError as error:
         hint = "build it again here: programs belong to one GPU and one MIGraphX"
         raise BuildError(10, f"MIGraphX refuses {PROGRAM_FILE}: {error}", hint) from error
-    return Program(runtime, program, blueprint)
+    return BuiltModel(runtime, program, blueprint)
 
 
 def main(options: Any) -> Any:

@@ -21,7 +21,7 @@ from deploykit.plugin.target import Target
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
     from deploykit.contract.session import Session
-    from deploykit.places.peer import Program
+    from deploykit.places.peer import BoardProgram
     from deploykit.places.place import Place
 
 
@@ -37,7 +37,7 @@ class RunsCompiled(Target):
         foreign = RUNNER in library.runtime_files and not (is_native(artifact) or self._by_reference(artifact))
         return Qemu(*library.emulators) if foreign and self._place.is_here else self._place
 
-    def board_program(self, artifact: StoredArtifact) -> Program | None:
+    def board_program(self, artifact: StoredArtifact) -> BoardProgram | None:
         """See `Target.board_program`: what Arm boards and emulators start."""
         from deploykit_targets.tvm.session import program_of
 

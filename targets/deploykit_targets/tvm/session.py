@@ -11,7 +11,7 @@ from deploykit.contract.errors import ArtifactError, DeviceError
 from deploykit.contract.session import OpTime, Session
 from deploykit.contract.tensors import Feeds
 from deploykit.places.frames import VERSION
-from deploykit.places.peer import Program
+from deploykit.places.peer import BoardProgram
 from deploykit_targets.tvm.build import CONSTANTS, PROGRAM, RUNNER, read_program, recorded
 from deploykit_targets.tvm.native import Model
 from deploykit_targets.tvm.runtime.table import port_bytes
@@ -28,7 +28,7 @@ def is_native(artifact: StoredArtifact) -> bool:
     return bool(recorded(artifact).arch == platform.machine())
 
 
-def program_of(artifact: StoredArtifact) -> Program | None:
+def program_of(artifact: StoredArtifact) -> BoardProgram | None:
     """The program of an artifact, for boards and emulators; None where it has none: then deploykit opens the library.
 
     Raises:
@@ -40,7 +40,7 @@ def program_of(artifact: StoredArtifact) -> Program | None:
     check_sizes(artifact)
     steps = read_program(artifact.path / PROGRAM)
     sizes = [sum(map(port_bytes, ports)) for ports in (steps.inputs, steps.outputs)]
-    return Program(
+    return BoardProgram(
         files=(RUNNER, CONSTANTS),
         arguments=(CONSTANTS, "{threads}"),
         facts={"input_bytes": sizes[0], "output_bytes": sizes[1], "steps": len(steps.steps)},

@@ -155,7 +155,7 @@ def test_a_refused_model_is_a_conversion_failure(tmp_path: Path) -> None:
 
 def test_a_program_runs_and_is_timed_on_the_hosts_clock() -> None:
     migraphx = FakeMigraphx()
-    program = build_model.Program(migraphx, FakeProgram(migraphx), BLUEPRINT)
+    program = build_model.BuiltModel(migraphx, FakeProgram(migraphx), BLUEPRINT)
     np.testing.assert_array_equal(program.run(FEEDS)["y"], 2 * FEEDS["x"])
     report = program.profile(FEEDS, 5)
     assert report["runs"] == 5 and "host clock" in report["notes"][0]

@@ -31,7 +31,7 @@ class Operand:
     node: NodeProto | None
 
 
-class GraphView:
+class OnnxView:
     """Look-ups over one graph of a model; `views` has those of the graphs inside it.
 
     Args:
@@ -40,7 +40,7 @@ class GraphView:
         outer: the view of the graph around it, whose values it may read; None for the model's own.
     """
 
-    def __init__(self, model: onnx.ModelProto, graph: GraphProto | None = None, outer: GraphView | None = None) -> None:
+    def __init__(self, model: onnx.ModelProto, graph: GraphProto | None = None, outer: OnnxView | None = None) -> None:
         self.model = model
         self.graph = model.graph if graph is None else graph
         self.outer = outer
@@ -79,12 +79,12 @@ class GraphView:
         found = {name: len(kind.shape.dim) for name, kind in shapes.items() if kind.HasField("shape")}
         return found | {tensor.name: len(tensor.dims) for tensor in self.graph.initializer}
 
-    def views(self) -> Iterator[GraphView]:
+    def views(self) -> Iterator[OnnxView]:
         """This graph, then every graph inside its `If`, `Loop` and `Scan` nodes, to any depth."""
         yield self
         for node in self.nodes:
             for graph in _graphs_of(node):
-                yield from GraphView(self.model, graph, self).views()
+                yield from OnnxView(self.model, graph, self).views()
 
     def position(self, name: str) -> int:
         """Index of a node, those of inner graphs behind the node that holds them; -1 for the whole model."""
