@@ -13,7 +13,6 @@ from deploykit_targets.tvm.kernels.concat import concat
 from deploykit_targets.tvm.kernels.elementwise import add, add_quantized, dequantize, quantize, requantize
 from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
 from deploykit_targets.tvm.kernels.isa import Isa
-from deploykit_targets.tvm.kernels.layout import nchw_to_nhwc, nhwc_to_nchw
 from deploykit_targets.tvm.kernels.pad import pad
 
 LENGTHS = [1, 7, 16, 100, 5000]  # below, at and above a vector, and more than one task
@@ -104,17 +103,6 @@ def test_concat_changes_scales(host_isa: Isa, execute: Any, within_one: Any) -> 
 def test_concat_refuses_half_a_quantization() -> None:
     with pytest.raises(UsageError, match="concat: 2 inputs"):
         concat(1, [2, 2], "uint8", of=[Affine(1.0, 0)])
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
-@pytest.mark.parametrize("shape", [(1, 3, 5, 7), (2, 33, 4, 4)])
-def test_layout_there_and_back(shape: tuple[int, int, int, int], dtype: str, host_isa: Isa, execute: Any) -> None:
-    x = data(int(np.prod(shape)), dtype).reshape(shape)
-    nhwc = execute(nchw_to_nhwc(shape, dtype), host_isa, x, elements=x.size, dtype=dtype)
-    expected = x.transpose(0, 2, 3, 1)
-    np.testing.assert_array_equal(nhwc, expected.ravel())
-    back = execute(nhwc_to_nchw(expected.shape, dtype), host_isa, nhwc, elements=x.size, dtype=dtype)
-    np.testing.assert_array_equal(back, x.ravel())
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("uint8", 128), ("int8", -3), ("float32", 0.0)])
