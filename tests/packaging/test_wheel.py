@@ -48,7 +48,7 @@ def test_all_sources_and_data_are_in_and_nothing_else(names: set[str]) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert held == sources
-    expected = {".py", ".toml", ".md", ".typed", ".json", ".c", ".h", ".map"}
+    expected = {".py", ".toml", ".md", ".typed", ".json", ".c", ".h", ".map", ".css", ".js"}
     assert {PurePosixPath(name).suffix for name in held} <= expected
 
 
