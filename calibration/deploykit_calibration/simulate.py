@@ -46,6 +46,11 @@ def fake_quantize(x: Tensor, scale: float, low: int, high: int) -> Tensor:
     return x.mul(1.0 / scale).round_().clamp_(low, high).mul_(scale)
 
 
+def requantize(x: Tensor, scale: float, low: int, high: int, unit: float) -> Tensor:
+    """The integers of `fake_quantize`, by division, in multiples of `unit`: for kernels that sum in other units."""
+    return x.div(scale).round_().clamp_(low, high).mul_(unit)
+
+
 def fake_float8(x: Tensor, scale: float, limit: int) -> Tensor:
     """Round to E4M3 multiples of `scale`, ties to even, saturating at `limit` of them."""
     return x.div(scale).clamp_(-limit, limit).to(torch.float8_e4m3fn).to(x.dtype).mul_(scale)

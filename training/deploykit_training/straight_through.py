@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deploykit_calibration import run_time, simulate
 from deploykit_calibration.run_time import round_rows
-from deploykit_calibration.simulate import fake_float8, round_half
+from deploykit_calibration.simulate import fake_float8, requantize, round_half
 from deploykit_calibration.weights import WeightQuant
 
 
@@ -25,6 +25,13 @@ def fake_quantize(x: Tensor, scale: float, low: int, high: int) -> Tensor:
     Equal to `deploykit_calibration.simulate.fake_quantize`; `low <= 0 <= high`.
     """
     return torch.fake_quantize_per_tensor_affine(x.float(), scale, 0, low, high)
+
+
+def requantize_through(x: Tensor, scale: float, low: int, high: int, unit: float) -> Tensor:
+    """The same integers in multiples of `unit`; the gradient is `unit / scale` inside and 0 outside."""
+    x = x.float()
+    scaled = x.clamp(low * scale, high * scale) * (unit / scale)
+    return through(scaled, requantize(x.detach(), scale, low, high, unit))
 
 
 def float8_through(x: Tensor, scale: float, limit: int) -> Tensor:
@@ -76,6 +83,7 @@ class _Through(torch.autograd.Function):
 
 TRAINED_AS: dict[Callable[..., Any], Callable[..., Any]] = {
     simulate.fake_quantize: fake_quantize,
+    simulate.requantize: requantize_through,
     simulate.fake_float8: float8_through,
     run_time.round_rows: rows_through,
     simulate.round_half: half_through,

@@ -162,8 +162,11 @@ class CoreMLTarget(Target):
         if not prepared.scheme.quantizes:
             return None
         from deploykit_targets._float16 import plan_float16, simulated
+        from deploykit_targets.coreml.sums import sum_in_units_of_a_term
 
-        return simulated(prepared.captured, prepared.placed, plan_float16(prepared).kept)
+        found = simulated(prepared.captured, prepared.placed, plan_float16(prepared).kept)
+        sum_in_units_of_a_term(found.graph_module)
+        return found
 
     def lower(self, prepared: Prepared, folder: Path) -> Payload:
         """See `Target.lower`."""

@@ -6,6 +6,7 @@
     exclusive or of truth       inequality
     nearest-neighbour resizing  to sizes that are no multiples: a lookup of rows and columns
     transposed convolutions     with output padding: without any padding, then cut to size
+    biases in int32             the floats that they stand for
 
 What has no such form is refused here, where the converter's own words do not name the layer.
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
 
 aten = torch.ops.aten
+_WIDE_CONSTANT = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
 _NO_FORM = {
     "linalg_inv": "an inverse",
@@ -78,6 +80,14 @@ def _refuse(captured: CapturedModel, node: fx.Node) -> None:
 
 
 _KEEP_OUT = "write that part with other operators, or keep it out of the exported model"
+
+
+def _bias(editor: Editor, node: Call) -> None:
+    """An int32 bias as the floats that it stands for, of which the converter makes the same integers."""
+    stored_bias, scale = editor.value(node.args[0]), editor.value(node.args[1])
+    if stored_bias is None or scale is None or stored_bias.dtype != torch.int32:
+        return
+    editor.swap(node, editor.constant(f"{node.name}_float", stored_bias.double().mul(scale.double()).float()))
 
 
 def _sort(editor: Editor, node: Call) -> None:
@@ -198,6 +208,7 @@ _NEAREST = (
 _RULES: Mapping[Any, Callable[[Editor, Call], None]] = {
     **dict.fromkeys((*_PAIRS, aten.argsort.default, aten.argsort.stable, aten.msort.default), _sort),
     aten.topk.default: _top,
+    _WIDE_CONSTANT: _bias,
     **dict.fromkeys((aten.floor_divide.default, aten.div.Tensor_mode, aten.div.Scalar_mode), _divide),
     **dict.fromkeys((aten.logical_xor.default, aten.bitwise_xor.Tensor), _exclusive),
     **dict.fromkeys(_NEAREST, _nearest),

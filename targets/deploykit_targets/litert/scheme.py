@@ -53,6 +53,7 @@ LITERT = Scheme(
         "tanh": FixedParams(1 / 128, 0),
     },
     weights="unfolded",
+    bias="int32",
     float_outputs=False,
     run_time_outputs=frozenset({"linear"}),
 )

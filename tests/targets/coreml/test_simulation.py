@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,24 @@ class _Scaled(nn.Module):
         return self.second(self.norm(h)) * 1.7
 
 
-def test_a_program_is_simulated_to_the_last_bit(tmp_path: Path) -> None:
+class _Sums(nn.Module):
+    """Sums of integers, with ReLU and without, a difference, and one whose result is also read as a float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(12, 12) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.a(x) + self.b(x))
+        g = self.c(h) - h
+        return self.d(g) + torch.tanh(g) * 3.0
+
+
+@pytest.mark.parametrize("make", [_Scaled, _Sums])
+def test_a_program_is_simulated_to_the_last_bit(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, data = _Scaled().eval(), [(torch.randn(4, 12),) for _ in range(8)]
+        model, data = make().eval(), [(torch.randn(4, 12),) for _ in range(8)]
     artifact = deploykit.export(
         model,
         target="iphone-15",
