@@ -7,6 +7,12 @@ import pytest
 from deploykit.cli import main
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Pages are not wrapped: what is looked for stands on one line."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+
 def run(capsys, *words):
     code = main(list(map(str, words)))
     done = capsys.readouterr()

@@ -72,6 +72,9 @@ class OpenVinoSession(Session):
 
     def __init__(self, artifact: StoredArtifact, threads: int, *, in_float: bool = False) -> None:
         super().__init__(artifact.inputs, artifact.outputs, threads=threads)
+        if artifact.entry.suffix != ".xml":  # OpenVINO has readers of other formats, with files of their own
+            hint = "export the model again"
+            raise ArtifactError(f"{artifact.manifest.entry} is no IR, and is not read", hint=hint)
         self._path = str(artifact.entry)
         self._config = {
             "INFERENCE_NUM_THREADS": threads,
