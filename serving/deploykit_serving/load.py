@@ -18,8 +18,9 @@ from deploykit.contract.errors import DeviceError
 from deploykit.contract.tensors import Feeds, TensorSpec
 from deploykit_serving.datatypes import datatype_of
 
-_LENGTH = b"content-length: "
+_LENGTH = b"\r\ncontent-length: "
 _END = b"\r\n\r\n"
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 @dataclass
@@ -174,14 +175,20 @@ class _Client(asyncio.Protocol):
         head = self._data.find(_END)
         if head < 0:
             return
-        at = self._data.find(_LENGTH, 0, head + 2)
-        length = int(self._data[at + len(_LENGTH) : self._data.find(b"\r", at)]) if at >= 0 else 0
-        if len(self._data) < head + 4 + length:
+        if not self._is_whole(head):
             return
         self._shared.count(int(self._data[9:12]), (time.perf_counter() - self._sent) * 1e3)
         self._data = b""
         if not self._shared.over:
             self._send()
+
+    def _is_whole(self, head: int) -> bool:
+        """Whether the body behind the head is there; servers of others may send it in chunks."""
+        at = self._data.find(_LENGTH, 0, head + 2)
+        if at < 0 and b"\r\ntransfer-encoding: chunked" in self._data[: head + 2]:
+            return self._data.endswith(_LAST_CHUNK)
+        length = int(self._data[at + len(_LENGTH) : self._data.find(b"\r", at + 2)]) if at >= 0 else 0
+        return len(self._data) >= head + len(_END) + length
 
     def connection_lost(self, exc: Exception | None) -> None:
         """One client less."""

@@ -45,6 +45,7 @@ def test_every_example_is_covered_here() -> None:
         "raspberry_pi_5.py",
         "release",
         "release_report.py",
+        "serve.py",
         "third_party_target",
         "tune.py",
     }
@@ -69,6 +70,14 @@ def test_release(tmp_path: Path) -> None:
     assert "8 passed; 8 computed now (pool)" in _run("-m", "deploykit", "release", file)
     assert "8 passed; 0 computed now (none)" in _run("-m", "deploykit", "release", file)
     assert (tmp_path / "out" / "release" / "junit.xml").is_file()
+
+
+def test_serve(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    printed = _run(str(EXAMPLES / "serve.py"), "--output", str(tmp_path))
+    assert "give the same: True" in printed and "are its own: True" in printed
+    assert 'deploykit_requests_answered_total{model="net",version="1"} 3.0' in printed and "ended with 0" in printed
 
 
 def test_tune(tmp_path: Path) -> None:
