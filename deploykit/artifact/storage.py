@@ -57,7 +57,7 @@ def write_file(
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise error(f"{path} is a link, folder or device; it is left alone", hint="choose another path")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_dead_parts(path)
+        remove_dead_parts(path)
         with temporary.open("xb") as file:
             _try_lock(file.fileno())
             file.write(data)
@@ -248,7 +248,8 @@ def _remove_left_overs(destination: Path, check: Check | None) -> None:
                         shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_dead_parts(path: Path) -> None:
+def remove_dead_parts(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it; those of live ones stay."""
     for part in _siblings(path, rf"\.{re.escape(path.name)}\.{_STAMP}\.part"):
         with _dead(part) as dead:
             if dead:

@@ -135,6 +135,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return self.send(400)
             self.registry.blobs[query["digest"][0]] = have + self.body
             return self.send(201, Docker_Content_Digest=query["digest"][0])
-        place = f"http://{self.registry.host}/v2/x/blobs/uploads/{name}?state=2"
+        place = f"http://{self.headers['Host']}/v2/x/blobs/uploads/{name}?state=2"
         status = 204 if self.command == "GET" else 202
         return self.send(status, Location=place, Range=f"0-{max(0, len(uploads[name]) - 1)}")

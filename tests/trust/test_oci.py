@@ -484,6 +484,60 @@ def test_without_tls_only_on_this_machine_or_on_request(registry, tmp_path, monk
     assert registry.requests == ["GET /v2/team/net/manifests/v1"]
 
 
+@pytest.fixture
+def tls(registry, tmp_path, monkeypatch):
+    """The registry behind TLS, by the name `registry.example.org`, with a certificate of an authority of its own."""
+    import datetime
+    import ssl
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "registry.example.org")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("registry.example.org")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, private = tmp_path / "tls.pem", tmp_path / "tls.key"
+    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, private)
+    registry.server.socket = context.wrap_socket(registry.server.socket, server_side=True)
+    real, port = socket.getaddrinfo, registry.host.rpartition(":")[2]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **more: real("127.0.0.1", *rest, **more))
+    return f"registry.example.org:{port}", certificate
+
+
+def test_over_tls_with_an_authority_of_ones_own(artifact, tls, tmp_path, monkeypatch, registry):
+    host, certificate = tls
+    with pytest.raises(DeviceError, match=r"(?s)TLS: .*SSL_CERT_FILE"):
+        push(artifact, f"{host}/team/net:v1")
+    assert not registry.requests
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    push(artifact, f"{host}/team/net:v1")  # its uploads go on at `http:`, as behind a proxy
+    assert contents(pull(f"{host}/team/net:v1", tmp_path / "got").artifact.path) == contents(artifact)
+    with pytest.raises(DeviceError, match="TLS"):
+        pull(f"other.example.org:{host.rpartition(':')[2]}/team/net:v1", tmp_path / "other")
+    registry.faults.append(
+        lambda h: "/blobs/" in h.path and (h.send(307, Location=f"http://{registry.host}{h.path}") or True)
+    )
+    refused(f"{host}/team/net:v1", tmp_path / "plain", "without TLS; it is not followed")
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "net", "net:v1", "team/net:v1", "host.example.org", "host.example.org/", "host.example.org/Net", "a.b/c:",
@@ -530,3 +584,24 @@ def test_an_artifact_without_records_and_one_that_changes_meanwhile(toy, registr
     monkeypatch.setattr(module, "_send_chunk", altering)
     with pytest.raises(ArtifactError, match=r"altered|cut"):
         push(tmp_path / "bare", ref)
+
+
+def test_a_record_that_no_pull_would_take_is_not_pushed(artifact, registry, ref, monkeypatch):
+    monkeypatch.setattr(layout, "RECORDS", {**layout.RECORDS, "convert.log": 3})
+    with pytest.raises(ArtifactError, match=r"convert\.log has more than 3 bytes, which no pull takes"):
+        push(artifact, ref)
+
+
+def test_a_machine_without_the_toolchain_pulls_all_the_same(artifact, registry, ref, tmp_path, monkeypatch):
+    from deploykit.plugin import registry as plugins
+
+    push(artifact, ref)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())
+    monkeypatch.setattr("importlib.metadata.distributions", lambda **_: ())
+    plugins._plugins.cache_clear()
+    found = pull(ref, tmp_path / "got").artifact
+    assert found.manifest.toolchain == "toy"
+    with pytest.raises(UsageError):
+        found.open()
+    monkeypatch.undo()
+    plugins._plugins.cache_clear()

@@ -340,3 +340,40 @@ def test_the_example_of_an_auditor(signed, keys, capsys):
     (signed / "manifest.json").write_text("{}")
     with pytest.raises(SystemExit, match="is not the artifact that this statement is about"):
         main(str(signed), str(keys["public"]))
+
+
+def test_what_a_killed_writer_left_stops_nobody(signed, keys):
+    """A part is never read; signing again removes it."""
+    left = signed / ".model.sig.00000000-00000000-000000000000.part"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    assert deploykit.load(signed, key=keys["public"]).vouched
+    (signed / ".other.00000000-00000000-000000000000.part").write_bytes(b"half")
+    with pytest.raises(ArtifactError, match="lies in"):
+        deploykit.load(signed, key=keys["public"])
+    (signed / ".other.00000000-00000000-000000000000.part").unlink()
+
+
+def test_a_signer_that_is_killed_leaves_the_old_signature_or_none_that_holds(artifact, keys):
+    """Killed between lineage and signature: the next load is refused, and signing again mends it."""
+    program = (
+        "import os, sys, signal\n"
+        "from deploykit_trust import signing\n"
+        "real = signing.write_file\n"
+        "def write(path, data):\n"
+        "    if path.name == 'model.sig': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    real(path, data)\n"
+        "signing.write_file = write\n"
+        "signing.sign(sys.argv[1], sys.argv[2])\n"
+    )
+    import sys
+
+    sign(artifact, keys["private"])
+    paths = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", program, artifact, keys["private"]], env={**os.environ, "PYTHONPATH": paths}, check=False
+    )
+    assert done.returncode == -9
+    refused(artifact, keys["public"], r"lineage\.sigstore\.json of net is not what was signed")
+    sign(artifact, keys["private"])
+    assert deploykit.load(artifact, key=keys["public"]).vouched

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit.artifact import manifest as layout
-from deploykit.artifact.storage import sha256_of, write_file
+from deploykit.artifact.storage import remove_dead_parts, sha256_of, write_file
 from deploykit.contract.errors import ArtifactError
 from deploykit.plugin.artifact import load
 from deploykit_trust import envelope
@@ -81,6 +81,8 @@ def _signed(
 def _refuse_left_overs(folder: Path, listed: set[str]) -> None:
     """Refuse what a load tolerates and a signature does not cover: what a build program left, say."""
     known = {*listed, layout.MANIFEST_NAME, layout.LINEAGE_NAME, *LEFT_OUT}
+    for name in layout.RECORD_NAMES:
+        remove_dead_parts(folder / name)
     for found in files_in(folder):
         if found not in known:
             message = f"{found} lies in {folder}, and a signature would not cover it"

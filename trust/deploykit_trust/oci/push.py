@@ -84,6 +84,9 @@ def _blobs(artifact: StoredArtifact) -> tuple[Blob, ...]:
         path = artifact.path / name
         if path.is_symlink() or not path.is_file():
             continue
+        if path.stat().st_size > layout.RECORDS[name]:
+            message = f"{name} has more than {layout.RECORDS[name]} bytes, which no pull takes"
+            raise ArtifactError(message, hint="remove it, or export again")
         found.append(Blob(name, f"sha256:{sha256_of(path)}", path.stat().st_size))
     return tuple(sorted(found, key=lambda one: one.path))
 
