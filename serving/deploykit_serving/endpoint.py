@@ -31,6 +31,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _BODY_S = 30.0  # from the headers to the last byte of the body
+_SEND_S = 30.0  # for a client to read an answer that does not fit into the buffers between
+_UNREAD_BYTES = 65_536
 _LINGER_S = 1.0  # a client that is refused while it sends may read why
 _LINGER_BYTES = 16 << 20
 _ATTEMPTS = 3
@@ -105,7 +107,11 @@ class InferEndpoint:
             self._tell(defect, name, version)
             await refuse(send, defect, receive)
             return
-        await _send(send, answer)
+        try:
+            await _send(send, answer)
+        except TimeoutError:  # it does not read: its connection ends with this call
+            self._metrics.refused("slow_reader", _STATUS_OF_CLIENT_GONE)
+            return
         seconds = time.perf_counter() - arrived
         self._metrics.of(model.served.name, model.served.version).answered_in(seconds, outcome.queued_s)
         if self._log.requests:
@@ -263,8 +269,9 @@ async def _send(send: Send, answer: Answer) -> None:
     else:
         headers.append((b"content-type", b"application/octet-stream"))
         headers.append((b"inference-header-content-length", str(answer.header_length).encode()))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    async with asyncio.timeout(_SEND_S if len(answer.body) > _UNREAD_BYTES else None):
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body})
 
 
 async def refuse(send: Send, refusal: Refusal, receive: Receive | None = None) -> None:
@@ -304,7 +311,7 @@ def _facts(model: Model, request: Request, outcome: Outcome, seconds: float) -> 
     return {
         "model": model.served.name,
         "version": model.served.version,
-        "id": request.id,
+        "id": request.id[:128],
         "status": 200,
         "rows": model.batcher.rows_of(request.feeds),
         "batch_rows": outcome.batch_rows,
