@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from deploykit_targets.coreml.lower import Exported
 
 HINT = "write the layer with other operators, or exclude it from the exported model and run it in the app"
-DTYPES = {"float32": "float32", "float16": "float16"} | dict.fromkeys(
+DTYPES = {"bool": "int32", "float64": "float32", "float32": "float32", "float16": "float16"} | dict.fromkeys(
     ("int64", "int32", "int16", "uint16", "int8", "uint8"), "int32"
 )
 """Captured dtype of an input -> the one that the program takes."""

@@ -250,12 +250,14 @@ class Border:
 
 
 def _narrowed(name: str, array: Array) -> Array:
-    """Integers as those of 32 bits, the only ones that a program takes.
+    """Integers and truth values as integers of 32 bits, the only ones that a program takes; float64 as float32.
 
     Raises:
         UsageError: a value does not fit.
     """
-    if array.dtype.kind not in "iu" or array.dtype == np.int32:
+    if array.dtype == np.float64:
+        return array.astype(np.float32)
+    if array.dtype.kind not in "biu" or array.dtype == np.int32:
         return array
     narrow = array.astype(np.int32)
     if not np.array_equal(narrow, array):

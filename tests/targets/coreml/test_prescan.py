@@ -42,14 +42,33 @@ def test_every_op_without_a_converter_is_named_with_module_and_line(tmp_path: Pa
 
 
 def test_an_input_type_that_core_ml_lacks_is_named(tmp_path: Path) -> None:
-    mask = torch.ones(1, 4, dtype=torch.bool)
+    class Scaled(torch.nn.Module):
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return x * scale.to(torch.float32)
 
-    class Masked(torch.nn.Module):
-        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return torch.where(mask, x, x * 2)
+    with pytest.raises(deploykit.ConversionError, match=r"no uint32 input, which 'scale' is"):
+        convert((Scaled(), (torch.randn(1, 4), torch.ones(1, 4).to(torch.uint32))), tmp_path)
 
-    with pytest.raises(deploykit.ConversionError, match=r"no bool input, which 'mask' is"):
-        convert((Masked(), (torch.randn(1, 4), mask)), tmp_path)
+
+class _Masked(torch.nn.Module):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        wide = torch.where(mask & (x > 0), x, x * 2)
+        return wide.float() * mask.any(-1, keepdim=True), ~mask, mask.sum(-1)
+
+
+def test_truth_values_and_doubles_are_taken_as_what_core_ml_has(tmp_path: Path) -> None:
+    mask = torch.tensor([[True, False, True, False]])
+    artifact = deploykit.export(
+        _Masked(),
+        target="coreml",
+        precision="fp32",
+        example_inputs=(torch.randn(1, 4, dtype=torch.float64), mask),
+        output=tmp_path / "out",
+        profile=False,
+        progress=False,
+    )
+    assert [spec.dtype for spec in artifact.inputs] == ["float64", "bool"]
+    assert artifact.parity is not None and artifact.parity.sqnr_db is not None and artifact.parity.sqnr_db > 100.0
 
 
 def test_a_refusal_inside_coremltools_names_the_layer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_without_published_rates_the_evaluators_time_is_marked(tmp_path: Path) -
 def test_running_without_core_ml_and_without_pytorch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     target = resolve("coreml").target
     monkeypatch.setattr(plugin.Requirement, "installed", property(lambda self: self.module != "torch"))
-    with pytest.raises(MissingDependencyError, match=r"deploykit\[coreml\]"):
+    with pytest.raises(MissingDependencyError, match=r"\[coreml\]"):
         target.check_installed(export=False)
     monkeypatch.setattr(plugin, "has_core_ml", lambda: True)
     target.check_installed(export=False)
