@@ -1,0 +1,35 @@
+"""What contributors use before CI: pre-commit hooks and issue forms are valid, and hooks are the checks of CI."""
+
+from __future__ import annotations
+
+import configparser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+yaml = pytest.importorskip("yaml", reason="PyYAML comes with other packages")
+
+
+def read(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_hooks_are_the_checks_of_ci_and_download_nothing() -> None:
+    (repo,) = read(".pre-commit-config.yaml")["repos"]
+    assert repo["repo"] == "local"
+    hooks = {hook["entry"].replace(" --force-exclude", "") for hook in repo["hooks"]}
+    assert all(hook["language"] == "system" for hook in repo["hooks"])
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    asked = {line.replace(" --check", "") for line in tox["testenv:lint"]["commands"].strip().splitlines()}
+    assert hooks == asked
+
+
+@pytest.mark.parametrize("name", ["bug.yml", "feature.yml"])
+def test_issue_forms_ask_for_something(name: str) -> None:
+    form = read(f".github/ISSUE_TEMPLATE/{name}")
+    assert form["name"] and form["description"]
+    ids = [part["id"] for part in form["body"]]
+    assert len(ids) == len(set(ids)) and all(part["attributes"]["label"] for part in form["body"])
