@@ -34,6 +34,7 @@ SetEnv HOME={folder}/home {environment}
 AcceptEnv PYTHONPATH
 """
 _CLIENT = """#!/bin/sh
+unset LD_PRELOAD
 exec {ssh} -F none -p {port} -i {folder}/user -o IdentitiesOnly=yes -o UserKnownHostsFile={folder}/known \\
   -o HostKeyAlias=loopback -o StrictHostKeyChecking=accept-new -o SendEnv=PYTHONPATH "$@"
 """
@@ -79,8 +80,11 @@ class Loopback:
         if os.geteuid() == 0:  # it then wants the folder that its service script makes
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         command = [self._sshd, "-D", "-e", "-f", str(self.folder / "config")]
+        # As a service is started: what is preloaded into this process (a mask of CPUID, say) asks the kernel for things
+        # that the sandbox of sshd ends a process for.
+        bare = {"PATH": os.environ["PATH"]}
         with (self.folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=bare)
         for _ in range(200):
             said = (self.folder / "log").read_bytes()
             if b"Server listening" in said:

@@ -18,7 +18,7 @@ address=$2; shift 2
 echo "$address: $*" >> "$FAKE_BOARD/log"
 export HOME="$FAKE_BOARD/home" PATH="$FAKE_BOARD/board:$PATH"
 cd "$HOME"
-command=$(printf '%s' "$*" | sed "s#cd; .cache#cd; qemu-aarch64-static -cpu $FAKE_CPU .cache#")
+command=$(printf '%s' "$*" | sed "s#\\(cd;\\|(\\) .cache#\\1 qemu-aarch64-static -cpu $FAKE_CPU .cache#")
 case "$FAKE_FAULT:$*" in
   unreachable:*) echo "ssh: connect to host $address port 22: No route to host" >&2; exit 255;;
   cut:*"dd bs"*) head -c 1000 | sh -c "$command"; exit 255;;
