@@ -31,7 +31,7 @@ MIB = 1 << 20
 
 
 def cuts(board: Loopback, folder: Path, wanted: int, size: int, seed: int = 0) -> dict[str, Any]:
-    """A file each, whose connection is cut once after a random number of bytes; is it right, and what was sent again?"""
+    """Files whose connection is cut once each, after a random number of bytes: are they right, and what is resent?"""
     random = np.random.default_rng(seed)
     cutter = Cutter(board.port)
     _use(board.write_client(folder / "cut/ssh", port=cutter.port))

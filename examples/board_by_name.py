@@ -48,7 +48,7 @@ def main() -> None:
     for name, told in profile.conditions.rows() if profile.conditions else ():
         print(f"{name}: {told}")
     if profile.sustained:
-        print(f"the end of {profile.sustained.seconds:.0f} s takes {profile.sustained.slowdown:.2f} times the beginning")
+        print(f"after {profile.sustained.seconds:.0f} s a run takes {profile.sustained.slowdown:.2f} times as long")
 
 
 if __name__ == "__main__":

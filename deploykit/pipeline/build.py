@@ -29,6 +29,7 @@ from deploykit.plugin.artifact import Artifact, load
 from deploykit.plugin.target import Payload, Target
 
 _NOTE = "compared with the golden outputs; how far those are from the float model, the earlier links of the chain say"
+_BOARD = "built on a board that the caller named"
 _UNKNOWN = "unknown"  # what targets call the precision of layers that the builder does not tell of
 
 
@@ -112,16 +113,23 @@ def adopt(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         built = load(folder)
-        if built.manifest.parent != parent.fingerprint or built.manifest.parity is None:
+        if built.manifest.parity is None or not _is_of(built.manifest, parent):
             raise ArtifactError(f"what was built is not of {parent.path.name}", hint="build it again")
         misses = misses_of(built, built.manifest.parity)
         if strict and misses:
             kept = failed_path(kept)
         publish_folder(folder, kept, check_replaceable)
     published = load(kept)
+    published.vouched = _BOARD  # of this object alone: from the folder its code runs with key= or allow_native=
     if strict and misses:
         raise misses[0].error(published)
     return published
+
+
+def _is_of(built: layout.Manifest, parent: Artifact) -> bool:
+    """Whether what came from a board is for the device of the artifact that it was built from, and names it."""
+    of, own = (built.parent, built.toolchain, built.target, built.device), parent.manifest
+    return of == (parent.fingerprint, own.toolchain, own.target, own.device)
 
 
 def misses_of(artifact: Artifact, report: ParityReport) -> list[Miss]:

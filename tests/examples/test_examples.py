@@ -13,7 +13,9 @@ from shutil import which
 import pytest
 
 import deploykit
+from deploykit.contract.errors import DeviceError
 from deploykit.contract.optional import Requirement
+from deploykit.testing.loopback import ADDRESS, Loopback
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -33,6 +35,7 @@ def test_every_example_is_covered_here() -> None:
     covered = {
         "check_lineage.py",
         "ci",
+        "board_by_name.py",
         "coreml_iphone.py",
         "digits_x86.py",
         "first_export.ipynb",  # executed where the documentation is built
@@ -103,6 +106,27 @@ def test_own_algorithm(tmp_path: Path) -> None:
     plain, better, *_ = (float(line.split()[-2]) for line in printed.splitlines())
     assert better > plain - 0.2
     assert deploykit.load(tmp_path / "algorithm-jetson-orin-own-gptq").status == "needs device build"
+
+
+def test_board_by_name(tmp_path: Path) -> None:
+    try:
+        board = Loopback(tmp_path / "sshd")
+    except DeviceError as error:
+        pytest.skip(error.message)
+    path = f"{board.write_client(tmp_path / 'bin/ssh').parent}{os.pathsep}{os.environ['PATH']}"
+    found = os.pathsep.join(filter(None, sys.path))
+    own = {"PATH": path, "PYTHONPATH": found, "DEPLOYKIT_DEVICES": str(tmp_path / "devices.toml")}
+    try:
+        _run(
+            "-m", "deploykit", "device", "add", "lab", ADDRESS, "--python", sys.executable, "--target", "x86-cpu", **own
+        )
+        output = ("--output", str(tmp_path / "out"))
+        printed = _run(str(EXAMPLES / "board_by_name.py"), "lab", *output, "--sustained-s", "1", **own)
+    finally:
+        board.kill()
+    assert "lab gives the same outputs" in printed and "a run takes" in printed
+    profile = deploykit.load(tmp_path / "out/model").profile
+    assert profile is not None and profile.sustained is not None
 
 
 def test_geforce_rtx(tmp_path: Path) -> None:

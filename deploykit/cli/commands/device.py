@@ -102,6 +102,8 @@ def run(
     save: Annotated[bool, typer.Option("--save", help="Keep the profile in the artifact.")] = False,
     build: Annotated[bool, typer.Option("--build", help="Finish the artifact there, and fetch it.")] = False,
     option: Options = None,
+    key: Key = None,
+    allow_native: AllowNative = False,
     wait: Annotated[
         float, typer.Option("--wait-s", min=0.0, help="How long to wait while another client uses the board.")
     ] = 120.0,
@@ -120,11 +122,11 @@ def run(
     from deploykit_fleet.devices import device
 
     board = device(name, devices=devices)
-    note(f"this copies a program to {board.board} and executes it there")
     _check(source, output, build)
+    own = load(artifact, key=key, allow_native=allow_native)
+    note(f"this copies a program to {board.board} and executes it there")
     document: dict[str, Any] = {"device": name, "path": artifact}
     page: list[RenderableType] = []
-    own = load(artifact, key=key, allow_native=allow_native)
     with board.leased(wait_s=wait):
         if build:
             own = board.build(own, output=output, options=parse_options(option or ()) or None)

@@ -103,11 +103,11 @@ class Device:
         Returns:
             The worst figures of the artifact there against the artifact where it was made.
         Raises:
-            ArtifactError: a file of it is damaged, here.
+            ArtifactError: a file of it is damaged, here; or it holds code from elsewhere that nobody answers for.
             ParityError: the board computes something else.
             DeviceError: it cannot be reached, is in use, lacks what the artifact needs, or crashed.
         """
-        own = _loaded(artifact)
+        own = self._runnable(artifact)
         check_files(own.path, own.manifest)
         answers = iter(self._run(own, own.golden().inputs, wait_s))
         session = FunctionSession(lambda _: next(answers), own.inputs, own.outputs)
@@ -130,7 +130,7 @@ class Device:
             UsageError: a name, dtype or shape is off.
             DeviceError: as `verify`.
         """
-        own = _loaded(artifact)
+        own = self._runnable(artifact)
         given: list[Feeds] = []
 
         def keep(arrays: Feeds) -> dict[str, np.ndarray]:
@@ -159,7 +159,7 @@ class Device:
         Raises:
             DeviceError: as `verify`.
         """
-        own = _loaded(artifact)
+        own = self._runnable(artifact)
         seconds = SUSTAINED_S if sustained is True else float(sustained)
         if not 0.0 <= seconds < float("inf"):
             raise UsageError(f"sustained={sustained!r} is not a number of seconds")
@@ -263,16 +263,27 @@ class Device:
         read = (before + self.board.line.run(look).stdout).decode(errors="replace")
         return replace(found, conditions=conditions(read))
 
-    def _checked(self, own: Artifact) -> Artifact:
-        """The artifact at this board, which has what it needs.
+    def _runnable(self, artifact: Artifact | str | Path) -> Artifact:
+        """The artifact, which may be run; nothing is contacted.
 
         Raises:
-            DeviceError: it has not, or the artifact must be built first.
+            DeviceError: it must be built first.
+            ArtifactError: it holds code from elsewhere that nobody answers for.
         """
+        own = _loaded(artifact)
         if own.manifest.build is not None:
             message = f"{own.path.name} is not runnable yet: {own.manifest.build.reason}"
             hint = f'deploykit.device("{self.name}").build(...), or deploykit device run {self.name} ARTIFACT --build'
             raise DeviceError(message, hint=hint)
+        own.plugin().check_vouched(own)
+        return own
+
+    def _checked(self, own: Artifact) -> Artifact:
+        """The artifact at this board, which has what it needs.
+
+        Raises:
+            DeviceError: it has not.
+        """
         there = own.at(self.board)
         there.plugin().check_vouched(there)
         there.plugin().refuse_missing(there)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
+from deploykit.contract.errors import ArtifactError
 from deploykit.plugin.artifact import Artifact
 from deploykit_fleet.devices import Device, Entry
 
@@ -15,7 +17,11 @@ UNIT = 0.05001  # of the quantised result, and float32's own error
 def test_a_program_answers_a_job(compiled: Any, artifact_of: Any, fake_board: Any) -> None:
     pi = compiled("raspberry-pi-5")
     found = artifact_of(pi)
-    artifact, board = Artifact(found.path, found.manifest), Device("pi", Entry("pi@board", "raspberry-pi-5"))
+    board = Device("pi", Entry("pi@board", "raspberry-pi-5"))
+    with pytest.raises(ArtifactError, match="it was not made here"):
+        board.run(Artifact(found.path, found.manifest), pi.feeds)
+    assert fake_board.commands == []
+    artifact = Artifact(found.path, found.manifest, vouched="made by this test")
     for sent in (True, False):
         before = board.board.transfer.sent_bytes
         outputs = board.run(artifact, [pi.feeds, pi.feeds])
