@@ -102,8 +102,6 @@ def run(
     save: Annotated[bool, typer.Option("--save", help="Keep the profile in the artifact.")] = False,
     build: Annotated[bool, typer.Option("--build", help="Finish the artifact there, and fetch it.")] = False,
     option: Options = None,
-    key: Key = None,
-    allow_native: AllowNative = False,
     wait: Annotated[
         float, typer.Option("--wait-s", min=0.0, help="How long to wait while another client uses the board.")
     ] = 120.0,

@@ -285,7 +285,6 @@ class Device:
             DeviceError: it has not.
         """
         there = own.at(self.board)
-        there.plugin().check_vouched(there)
         there.plugin().refuse_missing(there)
         return there
 
