@@ -1,7 +1,8 @@
 """Does a report find a model that became a tenth slower, and nothing where nothing changed? How large is one?
 
-python benchmarks/report.py [--precision int8] [--threads 1] [--runs 20]
+python benchmarks/report.py [--precision int8] [--threads 1] [--runs 20] [--nice -20]
 
+Profiles want a machine of their own; `--nice` gives them most of one that is shared (below 0, root alone may).
 Each profile is measured by a process of its own (`deploykit profile --save`), as two releases are: the same file twice
 for `no change`, and the file of a network with a tenth more layers for `planted`. Sizes are of a report of 40 builds of
 a network of 60 layers, in which no name of a layer is like that of another build.
@@ -58,14 +59,15 @@ def export(folder: Path, precision: str, depth: int, *, profile: bool = False) -
     )  # fmt: skip
 
 
-def measured(artifact: Path, folder: Path, name: str, threads: int) -> tuple[Path, int]:
+def measured(artifact: Path, folder: Path, name: str, threads: int, nice: int) -> tuple[Path, int]:
     """A copy of an artifact with a profile that a process of its own has measured, and how often the machine was busy.
 
     A report says that it was, and does not test such profiles: they are measured again, as its readers do.
     """
     copy = folder / name
     shutil.copytree(artifact, copy)
-    command = [sys.executable, "-m", "deploykit", "profile", str(copy), "--save", "--threads", str(threads)]
+    program = ["nice", "-n", str(nice), sys.executable, "-m", "deploykit"]
+    command = [*program, "profile", str(copy), "--save", "--threads", str(threads)]
     for again in range(_AGAIN):
         subprocess.run(command, check=True, capture_output=True)
         if not is_busy(deploykit.load(copy).profile.times.latency_ms):
@@ -79,14 +81,14 @@ def latency(old: Path, new: Path, page: Path) -> Change:
     return next(change for change in made.comparison.changes if change.what == "latency")
 
 
-def rounds(folder: Path, precision: str, threads: int, runs: int) -> Iterator[dict[str, Any]]:
+def rounds(folder: Path, precision: str, threads: int, runs: int, nice: int) -> Iterator[dict[str, Any]]:
     """Verdicts and shifts of each run: the same again, and a tenth more."""
     before = export(folder, precision, _DEPTH).path
     after = export(folder, precision, _DEPTH + _DEPTH // 10).path
     for index in range(runs):
         place = folder / str(index)
         wanted = ((before, "old"), (before, "same"), (after, "slower"))
-        found = [measured(of, place, name, threads) for of, name in wanted]
+        found = [measured(of, place, name, threads, nice) for of, name in wanted]
         old, same, slower = (path for path, _ in found)
         changes = [latency(old, new, place / "page.html") for new in (same, slower)]
         medians = [_median(each) for each in (old, same, slower)]
@@ -141,13 +143,15 @@ def main() -> None:
     parser.add_argument("--precision", default="int8", choices=("int8", "fp32"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--nice", type=int, default=0)
     arguments = parser.parse_args()
     with scratch() as folder:
-        found = list(rounds(folder, arguments.precision, arguments.threads, arguments.runs))
+        found = list(rounds(folder, arguments.precision, arguments.threads, arguments.runs, arguments.nice))
         pages = sizes(folder / "sizes")
     row = {
         "precision": arguments.precision,
         "threads": arguments.threads,
+        "nice": arguments.nice,
         "runs": len(found),
         "measured again": sum(each["again"] for each in found),
         "not tested": sum("untested" in (each["no_change"], each["planted"]) for each in found),
@@ -171,7 +175,8 @@ def _others(row: dict[str, Any]) -> list[dict[str, Any]]:
     """What earlier calls measured of other precisions and numbers of threads: one call takes minutes."""
     path = RESULTS / "report.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [each for each in rows if (each["precision"], each["threads"]) != (row["precision"], row["threads"])]
+    case = ("precision", "threads", "nice")
+    return [each for each in rows if [each[of] for of in case] != [row[of] for of in case]]
 
 
 if __name__ == "__main__":

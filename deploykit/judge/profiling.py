@@ -24,6 +24,7 @@ WARM_UP_RUNS = 5
 TURN_RUNS = 10
 SETTLING_RUNS = 2
 SETTLING_SECONDS = 0.03
+CALM, PATIENCE = 1.1, 3.0
 _DIGITS = 4
 
 
@@ -186,6 +187,9 @@ DEFAULT_EFFORT = Effort()
 def measure_interleaved(sessions: Sequence[Session], feeds: Feeds, effort: Effort) -> tuple[list[list[float]], int]:
     """Run the sessions in turns, a few runs each, until the time is used up (but at least `MIN_RUNS` runs each).
 
+    Where something else kept the machine busy, up to `PATIENCE` times as long: until half of the first session's runs
+    lie within `CALM` of the quickest.
+
     A runtime's idle threads spin for a while after a run, on the cores that the next session needs: the runs of the
     first `SETTLING_SECONDS` of a turn (two at least) are not counted.
 
@@ -195,13 +199,21 @@ def measure_interleaved(sessions: Sequence[Session], feeds: Feeds, effort: Effor
     for session in sessions:
         session.times_ms(feeds, runs=WARM_UP_RUNS)
     times: list[list[float]] = [[] for _ in sessions]
-    deadline = time.perf_counter() + effort.seconds
-    while len(times[0]) < effort.max_runs and (len(times[0]) < MIN_RUNS or time.perf_counter() < deadline):
+    began = time.perf_counter()
+    while len(times[0]) < effort.max_runs and _goes_on(times[0], time.perf_counter() - began, effort.seconds):
         for session, own in zip(sessions, times, strict=True):
             if len(sessions) > 1:
                 _settle(session, feeds)
             own.extend(session.times_ms(feeds, runs=min(TURN_RUNS, effort.max_runs - len(own))))
     return times, WARM_UP_RUNS
+
+
+def _goes_on(times: Sequence[float], spent: float, seconds: float) -> bool:
+    """Whether more runs are wanted after `spent` seconds."""
+    if len(times) < MIN_RUNS or spent < seconds:
+        return True
+    calm = sum(each <= CALM * min(times) for each in times)
+    return spent < PATIENCE * seconds and 2 * calm < len(times)
 
 
 def _settle(session: Session, feeds: Feeds) -> None:

@@ -20,6 +20,7 @@ from deploykit.judge.profiling import (
     Measuring,
     Percentiles,
     Times,
+    _goes_on,
     batch_size,
     has_dynamic_batch,
     measure,
@@ -67,6 +68,15 @@ def test_sessions_take_turns_after_warming_up():
     assert all(count >= SETTLING_RUNS + TURN_RUNS for _, count in turns)
     assert [len(own) for own in times] == [MIN_RUNS, MIN_RUNS]
     assert all(value >= 0.0 for own in times for value in own)
+
+
+def test_a_busy_machine_is_measured_for_longer():
+    """By its decision alone: no test waits for a machine to be busy."""
+    calm, busy = [1.0] * 60 + [9.0] * 40, [1.0] * 40 + [9.0] * 60
+    assert _goes_on(calm[: MIN_RUNS - 1], 99.0, 1.0) and _goes_on(calm, 0.9, 1.0)
+    assert not _goes_on(calm, 1.1, 1.0)
+    assert _goes_on(busy, 1.1, 1.0) and _goes_on(busy, 2.9, 1.0) and not _goes_on(busy, 3.1, 1.0)
+    assert not _goes_on(busy, 0.1, 0.0)
 
 
 def test_runs_are_bounded_above():
