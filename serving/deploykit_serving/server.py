@@ -115,7 +115,7 @@ def serve(
     with contextlib.closing(_bound(place)) as listener:
         try:
             running = _Running(repository, application(repository, metrics, log, drift), place, log)
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            with asyncio.Runner() as runner:
                 return runner.run(running.until_told(listener))
         finally:
             repository.close()
@@ -160,15 +160,6 @@ def _bound(place: Listening) -> socket.socket:
             hint="--port 0 takes a free port",
         ) from error
     return listener
-
-
-def _loop_factory() -> Any:
-    """uvloop where it is installed (it is not made for Windows)."""
-    try:
-        import uvloop
-    except ModuleNotFoundError:
-        return None
-    return uvloop.new_event_loop
 
 
 def is_loopback(host: str) -> bool:
