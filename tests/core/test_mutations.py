@@ -28,7 +28,7 @@ from deploykit.artifact.choice import Candidate, Choice, read_choice
 from deploykit.artifact.golden import golden_tolerance
 from deploykit.artifact.manifest import Manifest
 from deploykit.artifact.storage import sha256_of
-from deploykit.cli.commands.run import _read
+from deploykit.cli.arrays import read_arrays
 from deploykit.contract.errors import DeploykitError
 from deploykit.plugin.artifact import Artifact, load
 from deploykit.plugin.estimate import estimate, traffic_in
@@ -180,17 +180,17 @@ def npz(folder: Path, *, packed: bool = False) -> bytes:
 
 
 def feeds_npz(_: Any, folder: Path) -> Subject:
-    return Subject(npz(folder), at(folder / "feeds.npz", lambda path: _read(str(path))))
+    return Subject(npz(folder), at(folder / "feeds.npz", lambda path: read_arrays(str(path))))
 
 
 def feeds_npy(_: Any, folder: Path) -> Subject:
     np.save(folder / "made.npy", ARRAYS["x"])
-    return Subject((folder / "made.npy").read_bytes(), at(folder / "feeds.npy", lambda path: _read(str(path))))
+    return Subject((folder / "made.npy").read_bytes(), at(folder / "feeds.npy", lambda path: read_arrays(str(path))))
 
 
 def feeds_safetensors(_: Any, folder: Path) -> Subject:
     path = folder / "feeds.safetensors"
-    return Subject(save_tensors(ARRAYS), at(path, lambda path: _read(str(path))), mutated_tensors)
+    return Subject(save_tensors(ARRAYS), at(path, lambda path: read_arrays(str(path))), mutated_tensors)
 
 
 def rows(path: Path) -> None:

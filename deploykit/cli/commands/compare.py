@@ -67,7 +67,8 @@ def published(artifact: Artifact) -> Answer:
         failures = artifact.parity.failures if artifact.parity else ()
         for failure in failures or ("it missed a placement or performance gate",):
             note(spoken(f"the artifact is marked failed: {failure}"))
-    said = (*artifact.achieved.notes, *(artifact.parity.notes if artifact.parity else ()))
+    slower = [finding.message for finding in artifact.profile.findings] if artifact.profile else []
+    said = (*artifact.achieved.notes, *(artifact.parity.notes if artifact.parity else ()), *slower)
     for remark in dict.fromkeys(said):
         note(spoken(remark))
     page: list[RenderableType] = [comparison_table([column(str(shown_path(artifact)), artifact)])]
