@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import logging
 import os
 import time
 import uuid
@@ -21,7 +22,7 @@ import msgspec
 
 from deploykit._version import __version__
 from deploykit.artifact.storage import write_file
-from deploykit.contract.errors import ArtifactError, MissingDependencyError, UsageError
+from deploykit.contract.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
 from deploykit.contract.host import this_host
 from deploykit_fleet import junit, lease, outcome
 from deploykit_fleet.boards import confirmed
@@ -33,6 +34,7 @@ from deploykit_fleet.planner import CACHED, MISSING, Plan, PlannedCell, plan
 from deploykit_fleet.release_file import ENGINES
 from deploykit_fleet.store import Store
 
+_log = logging.getLogger("deploykit")
 RELEASE, GC = "release", "gc"
 _PROCESS_BYTES = 2 << 30
 """What a process that exports may need; fewer are started where memory is short."""
@@ -202,9 +204,19 @@ class _Run:
         if engine == "ray" and jobs:
             from deploykit_fleet.engine.on_ray import run
 
-            yield from run(jobs, self.cluster, self.own, at_once=at_once, retries=retries)
-        elif jobs:
-            yield from pool.run(jobs, children.run, children, at_once=at_once, retries=retries)
+            left = list(jobs)
+            try:
+                for done in run(jobs, self.cluster, self.own, at_once=at_once, retries=retries):
+                    left = [job for job in left if job is not done[0]]
+                    yield done
+                return
+            except DeviceError as error:
+                if self.engine != "auto":  # Ray was asked for by name
+                    raise
+                _log.warning("%s; going on in a pool of processes", error.message)
+                jobs, self.used = left, "pool"
+        if jobs:
+            yield from pool.run(jobs, children, at_once=at_once, retries=retries)
 
     def _jobs(self, kind: str, cells: Sequence[PlannedCell]) -> list[Job]:
         """A job for each model: that is what captures once."""

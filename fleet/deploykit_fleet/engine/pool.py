@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from deploykit_fleet.engine.attend import attend
 from deploykit_fleet.engine.child import Children
@@ -14,14 +14,11 @@ from deploykit_fleet.outcome import Cell
 Done = tuple[Job, list[Cell]]
 
 
-def run(
-    jobs: Sequence[Job], launch: Callable[[Job], int], children: Children, *, at_once: int, retries: int
-) -> Iterator[Done]:
+def run(jobs: Sequence[Job], children: Children, *, at_once: int, retries: int) -> Iterator[Done]:
     """Do jobs, at most `at_once` at a time, those with most cells first.
 
     Args:
-        launch: starts a process that does one job, and gives its exit code.
-        children: is killed where the caller stops asking.
+        children: starts the workers; killed where the caller stops asking.
         retries: see `attend`.
     Yields:
         Each job with its results, when it is done.
@@ -33,15 +30,17 @@ def run(
     ended = threading.Event()
 
     def work() -> None:
+        seat = children.seat()
         while not ended.is_set():
             try:
                 job = waiting.get_nowait()
             except queue.Empty:
-                return
+                break
             try:
-                done.put((job, attend(job, launch, retries, ended.is_set)))
+                done.put((job, attend(job, seat.run, retries, ended.is_set)))
             except BaseException as error:
                 done.put(error)
+        seat.close()
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(at_once, len(jobs)))]
     for thread in threads:

@@ -1,38 +1,58 @@
-"""The process that computes cells: `python -m deploykit_fleet.engine.worker`, told by one line of JSON.
+"""The process that computes cells: `python -m deploykit_fleet.engine.worker FD`, told by a line of JSON for each job.
 
-It lives as long as whoever started it: when its standard input ends it kills its whole process group, with the
-compilers and converters that it started, so that nothing outlives a release that was killed.
+It says on FD when a job is done. It lives as long as whoever started it: when its standard input ends without a word
+it kills its whole process group, with the compilers and converters that it started, so that nothing outlives a release
+that was killed.
 """
 
 from __future__ import annotations
 
+import gc
 import os
+import queue
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import msgspec
 
+from deploykit_fleet.engine.child import DONE, END, LOG
 from deploykit_fleet.engine.jobs import PROFILE, Job
 
 
 def main() -> int:
-    """Do one job; 0 where every cell has a result."""
-    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
-    threading.Thread(target=_die_with_the_other_end, daemon=True, name="deploykit-parent").start()
+    """Do jobs until there are no more."""
+    done = int(sys.argv[1])
+    os.set_inheritable(done, False)
+    told: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(told,), daemon=True, name="deploykit-parent").start()
+    while (line := told.get()) != END:
+        _do(msgspec.json.decode(line, type=Job))
+        gc.collect()  # a captured model has circles in it
+        os.write(done, DONE)
+    return 0
+
+
+def _do(job: Job) -> None:
+    """One job, with what it says in its own log."""
+    with open(Path(job.work) / LOG, "ab") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
     os.chdir(job.folder)
     if job.kind == PROFILE:
         from deploykit_fleet.engine.profiling import run
     else:
         from deploykit_fleet.engine.exporting import run
     run(job)
-    return 0
+    sys.stdout.flush()
 
 
-def _die_with_the_other_end() -> None:
-    descriptor = sys.stdin.fileno()
-    while os.read(descriptor, 4096):
-        pass
+def _listen(told: queue.SimpleQueue[bytes]) -> None:
+    for line in sys.stdin.buffer:
+        told.put(line)
+        if line == END:
+            return
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)

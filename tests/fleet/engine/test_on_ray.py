@@ -100,3 +100,20 @@ def test_ray_is_asked_for_by_its_extra_where_it_is_not_installed(project, monkey
         with pytest.raises(MissingDependencyError, match=r"\[release\]"):
             deploykit.release(project.file, **options)
     assert not project.store.exists()
+
+
+def test_where_ray_was_not_asked_for_by_name_and_cannot_start_a_pool_goes_on_and_says_so(project, monkeypatch, caplog):
+    from deploykit.contract.errors import DeviceError
+    from deploykit_fleet.engine import on_ray as engine
+
+    def refuse(*_, **__):
+        raise DeviceError("Ray ended 3 times")
+        yield
+
+    monkeypatch.setattr("deploykit_fleet.release.has_ray", lambda: True)
+    monkeypatch.setattr(engine, "run", refuse)
+    found = deploykit.release(project.file, jobs=2, progress=False)
+    assert found.exit_code == 0 and found.engine == "pool" and "going on in a pool of processes" in caplog.text
+    project.write(settings='profile = false\nengine = "ray"\nthreads = 2')
+    with pytest.raises(DeviceError, match="Ray ended"):
+        deploykit.release(project.file, jobs=2, progress=False)
