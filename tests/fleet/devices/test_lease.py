@@ -73,7 +73,7 @@ def test_a_dead_clients_lease_ends_by_itself(line: Shell) -> None:
 
 def test_a_live_clients_lease_is_renewed(line: Shell) -> None:
     with Lease(line, "lab", ttl_s=2) as held:
-        time.sleep(4.0)
+        time.sleep(3.0)
         with pytest.raises(DeviceError, match="in use"):
             Lease(line, "lab", wait_s=0.0).__enter__()
         held.check()
