@@ -34,6 +34,7 @@ Loss = Callable[[Floats], Floats]
 
 _ENTROPY_MAY_COST = 2.0  # entropy only looks at ranges whose expected squared error is at most this much higher
 _CANDIDATES = 96
+_GIVEN = "range"
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -131,6 +132,29 @@ def parse_method(method: str) -> tuple[str, float]:
     if not 50.0 < percentile <= 100.0:
         raise UsageError(f"{method!r}: a percentile is a number above 50 and up to 100", hint="percentile:99.99")
     return name, percentile
+
+
+def range_method(low: float, high: float) -> str:
+    """The method of a recipe for a range that was found otherwise, such as by training: its two bounds."""
+    return f"{_GIVEN}:{low!r}:{high!r}"
+
+
+def given_range(method: str) -> Range | None:
+    """The bounds of `range:LOW:HIGH`, which is for single tensors; None of other methods.
+
+    Raises:
+        UsageError: they are no finite numbers around zero.
+    """
+    name, _, bounds = method.partition(":")
+    if name != _GIVEN:
+        return None
+    try:
+        low, high = map(float, bounds.split(":"))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low <= 0.0 <= high and low < high):
+        raise UsageError(f"{method!r} is no range that holds zero", hint="range:LOW:HIGH, such as range:-1.5:2.25")
+    return low, high
 
 
 def choose_range(statistics: TensorStatistics, method: str = "default", *, symmetric: bool, bits: int = 8) -> Range:

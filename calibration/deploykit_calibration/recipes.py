@@ -20,7 +20,7 @@ from deploykit.contract.errors import UsageError
 from deploykit.contract.recipe import FLOAT, WIDE, AlgorithmStep, LayerChoice, ModelIdentity, RangeChoice, Recipe
 from deploykit_calibration.algorithms import Algorithm, algorithm
 from deploykit_calibration.placement import LayerPlacement, float_graph, plan_layers
-from deploykit_calibration.ranges import parse_method
+from deploykit_calibration.ranges import given_range, parse_method
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -197,7 +197,8 @@ def checked_methods(recipe: Recipe, table: CalibrationTable | None) -> dict[str,
         UsageError: no such method, or nothing is known of the tensor.
     """
     for each in recipe.ranges:
-        parse_method(each.method)
+        if given_range(each.method) is None:
+            parse_method(each.method)
         if table is not None and each.tensor not in table.statistics:
             raise UsageError(
                 f"the recipe has a range for {each.tensor}, and calibration saw no tensor of that name",

@@ -27,7 +27,7 @@ from deploykit.artifact.storage import write_file
 from deploykit.contract.errors import CalibrationError
 from deploykit.contract.reading import MAX_ARRAY_BYTES, MAX_JSON_BYTES, convert, decode_json, open_regular, read_bytes
 from deploykit_calibration.channel_sums import ChannelSums
-from deploykit_calibration.ranges import Range, choose_range
+from deploykit_calibration.ranges import Range, choose_range, given_range
 from deploykit_calibration.sample_extremes import KEPT, SampleExtremes
 from deploykit_calibration.statistics import BINS, TensorStatistics
 from deploykit_calibration.unseen import widened
@@ -97,6 +97,9 @@ class CalibrationTable:
                 hint="it was not observed: calibrate the same captured model again",
             )
         statistics = self.statistics[tensor]
+        given = given_range(method)
+        if given is not None:
+            return (-max(-given[0], given[1]), max(-given[0], given[1])) if symmetric else given
         chosen = choose_range(statistics, method, symmetric=symmetric, bits=bits)
         return widened(statistics, chosen, symmetric=symmetric, bits=bits) if method == "default" else chosen
 

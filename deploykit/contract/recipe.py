@@ -58,7 +58,8 @@ class RangeChoice(_Whole):
 
     Attributes:
         tensor: name of the node in the captured graph that computes it.
-        method: one of the calibration methods, such as `mse` or `percentile:99.999`.
+        method: one of the calibration methods, such as `mse` or `percentile:99.999`, or the range itself,
+            `range:LOW:HIGH`, where training found it.
     """
 
     tensor: str

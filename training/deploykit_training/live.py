@@ -27,7 +27,8 @@ from deploykit_calibration.roundings import ROUNDING, BiasRounding
 from deploykit_calibration.run_time import recurrent_of_rounded
 from deploykit_calibration.simulate import round_half
 from deploykit_calibration.weights import WeightQuant
-from deploykit_training import straight_through
+from deploykit_training import learned, straight_through
+from deploykit_training.learned import LearnedScales, key_of
 from deploykit_training.live_norms import LiveNorm, norms_of, with_live_norms
 
 if TYPE_CHECKING:
@@ -42,13 +43,15 @@ class LiveGraph:
     Args:
         prepared: what was placed, from a capture whose derivations are known.
         simulated: what the target computes of it, as `Target.simulate` gives it.
+        learn_scales: scales of activations are parameters, too; else they are those of placement.
 
     Raises:
         ConversionError: a stored tensor is rounded in a way that says nothing of how it follows from the parameters.
     """
 
-    def __init__(self, prepared: Prepared, simulated: GraphModule) -> None:
+    def __init__(self, prepared: Prepared, simulated: GraphModule, *, learn_scales: bool = False) -> None:
         self.prepared = prepared
+        self.scales = LearnedScales(prepared, simulated) if learn_scales else None
         self._derivations = prepared.captured.derivations
         self._live: list[tuple[str, Any, bool]] = []
         self.graph_module = self._build(simulated)
@@ -68,6 +71,7 @@ class LiveGraph:
         device = inputs[0].device
         with torch.autocast(device.type, enabled=False):
             values = self.values(lambda name: own(name).to(device), device)
+            values += self.scales.values(device) if self.scales is not None else []
         if norms_in is not None and self.norms:
             further = [each for norm in self.norms for each in norm.tensors(norms_in)]
             return tuple(self._with_norms(device)(*inputs, *values, *further))
@@ -157,10 +161,16 @@ class LiveGraph:
             if node.op == "get_attr" and rule is not None:
                 copies[node] = graph.placeholder(f"live_{node.name}")
                 self._live.append((node.name, rule, self._is_halved(node.name, rule, simulated)))
+        tensors = self.scales.tensors if self.scales is not None else {}
+        scales = {key: graph.placeholder(f"scale_{at}") for at, key in enumerate(tensors)}
         for node in nodes:
             if node not in copies:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
-                if node.op == "get_attr":
+                key = key_of(node)
+                if key in scales:
+                    x, _, low, high = copies[node].args
+                    copies[node].target, copies[node].args = learned.quantize, (x, scales[key], low, high)
+                elif node.op == "get_attr":
                     value = stored(simulated, str(node.target))
                     buffers[str(node.target)] = value.detach() if isinstance(value, Tensor) else value
                 elif node.op == "call_function":

@@ -5,8 +5,9 @@
     artifact = trained.export(output="out/model")
 
 Inside the block the model's forward runs the graph that its target will run, rounded exactly as the simulation rounds
-it, as a function of the model's own parameters. Ranges of activations stay as calibration found them, scales of weights
-follow the weights, batch norms keep their statistics. Refused are models whose graph would not be that of the export.
+it, as a function of the model's own parameters. Ranges of activations stay as calibration found them or are learned,
+scales of weights follow the weights, batch norms keep their statistics. Refused are models whose graph would not be
+that of the export.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -61,6 +62,7 @@ def qat(
     algorithms: Sequence[str] = (),
     evaluate: Callable[[Session], float] | None = None,
     max_drop: float = 0.01,
+    scales: Literal["fixed", "learned"] = "fixed",
     live_batch_norm_steps: int = 0,
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -80,6 +82,8 @@ def qat(
         evaluate: task metric of a session, higher is better. Where given, the model leaves the block with its
             parameters of before if training made it worse, and a warning says when no training was needed.
         max_drop: how much lower than the float model's the metric may be for a model to need no training.
+        scales: of activations: `fixed` are those of the calibration; `learned` are parameters, which your optimizer
+            gets by `optimizer.add_param_group({"params": trained.scales, "weight_decay": 0.0})`.
         live_batch_norm_steps: in so many first steps (forward passes of training mode with gradients) batch norms use
             the statistics of the batch, and move theirs on; then they are frozen, as in the artifact.
 
@@ -100,6 +104,8 @@ def qat(
         options=options,
         algorithms=algorithms,
     )
+    if scales not in ("fixed", "learned"):
+        raise UsageError(f"scales is {scales!r}", hint='one of "fixed", "learned"')
     task = None if evaluate is None else Task(evaluate, max_drop)
     opened, example_inputs, calibration = open_model(model, example_inputs, calibration)
     module = _checked_module(opened)
@@ -118,6 +124,7 @@ def qat(
         shapes=shapes,
         task=task,
         live_steps=live_batch_norm_steps,
+        learn_scales=scales == "learned",
         progress=progress,
     )
 
@@ -131,6 +138,7 @@ def begin(
     shapes: Mapping[str, Any],
     task: Task | None = None,
     live_steps: int = 0,
+    learn_scales: bool = False,
     progress: bool = True,
     plugin: Target | None = None,
 ) -> Trained:
@@ -139,6 +147,7 @@ def begin(
     Args:
         observe: gives the ranges of a captured model; trainers give those of the run that they resume.
         shapes: `dynamic_batch` and `dynamic_shapes`.
+        learn_scales: scales of activations are parameters.
         plugin: the plugin whose scheme is trained; None for the one that the request names.
     """
     steps = Steps(enabled=progress)
@@ -151,7 +160,7 @@ def begin(
         prepared = prepare(request, captured, run, target=plugin)
         plugin = plugin or toolchain(request.toolchain)
         start = Start(module, example_inputs, request, run, prepared, task, live_steps, plugin)
-        graph = _checked_graph(start, captured)
+        graph = _checked_graph(start, captured, learn_scales=learn_scales)
     return Trained(start, graph, interface)
 
 
@@ -195,7 +204,7 @@ def _captured(module: nn.Module, example_inputs: Any, *, dynamic_batch: bool, dy
         ) from error
 
 
-def _checked_graph(start: Start, captured: CapturedModel) -> LiveGraph:
+def _checked_graph(start: Start, captured: CapturedModel, *, learn_scales: bool) -> LiveGraph:
     """The live graph, which equals the placed one before the first step.
 
     Raises:
@@ -220,6 +229,6 @@ def _checked_graph(start: Start, captured: CapturedModel) -> LiveGraph:
         first = next((layer.reason for layer in prepared.layers if layer.reason), "it has no layer")
         raise UsageError(f"no layer of the model is quantised: {first}", hint="export it in float, or change include=")
     simulated = simulation_of(start.plugin, prepared)
-    graph = LiveGraph(prepared, simulated)
+    graph = LiveGraph(prepared, simulated, learn_scales=learn_scales)
     check_equal(prepared, simulated, graph, own_of(start.module), captured.example_inputs, "before")
     return graph

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from deploykit.capture import capture
 from deploykit.capture.derivation import own_names
+from deploykit.contract.errors import UsageError
 from deploykit.contract.request import Request
 from deploykit.contract.session import FunctionSession, Session
 from deploykit.judge.parity import Tolerance
@@ -139,6 +140,24 @@ class Trained:
         """How often the model's forward ran since it was attached."""
         return 0 if self._forward is None else self._forward.calls
 
+    @property
+    def scales(self) -> list[nn.Parameter]:
+        """Parameters of the scales of activations (logarithms of factors, shape ()); none where they are fixed.
+
+        They are in no `state_dict`, and are no parameters of the model: your optimizer gets them beside those.
+
+        Raises:
+            UsageError: several processes train, between which nobody would keep them equal.
+        """
+        if self.graph.scales is None:
+            return []
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            raise UsageError(
+                "scales are learned by one process: DistributedDataParallel does not know of them",
+                hint='scales="fixed", or train on one device',
+            )
+        return self.graph.scales.parameters
+
     # The metric: no worse than the start.
 
     def measure_start(self) -> None:
@@ -148,7 +167,7 @@ class Trained:
             return
         self.metrics["float"] = task.measure(reference_session(self._start.prepared.reference)).value
         self.metrics["start"] = task.measure(self.session()).value
-        self._saved = {name: value.detach().clone() for name, value in _state(self.model).items()}
+        self._saved = {name: value.detach().clone() for name, value in self._state().items()}
         lost = self.metrics["float"] - self.metrics["start"]
         if lost <= task.max_drop:
             self._note(
@@ -164,12 +183,18 @@ class Trained:
         self.metrics["trained"] = task.measure(self.session()).value
         if self.metrics["trained"] < self.metrics["start"]:
             with torch.no_grad():
-                for name, value in _state(self.model).items():
+                for name, value in self._state().items():
                     value.copy_(self._saved[name])
             self._note(
                 f"training lowered the metric from {self.metrics['start']:.4g} to {self.metrics['trained']:.4g}: the"
                 " model has the parameters of the start again; try a lower learning rate or more steps"
             )
+
+    def _state(self) -> dict[str, Tensor]:
+        """All that training changes, by name."""
+        scales = self.graph.scales.parameters if self.graph.scales is not None else []
+        own = {f"scale {at}": parameter for at, parameter in enumerate(scales)}
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **own}
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
@@ -239,14 +264,20 @@ class Trained:
                 dynamic_shapes=dynamic_shapes,
                 trainable=True,
             )
-        kept = self.graph.kept(own_of(self.model))  # the artifact's reference stays, whatever is trained on
         adapted = start.plugin.adapt(captured, start.request)
         check_names(start.prepared, adapted)
-        prepared = replace(start.prepared, captured=adapted, reference=captured, trained=kept)
+        graph = self._with_learned_ranges()
+        kept = graph.kept(own_of(self.model))  # the artifact's reference stays, whatever is trained on
+        prepared = replace(graph.prepared, captured=adapted, reference=captured, trained=kept)
         simulated = simulation_of(start.plugin, prepared)
-        check_equal(prepared, simulated, self.graph, kept.own, captured.example_inputs, "after")
+        check_equal(prepared, simulated, graph, kept.own, captured.example_inputs, "after")
         return prepared
 
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    def _with_learned_ranges(self) -> LiveGraph:
+        """The graph that was trained, placed with the ranges that were learned: int32 biases follow their scales."""
+        scales, before = self.graph.scales, self._start.prepared
+        if scales is None:
+            return self.graph
+        found = scales.methods(before.statistics.statistics)
+        prepared = replace(before, methods={**before.methods, **found})
+        return LiveGraph(prepared, simulation_of(self._start.plugin, prepared))
