@@ -1,14 +1,19 @@
 """One core per test process: runtimes and PyTorch otherwise start as many spinning threads as there are cores.
 
-With pytest-xdist (`-n 2`) each worker gets a core of its own. Set before PyTorch is imported anywhere.
+With pytest-xdist (`-n 2`) each worker gets a core of its own. Set before PyTorch is imported anywhere. Properties are
+tested on a busy machine, too: how long drawing an example takes is no finding.
 """
 
 from __future__ import annotations
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{os.getpid()}").removeprefix("gw"))
 if hasattr(os, "sched_setaffinity"):
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[_worker % len(_cores)]})
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")

@@ -225,7 +225,9 @@ def test_litert_writes_integers_everywhere_and_keeps_float_weights(zoo: Zoo) -> 
         assert "quantize_per_channel" in str(quantize.target)
         assert quantize.args[0].op == "get_attr"
         assert quantize.args[0].meta["val"].dtype == torch.float32
-        assert linear.args[2].op == "get_attr"
+        bias = linear.args[2]
+        assert "dequantize_per_channel" in str(bias.target)
+        assert bias.args[0].op == "get_attr" and bias.args[0].meta["val"].dtype == torch.int32
     folded = _placed(zoo("mlp"), replace(LITERT, weights="folded"))
     inputs = [zoo("mlp").feeds[0][spec.name] for spec in zoo("mlp").captured.inputs]
     for one, other in zip(quantized.graph_module(*inputs), folded.graph_module(*inputs), strict=True):
