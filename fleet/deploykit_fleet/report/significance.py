@@ -1,8 +1,8 @@
 """Whether something changed between two releases, or only wavered: exact rank tests, corrected for their number.
 
 What else a machine does makes runs slower and never quicker. Latency is therefore judged by the quickest quarter of
-the runs, which lies within `MARGIN` in two processes that measure the same file on a busy machine, where medians are
-25 % apart (`benchmarks/report.py`). The test is Nelson's precedence test: how many of the new runs are quicker than the
+the runs, which lies within `MARGIN` in two processes that measure the same file, where medians of a shared machine are
+12 % apart (`benchmarks/report.py`). The test is Nelson's precedence test: how many of the new runs are quicker than the
 quickest quarter of the old ones. It asks whether a shift is larger than the margin, so that a long measurement does not
 make a finding of what one process differs from the next.
 
@@ -24,7 +24,7 @@ PAIRED_MARGIN = 0.02
 """The same, in turns in one process."""
 LEVEL = 0.01
 """Probability of one false finding, or more, among all comparisons of a report together."""
-BUSY = 1.5
+BUSY = 1.2
 """How many times the quickest run the median is where so much else was running that the runs tell nothing."""
 FEWEST = 12
 """Runs, or samples, below which nothing is tested."""
