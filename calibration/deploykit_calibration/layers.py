@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from deploykit_calibration.placement import LayerPlacement
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
+    from deploykit_calibration.prepared import Prepared
 
 # runtimes fuse and rename them, also where one of them is an outer product
 _ELEMENTWISE = LAYERS - MACS | {"pow", "square"}
@@ -39,34 +40,36 @@ def layer_aliases(captured: CapturedModel) -> dict[str, str]:
     return found
 
 
+def shown_names(prepared: Prepared) -> set[str]:
+    """All names under which a runtime's graph may show the layers: their own, and `layer_aliases`."""
+    return {*layer_aliases(prepared.captured), *(layer.name for layer in prepared.layers)}
+
+
 def reconcile(
-    precision: Precision,
-    layers: Iterable[LayerPlacement],
+    prepared: Prepared,
     executed: Mapping[str, str],
     *,
     source: str,
     reasons: Mapping[str, str] | None = None,
     notes: Iterable[str] = (),
-    kept: Collection[str] = (),
     left: str = "",
 ) -> Achieved:
     """Join what was planned with what the produced file really computes in.
 
     Args:
-        precision: requested.
-        layers: from a placement.
-        executed: layer name to precision as counted in the file. A layer with multiply-accumulates that is not there is
-            `unknown`; others are taken as planned, because runtimes fuse and rename them.
+        executed: precision as counted in the file, by the name of a layer or an alias of it; what stands under the
+            name itself counts. A layer with multiply-accumulates that is not there is `unknown`; others are taken as
+            planned, because runtimes fuse and rename them.
         source: where `executed` was read.
         reasons: layer name to why it is not as requested, where the placement does not say it.
-        kept: layers that stay in float by the user's wish, where the placement does not say it.
         left: why this target leaves a layer in another precision, where neither placement nor `reasons` says it.
     """
-    found = [_layer(precision, each, executed.get(each.name), (reasons or {}).get(each.name, "")) for each in layers]
-    found = [replace(each, by_request=each.by_request or each.name in kept) for each in found]
-    return Achieved.count(
-        precision.value, (_explained(precision, each, left) for each in found), source=source, notes=notes
-    )
+    precision, aliases = prepared.precision, layer_aliases(prepared.captured)
+    known = {aliases[name]: found for name, found in executed.items() if name in aliases} | dict(executed)
+    why = reasons or {}
+    layers = [_layer(precision, each, known.get(each.name), why.get(each.name, "")) for each in prepared.layers]
+    explained = [_explained(precision, each, left) for each in layers]
+    return Achieved.count(precision.value, explained, source=source, notes=notes)
 
 
 def _layer(precision: Precision, layer: LayerPlacement, executed: str | None, reason: str) -> LayerAchieved:

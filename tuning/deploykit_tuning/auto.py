@@ -121,7 +121,8 @@ def _made(export: Export, shared: Mapping[str, Any], name: str, staging: Path) -
     """One precision; static ones share one calibration."""
     if Precision(name).is_static and shared["calibration"] is None:
         return UsageError(f"{name} needs calibration data, and there is none", hint="pass calibration=")
-    return attempt(export, {**shared, "precision": name, "output": staging / name})
+    plain = {"include": (), "exclude": ()} if Precision(name).row.is_whole else {}  # no layer of it can be left out
+    return attempt(export, {**shared, **plain, "precision": name, "output": staging / name})
 
 
 def _tuned(shared: Mapping[str, Any], staging: Path) -> Made:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from deploykit_targets._onnx.optimise import remove_unused
+from deploykit_targets._onnx.values import remove_unused
 
 
 class Editor:

@@ -103,4 +103,4 @@ def _achieved(prepared: Prepared, plan: Float16Plan, plain: str, notes: tuple[st
         layer.name: layer.precision if layer.precision != "float" else "float32" if layer.name in plan.kept else plain
         for layer in prepared.layers
     }
-    return reconcile(prepared.precision, prepared.layers, executed, source=SOURCE, notes=notes)
+    return reconcile(prepared, executed, source=SOURCE, notes=notes)

@@ -15,8 +15,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from deploykit.contract.quiet import kept_quiet
-from deploykit_targets._onnx.bodies import rename_reads, scope_names
 from deploykit_targets._onnx.ops.table import tensor_meta
+from deploykit_targets._onnx.values import rename_reads, scope_names
 from deploykit_targets._onnx.writer import GraphWriter
 
 _INT64_INDICES = frozenset({"ScatterND", "GatherND"})

@@ -55,12 +55,7 @@ def lower_held(prepared: Prepared, rules: LintRules) -> Explicit:
     retype(model, FLOAT16, plan.kept)
     findings = checked(model, replace(rules, max_opset=OPSET))
     plain = {layer.name: "float32" if layer.name in plan.kept else "float16" for layer in prepared.layers}
-    achieved = reconcile(
-        prepared.precision,
-        prepared.layers,
-        {**plain, **written.executed},
-        source=SOURCE,
-    )
+    achieved = reconcile(prepared, {**plain, **written.executed}, source=SOURCE)
     return Explicit(
         model, made.log, findings, plan.listed(achieved, prepared.captured), traffic_of(prepared.captured), rules
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deploykit.contract.errors import UsageError
+from deploykit.contract.precision import Precision
 from deploykit_targets._onnx.lower import to_onnx
 
 if TYPE_CHECKING:
@@ -28,19 +29,16 @@ class Lowered:
 
 
 def lowered(prepared: Prepared, *, opset: int = 20) -> Lowered:
-    """The graph of a prepared model as ONNX."""
-    log: list[str] = []
-    model = to_onnx(prepared.captured, prepared.graph_module, opset=opset, log=log)
-    return Lowered(model, "\n".join(log))
-
-
-def refuse_patterns(prepared: Prepared) -> None:
-    """Refuse patterns in precisions that a whole model is in: one would be without effect.
+    """The graph of a prepared model as ONNX.
 
     Raises:
-        UsageError: the request has patterns.
+        UsageError: patterns in a precision that a whole model is in, where they would be without effect.
     """
-    if prepared.include or prepared.exclude:
+    whole = prepared.precision.row.is_whole and prepared.precision is not Precision.FP32
+    if whole and (prepared.include or prepared.exclude):
         raise UsageError(
             f"{prepared.precision} is of the whole model: include and exclude have no effect", hint="omit them"
         )
+    log: list[str] = []
+    model = to_onnx(prepared.captured, prepared.graph_module, opset=opset, log=log)
+    return Lowered(model, "\n".join(log))

@@ -11,7 +11,7 @@ import math
 import onnx
 from onnx import TensorProto
 
-from deploykit_targets._onnx.bodies import reads, rename_reads
+from deploykit_targets._onnx.values import remove_unused, rename_all
 
 _SMALL = 4096  # elements
 
@@ -20,8 +20,8 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     """Clean a model in place and return it."""
     graph = model.graph
     constants_to_initialisers(graph)
-    remove_identities(graph)
-    merge_equal_initialisers(graph)
+    behind, equal = _behind_identities(graph), _equal_initialisers(graph)
+    rename_all(graph, equal | {name: equal.get(other, other) for name, other in behind.items()})
     remove_unused(graph)
     del graph.value_info[:]  # stale shapes make ONNX Runtime's tools fail
     return model
@@ -29,16 +29,16 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def constants_to_initialisers(graph: onnx.GraphProto) -> None:
     """Constant nodes (only spliced operators bring them) become initialisers, which every runtime treats as weights."""
-    kept = []
-    for node in graph.node:
+    moved = []
+    for index, node in enumerate(graph.node):
         tensor = _constant_tensor(node)
-        if tensor is None:
-            kept.append(node)
-            continue
-        added = graph.initializer.add()
-        added.CopyFrom(tensor)
-        added.name = node.output[0]
-    _replace_nodes(graph, kept)
+        if tensor is not None:
+            added = graph.initializer.add()
+            added.CopyFrom(tensor)
+            added.name = node.output[0]
+            moved.append(index)
+    for index in reversed(moved):
+        del graph.node[index]
 
 
 def _constant_tensor(node: onnx.NodeProto) -> TensorProto | None:
@@ -61,54 +61,26 @@ def _constant_tensor(node: onnx.NodeProto) -> TensorProto | None:
     return onnx.helper.make_tensor("", kind[0], kind[1], values)
 
 
-def remove_identities(graph: onnx.GraphProto) -> None:
-    """Readers of an Identity read its input; one that gives a graph output its name stays."""
+def _behind_identities(graph: onnx.GraphProto) -> dict[str, str]:
+    """What readers of an Identity may read instead: its input; one that gives a graph output its name stays."""
     outputs = {value.name for value in graph.output}
     renamed: dict[str, str] = {}
-    kept = []
     for node in graph.node:
-        rename_reads(node, renamed)
         if node.op_type == "Identity" and node.output[0] not in outputs:
-            renamed[node.output[0]] = node.input[0]
-        else:
-            kept.append(node)
-    _replace_nodes(graph, kept)
+            renamed[node.output[0]] = renamed.get(node.input[0], node.input[0])
+    return renamed
 
 
-def merge_equal_initialisers(graph: onnx.GraphProto) -> None:
-    """One copy of equal small tensors, the first name stays; `remove_unused` drops the others.
+def _equal_initialisers(graph: onnx.GraphProto) -> dict[str, str]:
+    """Of equal small tensors the first one, by the name of each.
 
     Large weights are shared when they are written: comparing their bytes here would cost more than it saves.
     """
     first: dict[tuple[object, ...], str] = {}
-    renamed: dict[str, str] = {}
-    for tensor in graph.initializer:
-        if math.prod(tensor.dims) <= _SMALL:
-            renamed[tensor.name] = first.setdefault(_content(tensor), tensor.name)
-    for node in graph.node:
-        rename_reads(node, renamed)
+    small = (tensor for tensor in graph.initializer if math.prod(tensor.dims) <= _SMALL)
+    return {tensor.name: first.setdefault(_content(tensor), tensor.name) for tensor in small}
 
 
 def _content(tensor: TensorProto) -> tuple[object, ...]:
     raw = tensor.raw_data if tensor.HasField("raw_data") else tensor.SerializeToString(deterministic=True)
     return tensor.data_type, tuple(tensor.dims), raw
-
-
-def remove_unused(graph: onnx.GraphProto) -> None:
-    """Drop nodes and initialisers that no graph output depends on."""
-    needed = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if any(name in needed for name in node.output):
-            needed |= reads(node)
-            kept.append(node)
-    _replace_nodes(graph, kept[::-1])
-    unused = [index for index, tensor in enumerate(graph.initializer) if tensor.name not in needed]
-    for index in reversed(unused):  # one by one: rebuilding the list would copy every weight
-        del graph.initializer[index]
-
-
-def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    if len(nodes) < len(graph.node):
-        del graph.node[:]
-        graph.node.extend(nodes)

@@ -15,7 +15,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from deploykit_targets._onnx.bodies import rename_reads
+from deploykit_targets._onnx.values import rename_reads
 
 MODULE_PATH = "pkg.deploykit.module_path"
 

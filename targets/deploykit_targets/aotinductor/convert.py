@@ -62,7 +62,7 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
                 hint="a C++ compiler is needed; see `deploykit doctor`",
             ) from error
     executed = _executed(prepared, plan, folder / ENTRY)
-    counted = reconcile(prepared.precision, prepared.layers, executed, source="the compiler's generated code")
+    counted = reconcile(prepared, executed, source="the compiler's generated code")
     _canonical(folder / ENTRY)
     return Payload(
         entry=ENTRY,
@@ -85,7 +85,7 @@ def _kept(program: Any, prepared: Prepared, folder: Path, place: str) -> Payload
     executed = {layer.name: _NAMES[prepared.precision] for layer in prepared.layers}
     return Payload(
         entry=PROGRAM,
-        achieved=reconcile(prepared.precision, prepared.layers, executed, source="types of the exported program"),
+        achieved=reconcile(prepared, executed, source="types of the exported program"),
         tool_versions=versions("torch"),
         metadata={"compiled_for": compiled_for(prepared.device), "torch_device": place},
     )

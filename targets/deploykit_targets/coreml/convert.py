@@ -16,7 +16,7 @@ from deploykit.contract.precision import Precision
 from deploykit.contract.quiet import kept_quiet
 from deploykit.judge.profiling import DEFAULT_EFFORT
 from deploykit.plugin.target import Payload
-from deploykit_calibration.layers import layer_aliases, reconcile
+from deploykit_calibration.layers import reconcile
 from deploykit_calibration.op_kinds import data_arguments, shape_of
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.coreml import interface, network, package, prescan
@@ -159,16 +159,12 @@ def _written(prepared: Prepared, folder: Path, lowered: Exported, model: Any) ->
 
 def _achieved(prepared: Prepared, counted: Counted) -> Achieved:
     precision, old = prepared.precision, prepared.options.form == network.FORM
-    tails = layer_aliases(prepared.captured)
-    executed = {tails.get(name, name): found for name, found in counted.executed.items()}
-    executed |= counted.executed
     held = precision in WEIGHT_ONLY
-    if held:
-        executed |= counted.held
+    executed = {**counted.executed, **(counted.held if held else {})}
     notes = (network.NOTE,) if old else (_HELD_AS,) if held else _NOTES.get(precision, ())
     read = "the neural network" if old else "the ML Program"
     left = "" if precision is Precision.FP32 else "coremltools leaves it in float32"
-    return reconcile(precision, prepared.layers, executed, source=read, notes=notes, left=left)
+    return reconcile(prepared, executed, source=read, notes=notes, left=left)
 
 
 def _program_facts(written: Path, op_set: str) -> dict[str, Any]:

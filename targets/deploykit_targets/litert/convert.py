@@ -12,7 +12,7 @@ from deploykit.contract.errors import UsageError
 from deploykit.contract.optional import versions
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
-from deploykit_calibration.layers import layer_aliases, reconcile
+from deploykit_calibration.layers import layer_aliases, reconcile, shown_names
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets.litert import flatbuffer, program
 from deploykit_targets.litert.count import executed, stored
@@ -169,17 +169,14 @@ def _labels(prepared: Prepared) -> dict[str, str]:
 
 def _achieved(prepared: Prepared, path: Path) -> Achieved:
     model = flatbuffer.read(path)
-    tails = layer_aliases(prepared.captured)
-    names = {*tails, *(layer.name for layer in prepared.layers)}
+    names = shown_names(prepared)
     found = executed(model, names)
     if prepared.precision in _HELD:  # the precision is that of the stored weights, not that of the arithmetic
         found.update(stored(model, names))
     notes = _NOTES.get(prepared.precision, ())
-    renamed = {tails.get(name, name): what for name, what in found.items() if tails.get(name, name) not in found}
     counted = reconcile(
-        prepared.precision,
-        prepared.layers,
-        {**renamed, **found},
+        prepared,
+        found,
         source="operators and types in the .tflite file",
         reasons=_in_float(prepared),
         notes=(*notes, *((_DYNAMIC,) if _rounded_at_run_time(prepared) else ()), *_overflows(prepared)),
@@ -188,7 +185,7 @@ def _achieved(prepared: Prepared, path: Path) -> Achieved:
     if prepared.options.kernels != "xnnpack":
         return counted
     macs = {layer.name: layer.macs for layer in prepared.layers if layer.macs}
-    return replace(counted, delegation=delegation(path, macs, tails))
+    return replace(counted, delegation=delegation(path, macs, layer_aliases(prepared.captured)))
 
 
 def _in_float(prepared: Prepared) -> dict[str, str]:

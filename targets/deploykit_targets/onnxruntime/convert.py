@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.contract.optional import versions
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
-from deploykit_calibration.layers import layer_aliases, reconcile
+from deploykit_calibration.layers import reconcile, shown_names
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.count import count
-from deploykit_targets._onnx.lowered import Lowered, lowered, refuse_patterns
+from deploykit_targets._onnx.lowered import lowered
 from deploykit_targets._onnx.ort_forms import for_onnxruntime
 from deploykit_targets._onnx.weights import Compressed, dynamic_int8, float16, weight_only
 
@@ -69,22 +69,21 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
 
 def _make(prepared: Prepared) -> _Made:
     made = lowered(prepared, opset=prepared.options.opset)
-    model = made.model
     if prepared.precision in (Precision.FP32, Precision.INT8):
-        return _Made(model, log=made.log)
+        return _Made(made.model, log=made.log)
+    plan = plan_float16(prepared) if prepared.precision is Precision.FP16 else Float16Plan()
+    found = _compressed(prepared, made.model, plan)
+    # the precision of weights alone is that of what is stored, and not that of the arithmetic
+    held = found.executed if prepared.precision.is_weight_only else None
+    return _Made(found.model, held, "\n".join(filter(None, (made.log, *found.log))), plan)
+
+
+def _compressed(prepared: Prepared, model: onnx.ModelProto, plan: Float16Plan) -> Compressed:
     if prepared.precision is Precision.FP16:
-        refuse_patterns(prepared)
-        plan = plan_float16(prepared)
-        return replace(_compressed(made, float16(model, plan.kept)), plan=plan)
+        return float16(model, plan.kept)
     if prepared.precision is Precision.INT8_DYNAMIC:
-        return _compressed(made, dynamic_int8(model, reduce_range=prepared.scheme.reduce_range, keep=prepared.in_float))
-    return _compressed(made, weight_only(model, prepared.placed.forms), held=True)
-
-
-def _compressed(made: Lowered, result: Compressed, *, held: bool = False) -> _Made:
-    """`held`: the precision is that of the stored weights, not that of the arithmetic."""
-    log = "\n".join(filter(None, (made.log, *result.log)))
-    return _Made(result.model, result.executed if held else None, log)
+        return dynamic_int8(model, reduce_range=prepared.scheme.reduce_range, keep=prepared.in_float)
+    return weight_only(model, prepared.placed.forms)
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:
@@ -98,13 +97,10 @@ def _write(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _achieved(prepared: Prepared, made: _Made, path: Path) -> Achieved:
-    aliases = layer_aliases(prepared.captured)
-    counted = count(path, {*aliases, *(layer.name for layer in prepared.layers)})
-    executed = {**{aliases.get(name, name): found for name, found in counted.executed.items()}, **(made.held or {})}
+    counted = count(path, shown_names(prepared))
     achieved = reconcile(
-        prepared.precision,
-        prepared.layers,
-        executed,
+        prepared,
+        {**counted.executed, **(made.held or {})},
         source="ONNX Runtime's optimised graph",
         notes=_NOTES.get(prepared.precision, ()),
         left=_LEFT.get(prepared.precision, ""),

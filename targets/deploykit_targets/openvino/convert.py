@@ -11,10 +11,10 @@ from deploykit.contract.errors import ConversionError
 from deploykit.contract.optional import require, versions
 from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
-from deploykit_calibration.layers import layer_aliases, reconcile
+from deploykit_calibration.layers import reconcile, shown_names
 from deploykit_calibration.op_kinds import MACS, RECURRENT, kind_of
 from deploykit_targets._float16 import Float16Plan, plan_float16
-from deploykit_targets._onnx.lowered import lowered, refuse_patterns
+from deploykit_targets._onnx.lowered import lowered
 from deploykit_targets.openvino.session import executed_precisions
 from deploykit_targets.openvino.wide import mark, write_marks
 
@@ -43,8 +43,6 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
         ConversionError: an operator has no ONNX form, or OpenVINO refuses the graph.
         UsageError: patterns for a precision that has no choice by layer.
     """
-    if prepared.precision in _NOTES:
-        refuse_patterns(prepared)
     made = lowered(prepared)
     half = prepared.precision is Precision.FP16
     plan = plan_float16(prepared) if half else Float16Plan()
@@ -58,19 +56,15 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
 
 
 def _achieved(prepared: Prepared, path: Path) -> Any:
-    aliases = layer_aliases(prepared.captured)
-    names = {*aliases, *(layer.name for layer in prepared.layers)}
-    shown = executed_precisions(
+    executed = executed_precisions(
         path,
         prepared.precision,
-        names,
+        shown_names(prepared),
         folded=_factors_behind(prepared.captured),
         recurrent=[layer.name for layer in prepared.layers if layer.kind in RECURRENT],
     )
-    executed = {**{aliases[name]: found for name, found in shown.items() if name in aliases}, **shown}
     return reconcile(
-        prepared.precision,
-        prepared.layers,
+        prepared,
         executed,
         source="OpenVINO's execution graph",
         notes=_NOTES.get(prepared.precision, ()),

@@ -100,7 +100,7 @@ def _achieved(
         if (said := _said(own, computed[0]))
     ]
     source = "the machine code of the kernels that the compiled program calls"
-    return reconcile(prepared.precision, prepared.layers, computed[0], source=source, notes=notes)
+    return reconcile(prepared, computed[0], source=source, notes=notes)
 
 
 def _executed(program: Program) -> dict[str, str]:

@@ -10,9 +10,9 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from deploykit.capture import capture
-from deploykit_targets._onnx.bodies import reads, rename_reads, scope_names
 from deploykit_targets._onnx.lower import to_onnx
 from deploykit_targets._onnx.retype import FLOAT16, retype
+from deploykit_targets._onnx.values import reads, rename_reads, scope_names
 
 
 def _if_node() -> onnx.NodeProto:

@@ -1,7 +1,7 @@
-"""Operators with a body (`Loop`, `If`, `Scan`, `SequenceMap`): what a body reads of the graph around it.
+"""The values of an ONNX graph: who reads them, other names for them, and which of them are needed.
 
-A body may read any value written before the operator, without naming it among the operator's inputs. Whoever renames,
-moves or drops values has to look into bodies; these are the functions for it.
+Operators with a body (`Loop`, `If`, `Scan`, `SequenceMap`) read any value written before them, without naming it among
+their inputs. Whoever renames, moves or drops values has to look into bodies; these are the functions for it.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ def rename_reads(node: NodeProto, names: Mapping[str, str]) -> None:
             value.name = outer.get(value.name, value.name)
 
 
+def rename_all(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Let every node of a graph read other values; graph outputs keep their names."""
+    for node in graph.node:
+        rename_reads(node, names)
+
+
 def scope_names(node: NodeProto, unique: Callable[[str], str]) -> None:
     """Give everything that a node's bodies define a name that nothing else in the model has."""
     for body in bodies(node):
@@ -61,3 +67,19 @@ def scope_names(node: NodeProto, unique: Callable[[str], str]) -> None:
             for index, name in enumerate(inner.output):
                 inner.output[index] = names.get(name, name)
             scope_names(inner, unique)
+
+
+def remove_unused(graph: GraphProto) -> None:
+    """Drop nodes and initialisers that no graph output depends on."""
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if any(name in needed for name in node.output):
+            needed |= reads(node)
+            kept.append(node)
+    if len(kept) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(reversed(kept))
+    unused = [index for index, tensor in enumerate(graph.initializer) if tensor.name not in needed]
+    for index in reversed(unused):  # one by one: rebuilding the list would copy every weight
+        del graph.initializer[index]
