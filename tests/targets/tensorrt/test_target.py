@@ -303,6 +303,11 @@ def test_without_data_only_precisions_of_the_device_are_proposed(tmp_path: Path)
     assert 'choose "int8-dynamic"' in words_of(caught.value)
 
 
+def test_patterns_are_refused_in_a_precision_of_the_whole_model(tmp_path: Path) -> None:
+    with pytest.raises(deploykit.UsageError, match="fp16 is of the whole model: include and exclude have no effect"):
+        export(tmp_path / "a", "fp16", exclude=["0"])
+
+
 def test_a_classifier_narrower_than_a_tile_stays_float_and_says_so(artifact: Artifact) -> None:
     (classifier,) = (layer for layer in artifact.achieved.layers if layer.op == "linear")
     assert classifier.precision == "float32"
