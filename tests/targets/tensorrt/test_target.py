@@ -297,10 +297,10 @@ def test_without_data_only_precisions_of_the_device_are_proposed(tmp_path: Path)
     for target in ("jetson-orin", "amd-mi300x"):
         with pytest.raises(deploykit.CalibrationError) as caught:
             export(tmp_path / "never", target=target, calibration=None)
-        assert 'choose "fp16"' in words_of(caught.value) and "dynamic" not in words_of(caught.value)
+        assert 'choose precision="fp16"' in words_of(caught.value) and "dynamic" not in words_of(caught.value)
     with pytest.raises(deploykit.CalibrationError) as caught:
         export(tmp_path / "never", target="x86-cpu", calibration=None)
-    assert 'choose "int8-dynamic"' in words_of(caught.value)
+    assert 'choose precision="int8-dynamic"' in words_of(caught.value)
 
 
 def test_patterns_are_refused_in_a_precision_of_the_whole_model(tmp_path: Path) -> None:
