@@ -286,7 +286,10 @@ def main() -> None:
     adopt_orphans()
     engines = arguments.engine or ["pool", "ray"]
     found = cost(engines) if arguments.part == "cost" else kills(engines, arguments.count)
-    report(f"release_{arguments.part}", [{"what": name, **figures} for name, figures in found.items()])
+    report(
+        "_".join(("release", arguments.part, *(arguments.engine or ()))),
+        [{"what": name, **figures} for name, figures in found.items()],
+    )
 
 
 if __name__ == "__main__":

@@ -218,7 +218,9 @@ def test_a_speed_gate_is_measured_with_its_float_build(project):
     assert cell.status == ("passed" if gate.passed else "failed")
 
 
-@pytest.mark.parametrize("moment", [0.3, 1.5, 2.5, 4.0])
+@pytest.mark.parametrize(
+    "moment", [pytest.param(0.3, marks=pytest.mark.nightly), pytest.param(1.5, marks=pytest.mark.nightly), 2.5, 5.0]
+)
 def test_a_release_that_is_killed_leaves_no_process_and_no_half_artifact_and_goes_on(project, moment):
     command = [sys.executable, "-m", "deploykit", "release", str(project.file), "--engine", "pool", "--jobs", "2"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=project.folder) as process:
