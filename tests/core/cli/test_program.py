@@ -110,7 +110,7 @@ def test_every_error_has_its_exit_code_and_its_document(failing, cls):
         error = cls("what went wrong in layer [fc]", hint='pip install "deploykit[onnxruntime]"')
     result = failing(error)
     assert result.code == cls.exit_code
-    assert result.err.splitlines()[1:] == [f"error: {error.message}", '  -> pip install "deploykit[onnxruntime]"']
+    assert result.err.splitlines()[1:] == [f"error: {error.message}", f"  -> {error.hint}"]
     assert not result.out
     assert failing(error, "--json").document == {
         "error": {"type": cls.__name__, "message": error.message, "hint": error.hint, "exit_code": cls.exit_code}
