@@ -286,10 +286,9 @@ def main() -> None:
     adopt_orphans()
     engines = arguments.engine or ["pool", "ray"]
     found = cost(engines) if arguments.part == "cost" else kills(engines, arguments.count)
-    report(
-        "_".join(("release", arguments.part, *(arguments.engine or ()))),
-        [{"what": name, **figures} for name, figures in found.items()],
-    )
+    columns = dict.fromkeys(key for figures in found.values() for key in figures)
+    rows = [{"what": name, **dict.fromkeys(columns), **figures} for name, figures in found.items()]
+    report("_".join(("release", arguments.part, *(arguments.engine or ()))), rows)
 
 
 if __name__ == "__main__":
