@@ -249,8 +249,8 @@ def memory(artifact: Path) -> list[dict[str, Any]]:
 
 def tuner(artifact: Path, limits: Limits) -> list[dict[str, Any]]:
     """The search, an exhaustive one, and the ends of both measured in turns."""
-    trial = Trial(deploykit.load(artifact), Settings(), 16, 0.7, 1.2)
-    among = [one for one in candidates(batched=True, max_batch=16) if one.max_batch in (1, 4, 16)]
+    trial = Trial(deploykit.load(artifact), Settings(), 16, 0.7, 1.0)
+    among = [one for one in candidates(batched=True, max_batch=16) if one.max_batch in (1, 8)]
     found = search(among, trial, limits)
     looks = trial.in_turns(among, 3)
     passing = {
@@ -260,7 +260,7 @@ def tuner(artifact: Path, limits: Limits) -> list[dict[str, Any]]:
         and statistics.median(look.p99_ms for look in each) <= (limits.max_p99_ms or 1e9)
     }
     best = max(passing, key=lambda one: passing[one])
-    pair = trial.in_turns(list(dict.fromkeys([found.best.candidate, best])), 7)
+    pair = trial.in_turns(list(dict.fromkeys([found.best.candidate, best])), 5)
     rate = {one: statistics.median(look.rows_per_s for look in each) for one, each in pair.items()}
     measured = sum(one.measured is not None for one in found.tried)
     return [

@@ -269,9 +269,15 @@ async def _send(send: Send, answer: Answer) -> None:
     else:
         headers.append((b"content-type", b"application/octet-stream"))
         headers.append((b"inference-header-content-length", str(answer.header_length).encode()))
-    async with asyncio.timeout(_SEND_S if len(answer.body) > _UNREAD_BYTES else None):
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
+    start = {"type": "http.response.start", "status": 200, "headers": headers}
+    body = {"type": "http.response.body", "body": answer.body}
+    if len(answer.body) <= _UNREAD_BYTES:
+        await send(start)
+        await send(body)
+        return
+    async with asyncio.timeout(_SEND_S):
+        await send(start)
+        await send(body)
 
 
 async def refuse(send: Send, refusal: Refusal, receive: Receive | None = None) -> None:

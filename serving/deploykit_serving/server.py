@@ -33,6 +33,9 @@ from deploykit_serving.settings import Settings
 _HEADERS_S = 10.0
 _KEEP_ALIVE_S = 65  # longer than the minute of common load balancers, which must be those that close
 _PURPOSE = "serve artifacts"
+# uvloop accepts one connection of a socket in each of its turns, which are long under load: of clients that come at
+# once the last would wait for seconds. So it has the same socket several times.
+_ACCEPTS = 16
 # A run that ends waits this long for the event loop to let its thread go on; Python's own 5 ms are many short runs.
 _SWITCH_S = 0.0005
 
@@ -115,7 +118,7 @@ def serve(
     with contextlib.closing(_bound(place)) as listener:
         try:
             running = _Running(repository, application(repository, metrics, log, drift), place, log)
-            with asyncio.Runner() as runner:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 return runner.run(running.until_told(listener))
         finally:
             repository.close()
@@ -162,6 +165,15 @@ def _bound(place: Listening) -> socket.socket:
     return listener
 
 
+def _loop_factory() -> Any:
+    """uvloop where it is installed (it is not made for Windows)."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return None
+    return uvloop.new_event_loop
+
+
 def is_loopback(host: str) -> bool:
     """Whether an address is reached from this machine alone."""
     try:
@@ -191,7 +203,7 @@ class _Running:
             self._log.event("warning", message="other machines reach this server, which asks nobody who they are")
         loading = asyncio.create_task(self._load(server, url))
         try:
-            await server.serve(sockets=[listener])
+            await server.serve(sockets=[listener, *(listener.dup() for _ in range(_ACCEPTS - 1))])
         finally:
             self._log.event("ending", url=url)
             await loading
