@@ -1,10 +1,10 @@
 """Whether something changed between two releases, or only wavered: exact rank tests, corrected for their number.
 
-What else a machine does makes runs slower and never quicker. Latency is therefore judged by the quickest quarter of
-the runs, which lies within `MARGIN` in two processes that measure the same file, where medians of a shared machine are
-12 % apart (`benchmarks/report.py`). The test is Nelson's precedence test: how many of the new runs are quicker than the
-quickest quarter of the old ones. It asks whether a shift is larger than the margin, so that a long measurement does not
-make a finding of what one process differs from the next.
+What else a machine does makes runs slower and never quicker. Latency is therefore judged by the quickest twelfth of the
+runs, or sixteen of them, or ten of few: on a shared machine they lie within `MARGIN` in two processes that measure the
+same file, where medians are 12 % apart (`benchmarks/report.py`). The test is Nelson's precedence test: how many of the
+new runs are quicker than the quickest of the old ones. It asks whether a shift is larger than the margin, so that a
+long measurement does not make a finding of what one process differs from the next.
 
 SciPy is not needed: the distributions are counted.
 """
@@ -29,8 +29,7 @@ BUSY = 1.2
 FEWEST = 12
 """Runs, or samples, below which nothing is tested."""
 
-_QUICK = 0.25  # of the runs
-_LEAST_RANK = 10  # of few runs more than a quarter is looked at: a handful proves nothing
+_QUICK, _SURE, _LEAST = 0.08, 16, 10  # share of the runs, and how many of some and of few: a handful proves nothing
 _STRETCH = 5  # runs, of which the quickest stands for all
 _CONFIDENCE_DEVIATIONS = 1.96  # of a normal distribution: 95 % lie within
 
@@ -138,20 +137,26 @@ def _sorted(values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _quick_of(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Middle of the quickest quarter and its 95 % interval, by the ranks between which it lies (sorted values)."""
-    share, size = _QUICK / 2.0, values.size
+    """Middle of the quickest runs and its 95 % interval, by the ranks between which it lies (sorted values)."""
+    size = values.size
+    share = _quickest(size) / size / 2.0
     deviation = _CONFIDENCE_DEVIATIONS * math.sqrt(size * share * (1.0 - share))
     low, high = max(0, math.floor(size * share - deviation)), min(size - 1, math.ceil(size * share + deviation))
     return float(values[low]), float(np.quantile(values, share)), float(values[high])
 
 
+def _quickest(count: int) -> int:
+    """How many of `count` runs are looked at."""
+    return min(count // 2, max(_LEAST, min(_SURE, count // 4), math.ceil(_QUICK * count)))
+
+
 def _precedence(bound: NDArray[np.float64], values: NDArray[np.float64]) -> float:
-    """Probability that as few of `values` lie below the quickest quarter of `bound`, were both of one distribution.
+    """Probability that as few of `values` lie below the quickest of `bound`, were both of one distribution.
 
     Among all orders of the two, the number of values before the r-th of `bound` is negative hypergeometric.
     """
     many, few = bound.size, values.size
-    rank = max(math.ceil(_QUICK * many), min(_LEAST_RANK, many // 2))
+    rank = _quickest(many)
     before = int(np.count_nonzero(values < bound[rank - 1]))
     whole = _log_choose(many + few, few)
     orders = (_log_choose(rank - 1 + j, j) + _log_choose(many + few - rank - j, few - j) for j in range(before + 1))
