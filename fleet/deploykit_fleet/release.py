@@ -20,19 +20,18 @@ from typing import Literal, overload
 
 import msgspec
 
-from deploykit._version import __version__
-from deploykit.artifact.storage import write_file
-from deploykit.contract.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
+from deploykit.contract.errors import DeviceError, MissingDependencyError, UsageError
 from deploykit.contract.host import this_host
-from deploykit_fleet import junit, lease, outcome
+from deploykit_fleet import lease, outcome
 from deploykit_fleet.boards import confirmed
 from deploykit_fleet.engine import pool
-from deploykit_fleet.engine.child import LOG, Children
+from deploykit_fleet.engine.child import Children
 from deploykit_fleet.engine.jobs import EXPORT, PROFILE, CellJob, Job
 from deploykit_fleet.outcome import FAILED, SKIPPED, Cell, Failure, Release
 from deploykit_fleet.planner import CACHED, MISSING, Plan, PlannedCell, plan
 from deploykit_fleet.release_file import ENGINES
 from deploykit_fleet.store import Store
+from deploykit_fleet.writing import described, write
 
 _log = logging.getLogger("deploykit")
 RELEASE, GC = "release", "gc"
@@ -156,7 +155,9 @@ class _Run:
                 self._export(missing, tell)
                 self._profile(tell)
                 cells = tuple(self._boards(tell))
-            return self._written(cells, started, began)
+            made = described(self.plan.file.name, cells, self.used, started, time.perf_counter() - began)
+            write(made, self.store, self.own, started)
+            return made
 
     def _take_cached(self) -> list[PlannedCell]:
         """What is finished, looked up again under the lease; returns what is missing."""
@@ -286,48 +287,6 @@ class _Run:
                 tell(f"{block.device}: {cell.spec.name}")
             yield confirmed(found, block, self.store, profile=self.plan.file.settings.profile)
 
-    def _written(self, cells: tuple[Cell, ...], started: datetime.datetime, began: float) -> Release:
-        """The release beside its artifacts, and as the newest of the store."""
-        host = this_host()
-        made = Release(
-            deploykit=__version__,
-            name=self.plan.file.name,
-            started=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            host=os.uname().nodename if hasattr(os, "uname") else "",
-            cpu=host.kind,
-            cells=cells,
-            engine=self.used,
-            seconds=round(time.perf_counter() - began, 3),
-        )
-        if not self._is_as_before(made):
-            folder = self.store.releases / f"{started:%Y%m%dT%H%M%SZ}-{self.own.name[:8]}"
-            self._keep_logs(folder)
-            junit.write(made, folder)
-            outcome.write(_moved(made), folder)
-        junit.write(made, self.store.root)
-        outcome.write(made, self.store.root)
-        return made
-
-    def _is_as_before(self, made: Release) -> bool:
-        """Whether the newest release says the same: a run with nothing to do is no further release."""
-        try:
-            before = outcome.read(self.store.root)
-        except ArtifactError:
-            return False
-        same = before.name == made.name and before.deploykit == made.deploykit
-        return same and [*map(_lasting, before.cells)] == [*map(_lasting, made.cells)]
-
-    def _keep_logs(self, folder: Path) -> None:
-        """What processes said while a cell failed without an artifact."""
-        failed = {cell.model for cell in self.found.values() if cell.status == FAILED and cell.artifact is None}
-        for path in sorted(self.own.glob(f"*/{LOG}")):
-            name = path.parent.name.partition("-")[2]
-            if name in failed:
-                write_file(folder / "logs" / f"{name}.txt", path.read_bytes()[-_LOG_BYTES:])
-
-
-_LOG_BYTES = 1 << 20
-
 
 def processes(threads: int) -> int:
     """How many processes of so many threads this machine takes."""
@@ -335,19 +294,6 @@ def processes(threads: int) -> int:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores // threads, int(psutil.virtual_memory().available // _PROCESS_BYTES)))
-
-
-def _lasting(cell: Cell) -> Cell:
-    return msgspec.structs.replace(cell, cached=False, seconds=0.0)
-
-
-def _moved(made: Release) -> Release:
-    """The same release as it is read from `releases/ID`."""
-    cells = tuple(
-        cell if cell.artifact is None else msgspec.structs.replace(cell, artifact=f"../../{cell.artifact}")
-        for cell in made.cells
-    )
-    return msgspec.structs.replace(made, cells=cells)
 
 
 def _impossible(cell: PlannedCell) -> Cell:
