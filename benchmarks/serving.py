@@ -37,8 +37,8 @@ from deploykit_serving.settings import Settings
 from deploykit_serving.tuning import Candidate, Limits, candidates, search
 
 _HERE = Path(__file__).parent
-_TURNS = 3
-_SECONDS = 1.2
+_TURNS = 4
+_SECONDS = 1.0
 _CLIENTS = (1, 16)
 _PEERS = ("fastapi", "fastapi-threads", "ray")
 
