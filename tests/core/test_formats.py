@@ -180,7 +180,7 @@ def test_what_is_no_precision():
         msgspec.json.decode(b'"int3"', type=Precision)
     with pytest.raises(UsageError) as caught:
         _precision("int3")
-    assert caught.value.hint == f"one of {', '.join(Precision)}"
+    assert caught.value.hint.endswith(f"one of {', '.join(Precision)}")
 
 
 def manifest_of(toy, precision: str) -> bytes:
@@ -228,7 +228,7 @@ def test_an_unknown_name_is_answered_with_registered_ones_too(row):
     row("int5", "BOTH")
     with pytest.raises(UsageError) as caught:
         _precision("int3")
-    assert caught.value.hint == f"one of {', '.join(Precision)}, int5"
+    assert caught.value.hint.endswith(f"one of {', '.join(Precision)}, int5")
 
 
 def test_a_device_table_and_a_target_have_it(row, toy, tmp_path, monkeypatch):
