@@ -1,8 +1,8 @@
 """Whether something changed between two releases, or only wavered: exact rank tests, corrected for their number.
 
 What else a machine does makes runs slower and never quicker. Latency is therefore judged by the quickest twelfth of the
-runs, or sixteen of them, or ten of few: on a shared machine they lie within `MARGIN` in two processes that measure the
-same file, where medians are 12 % apart (`benchmarks/report.py`). The test is Nelson's precedence test: how many of the
+runs, or sixteen of them, or ten of few: beside other work these were 3 % apart in two processes that measured the same
+file, within `MARGIN`, and medians 16 % (`benchmarks/report.py`). The test is Nelson's precedence test: how many of the
 new runs are quicker than the quickest of the old ones. It asks whether a shift is larger than the margin, so that a
 long measurement does not make a finding of what one process differs from the next.
 
