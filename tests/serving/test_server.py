@@ -202,7 +202,7 @@ def test_a_deadline_is_kept_and_its_room_is_given_back(waiting) -> None:
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(waiting) -> None:
-    ask = {"parameters": {"timeout": 3_000_000}}
+    ask = {"parameters": {"timeout": 6_000_000}}
     with ThreadPoolExecutor(4) as pool:
         held = [pool.submit(waiting.infer, "words", words(**ask)) for _ in range(4)]
         waiting.until_figure('deploykit_queue_rows{model="words",version="1"}', 4)
@@ -221,7 +221,7 @@ def test_a_client_that_leaves_gives_its_room_back(waiting) -> None:
 
 
 def test_neighbours_of_a_bad_request_are_answered(artifacts) -> None:
-    with started(artifacts.words, "--max-batch", 4, "--max-wait-ms", 2000) as server, ThreadPoolExecutor(4) as pool:
+    with started(artifacts.words, "--max-batch", 4, "--max-wait-ms", 20_000) as server, ThreadPoolExecutor(4) as pool:
         rows = [[1, 2, 3, 4], [5, 6, 7, 999], [8, 9, 10, 11], [3, 3, 3, 3]]
         replies = list(pool.map(lambda row: server.infer("words", words(row)), rows))
         assert [reply.status for reply in replies] == [200, 500, 200, 200]
@@ -271,7 +271,7 @@ def test_slow_headers_do_not_hold_a_connection(artifacts) -> None:
 
 
 def test_on_sigterm_what_has_begun_is_answered(artifacts) -> None:
-    with started(artifacts.words, "--max-batch", 8, "--max-wait-ms", 1000) as server, ThreadPoolExecutor(1) as pool:
+    with started(artifacts.words, "--max-batch", 8, "--max-wait-ms", 4000) as server, ThreadPoolExecutor(1) as pool:
         reply = pool.submit(server.infer, "words", words())
         server.until_figure('deploykit_queue_rows{model="words",version="1"}', 1)
         assert server.end(with_signal=signal.SIGTERM) == 0
