@@ -72,7 +72,7 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTE
 import ray
 ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, _temp_dir=sys.argv[1],
          logging_level=logging.ERROR, log_to_driver=False)
-ray.get([ray.remote(os.getpid).remote() for _ in range(2)])
+ray.get([ray.remote(lambda: os.getpid()).remote() for _ in range(2)])
 ray.shutdown()
 """
 BLOCKS = ((("x86-cpu", "x86-cpu:openvino"), "int8"), (("jetson-orin", "amd-mi300x"), "fp32"))
@@ -180,7 +180,7 @@ def kills(engines: list[str], count: int) -> dict[str, dict[str, object]]:
     """Kill until so many kills of each engine are done."""
     found = {}
     for engine in engines:
-        chance, told = random.Random(engine), _Kills()
+        chance, told = random.Random(f"{engine} {count}"), _Kills()
         with tempfile.TemporaryDirectory(prefix="bench-") as name:
             blocks = ((("x86-cpu",), "int8"), (("x86-cpu", "jetson-orin"), "fp32"))
             expected = _sequential(project(Path(name) / "sequential", ("one", "two"), blocks))
