@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ DONE = b"."
 MARK = "DEPLOYKIT_RELEASE"
 """Environment variable that every process below a release has: what is left of it can be found by it."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_INSTALLED = {"site-packages", "dist-packages", "lib-dynload"}
 _GRACE_S = 10.0
 _LOOK_S = 0.5
 
@@ -168,9 +170,13 @@ def environment(job: Job, mark: str) -> dict[str, str]:
 
 
 def importable(found: Mapping[str, str]) -> dict[str, str]:
-    """The same modules as here, where this process was given folders that a new one would not have."""
-    path = [entry for entry in sys.path if entry and Path(entry).is_dir()]
-    return {**found, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
+    """The same modules as here, where this process was given folders that a new one would not have.
+
+    Python's own folders and those of what is installed are left out: programs below a worker may be of another Python.
+    """
+    own = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    path = [entry for entry in sys.path if entry and entry not in own and not _INSTALLED & set(Path(entry).parts)]
+    return {**found, "PYTHONPATH": os.pathsep.join(dict.fromkeys(entry for entry in path if Path(entry).is_dir()))}
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
