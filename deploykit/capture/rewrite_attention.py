@@ -2,7 +2,8 @@
 
 softmax(q k^T * scale + mask) v, with the scale on q (the smaller tensor). Masks are finite: -30000 rather than -inf
 underflows to a weight of exactly 0 in float32 and float16, and leaves no infinity for a quantiser to meet. A query that
-may look at nothing gets a mean, where PyTorch gives zeros; `expand_attention_exactly` gives zeros too.
+may look at nothing gets a mean by its scores. PyTorch gives it zeros where its mask is -inf or a truth value, and the
+plain mean where the mask is finite, in which its scores vanish; `expand_attention_exactly` gives both.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def expand_attention(editor: Editor) -> None:
 
 
 def expand_attention_exactly(editor: Editor) -> None:
-    """Do as `expand_attention` does, for models with queries that may look at nothing: two small ops more for each."""
+    """Do as `expand_attention` does, for models with queries that may look at nothing: a few small ops for each."""
     _expand(editor, exactly=True)
 
 
@@ -42,11 +43,14 @@ def _expand(editor: Editor, *, exactly: bool) -> None:
             key, value = (_repeated_heads(editor, node, query, x) for x in (key, value))
         scores = _scores(editor, node, query, key)
         biases = _biases(editor, node, mask, lengths if causal else None)
+        seen = _truth(editor, node, aten.gt.Scalar, _most(editor, node, biases), MASKED) if exactly and biases else None
+        if seen is not None:
+            scores = editor.call(aten.mul.Tensor, scores, seen, before=node)
         for bias in biases:
             scores = editor.call(aten.add.Tensor, scores, bias, before=node)
         weights = editor.call(aten.softmax.int, scores, rank_of(scores) - 1, before=node)
-        if exactly and biases:
-            weights = editor.call(aten.mul.Tensor, weights, _sees_anything(editor, node, biases), before=node)
+        if seen is not None:
+            weights = editor.call(aten.mul.Tensor, weights, _looks(editor, node, mask, seen), before=node)
         editor.swap(node, editor.call(aten.matmul.default, weights, value, before=node))
 
 
@@ -74,12 +78,23 @@ def _biases(editor: Editor, node: Call, mask: Any, causal: tuple[int, int] | Non
     return biases
 
 
-def _sees_anything(editor: Editor, node: Call, biases: list[Call]) -> Call:
-    """1 for queries that may look at some key, 0 for the others."""
+def _most(editor: Editor, node: Call, biases: list[Call]) -> Call:
+    """The largest of all masks that each query has for a key."""
     total = reduce(lambda one, other: editor.call(aten.add.Tensor, one, other, before=node), biases)
-    best = editor.call(aten.amax.default, total, [-1], True, before=node)
-    seen = editor.call(aten.gt.Scalar, best, MASKED, before=node)
-    return editor.call(aten._to_copy.default, seen, dtype=torch.float32, before=node)
+    return editor.call(aten.amax.default, total, [-1], True, before=node)
+
+
+def _looks(editor: Editor, node: Call, mask: Any, seen: Call) -> Call:
+    """0 for queries that get zeros, whose mask is infinite or a truth value for every key; 1 for the others."""
+    if not isinstance(mask, fx.Node) or mask.meta["val"].dtype == torch.bool:
+        return seen
+    return _truth(editor, node, aten.ge.Scalar, _most(editor, node, [mask]), torch.finfo(torch.float32).min)
+
+
+def _truth(editor: Editor, node: Call, compare: Any, value: Call, bound: float) -> Call:
+    """1 where a comparison holds, else 0."""
+    found = editor.call(compare, value, bound, before=node)
+    return editor.call(aten._to_copy.default, found, dtype=torch.float32, before=node)
 
 
 def _repeated_heads(editor: Editor, node: Call, query: Call, x: Call) -> Call:

@@ -109,6 +109,36 @@ def test_masks_are_captured_in_every_form(form: str) -> None:
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+class Attention(nn.Module):
+    """One call of scaled_dot_product_attention with a mask and a bias of positions, as T5 has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.bias = nn.Linear(16, 16), nn.Linear(16, 16), nn.Parameter(torch.randn(9, 9))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        wide = mask if mask.dtype == torch.bool else mask + self.bias
+        return nn.functional.scaled_dot_product_attention(self.query(x), self.key(x), x, attn_mask=wide)
+
+
+@pytest.mark.parametrize("hidden", [torch.finfo(torch.float32).min, -1e9, -torch.inf, False])
+def test_queries_that_see_nothing_get_what_pytorch_gives_them(hidden: float) -> None:
+    """Left padding of a causal decoder: the mean of all values where the mask is finite, else zeros."""
+    causal_and_left_padded = torch.ones(2, 9, 9, dtype=torch.bool).tril()
+    causal_and_left_padded[1, :, :4] = False
+    shown = torch.zeros(2, 9, 9)
+    mask = causal_and_left_padded if hidden is False else shown.masked_fill(~causal_and_left_padded, hidden)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Attention().eval()
+    captured = capture(model, example_inputs=(X, mask))
+    (got,) = captured.graph_module(X, mask)
+    wanted = model(X, mask)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    blind = wanted[1, :4].abs().sum()
+    assert (blind == 0) == (hidden is False or hidden == -torch.inf)
+
+
 def test_a_nested_tensor_is_refused_with_a_way_out() -> None:
     model = Masked(
         nn.Linear(16, 4),
