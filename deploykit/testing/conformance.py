@@ -345,6 +345,22 @@ class TargetConformance:
             deploykit.build(copy)
         assert not told.exists(), told.read_text()
 
+    def test_native_code_from_elsewhere_waits_for_a_word(
+        self, artifact: Artifact, resolved: Resolved, tmp_path: Path
+    ) -> None:
+        """The same files under a manifest that no export here wrote."""
+        copy = Path(shutil.copytree(artifact.path, tmp_path / "copy"))
+        changed = replace(artifact.manifest, deploykit_version=f"{artifact.manifest.deploykit_version}+elsewhere")
+        (copy / MANIFEST_NAME).write_bytes(changed.to_json())
+        loaded = deploykit.load(copy)
+        if loaded.status == NEEDS_DEVICE_BUILD:
+            return
+        if resolved.target.native_code(loaded):
+            for act in (loaded.open, loaded.verify):
+                with pytest.raises(deploykit.ArtifactError, match="allow_native"):
+                    act()
+        deploykit.load(copy, allow_native=True).open().close()
+
     def test_altered_since_it_was_loaded_is_refused(
         self, artifact: Artifact, resolved: Resolved, tmp_path: Path
     ) -> None:
