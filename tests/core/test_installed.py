@@ -62,6 +62,11 @@ def test_what_cannot_be_used_falls_back_to_the_name(recorded, text):
 
 def test_sources_that_are_not_installed(recorded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(installed, "_ROOT", tmp_path / "checkout")
     recorded(importlib.metadata.PackageNotFoundError("deploykit"))
+    assert here_command("coreml") == 'pip install "deploykit[coreml]"', "nor sources, as it seems"
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout" / "pyproject.toml").touch()
+    installed._source_of.cache_clear()
     assert here_command("coreml") == f'pip install "{installed._ROOT}[coreml]"'
     assert here_command("coreml", "else") == 'pip install "else[coreml]"'
