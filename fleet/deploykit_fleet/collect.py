@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit.contract.errors import ArtifactError, DeploykitError, UsageError
+from deploykit.contract.reading import MAX_JSON_BYTES, read_bytes
 from deploykit_calibration.table import SUFFIX
 from deploykit_fleet import lease, outcome
 from deploykit_fleet.outcome import Release
@@ -23,6 +24,7 @@ from deploykit_fleet.store import Capture, Finished, Store, read_record
 
 KEEP = 5
 _PART = re.compile(r"\..+\.part")
+_HASH = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _YOUNG_S = 3600.0
 _PREFIX = 32  # characters of a model's fingerprint that begin the name of a table; see `deploykit_calibration.cache`
 
@@ -68,15 +70,15 @@ def gc(folder: str | Path, keep: int = KEEP) -> Collected:
 
 
 def _collected(store: Store, keep: int, used: set[str]) -> Collected:
-    kept, old = _sorted_out(store, keep)
+    kept, old, spared = _sorted_out(store, keep)
     newest = [outcome.read(store.root)] if (store.root / outcome.FILE_NAME).is_file() else []
     roots = [cell for release in (*kept, *newest) for cell in release.cells]
-    keys = used | {cell.key for cell in roots}
-    fingerprints = {cell.fingerprint for cell in roots} | {_fingerprint(store, key) for key in used}
+    keys = used | spared | {cell.key for cell in roots}
+    fingerprints = spared | {cell.fingerprint for cell in roots} | {_fingerprint(store, key) for key in used}
     cells = [path for path in sorted(store.cells.glob("*.json")) if path.stem not in keys]
     objects = [path for path in sorted(store.objects.iterdir()) if path.name not in fingerprints]
     objects = [path for path in objects if not _is_young(path, bool(used))]
-    captures = {cell.capture for cell in roots if cell.capture}
+    captures = spared | {cell.capture for cell in roots if cell.capture}
     statistics = [] if used else [*_of_other_models(store, captures)]
     total = 0
     for path in (*old, *cells, *objects, *statistics, *_left_overs(store)):  # what points at something goes before that
@@ -85,21 +87,30 @@ def _collected(store: Store, keep: int, used: set[str]) -> Collected:
     return Collected(len(old), len(cells), len(objects), total, len(kept))
 
 
-def _sorted_out(store: Store, keep: int) -> tuple[list[Release], list[Path]]:
-    """Releases to keep, and folders of those to remove."""
+def _sorted_out(store: Store, keep: int) -> tuple[list[Release], list[Path], set[str]]:
+    """Releases to keep, folders of those to remove, and every hash in those that cannot be read here."""
     by_name: dict[str, list[tuple[str, Path, Release]]] = defaultdict(list)
+    spared: set[str] = set()
     for path in sorted(store.releases.iterdir()):
         try:
             found = outcome.read(path)
-        except ArtifactError:
-            continue  # not ours, or of a newer deploykit: it stays, and so does what cannot be read
+        except ArtifactError:  # not ours, or of a newer deploykit: it stays, with all that it may refer to
+            spared |= _hashes(path / outcome.FILE_NAME)
+            continue
         by_name[found.name].append((path.name, path, found))
     kept, old = [], []
     for runs in by_name.values():
         runs.sort(reverse=True)
         kept += [found for _, _, found in runs[:keep]]
         old += [path for _, path, _ in runs[keep:]]
-    return kept, old
+    return kept, old, spared
+
+
+def _hashes(path: Path) -> set[str]:
+    try:
+        return {found.decode() for found in _HASH.findall(read_bytes(path, limit=MAX_JSON_BYTES))}
+    except DeploykitError:
+        return set()
 
 
 def _fingerprint(store: Store, key: str) -> str:

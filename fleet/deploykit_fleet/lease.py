@@ -21,7 +21,6 @@ from pathlib import Path
 
 import msgspec
 
-from deploykit.artifact.storage import write_file
 from deploykit.contract.errors import ArtifactError, DeploykitError
 from deploykit.contract.reading import read_json
 
@@ -66,10 +65,7 @@ def held(folder: Path, kind: str, keys: Sequence[str] = ()) -> Iterator[Path]:
     host, boot = here()
     lease = Lease(kind=kind, host=host, boot=boot, keys=tuple(keys))
     path = own / NAME
-    write_file(path, msgspec.json.encode(lease))
-    descriptor = os.open(path, os.O_RDWR)
-    with contextlib.suppress(OSError):  # a file system without locks: the beat alone tells
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    descriptor = _published(path, msgspec.json.encode(lease))
     ended = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, ended), daemon=True, name="deploykit-lease")
     beat.start()
@@ -80,6 +76,33 @@ def held(folder: Path, kind: str, keys: Sequence[str] = ()) -> Iterator[Path]:
         beat.join()
         shutil.rmtree(own, ignore_errors=True)
         os.close(descriptor)
+
+
+def _published(path: Path, data: bytes) -> int:
+    """A lease's file, locked before it has its name: whoever finds it without its lock knows that its holder is dead.
+
+    Returns:
+        The descriptor that the lock lasts as long as.
+    """
+    made = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True)
+        with made.open("xb") as file:
+            descriptor = os.dup(file.fileno())
+            with contextlib.suppress(OSError):  # a file system without locks: the beat alone tells
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                file.write(data)
+                file.flush()
+                made.rename(path)
+            except OSError:
+                os.close(descriptor)
+                raise
+    except OSError as error:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        message = f"cannot write {path}: {error.strerror or error}"
+        raise ArtifactError(message, hint="check space and permissions") from error
+    return descriptor
 
 
 def _beat(path: Path, ended: threading.Event) -> None:
@@ -136,13 +159,16 @@ def _alive(path: Path, lease: Lease | None, now: float) -> bool:
 
 
 def _locked(path: Path) -> bool | None:
-    """Whether another process of this kernel holds the lock; None where that cannot be told."""
+    """Whether another process of this kernel holds the lock; None where that cannot be told.
+
+    Several may look at once, and none of them takes another for the holder.
+    """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

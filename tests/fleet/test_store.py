@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -197,6 +198,53 @@ def test_a_release_that_cannot_be_read_keeps_its_folder(store):
     (folder / "release.json").write_text("{}")
     gc(store.root, 1)
     assert folder.exists()
+
+
+def test_what_a_release_of_a_newer_deploykit_refers_to_stays(store):
+    cells = [_cell(store, number) for number in range(3)]
+    for number, cell in enumerate(cells, 1):
+        _release(store, number, cell)
+    newer = store.releases / "20260101T000000Z-0" / "release.json"
+    newer.write_text(newer.read_text().replace('"format": 1', '"format": 2'))
+    gc(store.root, 1)
+    assert [store.finished(cell.key) is not None for cell in cells] == [True, False, True]
+
+
+def test_a_lease_is_never_there_without_its_lock(store, monkeypatch):
+    lock, looking = fcntl.flock, []
+
+    def look_first(descriptor, how):
+        if not looking:
+            looking.append(True)
+            lease.sweep(store.work)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(lease.fcntl, "flock", look_first)
+    with lease.held(store.work, "release") as own:
+        assert looking
+        lease.sweep(store.work)
+        assert (own / lease.NAME).is_file()
+        assert [path for path, _ in lease.living(store.work)] == [own]
+
+
+def test_two_that_look_at_a_dead_lease_do_not_take_each_other_for_its_holder(store):
+    host, boot = lease.here()
+    left = store.work / "left"
+    left.mkdir()
+    (left / lease.NAME).write_bytes(msgspec.json.encode(lease.Lease(kind="gc", host=host, boot=boot)))
+    with open(left / lease.NAME, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert lease.living(store.work) == []
+
+
+def test_a_lease_that_cannot_be_written_is_an_error_and_leaves_nothing(store, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.rename", refuse)
+    with pytest.raises(ArtifactError, match="No space left"), lease.held(store.work, "release"):
+        pass
+    assert list(store.work.iterdir()) == []
 
 
 def test_keeping_nothing_is_refused(store):
