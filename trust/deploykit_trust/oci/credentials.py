@@ -24,8 +24,6 @@ USER, PASSWORD = "DEPLOYKIT_REGISTRY_USER", "DEPLOYKIT_REGISTRY_PASSWORD"
 _TIMEOUT_S = 30.0
 _LARGEST_BYTES = 4 << 20
 _HELPER = re.compile(r"[A-Za-z0-9._-]+")
-_DOCKER_HUB = {"hub.invalid", "hub.invalid", "hub.invalid"}
-_HUB_KEY = "https://hub.invalid/v1/"
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def _of_docker(host: str) -> Credentials | None:
 
 
 def _keys(host: str) -> list[str]:
-    return [_HUB_KEY, *sorted(_DOCKER_HUB)] if host in _DOCKER_HUB else [host, f"https://{host}", f"https://{host}/v2/"]
+    return [host, *(f"https://{host}{path}" for path in ("", "/v1/", "/v2/"))]
 
 
 def _decoded(auth: object, path: Path, hint: str) -> Credentials:

@@ -29,7 +29,6 @@ _TIMEOUT_S = 60.0
 _MOST_REDIRECTS = 5
 _SAID = 300
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
-_DOCKER_HUB = "hub.invalid"
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -74,8 +73,7 @@ class Line:
     ) -> None:
         self.reference = reference
         self._plain = plain_http or reference.is_loopback
-        host = _DOCKER_HUB if reference.host in ("hub.invalid", "hub.invalid") else reference.host
-        self._base = f"{'http' if self._plain else 'https'}://{host}"
+        self._base = f"{'http' if self._plain else 'https'}://{reference.host}"
         self._credentials = credentials
         self._scope = f"repository:{reference.name}:{scope}"
         self._authorization = ""
