@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _LAYERS = 5
 
 
-def failure_of(error: Exception, artifact: StoredArtifact | None = None) -> Failure:
+def failure_of(error: Exception | SystemExit, artifact: StoredArtifact | None = None) -> Failure:
     """An error as values, with the layers to blame where an artifact tells them."""
     layers = tuple(_layers(artifact)) if isinstance(error, GateError) and artifact is not None else ()
     if isinstance(error, DeploykitError):

@@ -147,7 +147,7 @@ def test_one_model_that_fails_takes_no_other_with_it_and_is_tried_again_next_tim
     bad, out, one = found.cells
     assert (bad.status, bad.failure.kind, bad.artifact) == ("failed", "UsageError", None)
     assert "no weights today" in bad.failure.message and found.exit_code == 2
-    assert out.status == "failed" and out.failure.kind == "Crashed" and one.status == "passed"
+    assert out.status == "failed" and out.failure.kind == "SystemExit" and one.status == "passed"
     (folder,) = (project.store / "releases").iterdir()
     assert "no weights today" in (folder / "logs" / "bad.txt").read_text()
     suite = Xml.parse(folder / "junit.xml").find("testsuite")
@@ -155,6 +155,22 @@ def test_one_model_that_fails_takes_no_other_with_it_and_is_tried_again_next_tim
     text = (project.folder / "nets.py").read_text()
     (project.folder / "nets.py").write_text(text.replace('raise ValueError("no weights today")', "return one()"))
     assert run(project).cells[0].status == "passed"
+
+
+def test_code_of_the_user_that_asks_ends_or_dies_of_an_unnamed_signal_is_told(project):
+    odd = (
+        'def asks():\n    return input("which? ")\n\n\ndef leaves():\n    os._exit(7)\n\n\n'
+        "def dies():\n    os.kill(os.getpid(), 50)\n"
+    )
+    (project.folder / "odd.py").write_text(f"import os\n\n\n{odd}")
+    names = ("asks", "leaves", "dies")
+    models = "".join(f'[model.{name}]\nfactory = "odd:{name}"\n' for name in names)
+    cells = '[[cell]]\nmodels = ["asks", "leaves", "dies"]\ntargets = ["x86-cpu"]\nprecisions = ["fp32"]\n'
+    project.write(cells, models, "profile = false\nretries = 0")
+    asked, left, died = (cell.failure for cell in run(project).cells)
+    assert "EOF" in asked.message and asked.kind != "Crashed"
+    assert left.kind == died.kind == "Crashed" and "died once" in left.message and "code 7" in left.message
+    assert "signal 50" in died.message
 
 
 def test_a_process_that_keeps_dying_is_given_up_with_its_last_words(project):

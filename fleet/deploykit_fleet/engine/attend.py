@@ -70,12 +70,13 @@ def _culprit(job: Job) -> str:
 def _give_up(job: Job, culprit: str, code: int, deaths: int) -> None:
     from deploykit_fleet.engine.exporting import report
 
-    how = _ENDED_BY.get(signal.Signals(-code), f"ended by {signal.Signals(-code).name}") if code < 0 else f"code {code}"
+    how = _ended(code)
     for cell in job.cells:
         if culprit not in (cell.key, CAPTURE):
             continue
         what = "captured or calibrated" if culprit == CAPTURE else "exported"
-        message = f"the process died {deaths} times while {job.name} was {what}: {how}{_last_words(job)}"
+        often = "once" if deaths == 1 else f"{deaths} times"
+        message = f"the process died {often} while {job.name} was {what}: {how}{_last_words(job)}"
         failure = Failure(
             kind=CRASHED,
             message=message,
@@ -83,6 +84,16 @@ def _give_up(job: Job, culprit: str, code: int, deaths: int) -> None:
             exit_code=ConversionError.exit_code,
         )
         report(job, _crashed(job, cell.key, cell.target, cell.precision, failure))
+
+
+def _ended(code: int) -> str:
+    if code >= 0:
+        return f"code {code}"
+    try:
+        number = signal.Signals(-code)
+    except ValueError:  # of real time, without a name
+        return f"ended by signal {-code}"
+    return _ENDED_BY.get(number, f"ended by {number.name}")
 
 
 def _crashed(job: Job, key: str, target: str, precision: str, failure: Failure) -> Cell:

@@ -48,7 +48,7 @@ def run(job: Job) -> None:
     try:
         _check_machine(job)
         ready = _ready(job, store)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         traceback.print_exc()
         for cell in job.cells:
             report(job, _failed(job, cell, error))
@@ -58,7 +58,7 @@ def run(job: Job) -> None:
         began = time.perf_counter()
         try:
             found = _exported(job, cell, ready, store)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             traceback.print_exc()
             found = _failed(job, cell, error)
         seconds = time.perf_counter() - began
@@ -213,7 +213,7 @@ def _tolerance(gates: Gates, precision: str) -> Tolerance | None:
     return replace(tolerance_of(Precision(precision)), **changes)
 
 
-def _failed(job: Job, cell: CellJob, error: Exception) -> Cell:
+def _failed(job: Job, cell: CellJob, error: Exception | SystemExit) -> Cell:
     failure = failure_of(error)
     if isinstance(error, DeploykitError) and not failure.hint:
         failure = msgspec.structs.replace(failure, hint=f"deploykit export {job.model.factory} --target {cell.target}")
