@@ -73,8 +73,11 @@ def _read_npz(data: bytes, path: str) -> Arrays:
         return dict(arrays)
 
 
-def fitting(specs: Sequence[TensorSpec], arrays: Arrays, source: str) -> Arrays:
+def fitting(specs: Sequence[TensorSpec], arrays: Arrays, source: str, *, verb: str = "take") -> Arrays:
     """The arrays that are asked for, in their types; what is taken for something else is noted.
+
+    Args:
+        verb: what the model does with them: it takes inputs, and gives outputs.
 
     Raises:
         UsageError: one is missing.
@@ -83,7 +86,7 @@ def fitting(specs: Sequence[TensorSpec], arrays: Arrays, source: str) -> Arrays:
     found = matched(source, arrays, names, error=UsageError)
     unused = sorted(arrays.keys() - set(found.values()))
     if unused:
-        note(f"{source} also has {', '.join(unused)}, which the model does not take")
+        note(f"{source} also has {', '.join(unused)}, which the model does not {verb}")
     if len(names) == 1 and found[names[0]] not in (names[0], UNNAMED):
         note(f"{source}: its only array, {found[names[0]]!r}, is taken for {names[0]!r}")
     return {spec.name: _cast(spec, arrays[found[spec.name]], source) for spec in specs}

@@ -15,6 +15,7 @@ from deploykit.cli.parameters import AllowNative, ArtifactPath, Board, Debug, Js
 from deploykit.contract.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
+    from deploykit.cli.arrays import Arrays
     from deploykit.judge.parity import Metrics, Tolerance
     from deploykit.plugin.artifact import Artifact
 
@@ -104,14 +105,20 @@ def _own_arrays(found: Artifact, source: str, expected: str) -> tuple[Metrics, T
     from deploykit.judge.parity import compare_sessions, failures_of, tolerance_of
 
     feeds = batches(found.inputs, fitting(found.inputs, read_arrays(source), source))
-    wanted = fitting(found.outputs, read_arrays(expected), expected)
-    size = len(next(iter(feeds[0].values()))) if len(feeds) > 1 else None
-    cut = [{name: x if size is None else x[i * size :][:size] for name, x in wanted.items()} for i in range(len(feeds))]
-    given = iter(cut)
-    reference = FunctionSession(lambda _: next(given), found.inputs, found.outputs)
+    wanted = fitting(found.outputs, read_arrays(expected), expected, verb="give")
     gate = tolerance_of(found.manifest.precision)
     with found.open() as session:
-        link = compare_sessions(reference, session, feeds)
+        results = [session.run(piece) for piece in feeds]
+    _refuse_others(results, wanted, expected, source)
+    size = len(next(iter(feeds[0].values()))) if len(feeds) > 1 else None
+    cut = [
+        {name: x if size is None or not x.ndim else x[i * size :][:size] for name, x in wanted.items()}
+        for i in range(len(feeds))
+    ]
+    given, got = iter(cut), iter(results)
+    reference = FunctionSession(lambda _: next(given), found.inputs, found.outputs)
+    candidate = FunctionSession(lambda _: next(got), found.inputs, found.outputs)
+    link = compare_sessions(reference, candidate, feeds)
     misses = failures_of(link, gate)
     if misses:
         raise ParityError(
@@ -119,3 +126,23 @@ def _own_arrays(found: Artifact, source: str, expected: str) -> tuple[Metrics, T
             hint="were they made by the model that was exported, in eval mode, with the same preprocessing?",
         )
     return link.worst, gate
+
+
+def _refuse_others(results: Sequence[Arrays], wanted: Arrays, expected: str, source: str) -> None:
+    """Refuse outputs of the user that cannot be compared with those of the artifact, whose batches are `results`.
+
+    Raises:
+        UsageError: an array has another shape, or integers where the artifact gives floats (or the other way round).
+    """
+    for name, array in wanted.items():
+        parts = [result[name] for result in results]
+        shape = parts[0].shape if len(parts) == 1 or not parts[0].ndim else (sum(map(len, parts)), *parts[0].shape[1:])
+        kind = parts[0].dtype
+        if array.shape == shape and (array.dtype.kind == "f") == (kind.kind == "f") and array.dtype.kind in "fiub":
+            continue
+        raise UsageError(
+            f"{expected}: {name!r} is {array.dtype}{list(array.shape)}; for {source} the artifact gives"
+            f" {kind}{list(shape)}",
+            hint=f"--expected takes the model's outputs for the inputs in {source}, row by row;"
+            " `deploykit run` with -o writes a file of that form",
+        )

@@ -75,6 +75,23 @@ def test_verify_notices_that_they_differ(cli, own):
     assert result.code == 6 and "gives other outputs for rows.npy than wrong.npy has" in result.err
 
 
+@pytest.mark.parametrize("other", ["short", "long", "wide", "flat", "words", "whole"])
+def test_verify_refuses_outputs_of_another_form(cli, own, toy, other):
+    right = ROWS @ toy.MATRIX
+    arrays = {"short": right[:2], "long": np.concatenate([right, right]), "wide": ROWS, "flat": right.reshape(-1)}
+    arrays |= {"words": np.array(["a"]), "whole": right.astype(np.int64)}
+    np.savez("other.npz", output=arrays[other])
+    result = cli("verify", "art", "--input", "rows.npy", "--expected", "other.npz")
+    assert result.code == 2, result.err
+    assert "for rows.npy the artifact gives float32[6, 3]" in result.err and "deploykit run" in result.err
+
+
+def test_verify_notes_outputs_that_the_model_does_not_give(cli, own, toy):
+    np.savez("more.npz", output=ROWS @ toy.MATRIX, more=ROWS)
+    result = cli("verify", "art", "--input", "rows.npy", "--expected", "more.npz")
+    assert result.code == 0 and "more, which the model does not give" in result.err
+
+
 def test_verify_wants_both(cli, own):
     result = cli("verify", "art", "--input", "rows.npy")
     assert result.code == 2 and "go together" in result.err
