@@ -23,6 +23,7 @@ from deploykit.contract.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
+_Shapes = tuple[tuple[int, ...], ...]
 _HAND_OVER_S = 0.0003  # from a request's thread to another and back, on a busy machine
 _SMOOTHING = 0.2  # of the seconds that a row takes, by which a client is told when to come again
 
@@ -123,7 +124,7 @@ class Batcher:
         self._rows = 0
         self._peak = 0
         self._row_s = 0.0
-        self._short = False
+        self._short: _Shapes | None = None  # of rows whose runs are shorter than a hand-over
         self._busy = 0
         self._closing = False
         self._changed = threading.Condition()
@@ -182,13 +183,15 @@ class Batcher:
     def run_now(self, feeds: Feeds) -> Outcome | None:
         """Run a request on the calling thread, where that is sooner than to hand it to another; None where it is not.
 
-        It is so where nothing runs or waits and a run takes less than the hand-over costs: a caller that is an event
-        loop stands still for no longer than that.
+        It is so where nothing runs or waits and a run of these shapes takes less than the hand-over costs: a caller
+        that is an event loop stands still for no longer than that.
 
         Raises:
             Closed: after `close`.
         """
-        if not self._short or self._rows or self._busy or self._closing or self.rows_of(feeds) > self.max_batch:
+        if self._short is None or self._rows or self._busy or self._closing or self.rows_of(feeds) > self.max_batch:
+            return None
+        if self._shapes(feeds) != self._short:  # rows of other sizes may take a thousand times as long
             return None
         began = time.perf_counter()
         outputs: dict[str, Array] | None = None
@@ -201,7 +204,7 @@ class Batcher:
             error = raised
         seconds = time.perf_counter() - began
         rows = self.rows_of(feeds)
-        self._ran(rows, seconds)
+        self._ran(rows, seconds, feeds)
         return Outcome(outputs, error, 0.0, seconds, rows)
 
     def abandon(self, ticket: Ticket) -> None:
@@ -302,19 +305,24 @@ class Batcher:
                 return
             found = [error]
         seconds = time.perf_counter() - began
-        self._ran(rows, seconds)
+        self._ran(rows, seconds, batch[0].feeds)
         for work, each in zip(batch, found, strict=True):
             failed = isinstance(each, Exception)
             queued_s = began - work.arrived
             work.done(Outcome(None if failed else each, each if failed else None, queued_s, seconds, rows))  # type: ignore[arg-type]
 
-    def _ran(self, rows: int, seconds: float) -> None:
+    def _ran(self, rows: int, seconds: float, feeds: Feeds) -> None:
         """Take the time of a run into account."""
         each = seconds / rows
         self._row_s = self._row_s + _SMOOTHING * (each - self._row_s) if self._row_s else each
-        self._short = self._wait_s == 0.0 and self._row_s * self.max_batch < _HAND_OVER_S
+        short = self._wait_s == 0.0 and max(each, self._row_s) * self.max_batch < _HAND_OVER_S
+        self._short = self._shapes(feeds) if short else None
         if self._watcher is not None:
             self._watcher.batch_ran(rows, seconds)
+
+    def _shapes(self, feeds: Feeds) -> _Shapes:
+        """Shapes of a row."""
+        return tuple(array.shape[1 if self.batched else 0 :] for array in feeds.values())
 
     @staticmethod
     def _outputs(session: Session, batch: list[_Work]) -> list[dict[str, Array] | Exception]:

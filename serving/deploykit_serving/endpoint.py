@@ -210,6 +210,8 @@ async def _ran(model: Model, request: Request, deadline: float, receive: Receive
         ClientGone: nobody waits for it any more.
         Closed: the model was replaced.
     """
+    if time.perf_counter() >= deadline:
+        raise _late()
     at_once = model.batcher.run_now(request.feeds)
     if at_once is not None:
         if at_once.error is not None:
@@ -249,7 +251,11 @@ async def _ran(model: Model, request: Request, deadline: float, receive: Receive
 
 def _expire(found: asyncio.Future[Outcome]) -> None:
     if not found.done():
-        found.set_exception(Refusal(504, "no answer before the deadline of the request", reason="deadline"))
+        found.set_exception(_late())
+
+
+def _late() -> Refusal:
+    return Refusal(504, "no answer before the deadline of the request", reason="deadline")
 
 
 def _failure(error: Exception) -> Refusal:

@@ -7,6 +7,7 @@ replace artifacts whole, so that a folder that is there is an artifact; one that
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class Served:
         Raises:
             UsageError: a name or version that cannot stand in a URL.
         """
-        found = None if Path(text).exists() else _GIVEN.fullmatch(text)
+        found = None if os.path.exists(text) else _GIVEN.fullmatch(text)
         path = Path(found["path"] if found else text)
         name = found["name"] if found else path.resolve().name
         version = (found["version"] if found else None) or "1"
@@ -200,7 +201,7 @@ class _Slot:
         self.served = served
         self.model: Model | None = None
         self.identity: Identity = ()
-        self.tried: Identity = ()
+        self.tried: tuple[Identity, frozenset[Identity]] | None = None
 
 
 class Repository:
@@ -307,9 +308,13 @@ class Repository:
         """Take what was replaced since; see the top of this module for what is not taken."""
         for slot in self._all():
             found = _identity(slot.served.path)
-            if found in (slot.identity, slot.tried):
+            if found == slot.identity:
+                slot.tried = None
                 continue
-            slot.tried = found
+            files = _files(slot.served.path)  # one that was refused may be a copy that is still being written
+            if slot.tried == (found, files):
+                continue
+            slot.tried = (found, files)
             if found:
                 self._replace(slot, found)
             else:
@@ -340,7 +345,7 @@ class Repository:
                 if attempt == _ATTEMPTS - 1 or identity == _identity(slot.served.path):
                     raise
                 continue  # it was replaced while it was read
-            slot.identity = slot.tried = identity
+            slot.identity = identity
             self._event("model_ready", **_facts(slot.served), fingerprint=slot.model.fingerprint)
             return
 
@@ -350,6 +355,9 @@ class Repository:
             model = self._open(slot)
         except DeploykitError as error:
             self._event("reload_refused", **_facts(slot.served), error=error.message)
+            return
+        except Exception as error:  # a defect must not end the thread: nothing would be taken any more
+            self._event("reload_refused", **_facts(slot.served), error=f"{type(error).__name__}: {error}"[:500])
             return
         if self._stop.is_set():
             model.batcher.close()
@@ -371,3 +379,13 @@ def _identity(folder: Path) -> Identity:
     except OSError:
         return ()
     return (own.st_ino, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns)
+
+
+def _files(folder: Path) -> frozenset[Identity]:
+    """What lies in a folder, and since when."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.stat(follow_symlinks=False) for entry in entries]
+    except OSError:
+        return frozenset()
+    return frozenset((each.st_ino, each.st_size, each.st_mtime_ns) for each in found)

@@ -23,6 +23,7 @@ from typing import Any
 from deploykit.contract.errors import DeploykitError, UsageError
 from deploykit.contract.optional import require
 from deploykit_serving.app import application
+from deploykit_serving.connection import connection_of
 from deploykit_serving.drift import Drift
 from deploykit_serving.logs import Log
 from deploykit_serving.metrics import Metrics
@@ -248,7 +249,7 @@ def _server(app: Any, place: Listening, log: Log) -> Any:
     logger.setLevel(logging.WARNING)
     config = uvicorn.Config(
         app,
-        http=_protocol(place.headers_s),
+        http=connection_of(place.headers_s),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -274,47 +275,3 @@ class _Forwarded(logging.Handler):
         trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else None
         facts = {"level": record.levelname.lower(), "message": record.getMessage()}
         self._log.event("http", **facts, **({"traceback": trace} if trace else {}))
-
-
-def _protocol(headers_s: float) -> Any:
-    """uvicorn's connection with a time limit for headers, which it has none for: idle senders would take them all."""
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    class Connection(HttpToolsProtocol):  # type: ignore[misc]  # as above
-        """Ends a connection whose request does not begin, or whose headers do not end, in time."""
-
-        _late: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            """Give the first request its time."""
-            super().connection_made(transport)
-            self._late = self.loop.call_later(headers_s, self._end)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            """Forget the time limit."""
-            self._in_time()
-            super().connection_lost(exc)
-
-        def on_message_begin(self) -> None:
-            """Give a later request its time."""
-            super().on_message_begin()
-            if self._late is None:
-                self._late = self.loop.call_later(headers_s, self._end)
-
-        def on_headers_complete(self) -> None:
-            """The headers are there."""
-            self._in_time()
-            super().on_headers_complete()
-
-        def _in_time(self) -> None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
-
-        def _end(self) -> None:
-            self._late = None
-            if not self.transport.is_closing():
-                self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-                self.transport.close()
-
-    return Connection

@@ -202,6 +202,13 @@ def test_a_short_run_is_made_on_the_calling_thread_where_nothing_waits(made) -> 
     assert waiting.run_now(rows(1)) is None, "a row is to wait for others"
 
 
+def test_rows_of_other_sizes_are_not_run_on_the_calling_thread(made) -> None:
+    batcher, _ = made()
+    for _ in range(50):
+        submit(batcher, rows(1)).values()
+    assert batcher.run_now(rows(1, length=3)) is None, "how long those take is not known"
+
+
 def test_nothing_is_run_on_the_calling_thread_while_another_runs_or_after_the_end(made) -> None:
     batcher, runs = made()
     for _ in range(50):

@@ -267,6 +267,12 @@ def test_slow_headers_do_not_hold_a_connection(artifacts) -> None:
     assert spoken(lines.port, b"POST /v2/models/words/infer HTTP/1.1\r\nhost:").startswith(b"HTTP/1.1 408")
 
 
+def test_a_deadline_that_is_over_when_the_body_is_read_is_kept(shared) -> None:
+    for _ in range(5):
+        shared.infer("words", words())
+    assert shared.infer("words", words(parameters={"timeout": 1})).status == 504
+
+
 # -- starting, ending, replacing --------------------------------------------------------------------------------
 
 
@@ -356,6 +362,40 @@ def test_a_replaced_artifact_is_taken_whole_and_a_bad_one_is_not(artifacts, tmp_
         server.wait_for("artifact_gone")
         assert server.infer("words", words()).status == 200
         assert server.figures()['deploykit_models_loaded_total{model="words",outcome="replaced",version="1"}'] == 1
+
+
+def test_one_that_is_copied_over_another_is_taken_when_all_of_it_is_there(artifacts, tmp_path) -> None:
+    folder = tmp_path / "net"
+    shutil.copytree(artifacts.words, folder)
+    names = sorted(path.name for path in artifacts.floats.iterdir())
+    assert names.index("manifest.json") < names.index("model.onnx"), "as `cp` goes through them"
+    with started(folder) as server:
+        for name in names:
+            shutil.copyfile(artifacts.floats / name, folder / name)
+            if name == "manifest.json":
+                server.wait_for("reload_refused")
+        server.wait_for("model_replaced")
+        assert server.ask("GET", "/v2/models/net").document["inputs"][0]["name"] == "input"
+
+
+def test_a_defect_while_one_is_taken_does_not_end_the_watch(artifacts, tmp_path, monkeypatch) -> None:
+    from deploykit_serving.models import Model, Repository
+    from deploykit_serving.settings import Settings
+
+    folder, told = tmp_path / "net", []
+    shutil.copytree(artifacts.words, folder)
+    repository = Repository([Served.parse(str(folder))], Settings(), event=lambda name, **facts: told.append(name))
+    repository.load()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Model, "open", lambda *_: 1 / 0)
+            (folder / "manifest.json").write_bytes((artifacts.floats / "manifest.json").read_bytes())
+            repository.refresh()
+        shutil.copytree(artifacts.floats, folder, dirs_exist_ok=True)
+        repository.refresh()
+    finally:
+        repository.close()
+    assert told == ["model_ready", "reload_refused", "model_replaced"]
 
 
 class WordsLike(nn.Module):
