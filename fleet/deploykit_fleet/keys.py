@@ -11,10 +11,11 @@ recorded: another graph under the same key is refused (`deploykit_fleet.engine.e
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ from deploykit.contract.host import this_host
 from deploykit.contract.optional import versions
 from deploykit.contract.request import Request
 from deploykit.plugin.target import Target
-from deploykit_fleet.release_file import SYNTHETIC, CellSpec, Model, ReleaseFile
+from deploykit_fleet.release_file import SYNTHETIC, CellSpec, Model, ReleaseFile, Settings
 from deploykit_fleet.sources import closure
 
 _FORMAT = 1
 """Of keys: raised when something else comes to decide an artifact."""
+
+CALIBRATION = "the calibration data"
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,19 @@ class ModelKeys:
         parts: what was hashed, by name, for people.
         data: of the calibration file; `synthetic`, or "" for the model's own.
         metric: of the metric's source; "" without one.
+        metric_parts: what was hashed for that, by name.
     """
 
     capture: str
     parts: Mapping[str, str]
     data: str
     metric: str
+    metric_parts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Hash or version of everything that was read, by name."""
+        return {**self.metric_parts, **self.parts, CALIBRATION: self.data}
 
 
 def digest(value: Any) -> str:
@@ -83,7 +94,21 @@ def model_keys(file: ReleaseFile, name: str, folders: tuple[Path, ...]) -> Model
         "tools": versions("torch", "numpy"),
     }
     metric = _closure(file, (*at, "evaluate"), model.evaluate, folders) if model.evaluate else {}
-    return ModelKeys(digest(what), parts, _data(file, name, model), digest([model.evaluate, metric]) if metric else "")
+    decided = digest([model.evaluate, metric]) if metric else ""
+    return ModelKeys(digest(what), parts, _data(file, name, model), decided, metric)
+
+
+def contents(name: str, model: Model, folder: Path, folders: tuple[Path, ...], *, data_only: bool) -> dict[str, str]:
+    """`ModelKeys.contents` as it is now, for a process that knows one model of a release.
+
+    Args:
+        folder: of the release file.
+        data_only: of the calibration data alone.
+    Raises:
+        UsageError: something that was there has gone.
+    """
+    file = ReleaseFile(folder / "release.toml", Settings(), {name: model}, (), "", "the release file")
+    return {CALIBRATION: _data(file, name, model)} if data_only else model_keys(file, name, folders).contents
 
 
 def cell_key(cell: CellSpec, keys: ModelKeys, request: Request, target: Target) -> str:
@@ -107,8 +132,18 @@ def cell_key(cell: CellSpec, keys: ModelKeys, request: Request, target: Target) 
             "algorithms": [[name, algorithm(name).version] for name in request.algorithms],
             "gates": cell.block.gates,
             "tools": versions(*(requirement.project for requirement in needs), "safetensors"),
+            "plugin": _plugin(type(target).__module__),
         }
     )
+
+
+@functools.cache
+def _plugin(module: str) -> dict[str, str]:
+    """What a target's own code is made of where it is somebody else's: version of its distribution, or its sources."""
+    try:
+        return closure([module], ())
+    except (UsageError, OSError):  # loaded by an importer of its own
+        return {}
 
 
 def _closure(file: ReleaseFile, at: tuple[str, ...], name: str, folders: tuple[Path, ...]) -> dict[str, str]:
@@ -128,11 +163,14 @@ def _files(file: ReleaseFile, name: str, model: Model) -> dict[str, str]:
         ("files", model.files),
     ):
         for pattern in patterns:
-            paths = [path for path in sorted(_matching(file.folder, pattern)) if path.is_file()]
+            try:
+                paths = [path for path in sorted(_matching(file.folder, pattern)) if path.is_file()]
+                found |= {_named(path, file.folder): sha256_of(path) for path in paths}
+            except OSError as error:
+                raise _unreadable(file, ("model", name, key), pattern, error) from error
             if not paths:
                 message = f"{key}: there is no file {pattern!r}"
                 raise file.refusal(("model", name, key), message, hint=f"paths start from {file.folder}")
-            found |= {_named(path, file.folder): sha256_of(path) for path in paths}
     return found
 
 
@@ -154,9 +192,16 @@ def _named(path: Path, folder: Path) -> str:
 def _data(file: ReleaseFile, name: str, model: Model) -> str:
     if model.calibration in ("", SYNTHETIC):
         return model.calibration
-    path = file.folder / model.calibration
-    if not path.is_file():
-        message = f"there is no calibration file {model.calibration!r}"
-        hint = f"an .npz or .safetensors file below {file.folder}, or {SYNTHETIC!r}"
-        raise file.refusal(("model", name, "calibration"), message, hint=hint)
-    return sha256_of(path)
+    path, at = file.folder / model.calibration, ("model", name, "calibration")
+    try:
+        if path.is_file():
+            return sha256_of(path)
+    except OSError as error:
+        raise _unreadable(file, at, model.calibration, error) from error
+    hint = f"an .npz or .safetensors file below {file.folder}, or {SYNTHETIC!r}"
+    raise file.refusal(at, f"there is no calibration file {model.calibration!r}", hint=hint)
+
+
+def _unreadable(file: ReleaseFile, at: tuple[str, ...], name: str, error: OSError) -> UsageError:
+    message = f"{name[:_SHOWN]} cannot be read: {error.strerror or error}"
+    return file.refusal(at, message, hint="check the path and its permissions")

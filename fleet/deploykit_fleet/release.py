@@ -236,6 +236,7 @@ class _Run:
                 store=str(self.store.root),
                 work=str(self.own / f"{stage}-{name}"),
                 capture=self.plan.models[name].capture,
+                contents=self.plan.models[name].contents,
                 isa=this_host().isa,
                 threads=settings.threads,
                 cells=tuple(self._cell_job(cell) for cell in own),

@@ -87,11 +87,10 @@ class Store:
         Raises:
             ArtifactError: they cannot be made, or the folder holds something else.
         """
-        foreign = self.root.is_dir() and not self.objects.is_dir() and any(self.root.iterdir())
-        if foreign:
-            message = f"{self.root} exists and is no store of deploykit; it is left alone"
-            raise ArtifactError(message, hint="name another folder as store")
         try:
+            if self.root.is_dir() and not self.objects.is_dir() and any(self.root.iterdir()):
+                message = f"{self.root} exists and is no store of deploykit; it is left alone"
+                raise ArtifactError(message, hint="name another folder as store")
             for folder in (self.objects, self.cells, self.captures, self.boards, self.releases, self.work):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -196,7 +195,7 @@ def read_record(path: Path, kind: type[S]) -> S | None:
     """A record of a store; None where there is none, or it is damaged: it is made again then."""
     try:
         return read_json(path, kind) if path.is_file() else None
-    except DeploykitError:
+    except (DeploykitError, OSError):  # a folder that may not be looked into: `prepare` says so
         return None
 
 

@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from deploykit.contract.errors import UsageError
+from deploykit.contract.errors import ArtifactError, UsageError
+from deploykit.plugin.registry import resolve
+from deploykit_fleet import keys as key_room
 from deploykit_fleet.planner import plan
 from deploykit_fleet.sources import closure
 
@@ -87,6 +89,29 @@ def test_a_key_stays_with_what_decides_nothing(full, change):
     assert keys(full) == before
 
 
+def test_a_key_changes_with_a_plugin_of_somebody_else(full, monkeypatch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("theirs")
+    (folder / "their_target.py").write_text("import their_helper\n")
+    (folder / "their_helper.py").write_text("X = 1\n")
+    monkeypatch.syspath_prepend(folder)
+    plugin = resolve("x86-cpu").target
+    before = keys(full)
+    monkeypatch.setattr(type(plugin), "__module__", "their_target")
+    first = keys(full)
+    (folder / "their_helper.py").write_text("X = 2\n")
+    key_room._plugin.cache_clear()
+    assert len({*before.values(), *first.values(), *keys(full).values()}) == 3
+    key_room._plugin.cache_clear()
+
+
+def test_a_store_that_no_file_system_takes_is_refused_when_it_is_made(full):
+    _edit(full.file, "[release]", f'[release]\nstore = "{"x" * 300}"')
+    found = plan(full.file)
+    assert [cell.state for cell in found.cells] == ["missing"]
+    with pytest.raises(ArtifactError, match="File name too long"):
+        found.store.prepare()
+
+
 def test_a_key_does_not_depend_on_where_the_folder_lies(full, tmp_path_factory):
     import shutil
 
@@ -106,6 +131,8 @@ def test_a_key_does_not_depend_on_where_the_folder_lies(full, tmp_path_factory):
         ('"cal.npz"', '"col.npz"', "line 9: there is no calibration file 'col.npz'"),
         ('"w.bin"', '"w*.pt"', r"line 6: weights: there is no file 'w\*.pt'"),
         ('"minmax"', '"maxmin"', "line 17: unknown calibration_method 'maxmin'"),
+        ('"w.bin"', '"/proc/self/mem"', "line 6: /proc/self/mem cannot be read: Input/output error"),
+        ('"cal.npz"', f'"{"x" * 300}"', "line 9: x+ cannot be read: File name too long"),
         ("[[cell]]", '[[cell]]\nrecipe = "r.toml"', "line 14: cannot read .*r.toml"),
         ("[[cell]]", '[[cell]]\nalgorithms = ["gptp"]', "line 14: .*gptp"),
         ("[[cell]]", "[[cell]]\noptions = { opsat = 3 }", "line 14: .*opsat"),

@@ -16,6 +16,7 @@ import pytest
 import deploykit
 from deploykit.contract.errors import ArtifactError, UsageError
 from deploykit_fleet import outcome
+from deploykit_fleet import release as release_room
 
 pytest.importorskip("torch", reason="cells are exported")
 pytest.importorskip("onnxruntime", reason="the cells are of the target x86-cpu")
@@ -201,6 +202,29 @@ def test_a_model_whose_sources_do_not_tell_what_it_is_is_refused(project):
     models = '[model.one]\nfactory = "nets:one"\ncalibration = "cal.npz"\nfiles = ["secret.txt"]\n'
     project.write(cells.format(', "int8"'), models)
     assert [(cell.status, cell.cached) for cell in run(project).cells] == [("passed", False)] * 2
+
+
+@pytest.mark.parametrize("name", ["settings.py", "nets.py", "cal.npz"])
+def test_what_changes_between_plan_and_work_is_not_made_under_the_old_key(project, monkeypatch, name):
+    path = project.folder / name
+    before = path.read_bytes()
+    cells = '[[cell]]\nmodels = ["one"]\ntargets = ["x86-cpu"]\nprecisions = ["fp32"]\n'
+    project.write(cells)
+    planned = release_room.plan
+
+    def change_after(file):
+        found = planned(file)
+        path.write_bytes(before + (b"\n" if name.endswith(".py") else b"more"))
+        return found
+
+    monkeypatch.setattr(release_room, "plan", change_after)
+    (refused,) = run(project).cells
+    assert refused.failure.kind == "UsageError" and "changed since the release was planned" in refused.failure.message
+    assert name.removesuffix(".py") in refused.failure.message or "calibration data" in refused.failure.message
+    monkeypatch.setattr(release_room, "plan", planned)
+    path.write_bytes(before)
+    (made,) = run(project).cells
+    assert made.status == "passed" and not made.cached
 
 
 def test_what_cannot_be_made_is_skipped_only_where_the_file_allows_it(project):

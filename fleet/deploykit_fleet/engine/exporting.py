@@ -20,6 +20,7 @@ from deploykit.artifact.storage import write_file
 from deploykit.contract.errors import DeploykitError, DeviceError, GateError, UsageError
 from deploykit.contract.host import this_host
 from deploykit_fleet.engine.jobs import CAPTURE, CURRENT, CellJob, Job
+from deploykit_fleet.keys import contents
 from deploykit_fleet.outcome import FAILED, PASSED, Cell
 from deploykit_fleet.store import Capture, Finished, Store, relative
 from deploykit_fleet.verdict import failure_of, gates_of, metric_of
@@ -96,8 +97,9 @@ def _ready(job: Job, store: Store) -> _Ready:
 
     given = job.model.calibration or None
     captured, data = captured_of(job.model.factory, None, given, dynamic_batch=job.model.dynamic_batch)
+    data, evaluate = kept(data), _function(job.model.evaluate)
+    _check_unchanged(job, data_only=False)
     _check_capture(job, captured, store)
-    data = kept(data)
     runs: list[Any] = []
 
     def calibrated() -> Any:
@@ -107,7 +109,18 @@ def _ready(job: Job, store: Store) -> _Ready:
             runs.append(calibrate(captured, data, cache_dir=store.calibration, progress=False))
         return runs[0]
 
-    return _Ready(captured, data, calibrated, _function(job.model.evaluate))
+    return _Ready(captured, data, calibrated, evaluate)
+
+
+def _check_unchanged(job: Job, *, data_only: bool) -> None:
+    """Keys stand for what was there when the release was planned: what changed since is not made under them."""
+    folders = tuple(map(Path, job.folders))
+    now = contents(job.name, job.model, Path(job.folder), folders, data_only=data_only)
+    changed = [name for name, value in job.contents.items() if now.get(name, value) != value]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        message = f"{changed[0]}{more} of model {job.name!r} changed since the release was planned"
+        raise UsageError(message, hint="run the release again, and let it be while it runs")
 
 
 def _check_capture(job: Job, captured: CapturedModel, store: Store) -> None:
@@ -194,6 +207,7 @@ def _published(
         capture=captured.fingerprint,
     )
     profiled = artifact.profile is not None
+    _check_unchanged(job, data_only=True)  # which are read late
     store.keep(artifact.path, artifact.fingerprint)
     store.finish(Finished(cell=found, profile="done" if profiled else "pending"))
     return found

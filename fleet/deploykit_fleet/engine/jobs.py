@@ -42,6 +42,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         work: folder of this job in the work folder of the release: `current` says what is being computed,
             `results/KEY.json` what came of it.
         capture: key of the capture; see `deploykit_fleet.keys.ModelKeys`.
+        contents: of what the model is made of, as it was planned; see `deploykit_fleet.keys.ModelKeys`.
         isa: instruction sets of the machine that planned; another machine must have the same.
         threads: of PyTorch and of libraries.
         cells: in the order of the file.
@@ -55,6 +56,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     store: str
     work: str
     capture: str
+    contents: dict[str, str]
     isa: tuple[str, ...]
     threads: int
     cells: tuple[CellJob, ...]
