@@ -124,19 +124,31 @@ class Registry:
         check_name(name)
         with self._locked():
             text = self._text()
-            _entries(text, self.path)
-            kept = _without(text, name)
-            write_file(self.path, (kept + _tables(name, entry)).encode(), error=DeviceError)
+            wanted = {**_entries(text, self.path), name: entry}
+            self._write(_without(text, name) + _tables(name, entry), wanted, name)
 
     def remove(self, name: str) -> None:
         """Forget a board; nothing is done to it.
 
         Raises:
-            UsageError: there is none of that name.
+            UsageError: there is none of that name, or it stands in a form that is not edited here.
         """
         with self._locked():
             self.get(name)
-            write_file(self.path, _without(self._text(), name).encode(), error=DeviceError)
+            text = self._text()
+            wanted = {own: entry for own, entry in _entries(text, self.path).items() if own != name}
+            self._write(_without(text, name), wanted, name)
+
+    def _write(self, text: str, wanted: dict[str, Entry], name: str) -> None:
+        """Write what reads back as wanted, and nothing else: somebody may have written a device in another form."""
+        try:
+            as_wanted = _entries(text, self.path) == wanted
+        except UsageError:
+            as_wanted = False
+        if not as_wanted:
+            message = f"{self.path} has devices in a form that is not edited here; it is left as it was"
+            raise UsageError(message, hint=f"write a table for each, [devices.{name}], or edit it by hand")
+        write_file(self.path, text.encode(), error=DeviceError)
 
     def _text(self) -> str:
         if not self.path.exists():
@@ -227,14 +239,19 @@ def _owner(line: str) -> str | None:
 
 
 def _without(text: str, name: str) -> str:
-    """The text without the tables of a device."""
-    kept, inside = [], False
+    """The text without the tables of a device; comments before what follows them stay."""
+    kept: list[str] = []
+    between: list[str] = []  # comments and blank lines since its last key
+    inside = False
     for line in text.split("\n"):
         owner = _owner(line)
         inside = inside if owner is None else owner == name
         if not inside:
-            kept.append(line)
-    return "\n".join(kept).rstrip("\n") + "\n"
+            kept += [*between, line]
+            between = []
+        else:
+            between = [*between, line] if owner is None and line.strip()[:1] in ("", "#") else []
+    return "\n".join([*kept, *between]).rstrip("\n") + "\n"
 
 
 def _tables(name: str, entry: Entry) -> str:

@@ -93,3 +93,34 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DeviceError, match="cannot write"):
         Registry(tmp_path / "file" / "d.toml").put("a", Entry("x"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'devices.a.address = "h"\n',
+        '[devices]\na = { address = "h" }\nb = { address = "i" }\n',
+        "[devices.a]\naddress = '''\n[devices.b]\n'''\n[devices.b]\naddress = 'h'\n",
+    ],
+)
+def test_a_form_that_is_not_edited_is_left_as_it_was(tmp_path, text):
+    path = tmp_path / "devices.toml"
+    path.write_text(text)
+    registry = Registry(path)
+    before = registry.entries()
+    for change in (lambda: registry.put("a", Entry("new")), lambda: registry.remove("a")):
+        with pytest.raises(UsageError, match="left as it was") as caught:
+            change()
+        assert "[devices.a]" in caught.value.hint
+        assert path.read_text() == text and registry.entries() == before
+
+
+def test_comments_of_other_devices_stay(tmp_path):
+    path = tmp_path / "devices.toml"
+    rest = '# the board on the desk\n[devices.b]\naddress = "h"\n\n# end\n'
+    path.write_text(f'# mine\n[devices.a]\n# of a\naddress = "h"\n\n[devices.a.found]\narch = "x"\n\n{rest}')
+    registry = Registry(path)
+    registry.put("a", Entry("new"))
+    assert path.read_text() == f'# mine\n\n{rest}\n[devices.a]\naddress = "new"\n'
+    registry.remove("a")
+    assert path.read_text() == f"# mine\n\n{rest}"
