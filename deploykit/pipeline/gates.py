@@ -92,9 +92,27 @@ class Gates:
         names = sorted({layer.module_path for layer in layers if layer.module_path})
         if self.precision.row.is_whole:  # nothing to exclude
             return "", "see artifact.parity for the outputs that differ"
-        hint = "keep the worst layers in float" + (f" (exclude={names!r})" if names else "")
-        hint += ", or use more or better calibration data" if self.precision.is_static else ""
+        hint = self._other_samples_at_fault(report)
+        if hint is None:
+            hint = "keep the worst layers in float" + (f" (exclude={names!r})" if names else "")
+            hint += ", or use more or better calibration data" if self.precision.is_static else ""
+        hint += ", or let deploykit.tune look for a model that passes"
         return f" (worst layers: {worst})" if worst else "", hint
+
+    def _other_samples_at_fault(self, report: ParityReport) -> str | None:
+        """What to do where the samples that were judged pass, and others are expected not to; None elsewhere.
+
+        The worst layers of the samples that pass have no part in that: what leaves its range on others may be anywhere.
+        """
+        whole, spread = report.chain[-1], report.spread
+        missed = failures_of(whole, report.tolerance, of_others=True)
+        if not self.precision.is_static or spread is None or failures_of(whole, report.tolerance) or not missed:
+            return None
+        noted = f" ({'; '.join(report.notes)})" if report.notes else ""
+        return (
+            f"calibrate on more samples, of what the model meets in use: the {spread.samples} that were judged pass,"
+            f" others are expected not to{noted}"
+        )
 
     def _placement(self, achieved: Achieved) -> Miss | None:
         found = placement_miss(self.precision, achieved, self.min_placement, self.reaches_further)

@@ -9,6 +9,7 @@ from deploykit.contract.achieved import Achieved, Delegation, LayerAchieved
 from deploykit.contract.errors import ParityError, PerformanceError, PlacementError
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.judge.parity import SIMULATED, Link
+from deploykit.judge.spread import Spread
 from deploykit.pipeline.gates import Gates
 from deploykit.pipeline.placement import passing
 from deploykit.pipeline.plan import Goals, _gates
@@ -82,6 +83,23 @@ def test_layers_are_blamed_where_the_simulation_differs_from_the_model(toy, simu
     report = toy.make_parity(passed=False, failures=("SQNR is below 18 dB",), chain=chain)
     error = only(Gates(Precision.INT8), achieved(int8=1), report, None)
     assert "worst layers" in error.message and "exclude=['fc']" in error.hint and "calibration data" in error.hint
+
+
+def test_more_samples_are_the_step_where_only_others_are_expected_to_miss(toy):
+    """Layers that pass are not what is to be kept in float; where the samples themselves miss, they are."""
+    wild = "values that differ wildly: `mean` (1.8 x)"
+    for reached, others in ((35.0, True), (15.0, False)):
+        chain = chain_of(toy, reached, reached)
+        spread = Spread(low_db=10.0, high_db=39.0, samples=8, sample_db=(32.0,) * 8)
+        last = replace(chain[-1], worst=replace(chain[-1].worst, spread=spread))
+        report = replace(toy.make_parity(passed=False, failures=("SQNR",)), chain=(*chain[:-1], last), notes=(wild,))
+        report = replace(report, tolerance=replace(report.tolerance, min_sqnr_db=18.0))
+        hint = only(Gates(Precision.INT8), achieved(int8=1), report, None).hint
+        assert (
+            "calibrate on more samples" in hint and "the 8 that were judged pass" in hint and wild in hint
+        ) is others
+        assert ("exclude=" in hint) is not others
+        assert "or let deploykit.tune look for a model that passes" in hint
 
 
 def test_a_task_metric_that_falls_is_no_fault_of_the_runtime(toy):
