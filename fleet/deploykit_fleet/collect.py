@@ -25,6 +25,7 @@ from deploykit_fleet.store import Capture, Finished, Store, read_record
 KEEP = 5
 _PART = re.compile(r"\..+\.part")
 _HASH = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_HEX = 64
 _YOUNG_S = 3600.0
 _PREFIX = 32  # characters of a model's fingerprint that begin the name of a table; see `deploykit_calibration.cache`
 
@@ -77,11 +78,19 @@ def _collected(store: Store, keep: int, used: set[str]) -> Collected:
     fingerprints = spared | {cell.fingerprint for cell in roots} | {_fingerprint(store, key) for key in used}
     cells = [path for path in sorted(store.cells.glob("*.json")) if path.stem not in keys]
     objects = [path for path in sorted(store.objects.iterdir()) if path.name not in fingerprints]
-    objects = [path for path in objects if not _is_young(path, bool(used))]
+    said = [path for path in sorted(store.boards.glob("*.json")) if path.name[:_HEX] not in fingerprints]
+    objects, said = ([path for path in paths if not _is_young(path, bool(used))] for paths in (objects, said))
     captures = spared | {cell.capture for cell in roots if cell.capture}
     statistics = [] if used else [*_of_other_models(store, captures)]
     total = 0
-    for path in (*old, *cells, *objects, *statistics, *_left_overs(store)):  # what points at something goes before that
+    for path in (
+        *old,
+        *cells,
+        *said,
+        *objects,
+        *statistics,
+        *_left_overs(store),
+    ):  # what points at something goes before that
         total += _size(path)
         store.discard(path)
     return Collected(len(old), len(cells), len(objects), total, len(kept))

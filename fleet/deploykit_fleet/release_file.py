@@ -115,7 +115,7 @@ class Block(Recipe, frozen=True, kw_only=True):
         gates: what each artifact must reach.
         device: name of a board in the list of `deploykit device`; "" for none.
         allow_skip: what may be skipped and is no failure: `unsupported` (the target has no such precision), `missing`
-            (what exports or runs it is not installed), `device` (its board cannot be reached).
+            (what exports or runs it is not installed), `device` (its board cannot be reached, or is in use).
     """
 
     models: tuple[str, ...]

@@ -3,7 +3,7 @@
     objects/FINGERPRINT/     an artifact; also the candidate of a cell that missed a gate
     cells/KEY.json           a finished cell: what came of everything that its key stands for
     captures/KEY.json        which graph a model's sources gave
-    boards/KEY.json          what a board said of an artifact
+    boards/FINGERPRINT-KEY.json  what a board said of an artifact
     releases/ID/             release.json and junit.xml of one run; logs of what failed
     calibration/             statistics, as every `cache_dir` of deploykit
     work/ID/                 who is at work now, see `deploykit_fleet.lease`

@@ -6,8 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploykit.contract.errors import DeviceError, ParityError, UsageError
+from deploykit.contract.errors import DeviceError, MissingDependencyError, ParityError, UsageError
+from deploykit.places.line import LostError
 from deploykit_fleet.boards import confirmed
+from deploykit_fleet.collect import gc
+from deploykit_fleet.devices.lease import BusyError
+from deploykit_fleet.devices.registry import Entry, Registry
 from deploykit_fleet.outcome import Cell
 from deploykit_fleet.release_file import Block
 from deploykit_fleet.store import Store
@@ -64,11 +68,45 @@ def test_a_board_that_computes_something_else_fails_the_cell_and_is_asked_again(
 
 def test_an_absent_board_is_a_failure_unless_the_file_allows_it(case):
     store, cell = case
-    board = Board(DeviceError("no route"))
+    board = Board(LostError("no route"))
     failed = confirmed(cell, _block(), store, profile=False, find=lambda name: board)
     skipped = confirmed(cell, _block(allow_skip=("device",)), store, profile=False, find=lambda name: board)
     assert (failed.status, failed.device.failure.exit_code) == ("failed", 10)
     assert (skipped.status, skipped.reason) == ("skipped", "lab: no route")
+
+
+@pytest.mark.parametrize(
+    ("error", "allowed", "status"),
+    [
+        (BusyError("in use"), ("device",), "skipped"),
+        (MissingDependencyError("adb", extra="", purpose="x"), ("missing",), "skipped"),
+        (MissingDependencyError("adb", extra="", purpose="x"), ("device",), "failed"),
+        (DeviceError("lab: it cannot load the model"), ("device", "missing"), "failed"),
+        (ValueError("nonsense from the board"), ("device", "missing"), "failed"),
+    ],
+)
+def test_only_a_board_that_could_not_be_asked_is_skipped(case, error, allowed, status):
+    store, cell = case
+    found = confirmed(cell, _block(allow_skip=allowed), store, profile=False, find=lambda name: Board(error))
+    assert found.status == status and found.device.failure.hint != "the traceback is in the log of the release"
+
+
+def test_another_board_of_the_same_name_has_confirmed_nothing(case, tmp_path, monkeypatch):
+    store, cell = case
+    monkeypatch.setenv("DEPLOYKIT_DEVICES", str(tmp_path / "devices.toml"))
+    board = Board()
+    for address in ("lab@one", "lab@one", "lab@two"):
+        Registry().put("lab", Entry(address))
+        confirmed(cell, _block(), store, profile=False, find=lambda name: board)
+    assert board.asked == 2
+
+
+def test_what_boards_said_is_collected_with_the_artifact(case):
+    store, cell = case
+    confirmed(cell, _block(), store, profile=False, find=lambda name: Board())
+    assert len(list(store.boards.iterdir())) == 1
+    gc(store.root)
+    assert not list(store.boards.iterdir()) and not list(store.objects.iterdir())
 
 
 def test_an_unknown_board_is_a_failure_of_the_cell(case):

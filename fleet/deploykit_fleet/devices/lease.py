@@ -77,6 +77,10 @@ if live "$t"; then echo "freed $(part "$t" 4)"; else echo none; fi
 """
 
 
+class BusyError(DeviceError):
+    """Another client has the board all the time."""
+
+
 @dataclass(frozen=True)
 class Clock:
     """Where a board tells which of its boots this is.
@@ -110,7 +114,8 @@ class Lease:
         token: that is this lease's alone.
 
     Raises:
-        DeviceError: another client has it all the time; or the board cannot be reached.
+        BusyError: another client has it all the time.
+        DeviceError: the board cannot be reached.
     """
 
     def __init__(
@@ -166,7 +171,7 @@ class Lease:
             if time.monotonic() >= deadline:
                 owner, left = [*words[1:], "another", "0"][:2]
                 message = f"{self._name} is in use by {owner}, whose lease ends in {left} s unless it goes on"
-                raise DeviceError(message, hint=f"wait, or end what it does: deploykit device release {self._name}")
+                raise BusyError(message, hint=f"wait, or end what it does: deploykit device release {self._name}")
             time.sleep(_LOOK_S)
 
     def _keep(self) -> None:
