@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.artifact.storage import state_folder
@@ -37,4 +40,13 @@ def is_own(artifact: StoredArtifact) -> bool:
         digest = artifact.manifest_digest
     except OSError:  # a folder without one was not published by anybody
         return False
-    return digest in _known or (state_folder() / "made" / digest).is_file()
+    return digest in _known or _is_mark(state_folder() / "made" / digest)
+
+
+def _is_mark(path: Path) -> bool:
+    """Whether this account put a mark there: under `sudo`, say, the folder may be another's."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and (not hasattr(os, "geteuid") or found.st_uid == os.geteuid())

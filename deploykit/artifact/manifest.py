@@ -236,6 +236,8 @@ def _mistakes(manifest: Manifest) -> Iterator[str]:
         if entry.path.casefold() in seen:
             yield f"{entry.path!r} is listed twice, or is the same name to some file systems"
         seen.add(entry.path.casefold())
+        if entry.path.casefold() in RECORD_NAMES:
+            yield f"{entry.path!r} is the name of a record, which is written beside the manifest and not listed in it"
         if not 0 <= entry.size <= _LARGEST or not _DIGEST.fullmatch(entry.sha256):
             yield f"size or sha256 of {entry.path!r} is impossible"
 
@@ -286,12 +288,15 @@ def is_part_of_record(path: str) -> bool:
 
 
 def check_relative(path: str) -> None:
-    """Refuse a path that could leave the artifact's folder or means different files on different systems.
+    """Refuse a path that could leave the artifact's folder, means different files on different systems, or makes it a
+    git repository, whose settings run programs as soon as git is asked anything in there (by a shell's prompt, say).
 
     Raises:
-        ArtifactError: absolute, empty, with `..`, backslash, drive letter, control character or not normalised.
+        ArtifactError: absolute, empty, with `..` or `.git`, backslash, drive letter, control character or not
+            normalised.
     """
     pure = PurePosixPath(path)
-    unsafe = not path or pure.is_absolute() or ".." in pure.parts or re.search(r"[\\:\x00-\x1f]", path)
+    parts = {part.casefold() for part in pure.parts}
+    unsafe = not path or pure.is_absolute() or parts & {"..", ".git"} or re.search(r"[\\:\x00-\x1f]", path)
     if unsafe or str(pure) != path or path == ".":
         raise ArtifactError(f"the manifest names an unsafe path {path!r}; the artifact is refused")

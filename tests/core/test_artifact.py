@@ -215,6 +215,8 @@ UNSAFE = [
     "a\nb",
     "a\x00b",
     "a/",
+    ".git/config",
+    "a/.GIT/hooks/post-checkout",
 ]
 
 
@@ -229,7 +231,18 @@ def test_paths_that_leave_the_folder_are_refused(folder, path):
             load(folder)
 
 
-@pytest.mark.parametrize("path", ["a", "a/b.bin", "..a", "a..b", "model.xml", "weights/0001.bin", "ünïcode"])
+@pytest.mark.parametrize("name", ["model.sig", "profile.json", "Manifest.json"])
+def test_a_record_is_no_file_of_the_manifest(folder, name):
+    """It would be replaced by the next signature or profile, and the artifact be damaged by that."""
+    files = json.loads((folder / layout.MANIFEST_NAME).read_text())["files"]
+    edit_manifest(folder, files=[*files, {**files[0], "path": name}])
+    with pytest.raises(ArtifactError, match="is the name of a record"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "path", ["a", ".gitignore", "a/b.bin", "..a", "a..b", "model.xml", "weights/0001.bin", "ünïcode"]
+)
 def test_ordinary_paths_are_fine(path):
     check_relative(path)
 

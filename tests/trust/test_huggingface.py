@@ -1,5 +1,6 @@
 """The layout of a Hugging Face repository, and snapshots of the Hub's client, which are links."""
 
+import json
 import shutil
 
 import pytest
@@ -72,6 +73,18 @@ def test_what_is_damaged_or_foreign_is_refused(repository, keys, tmp_path):
     path.unlink()
     path.symlink_to("/dev/zero")
     with pytest.raises(ArtifactError, match="is not a regular file"):
+        read_folder(repository, tmp_path / "got")
+    assert not (tmp_path / "got").exists()
+
+
+def test_a_file_that_is_to_be_a_folder_too_is_refused(repository, tmp_path):
+    path = repository / "artifact" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    (name,) = (one for one in manifest["files"] if one["path"] == "matrix.npy")
+    manifest["files"] = [*manifest["files"], {**name, "path": "convert"}, {**name, "path": "convert/" + "x" * 200}]
+    path.write_text(json.dumps(manifest))
+    (repository / "artifact" / "convert").write_bytes((repository / "artifact" / "matrix.npy").read_bytes())
+    with pytest.raises(ArtifactError, match=r"cannot read|cannot write"):
         read_folder(repository, tmp_path / "got")
     assert not (tmp_path / "got").exists()
 

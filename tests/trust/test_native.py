@@ -1,5 +1,7 @@
 """Native code of an artifact runs where it was made, after a signature, or with an explicit flag; and nowhere else."""
 
+import hashlib
+import os
 import shutil
 
 import pytest
@@ -63,6 +65,28 @@ def test_what_was_made_here_is_opened_in_any_process_and_in_any_folder(native, t
     with deploykit.load(copy).open():
         pass
     assert opened == ["copy"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="the system has no owners of files")
+def test_a_mark_that_another_account_made_or_a_link_says_nothing(native, state, monkeypatch):
+    folder, opened = native
+    mark = state / "made" / hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    own = os.geteuid()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "geteuid", lambda: own + 1)
+        with pytest.raises(ArtifactError, match="not made here"):
+            deploykit.load(folder).open()
+    mark.unlink()
+    mark.symlink_to("/etc/hosts")
+    with pytest.raises(ArtifactError, match="not made here"):
+        deploykit.load(folder).open()
+    mark.unlink()
+    mark.touch()
+    with deploykit.load(folder).open():
+        pass
+    assert opened == ["net"]
 
 
 def test_another_manifest_over_the_same_payload_was_not_made_here(native, toy):

@@ -186,6 +186,14 @@ def test_other_manifests_are_refused(pushed, ref, registry, tmp_path, change):
     refused(ref, tmp_path / "got", "team/net:v1|unsafe path")
 
 
+def test_many_layers_are_read_in_a_time_that_grows_with_their_number(pushed, registry):
+    """Of 20,000, as many as fit into a manifest; each was compared with each, for a minute."""
+    image = registry.image()
+    layer = image["layers"][0]
+    more = [{**layer, "annotations": {layout.TITLE: f"file{number}"}} for number in range(20_000)]
+    assert len(layout.blobs_in(json.dumps({**image, "layers": [*image["layers"], *more]}).encode(), "x")) > 20_000
+
+
 def test_a_manifest_without_a_digest_is_taken_by_digest_only(pushed, ref, registry, tmp_path):
     registry.hide_digest = True
     refused(ref, tmp_path / "got", "does not say the digest of what 'v1' is\n  -> pull by digest")

@@ -93,9 +93,14 @@ def _wanted(source: Path, manifest: Manifest) -> Iterator[tuple[str, int]]:
 
 
 def _copy(source: Path, target: Path, limit: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open_regular(source, limit=limit, links=True) as read, target.open("xb") as written:
-        shutil.copyfileobj(read, written)
+    with open_regular(source, limit=limit, links=True) as read:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as written:
+                shutil.copyfileobj(read, written)
+        except OSError as error:  # a name that is too long, or a file that is to be a folder, too
+            message = f"cannot write {target}: {error.strerror or error}"
+            raise ArtifactError(message, hint="check space and permissions") from error
 
 
 def _card(artifact: Artifact, header: dict[str, str]) -> str:

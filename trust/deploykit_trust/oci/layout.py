@@ -99,14 +99,16 @@ def blobs_in(data: bytes, what: str) -> dict[str, Blob]:
         kind = image.artifact_type or image.config.media_type or image.media_type
         raise ArtifactError(f"what lies at {what} is no artifact of deploykit, but {kind[:100]!r}", hint=_FOREIGN)
     found: dict[str, Blob] = {}
+    folded: set[str] = set()
     for layer in image.layers:
         path = layer.annotations.get(TITLE, "")
         check_relative(path)
         hexadecimal = layer.digest.removeprefix("sha256:")
         if layer.media_type != FILE_TYPE or layer.digest == hexadecimal or not artifact_layout.is_digest(hexadecimal):
             raise ArtifactError(f"{path} at {what} is of a kind that is not taken: {layer.media_type[:60]!r}")
-        if path.casefold() in {one.casefold() for one in found}:
+        if path.casefold() in folded:
             raise ArtifactError(f"{path} stands twice at {what}", hint=_FOREIGN)
+        folded.add(path.casefold())
         found[path] = Blob(path, layer.digest, layer.size)
     if artifact_layout.MANIFEST_NAME not in found:
         raise ArtifactError(f"what lies at {what} has no {artifact_layout.MANIFEST_NAME}", hint=_FOREIGN)
