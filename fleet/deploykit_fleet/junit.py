@@ -39,12 +39,13 @@ def text(release: Release) -> bytes:
         "skipped": sum(cell.status == SKIPPED for cell in cells),
     }
     seconds = f"{sum(cell.seconds for cell in cells if not cell.cached):.3f}"
-    told = {name: str(count) for name, count in counts.items()} | {"name": _clean(release.name), "time": seconds}
+    told = {name: str(count) for name, count in counts.items()} | {"name": release.name, "time": seconds}
     root = Xml.Element("testsuites", told)
-    stamp = {"timestamp": release.started.removesuffix("Z"), "hostname": _clean(release.host)}
+    stamp = {"timestamp": release.started.removesuffix("Z"), "hostname": release.host}
     suite = Xml.SubElement(root, "testsuite", {**told, **stamp})
     for cell in cells:
         _case(suite, cell, release.name)
+    _clean(root)
     Xml.indent(root)
     document: bytes = Xml.tostring(root, encoding="utf-8", xml_declaration=True)
     return document + b"\n"
@@ -52,18 +53,18 @@ def text(release: Release) -> bytes:
 
 def _case(suite: Xml.Element, cell: Cell, release: str) -> None:
     seconds = "0.000" if cell.cached else f"{cell.seconds:.3f}"
-    classname = _clean(f"{release}.{cell.model}")
+    classname = f"{release}.{cell.model}"
     case = Xml.SubElement(suite, "testcase", classname=classname, name=f"{cell.target}/{cell.precision}", time=seconds)
     _properties(case, cell)
     if cell.status == SKIPPED:
-        Xml.SubElement(case, "skipped", message=_clean(cell.reason))
+        Xml.SubElement(case, "skipped", message=cell.reason)
     elif cell.status == FAILED:
         failure = cell.failure or (cell.device.failure if cell.device else None) or Failure(kind="Failed", message="")
-        found = Xml.SubElement(case, "failure" if _is_gate(cell) else "error", type=_clean(failure.kind))
-        found.set("message", _clean(failure.message))
-        found.text = _clean("\n".join(_lines(cell, failure)))
+        found = Xml.SubElement(case, "failure" if _is_gate(cell) else "error", type=failure.kind)
+        found.set("message", failure.message)
+        found.text = "\n".join(_lines(cell, failure))
     out = Xml.SubElement(case, "system-out")
-    out.text = _clean("\n".join([*map(_gate, cell.gates), *([f"artifact: {cell.artifact}"] if cell.artifact else [])]))
+    out.text = "\n".join([*map(_gate, cell.gates), *([f"artifact: {cell.artifact}"] if cell.artifact else [])])
 
 
 def _properties(case: Xml.Element, cell: Cell) -> None:
@@ -75,7 +76,7 @@ def _properties(case: Xml.Element, cell: Cell) -> None:
     properties = Xml.SubElement(case, "properties")
     for name, value in told.items():
         if value:
-            Xml.SubElement(properties, "property", name=name, value=_clean(value))
+            Xml.SubElement(properties, "property", name=name, value=value)
 
 
 def _is_gate(cell: Cell) -> bool:
@@ -97,5 +98,13 @@ def _gate(gate: Gate) -> str:
     return f"{gate.name}: asked {gate.asked:.6g}, reached {value}"
 
 
-def _clean(words: str) -> str:
+def _clean(root: Xml.Element) -> None:
+    """What no reader takes is shown by its code, wherever it stands."""
+    for element in root.iter():
+        element.text = _shown(element.text or "")
+        for name, value in element.items():
+            element.set(name, _shown(value))
+
+
+def _shown(words: str) -> str:
     return _FORBIDDEN.sub(lambda found: found.group().encode("unicode_escape").decode(), words)

@@ -56,3 +56,21 @@ def test_what_xml_cannot_say_is_shown_and_not_written():
     root = document(_cell("a", "failed", failure=failure))
     found = root.find(".//error")
     assert found.get("message") == "\\x1b[31m<&>\\x00\\ud800" and "é €" in found.text
+
+
+def test_nothing_that_a_cell_holds_makes_the_document_unreadable():
+    odd = "\x00\x1b\x85\u202e\ud800\ufffe]]><!--&\"'"
+    cell = Cell(
+        model=odd,
+        target=odd,
+        precision=odd,
+        key=odd,
+        status="failed",
+        artifact=odd,
+        fingerprint=odd,
+        failure=Failure(kind=odd, message=odd, hint=odd, layers=(Layer(name=odd),)),
+        gates=(Gate(name=odd, asked=1e308, value=float("nan"), passed=False),),
+        device=DeviceRun(device=odd),
+    )
+    made = Release(deploykit=odd, name=odd, started=odd, host=odd, cpu=odd, cells=(cell, cell))
+    assert len(list(Xml.fromstring(text(made)).iter("testcase"))) == 2
