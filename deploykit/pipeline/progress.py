@@ -111,22 +111,24 @@ class Lines:
     def __init__(self, prefix: str = "", *, stream: TextIO | None = None, every_s: float = 2.0) -> None:
         self._prefix, self._stream, self._every_s = prefix, stream, every_s
         self._over = threading.Event()
+        self._counted: tuple[int | None, int | None] = (None, None)
 
     def __call__(self, event: Event) -> None:
-        """Take an event; what is counted is left to what runs on."""
+        """Take an event; what is counted is told with the next line of the step."""
         if event.state == "advances":
+            self._counted = event.done, event.total
             return
         self._over.set()
         if event.state != "begins":
             self._write(event)
             return
-        self._over = threading.Event()
+        self._over, self._counted = threading.Event(), (None, None)
         threading.Thread(target=self._repeat, args=(event.step, self._over), daemon=True).start()
 
     def _repeat(self, step: str, over: threading.Event) -> None:
         began = time.perf_counter()
         while not over.wait(self._every_s):
-            self._write(Event(step, "advances", time.perf_counter() - began))
+            self._write(Event(step, "advances", time.perf_counter() - began, *self._counted))
 
     def _write(self, event: Event) -> None:
         stream = self._stream or sys.stderr

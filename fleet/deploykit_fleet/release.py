@@ -13,15 +13,16 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, Protocol, overload
 
 import msgspec
 
 from deploykit.contract.errors import DeviceError, MissingDependencyError, UsageError
 from deploykit.contract.host import this_host
+from deploykit.contract.progress import Event, Progress, State
 from deploykit_fleet import lease, outcome
 from deploykit_fleet.boards import confirmed
 from deploykit_fleet.engine import pool
@@ -39,6 +40,13 @@ _PROCESS_BYTES = 2 << 30
 """What a process that exports may need; fewer are started where memory is short."""
 
 
+class Tell(Protocol):
+    """Says which step runs, and how much of what it counts is done."""
+
+    def __call__(self, step: str, done: int | None = None, total: int | None = None) -> None:
+        """A step begins, or advances where it is the one that runs."""
+
+
 @overload
 def release(
     file: str | Path = ...,
@@ -48,7 +56,7 @@ def release(
     dry_run: Literal[False] = ...,
     against: str | Path | None = ...,
     engine: str | None = ...,
-    progress: bool = ...,
+    progress: Progress = ...,
 ) -> Release: ...
 
 
@@ -61,7 +69,7 @@ def release(
     dry_run: Literal[True],
     against: str | Path | None = ...,
     engine: str | None = ...,
-    progress: bool = ...,
+    progress: Progress = ...,
 ) -> Plan: ...
 
 
@@ -73,7 +81,7 @@ def release(
     dry_run: bool = False,
     against: str | Path | None = None,
     engine: str | None = None,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> Release | Plan:
     """Compute what a release file asks for and its store lacks.
 
@@ -88,7 +96,7 @@ def release(
         against: an older release (its folder or `release.json`) that must be readable; `deploykit_fleet.against` and
             `deploykit report` compare.
         engine: `ray`, `pool` or `sequential`; None for what the file says, by default Ray where it is installed.
-        progress: show what is going on, on a terminal.
+        progress: True shows what is going on, on a terminal; False nothing; a function is told each `Event` of a step.
     Returns:
         What came of every cell; a cell that failed is no exception: see `Release.exit_code`. With `dry_run` the plan.
     Raises:
@@ -133,7 +141,7 @@ class _Run:
     engine: str
     cluster: str | None
     at_once: int | None
-    progress: bool
+    progress: Progress
     own: Path = field(init=False)
     found: dict[str, Cell] = field(init=False, default_factory=dict)
     used: str = field(init=False, default="none")
@@ -151,7 +159,7 @@ class _Run:
         with lease.held(self.store.work, RELEASE, keys) as self.own:
             lease.wait_while(self.store.work, GC)
             missing = self._take_cached()
-            with _display(enabled=self.progress) as tell:
+            with _Display(self.progress) as tell:
                 self._export(missing, tell)
                 self._profile(tell)
                 cells = tuple(self._boards(tell))
@@ -175,7 +183,7 @@ class _Run:
                 missing.append(cell)
         return missing
 
-    def _export(self, missing: Sequence[PlannedCell], tell: Callable[[str], None]) -> None:
+    def _export(self, missing: Sequence[PlannedCell], tell: Tell) -> None:
         """Export what is missing: side by side, and then alone what is measured beside its float build."""
         if not missing:
             return
@@ -185,11 +193,11 @@ class _Run:
         done = 0
         stages = ((self.used, together), ("sequential", self._jobs(EXPORT, alone)))
         for engine, jobs in stages:
-            tell(f"exporting: {done} of {len(missing)} cells")
+            tell("exporting cells", done, len(missing))
             for job, cells in self._done(engine, jobs):
                 self.found |= {cell.key: cell for cell in cells}
                 done += len(job.cells)
-                tell(f"exporting: {done} of {len(missing)} cells")
+                tell("exporting cells", done, len(missing))
 
     def _chosen(self, jobs: Sequence[Job]) -> str:
         """The engine for what there is to do: one model has one process, and needs none of them."""
@@ -264,7 +272,7 @@ class _Run:
                 return self.found[other.key].fingerprint
         return ""
 
-    def _profile(self, tell: Callable[[str], None]) -> None:
+    def _profile(self, tell: Tell) -> None:
         """Measure what was not measured yet, one after another."""
         if not self.plan.file.settings.profile:
             return
@@ -274,11 +282,13 @@ class _Run:
             if (stored := self.store.finished(cell.key)) is not None and stored.profile == "pending"
         ]
         if pending:
-            tell(f"profiling {len(pending)} artifacts")
-            for _ in self._done("sequential", self._jobs(PROFILE, pending)):
-                pass
+            done = 0
+            tell("profiling artifacts", done, len(pending))
+            for job, _ in self._done("sequential", self._jobs(PROFILE, pending)):
+                done += len(job.cells)
+                tell("profiling artifacts", done, len(pending))
 
-    def _boards(self, tell: Callable[[str], None]) -> Iterator[Cell]:
+    def _boards(self, tell: Tell) -> Iterator[Cell]:
         """Every cell of the release in its order, with what its board said."""
         for cell in self.plan.cells:
             found, block = self.found.get(cell.key) or _lost(cell), cell.spec.block
@@ -328,27 +338,47 @@ def _lost(cell: PlannedCell) -> Cell:
     return _of(cell, FAILED, failure)
 
 
-class _display:  # noqa: N801 - used as a function
-    """One line on a terminal that says what is going on; nothing anywhere else."""
+class _Display:
+    """What is going on: one line on a terminal, events to a listener, and lines of the logger `deploykit` anywhere."""
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, progress: Progress) -> None:
         import sys
 
-        self._status = None
-        if enabled and sys.stderr is not None and sys.stderr.isatty():
+        self._status, self._step, self._began = None, "", 0.0
+        self._listener = progress if callable(progress) else None
+        if progress is True and sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
 
             self._status = Console(stderr=True).status("planning")
 
-    def __enter__(self) -> Callable[[str], None]:
+    def __enter__(self) -> Tell:
         if self._status is not None:
             self._status.start()
         return self._tell
 
-    def _tell(self, words: str) -> None:
+    def _tell(self, step: str, done: int | None = None, total: int | None = None) -> None:
+        """A step begins, or advances where it is the one that runs."""
+        if step != self._step:
+            self._end("ends")
+            self._step, self._began = step, time.perf_counter()
+            self._say("begins")
+        self._say("advances", done, total)
         if self._status is not None:
-            self._status.update(words)
+            counted = "" if done is None else f": {done} of {total}"
+            self._status.update(step + counted)
 
-    def __exit__(self, *_: object) -> None:
+    def _say(self, state: State, done: int | None = None, total: int | None = None) -> None:
+        event = Event(self._step, state, time.perf_counter() - self._began, done, total)
+        _log.log(logging.DEBUG if state == "advances" else logging.INFO, "%s", event)
+        if self._listener is not None:
+            self._listener(event)
+
+    def _end(self, state: State) -> None:
+        if self._step:
+            self._say(state)
+            self._step = ""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._status is not None:
             self._status.stop()
+        self._end("ends" if kind is None else "fails")

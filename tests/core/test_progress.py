@@ -103,6 +103,23 @@ def test_lines_say_that_a_step_still_runs():
     assert lines[0].startswith("demo: profile ...") and re.match(r"demo: profile \d", lines[-1])
 
 
+def test_lines_tell_what_is_counted():
+    stream, said = io.StringIO(), threading.Event()
+
+    class Stream:
+        def write(self, text: str) -> int:
+            if " 3/8 " in text:
+                said.set()
+            return stream.write(text)
+
+        def flush(self) -> None: ...
+
+    steps = Steps(enabled=Lines(stream=Stream(), every_s=0.001))
+    with steps.step("calibrate", spinner=False):
+        steps.counted(3, 8)
+        assert said.wait(30)
+
+
 def test_lines_to_a_stream_that_is_closed_are_dropped():
     stream = io.StringIO()
     stream.close()

@@ -22,8 +22,8 @@ pytest.importorskip("torch", reason="cells are exported")
 pytest.importorskip("onnxruntime", reason="the cells are of the target x86-cpu")
 
 
-def run(project, **options):
-    return deploykit.release(project.file, engine="pool", jobs=2, progress=False, **options)
+def run(project, *, progress=False, **options):
+    return deploykit.release(project.file, engine="pool", jobs=2, progress=progress, **options)
 
 
 def _ours(project) -> list[int]:
@@ -41,7 +41,17 @@ def _ours(project) -> list[int]:
 
 
 def test_a_matrix_is_computed_once_from_one_capture_a_model(project):
-    first = run(project)
+    told = []
+    first = run(project, progress=told.append)
+    assert {event.step for event in told} == {"exporting cells"}
+    assert [(event.state, event.done, event.total) for event in told] == [
+        ("begins", None, None),
+        ("advances", 0, 4),
+        ("advances", 2, 4),
+        ("advances", 4, 4),
+        ("advances", 4, 4),
+        ("ends", None, None),
+    ]
     assert [(cell.name, cell.status) for cell in first.cells] == [
         ("one/x86-cpu/fp32", "passed"),
         ("one/x86-cpu/int8", "passed"),

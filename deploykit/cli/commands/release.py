@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploykit.cli.output import Answer
-from deploykit.cli.parameters import Debug, Json, search_current_folder
+from deploykit.cli.parameters import Debug, Json, Progress, listener, search_current_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,6 +35,7 @@ def release(
     engine: Annotated[
         str | None, typer.Option(metavar="NAME", help="ray, pool or sequential.  [default: as the file says]")
     ] = None,
+    progress: Progress = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -47,7 +48,7 @@ def release(
     search_current_folder()
     if dry_run:
         return _dry(run(file, cluster=cluster, jobs=jobs, dry_run=True, against=against, engine=engine), against)
-    found = run(file, cluster=cluster, jobs=jobs, against=against, engine=engine)
+    found = run(file, cluster=cluster, jobs=jobs, against=against, engine=engine, progress=listener(progress))
     return _answer(found, file, against)
 
 
