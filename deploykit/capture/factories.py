@@ -82,6 +82,10 @@ def _malformed(text: str, module_name: str, attribute: str) -> UsageError:
             f" model.load_state_dict(torch.load({text!r}, weights_only=True)); return model` in my_model.py,"
             " and give my_model:make",
         )
+    if "/" in module_name and path.with_suffix(".py").is_file():
+        named = f"{path.name}:{attribute or _first_function(path.with_suffix('.py')) or 'FACTORY'}"
+        where = f" in the folder {path.parent}" if str(path.parent) != "." else ""
+        return UsageError(f"{text!r} is a path; a module is named by its name alone", hint=f"give {named}{where}")
     file = Path(f"{module_name.replace('.', '/')}.py")
     hint = f"such as {module_name}:{_first_function(file) or 'make'}" if file.is_file() else "such as my_model:make"
     return UsageError(f"{text!r} is not of the form {FORM}", hint=f"{hint}, a function that returns the model")

@@ -60,6 +60,8 @@ _PHRASES = (
         " FILE (.npz, .safetensors or .npy)",
     ),
     (re.compile(r"tolerance=deploykit\.Tolerance\((\w+)=([\d.]+)\)"), r"\1=\2"),
+    (re.compile(r"artifact\.achieved\.not_as_requested has every layer"), "deploykit inspect shows every layer"),
+    (re.compile(r"see artifact\.parity for the outputs"), "deploykit inspect shows the outputs"),
     (re.compile(r"strict=False returns the candidate"), "--no-strict keeps the candidate"),
     (re.compile(r"deploykit\.(tune|export|sensitivity)\b"), r"deploykit \1"),
 )

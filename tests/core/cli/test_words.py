@@ -23,6 +23,8 @@ NAMED = re.compile(rf"(?<![\w./:`-])({'|'.join(ARGUMENTS)})=")
         ("keep the worst layers in float (exclude=['conv1', 'layer 2.*'])", "--exclude conv1 --exclude 'layer 2.*'"),
         ('choose precision="int8-dynamic"', "--precision int8-dynamic"),
         ("strict=False returns the candidate", "--no-strict keeps the candidate"),
+        ("artifact.achieved.not_as_requested has every layer", "deploykit inspect shows every layer"),
+        ("see artifact.parity for the outputs that differ", "deploykit inspect shows the outputs that differ"),
         ("min_placement=0.42 accepts", "--min-placement 0.42 accepts"),
         ('options={"io": "int8"}', "--option io=int8"),
         ("max_drop needs evaluate=, the metric", "--max-drop needs --evaluate, the metric"),
