@@ -1,41 +1,61 @@
 """One connection of a client: limits of time and of bytes for what is no body, which uvicorn has none for.
 
-Idle senders would take all connections, and a header, a chunk's head or a trailer without an end all memory: the
-parser keeps what it has not seen the end of.
+Idle senders and those who do not read would keep connections for ever. A header, a chunk's head or a trailer without
+an end would take all memory, because the parser keeps what it has not seen the end of; so would requests that are sent
+faster than they are answered, because uvicorn reads on after each answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sized
 from typing import Any
 
 _LARGEST_HEAD = 64 << 10  # twice what common proxies let through
+_UNREAD_S = 30.0  # for a client to read on where the buffers between are full
 _CHUNK_HEAD = 32  # of each piece of a body that comes in chunks, from clients that send many small ones
 
 
-def connection_of(headers_s: float) -> Any:
+def connection_of(headers_s: float, unread_s: float = _UNREAD_S) -> Any:
     """uvicorn's connection with the limits of this module.
 
     Args:
         headers_s: how long a client may take for the headers of a request.
+        unread_s: how long it may not read on where the buffers between are full.
     """
+    from uvicorn.protocols.http.flow_control import FlowControl
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class Connection(HttpToolsProtocol):  # type: ignore[misc]  # untyped where the lint environment runs
+    class Flow(FlowControl):  # type: ignore[misc]  # untyped where the lint environment runs
+        """Reads nothing while requests that were read wait for their turn."""
+
+        def __init__(self, transport: Any, waiting: Sized) -> None:
+            super().__init__(transport)
+            self._waiting = waiting
+
+        def resume_reading(self) -> None:
+            """See `FlowControl`."""
+            if not self._waiting:
+                super().resume_reading()
+
+    class Connection(HttpToolsProtocol):  # type: ignore[misc]  # as above
         """Ends where a request does not begin or its headers do not end in time, or where they are too long."""
 
         _late: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
         _message = 0  # counts requests
         _beside = 0  # bytes of the request that are no body, as far as they are known
 
         def connection_made(self, transport: Any) -> None:
             """Give the first request its time."""
             super().connection_made(transport)
-            self._late = self.loop.call_later(headers_s, self._end, b"408 Request Timeout")
+            self.flow = Flow(transport, self.pipeline)
+            self._late = self.loop.call_later(headers_s, self._too_late)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            """Forget the time limit."""
+            """Forget the time limits."""
             self._in_time()
+            self._read_on()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -54,7 +74,7 @@ def connection_of(headers_s: float) -> Any:
             super().on_message_begin()
             self._message += 1
             if self._late is None:
-                self._late = self.loop.call_later(headers_s, self._end, b"408 Request Timeout")
+                self._late = self.loop.call_later(headers_s, self._too_late)
 
         def on_headers_complete(self) -> None:
             """The headers are there."""
@@ -66,10 +86,32 @@ def connection_of(headers_s: float) -> Any:
             self._beside -= len(body) + _CHUNK_HEAD
             super().on_body(body)
 
+        def pause_writing(self) -> None:
+            """The client does not read as fast as it is answered: give it its time."""
+            super().pause_writing()
+            self._read_on()
+            self._unread = self.loop.call_later(unread_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            """It has read on."""
+            self._read_on()
+            super().resume_writing()
+
+        def _read_on(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
+
         def _in_time(self) -> None:
             if self._late is not None:
                 self._late.cancel()
                 self._late = None
+
+        def _too_late(self) -> None:
+            if self.flow.read_paused:  # it is not the client's doing
+                self._late = self.loop.call_later(headers_s, self._too_late)
+            else:
+                self._end(b"408 Request Timeout")
 
         def _end(self, status: bytes) -> None:
             self._in_time()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import threading
 
 import pytest
 from speaking import words
+
+from deploykit_serving.connection import connection_of
 
 _CHUNKED = b"POST /v2/models/words/infer HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -59,3 +62,54 @@ def test_small_chunks_and_many_requests_of_a_connection_are_no_header(shared) ->
         answer = connection.getresponse()
         assert answer.status == 200 and answer.read()
     connection.close()
+
+
+def test_requests_that_wait_for_their_turn_are_not_read_without_end(shared) -> None:
+    many, sent = b"GET /v2 HTTP/1.1\r\nhost: x\r\nname: value\r\n\r\n" * 1000, 0
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=2) as connection:
+        try:
+            while sent < 100 << 20:
+                connection.sendall(many)
+                sent += len(many)
+        except TimeoutError:
+            pass
+    assert sent < 100 << 20, "the server read on although nobody took its answers"
+    assert shared.infer("words", words()).status == 200
+
+
+def test_requests_that_wait_for_their_turn_are_all_answered(shared) -> None:
+    count, answered, rest = 5_000, 0, b""
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=30) as connection:
+        many = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n" * count
+        sender = threading.Thread(target=connection.sendall, args=(many,))
+        sender.start()
+        while answered < count:
+            piece = connection.recv(1 << 20)
+            assert piece
+            rest += piece
+            answered += rest.count(b"HTTP/1.1 200")
+            rest = rest[-11:]
+        sender.join()
+    assert answered == count
+
+
+def test_a_client_that_does_not_read_is_cut_off() -> None:
+    uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    size, ended = 64 << 20, threading.Event()
+
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": bytes(size)})
+        ended.set()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http=connection_of(10, 0.3), ws="none", lifespan="off", log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    with socket.create_connection(listener.getsockname(), timeout=30) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert ended.wait(30), "the answer that nobody reads is given up"
+    server.should_exit = True
+    thread.join(30)
+    listener.close()
