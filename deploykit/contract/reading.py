@@ -98,19 +98,21 @@ def decode_json(
     error: Refusal = ArtifactError,
     hint: str | None = None,
     verdict: str = "is not valid",
+    values: int = MAX_JSON_VALUES,
 ) -> T:
     """JSON as the type that is named.
 
     Args:
         kind: a dataclass, or anything that msgspec can check.
         what, verdict: begin the sentence of the refusal.
+        values: most that it may have.
     Raises:
         DeploykitError: of the class `error`: not JSON or not UTF-8, a field missing or of the wrong type, more than
-            `MAX_JSON_VALUES` values, nested more than `MAX_JSON_DEPTH` deep.
+            `values` values, nested more than `MAX_JSON_DEPTH` deep.
     """
     try:
         data = data.encode() if isinstance(data, str) else data
-        _check_extent(data)
+        _check_extent(data, values)
         return msgspec.json.decode(data, type=kind)
     except (ValueError, OverflowError, RecursionError, TypeError) as cause:  # msgspec's own errors are ValueErrors
         raise error(f"{what} {verdict}: {cause}", hint=hint) from cause
@@ -146,7 +148,7 @@ def read_tensors(
         raise error(f"{path.name} cannot be read: {cause}", hint="is it a whole safetensors file?") from cause
 
 
-def _check_extent(data: bytes) -> None:
+def _check_extent(data: bytes, most: int) -> None:
     """Refuse what would take far more memory, or a deeper stack, than its bytes let expect."""
     depth = values = 0
     for token in _TOKEN.finditer(data):
@@ -161,8 +163,8 @@ def _check_extent(data: bytes) -> None:
             values += 1
         elif start != _QUOTE:
             raise ValueError(f"it has a number of more than {MAX_NUMBER_CHARACTERS} characters")
-        if values > MAX_JSON_VALUES:
-            raise ValueError(f"it has more than {MAX_JSON_VALUES} values")
+        if values > most:
+            raise ValueError(f"it has more than {most} values")
 
 
 def _reason(cause: Exception) -> str:

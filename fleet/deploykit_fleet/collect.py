@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit.contract.errors import ArtifactError, DeploykitError, UsageError
-from deploykit.contract.reading import MAX_JSON_BYTES, read_bytes
+from deploykit.contract.reading import read_bytes
 from deploykit_calibration.table import SUFFIX
 from deploykit_fleet import lease, outcome
 from deploykit_fleet.outcome import Release
@@ -25,6 +25,7 @@ from deploykit_fleet.store import Capture, Finished, Store, read_record
 KEEP = 5
 _PART = re.compile(r"\..+\.part")
 _HASH = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _HEX = 64
 _YOUNG_S = 3600.0
 _PREFIX = 32  # characters of a model's fingerprint that begin the name of a table; see `deploykit_calibration.cache`
@@ -99,15 +100,19 @@ def _collected(store: Store, keep: int, used: set[str]) -> Collected:
 def _sorted_out(store: Store, keep: int) -> tuple[list[Release], list[Path], set[str]]:
     """Releases to keep, folders of those to remove, and every hash in those that cannot be read here."""
     by_name: dict[str, list[tuple[str, Path, Release]]] = defaultdict(list)
+    kept: list[Release] = []
+    old: list[Path] = []
     spared: set[str] = set()
     for path in sorted(store.releases.iterdir()):
+        if _ID.fullmatch(path.name) and not (path / outcome.FILE_NAME).exists() and not _is_young(path, True):
+            old.append(path)  # a run that was killed while it wrote it
+            continue
         try:
             found = outcome.read(path)
         except ArtifactError:  # not ours, or of a newer deploykit: it stays, with all that it may refer to
             spared |= _hashes(path / outcome.FILE_NAME)
             continue
         by_name[found.name].append((path.name, path, found))
-    kept, old = [], []
     for runs in by_name.values():
         runs.sort(reverse=True)
         kept += [found for _, _, found in runs[:keep]]
@@ -117,7 +122,7 @@ def _sorted_out(store: Store, keep: int) -> tuple[list[Release], list[Path], set
 
 def _hashes(path: Path) -> set[str]:
     try:
-        return {found.decode() for found in _HASH.findall(read_bytes(path, limit=MAX_JSON_BYTES))}
+        return {found.decode() for found in _HASH.findall(read_bytes(path, limit=outcome.MAX_BYTES))}
     except DeploykitError:
         return set()
 

@@ -14,12 +14,14 @@ import msgspec
 
 from deploykit.artifact.storage import write_file
 from deploykit.contract.errors import ArtifactError
-from deploykit.contract.reading import MAX_JSON_BYTES, decode_json, read_bytes
+from deploykit.contract.reading import decode_json, read_bytes
 
 FORMAT = 1
 """Of the layout below. Fields may be added to a format; a reader ignores those that it does not know."""
 FILE_NAME = "release.json"
 JUNIT_NAME = "junit.xml"
+MAX_BYTES, _MAX_VALUES = 128 << 20, 4_000_000
+"""Of a release: as many cells as a release file may have, each with the profile that a board measured."""
 
 Status = Literal["passed", "failed", "skipped"]
 PASSED: Status = "passed"
@@ -212,12 +214,12 @@ def read(where: str | Path) -> Release:
     hint = "pass the folder that `deploykit release` wrote, or run it again"
     if not path.is_file():
         raise ArtifactError(f"there is no release at {where}: it has no {FILE_NAME}", hint=hint)
-    data = read_bytes(path, limit=MAX_JSON_BYTES)
-    head = decode_json(data, _Head, what=path.name, verdict="is damaged", hint=hint)
+    data = read_bytes(path, limit=MAX_BYTES)
+    head = decode_json(data, _Head, what=path.name, verdict="is damaged", hint=hint, values=_MAX_VALUES)
     if not 1 <= head.format <= FORMAT:
         message = f"{path} has format {head.format}; this deploykit reads formats up to {FORMAT}"
         raise ArtifactError(message, hint="pip install --upgrade deploykit")
-    release = decode_json(data, Release, what=path.name, verdict="is damaged", hint=hint)
+    release = decode_json(data, Release, what=path.name, verdict="is damaged", hint=hint, values=_MAX_VALUES)
     for cell in release.cells:
         if cell.artifact is not None:
             _check_relative(cell.artifact, path)

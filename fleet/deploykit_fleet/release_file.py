@@ -25,7 +25,7 @@ from deploykit_fleet.toml_lines import line_of
 SYNTHETIC = "synthetic"
 ENGINES = ("auto", "ray", "pool", "sequential")
 _MAX_BYTES = 1 << 20
-_MAX_CELLS = 10_000
+_MAX_CELLS = 2_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FUNCTION = re.compile(r"[^\s:]+:[^\s:]+")
 _PATH = re.compile(r"`(?:key in )?\$([^`]*)`")

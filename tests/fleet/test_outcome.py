@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from deploykit.contract.errors import ArtifactError
-from deploykit_fleet.outcome import Cell, Failure, Gate, Layer, Metric, Release, artifact_path, read, write
+from deploykit_fleet import release_file
+from deploykit_fleet.outcome import Cell, DeviceRun, Failure, Gate, Layer, Metric, Release, artifact_path, read, write
 
 
 def _cell(status="passed", **changes):
@@ -32,6 +33,14 @@ def test_what_is_written_is_read_back(tmp_path):
     assert read(tmp_path) == release == read(tmp_path / "release.json")
     assert artifact_path(cell, tmp_path) == tmp_path / "objects" / "ab"
     assert artifact_path(_cell(), tmp_path) is None
+
+
+def test_a_release_of_as_many_cells_as_a_file_may_have_is_read_back(tmp_path):
+    gates = tuple(Gate(name=f"gate-{n}", asked=0.5, value=0.25) for n in range(5))
+    board = DeviceRun(device="lab", profile={"runs": [round(1.0 + n / 7, 6) for n in range(250)]})
+    cells = [_cell(model=f"net-{n}", gates=gates, device=board) for n in range(release_file._MAX_CELLS)]
+    write(_release(*cells), tmp_path)
+    assert len(read(tmp_path).cells) == len(cells)
 
 
 def test_the_exit_code_is_that_of_the_first_cell_that_failed():

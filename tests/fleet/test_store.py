@@ -200,6 +200,17 @@ def test_a_release_that_cannot_be_read_keeps_its_folder(store):
     assert folder.exists()
 
 
+def test_what_a_run_left_that_was_killed_while_it_wrote_its_release_goes_when_it_is_old(store, monkeypatch):
+    left, theirs = store.releases / "20260101T000000Z-0123abcd", store.releases / "notes"
+    for folder in (left, theirs):
+        (folder / "logs").mkdir(parents=True)
+    gc(store.root)
+    assert left.exists()
+    monkeypatch.setattr("deploykit_fleet.collect._YOUNG_S", -1.0)
+    gc(store.root)
+    assert not left.exists() and theirs.exists()
+
+
 def test_what_a_release_of_a_newer_deploykit_refers_to_stays(store):
     cells = [_cell(store, number) for number in range(3)]
     for number, cell in enumerate(cells, 1):
