@@ -133,9 +133,9 @@ class InferEndpoint:
         model = self._repository.find(name, version)
         if model.batcher.waiting_rows >= model.batcher.max_queue:
             raise _full(model.batcher.retry_after_s)
-        held = self._admit(headers.length)
+        self._admit(headers.length or 0, headers.length or 0)
+        body = await self._body(receive)
         try:
-            body = await self._body(receive, headers.length)
             for attempt in range(_ATTEMPTS):
                 request = read_request(body, headers.json_length, model.artifact.inputs, model.artifact.outputs)
                 deadline_ms = min(request.timeout_ms or math.inf, self._settings.deadline_ms)
@@ -147,47 +147,53 @@ class InferEndpoint:
                     model = self._repository.find(name, version)
             raise Refusal(503, "the server is ending", reason="ending", retry_after_s=1, close=True)
         finally:
-            self._held -= held
+            self._held -= len(body)
 
-    def _admit(self, length: int | None) -> int:
-        """Take the bytes of a body into account, before any is read; of one of unknown length, the most it may have."""
-        limit = self._settings.max_body_bytes
-        if length is not None and length > limit:
-            raise _too_large(limit)
-        wanted = limit if length is None else length
-        if self._held + wanted > self._settings.max_held_bytes:
+    def _admit(self, coming: int, size: int) -> None:
+        """Refuse bytes of a body, before they are read where their number was announced.
+
+        Only what has come is held against others: else a few who announce much, and send nothing, would keep all out.
+
+        Args:
+            coming: bytes of this body that are not held yet.
+            size: of all of it, as far as it is known.
+        Raises:
+            Refusal: 413: it is larger than a body may be; 503: those that wait leave no room.
+        """
+        if size > self._settings.max_body_bytes:
+            raise _too_large(self._settings.max_body_bytes)
+        if self._held + coming > self._settings.max_held_bytes:
             message = "the bodies of the requests that wait leave no room for this one"
             raise Refusal(503, message, reason="bytes_full", retry_after_s=1, close=True)
-        self._held += wanted
-        return wanted
 
-    async def _body(self, receive: Receive, length: int | None) -> bytes | bytearray:
-        """All of the body.
+    async def _body(self, receive: Receive) -> bytes | bytearray:
+        """All of the body, whose bytes are held from now on.
 
         Raises:
-            Refusal: 408: it does not come; 413: it is larger than it may be.
+            Refusal: 408: it does not come; 413, 503: see `_admit`.
             ClientGone: its sender left.
         """
+        whole = bytearray()
         try:
             async with asyncio.timeout(_BODY_S):
-                message = await receive()
-                if message["type"] == "http.request" and not message.get("more_body", False):
-                    body: bytes = message.get("body", b"")
-                    if len(body) > self._settings.max_body_bytes:
-                        raise _too_large(self._settings.max_body_bytes)
-                    return body
-                whole = bytearray()
-                while message["type"] == "http.request":
-                    whole += message.get("body", b"")
-                    if len(whole) > self._settings.max_body_bytes:
-                        raise _too_large(self._settings.max_body_bytes)
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        raise ClientGone
+                    piece: bytes = message.get("body", b"")
+                    self._admit(len(piece), len(whole) + len(piece))
+                    self._held += len(piece)
+                    if not whole and not message.get("more_body", False):
+                        return piece
+                    whole += piece
                     if not message.get("more_body", False):
                         return whole
-                    message = await receive()
-        except TimeoutError as error:
+        except BaseException as error:
+            self._held -= len(whole)
+            if not isinstance(error, TimeoutError):
+                raise
             message_text = f"the body did not come within {_BODY_S:g} s"
             raise Refusal(408, message_text, reason="slow_body", close=True) from error
-        raise ClientGone
 
 
 def _too_large(limit: int) -> Refusal:

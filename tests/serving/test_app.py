@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
+import socket
 from typing import Any
 
 import pytest
-from speaking import words
+from speaking import started, words
 
 from deploykit_serving.models import Repository, Served, Trust
 from deploykit_serving.settings import Settings
@@ -100,6 +102,18 @@ def test_bodies_that_wait_are_bounded_together(artifacts) -> None:
     assert status == 503 and headers["retry-after"] == "1" and app._infer._held == 50
     assert ask(app, "POST", "/v2/models/words/infer", b"x" * 50)[0] == 400 and app._infer._held == 50
     repository.close()
+
+
+def test_who_announces_a_body_and_does_not_send_it_keeps_nobody_out(artifacts) -> None:
+    head = b"POST /v2/models/words/infer HTTP/1.1\r\nhost: x\r\n%s\r\n\r\n"
+    with started(f"words={artifacts.words}") as server, contextlib.ExitStack() as idle:
+        for number in range(20):  # of 32 MiB each: more than twice the 256 MiB that may be held
+            connection = idle.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+            length = b"content-length: 33554432" if number % 2 else b"transfer-encoding: chunked"
+            connection.sendall(head % length + b"1\r\n{")
+        assert server.infer("words", words()).status == 200
+        idle.close()
+        server.until_figure('deploykit_requests_refused_total{reason="client_gone",status="499"}', 20)
 
 
 def test_a_key_is_asked_of_what_is_loaded_and_of_what_replaces_it(artifacts, tmp_path) -> None:
