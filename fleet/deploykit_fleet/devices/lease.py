@@ -30,6 +30,8 @@ from deploykit.places.transfer import FOLDER
 
 TTL_S = 45
 """How long a lease lasts after it was last renewed."""
+LONGEST_S = 2 * TTL_S
+"""No lease lasts longer; one that says so was written before the board's clock was set back, or by nobody of ours."""
 _RENEW_S = 10.0
 _LOOK_S = 1.0
 _LEASES = f"{FOLDER}/lease"
@@ -40,13 +42,14 @@ _SCRIPT = """
 umask 077; L={leases}; mkdir -p "$L" {jobs}
 now() {{ if [ -r /proc/uptime ]; then cut -d. -f1 /proc/uptime; else date +%s; fi; }}
 boot() {{ cat {boot_id} 2>/dev/null || sysctl -n kern.boottime 2>/dev/null | tr -cd 0-9 || echo none; }}
-top() {{ t=0; for f in "$L"/[0-9]*; do n=${{f##*/}}; case $n in *[!0-9]*) continue;; esac
+top() {{ t=0; for f in "$L"/[1-9]*; do n=${{f##*/}}; case $n in *[!0-9]*) continue;; esac
   [ -L "$f" ] && [ "$n" -gt "$t" ] && t=$n; done; echo "$t"; }}
 part() {{ readlink "$L/$1" 2>/dev/null | cut -d: -f"$2"; }}
-until_of() {{ u=$(part "$1" 2); b=$(cat "$L/$1.beat" 2>/dev/null); [ -n "$b" ] && [ "$b" -gt "${{u:-0}}" ] && u=$b
-  echo "${{u:-0}}"; }}
+number() {{ case $1 in ''|0*|*[!0-9]*) echo 0;; *) echo "$1";; esac; }}
+until_of() {{ u=$(number "$(part "$1" 2)"); b=$(number "$(cat "$L/$1.beat" 2>/dev/null)"); [ "$b" -gt "$u" ] && u=$b
+  echo "$u"; }}
 live() {{ [ "$1" -gt 0 ] && [ ! -e "$L/$1.free" ] && [ "$(part "$1" 3)" = "$(boot)" ] \\
-  && [ "$(until_of "$1")" -gt "$(now)" ]; }}
+  && left=$(( $(until_of "$1") - $(now) )) && [ "$left" -gt 0 ] && [ "$left" -le {longest} ]; }}
 end_job() {{ [ -r /proc/self/cmdline ] || return 0; p=$(cat "$1/pid" 2>/dev/null) || return 0
   tr '\\0' ' ' < "/proc/$p/cmdline" 2>/dev/null | grep -q "$1" || return 0
   kill -TERM "-$p" 2>/dev/null; sleep 1; kill -KILL "-$p" 2>/dev/null; }}
@@ -97,7 +100,7 @@ JOBS = f"{FOLDER}/jobs"
 
 def script(clock: Clock) -> str:
     """Functions of the shell that tell of leases and of what runs: `boot`, `now`, `live`, `end_job`."""
-    return _SCRIPT.format(leases=_LEASES, jobs=JOBS, boot_id=shlex.quote(clock.boot_id), held=_HELD)
+    return _SCRIPT.format(leases=_LEASES, jobs=JOBS, boot_id=shlex.quote(clock.boot_id), held=_HELD, longest=LONGEST_S)
 
 
 class Lease:
@@ -108,7 +111,7 @@ class Lease:
         name: of the board, for messages.
         clock: see `Clock`.
         wait_s: how long to wait for another client.
-        ttl_s: how long it lasts without being renewed.
+        ttl_s: how long it lasts without being renewed; `LONGEST_S` at most.
 
     Attributes:
         token: that is this lease's alone.
@@ -122,7 +125,7 @@ class Lease:
         self, line: Line, name: str, clock: Clock | None = None, *, wait_s: float = 120.0, ttl_s: int = TTL_S
     ) -> None:
         self._line, self._name, self._clock = line, name, clock or Clock()
-        self._wait_s, self._ttl_s = wait_s, ttl_s
+        self._wait_s, self._ttl_s = wait_s, min(ttl_s, LONGEST_S)
         self.token, self._number = secrets.token_hex(8), 0
         self._over, self._lost = threading.Event(), ""
 

@@ -87,6 +87,17 @@ def test_of_another_boot_it_is_none(line: Shell, tmp_path: Path) -> None:
         Lease(line, "lab", Clock(str(boot)), wait_s=0.0)._take(0.0)
 
 
+@pytest.mark.parametrize("name", ["7", "0009", "99999999999999999999"])
+@pytest.mark.parametrize("target", ["x:99999999999:{boot}:own", ":::", "x:$(touch pwned):{boot}:`touch pwned`", "e"])
+def test_what_no_client_of_ours_wrote_keeps_nobody_out(line: Shell, name: str, target: str) -> None:
+    folder = Path(line.home) / ".cache/deploykit/lease"
+    folder.mkdir(parents=True)
+    (folder / name).symlink_to(target.format(boot=Path(Clock().boot_id).read_text().strip()))
+    with Lease(line, "lab", wait_s=0.0) as lease:
+        lease.renew()
+    assert not list(Path(line.home).rglob("pwned"))
+
+
 def test_released_by_somebody_it_says_so_and_is_not_taken_back(line: Shell) -> None:
     with Lease(line, "lab") as held:
         assert "@" in release(line)
