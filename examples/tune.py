@@ -1,8 +1,8 @@
 """From a gate that a plain int8 export misses to the best model that passes it, on real data.
 
-    python examples/tune.py [--output FOLDER] [--min-sqnr-db 45] [--epochs 4]
+    python examples/tune.py [--output FOLDER] [--min-sqnr-db 40] [--epochs 4]
 
-A small CNN learns scikit-learn's digits; then int8 must stay within half a point of its accuracy and 45 dB of its
+A small CNN learns scikit-learn's digits; then int8 must stay within half a point of its accuracy and 40 dB of its
 outputs. The search tells every step; its recipe is a file, and an export that follows the file is the same to the byte.
 """
 
@@ -54,7 +54,7 @@ def main() -> None:
     """Train, search, write the recipe, and export from it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("out"))
-    parser.add_argument("--min-sqnr-db", type=float, default=45.0)
+    parser.add_argument("--min-sqnr-db", type=float, default=40.0)
     parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()
     torch.manual_seed(0)

@@ -1,12 +1,15 @@
 """One core per test process: runtimes and PyTorch otherwise start as many spinning threads as there are cores.
 
 With pytest-xdist (`-n 2`) each worker gets a core of its own. Set before PyTorch is imported anywhere. Properties are
-tested on a busy machine, too: how long drawing an example takes is no finding.
+tested on a busy machine, too: how long drawing an example takes is no finding. A run in a shell's background ignores
+Ctrl-C, and what tests start would inherit that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -15,5 +18,8 @@ if hasattr(os, "sched_setaffinity"):
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[_worker % len(_cores)]})
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("here")

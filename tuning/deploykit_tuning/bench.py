@@ -132,7 +132,8 @@ class Bench:
         metric = report.metric
         if metric is not None:
             fall = metric.fall
-            found = replace(found, metric=metric.artifact, drop=metric.drop)
+            short = 0.0 if metric.passed else max(0.0, metric.drop - metric.max_drop)
+            found = replace(found, metric=metric.artifact, drop=metric.drop, short=short)
             found = replace(found, drop_low=fall.low, drop_high=fall.high) if fall is not None else found
         here = profile is not None and profile.evidence is Evidence.DEVICE
         met = artifact.status != "failed"

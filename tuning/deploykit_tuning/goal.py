@@ -45,6 +45,7 @@ class Goal:
                 failures=failures + missed,
                 metric=metric.artifact,
                 drop=metric.drop,
+                short=0.0 if metric.passed else max(0.0, metric.drop - self.task.max_drop),
                 drop_low=None if fall is None else fall.low,
                 drop_high=None if fall is None else fall.high,
             )
@@ -63,7 +64,8 @@ class Goal:
 def better(one: Figures, other: Figures) -> bool:
     """Whether `one` is to be preferred: it meets the goal, or is nearer; of two that meet it, the cheaper.
 
-    The task decides where there is one, because the SQNR alone can mis-rank; the SQNR decides between equals.
+    The task decides as far as it is missed, because the SQNR alone can mis-rank; the SQNR decides between equals: of
+    two that keep the metric, a higher one by chance is not nearer to what is asked for.
     """
     return _rank(one) > _rank(other)
 
@@ -71,8 +73,7 @@ def better(one: Figures, other: Figures) -> bool:
 def _rank(found: Figures) -> tuple[bool, float, float, float]:
     sqnr_db = -math.inf if found.sqnr_db is None else found.sqnr_db
     cheap = -(found.predicted_cost or 0.0) if found.met else 0.0
-    metric = 0.0 if found.metric is None else found.metric
-    return (found.met, cheap, metric if not found.met else 0.0, sqnr_db)
+    return (found.met, cheap, -found.short, sqnr_db)
 
 
 def check_number(name: str, value: float | None, *, least: float = -math.inf) -> None:

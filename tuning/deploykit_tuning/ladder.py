@@ -27,6 +27,7 @@ class Figures:
             what the metric may fall.
         sqnr_db: the SQNR of the worst output against the float model; None where it says nothing.
         metric, drop, drop_low, drop_high: the task metric, how far it fell, and the 95 % interval of that.
+        short: how much further the metric fell than it may, in its own unit; 0 where that gate holds or there is none.
         int8_share: the share of multiply-accumulates that are in the precision asked for, 0 to 1.
         on: what was measured, `simulation` or `artifact`.
         predicted_cost, cost_unit: the cost that the device table predicts, and its unit.
@@ -48,6 +49,7 @@ class Figures:
     cost_unit: str = ""
     measured_cost: float | None = None
     is_hopeless: bool = False
+    short: float = 0.0
 
 
 @dataclass(frozen=True)

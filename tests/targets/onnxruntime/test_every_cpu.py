@@ -100,9 +100,12 @@ def test_a_file_of_an_older_version_is_refused_where_it_would_saturate(tmp_path:
     onnx.save(model, str(made.entry))
     old = Artifact(made.path, replace(made.manifest, requirements=None))
     monkeypatch.setattr(session, "needs_exact", lambda host: host == this_host())
-    if this_host().has("amx_int8") or not this_host().has("vnni"):  # where ONNX Runtime has two ways to sum
-        with pytest.raises(deploykit.DeviceError, match="older deploykit") as caught:
-            old.open()
-        assert "x86-cpu-avx2" in str(caught.value.hint)
-    else:
+    refused = None
+    try:
         old.open().close()
+    except deploykit.DeviceError as error:  # where ONNX Runtime has two ways to sum, which is for it to say
+        refused = error
+    if refused is None:
+        assert this_host().has("vnni") and not this_host().has("amx_int8"), "one way to sum, which is exact"
+    else:
+        assert "older deploykit" in str(refused) and "x86-cpu-avx2" in str(refused.hint)
