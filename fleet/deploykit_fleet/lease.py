@@ -122,9 +122,16 @@ def sweep(folder: Path) -> list[Path]:
     Returns:
         The folders that were removed.
     """
+    if not folder.is_dir():
+        return []
+    now = _now(folder)
     gone = [path for path, _, alive in _all(folder) if not alive]
     for path in gone:
         shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".*"):  # files that somebody was about to remove
+        with contextlib.suppress(OSError):
+            if path.is_file() and now - path.stat().st_mtime > EXPIRY_S:
+                path.unlink()
     return gone
 
 

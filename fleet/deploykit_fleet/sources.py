@@ -29,6 +29,8 @@ _OURS = frozenset(
     }
 )
 """Whose version stands in every key, wherever they are installed from."""
+_EDITABLE = "__editable__"
+"""How the modules begin that setuptools writes to find projects outside Python's path."""
 _MAX_FILES = 5_000
 
 
@@ -78,12 +80,19 @@ def _file_of(name: str, path: Sequence[str]) -> Path | None:
         walked = f"{walked}.{part}" if walked else part
         if places is None:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(walked, list(places))
+        spec = _spec(walked, places)
         if spec is None:
             return None
         places = spec.submodule_search_locations
     origin = spec.origin if spec is not None else None
     return Path(origin) if origin and Path(origin).is_file() else None
+
+
+def _spec(name: str, places: Sequence[str]) -> importlib.machinery.ModuleSpec | None:
+    """Of a module in some folders, or of a project that pip installed to be edited where it lies."""
+    found = importlib.machinery.PathFinder.find_spec(name, list(places))
+    editable = (each for each in sys.meta_path if getattr(each, "__module__", "").startswith(_EDITABLE))
+    return found or next(filter(None, (each.find_spec(name, None) for each in editable)), None)
 
 
 def _is_installed(file: Path) -> bool:
@@ -94,7 +103,7 @@ def _imported(data: bytes, name: str, file: Path) -> Iterator[str]:
     """Modules that a source file may import, wherever in it that is said, parents included."""
     try:
         tree = ast.parse(data)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"{file} is not Python: {error}", hint="correct it, or do not import it") from error
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 
@@ -176,6 +177,38 @@ def test_sources_are_followed_through_packages_and_relative_imports(tmp_path):
     found = closure(["pkg.net:f"], [tmp_path])
     assert {"pkg", "pkg.base", "pkg.net", "pkg.late", "numpy"} == set(found)
     assert found["numpy"] == f"numpy=={np.__version__}"
+
+
+def test_a_project_that_is_installed_to_be_edited_counts_by_its_sources(tmp_path, monkeypatch):
+    theirs = tmp_path / "elsewhere" / "their_net"
+    theirs.mkdir(parents=True)
+    (theirs / "__init__.py").write_text("")
+    (theirs / "deep.py").write_text("X = 1\n")
+    (tmp_path / "mine.py").write_text("from their_net import deep\n")
+
+    class Finder:
+        """As setuptools writes it."""
+
+        __module__ = "__editable___their_net_1_0_finder"
+
+        @classmethod
+        def find_spec(cls, name, path=None, target=None):
+            init = theirs / "__init__.py"
+            return importlib.util.spec_from_file_location(name, init) if name == "their_net" else None
+
+    assert set(closure(["mine:f"], [tmp_path])) == {"mine"}
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    before = closure(["mine:f"], [tmp_path])
+    assert set(before) == {"mine", "their_net", "their_net.deep"}
+    (theirs / "deep.py").write_text("X = 2\n")
+    assert closure(["mine:f"], [tmp_path]) != before
+    assert "their_net.deep" in closure(["their_net.deep:f"], [tmp_path])
+
+
+def test_source_that_is_nested_too_deep_is_refused(tmp_path):
+    (tmp_path / "deep.py").write_text("x = " + "(" * 150 + "1" + ")" * 150 + "\n" + "y = " + "-" * 100_000 + "1\n")
+    with pytest.raises(UsageError, match=r"deep\.py is not Python"):
+        closure(["deep:f"], [tmp_path])
 
 
 def test_modules_that_import_each_other_end(tmp_path):

@@ -221,6 +221,15 @@ def test_what_a_release_of_a_newer_deploykit_refers_to_stays(store):
     assert [store.finished(cell.key) is not None for cell in cells] == [True, False, True]
 
 
+def test_files_that_somebody_was_about_to_remove_go_when_they_are_old(store):
+    old, new = store.work / ".trash-1", store.work / ".now-2"
+    for path in (old, new):
+        path.write_text("x")
+    os.utime(old, (1.0, 1.0))
+    lease.sweep(store.work)
+    assert not old.exists() and new.exists()
+
+
 def test_a_lease_is_never_there_without_its_lock(store, monkeypatch):
     lock, looking = fcntl.flock, []
 
