@@ -8,11 +8,13 @@ faster than they are answered, because uvicorn reads on after each answer.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sized
 from typing import Any
 
 _LARGEST_HEAD = 64 << 10  # twice what common proxies let through
 _UNREAD_S = 30.0  # for a client to read on where the buffers between are full
+_UPGRADE = re.compile(rb"(?<=\r\n)upgrade(?=:)", re.IGNORECASE)
 _CHUNK_HEAD = 32  # of each piece of a body that comes in chunks, from clients that send many small ones
 
 
@@ -62,7 +64,8 @@ def connection_of(headers_s: float, unread_s: float = _UNREAD_S) -> Any:
             """Parse it; end a connection that sends too much beside bodies."""
             message = self._message
             self._beside += len(data)
-            super().data_received(data)
+            idle = self.cycle is None or self.cycle.response_complete
+            super().data_received(_without_upgrade(data) if idle else data)
             if self._message > max(message, 1):  # one ended in this piece: what is the next one's is not known
                 self._beside = 0
             self._beside = max(0, self._beside)
@@ -122,3 +125,16 @@ def connection_of(headers_s: float, unread_s: float = _UNREAD_S) -> Any:
             self.transport.close()
 
     return Connection
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """A request whose offer of another protocol is passed over, as HTTP lets a server do.
+
+    The parser would take what follows the headers for the other protocol: clients that offer HTTP/2 with each first
+    request (Java's, `curl --http2`) would be answered as if they had sent no body.
+    """
+    end = data.find(b"\r\n\r\n")
+    head = data[: max(end, 0)]
+    if b"pgrade" not in head:
+        return data
+    return _UPGRADE.sub(b"x-offer", head) + data[end:]

@@ -64,6 +64,26 @@ def test_small_chunks_and_many_requests_of_a_connection_are_no_header(shared) ->
     connection.close()
 
 
+@pytest.mark.parametrize("name", [b"Upgrade", b"upgrade"])
+def test_an_offer_of_http2_is_passed_over(shared, name: bytes) -> None:
+    """As `java.net.http` makes it with its first request."""
+    body = json.dumps(words()).encode()
+    head = b"POST /v2/models/words/infer HTTP/1.1\r\nContent-Length: %d\r\nHost: x\r\n"
+    offer = (
+        b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n%s: h2c\r\n\r\n"
+        % name
+    )
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=30) as connection:
+        for _ in range(2):
+            connection.sendall(head % len(body) + offer + body)
+            answer = connection.recv(65536)
+            while b"outputs" not in answer:
+                piece = connection.recv(65536)
+                assert piece, answer
+                answer += piece
+            assert answer.startswith(b"HTTP/1.1 200")
+
+
 def test_requests_that_wait_for_their_turn_are_not_read_without_end(shared) -> None:
     many, sent = b"GET /v2 HTTP/1.1\r\nhost: x\r\nname: value\r\n\r\n" * 1000, 0
     with socket.create_connection(("127.0.0.1", shared.port), timeout=2) as connection:
