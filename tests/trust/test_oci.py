@@ -376,6 +376,52 @@ def test_logins_elsewhere_without_tls_are_not_given(artifact, ref, registry, mon
     assert "s3cret" not in str(error.value)
 
 
+DEEP = b"[" * 200_000
+WORDS = {
+    "realm without a host": lambda host: {"status": 401, "WWW_Authenticate": 'Bearer realm="https://[::1/token"'},
+    "realm without a port": lambda host: {"status": 401, "WWW_Authenticate": 'Bearer realm="http://127.0.0.1:x/t"'},
+    "redirect without a host": lambda host: {"status": 307, "Location": "http://[::1/x"},
+    "redirect without a port": lambda host: {"status": 307, "Location": "http://127.0.0.1:99999/x"},
+    "a deep error": lambda host: {"status": 500, "body": DEEP},
+    "a deep token": lambda host: {"status": 401, "WWW_Authenticate": f'Bearer realm="http://{host}/token"'},
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_what_a_registry_says_is_never_a_defect_of_ours(registry, ref, tmp_path, words):
+    answer = WORDS[words](registry.host)
+
+    def fault(handler):
+        if handler.path.startswith("/token"):
+            handler.send(200, DEEP)
+        else:
+            handler.send(**answer)
+        return True
+
+    registry.faults.append(fault)
+    refused(ref, tmp_path / "got", r"127\.0\.0\.1|an address that is none", error=(ArtifactError, DeviceError))
+
+
+def test_a_login_that_is_said_back_is_not_shown(registry, ref, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_REGISTRY_USER", "me")
+    monkeypatch.setenv("DEPLOYKIT_REGISTRY_PASSWORD", "s3cret")
+
+    def fault(handler):
+        header = handler.headers.get("Authorization")
+        if not header:
+            handler.send(401, WWW_Authenticate='Basic realm="own"')
+            return True
+        said = base64.b64decode(header.split()[1]).decode() if "plain" in handler.path else header
+        handler.send(403, json.dumps({"errors": [{"code": "DENIED", "message": said}]}).encode())
+        return True
+
+    registry.faults.append(fault)
+    for name in (ref, ref.replace("team", "plain")):
+        with pytest.raises(DeviceError, match="answers 403") as error:
+            pull(name)
+        assert "s3cret" not in str(error.value) and base64.b64encode(b"me:s3cret").decode() not in str(error.value)
+
+
 def test_what_docker_knows(tmp_path, monkeypatch):
     folder = tmp_path / "docker"
     folder.mkdir()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import re
 import ssl
 import urllib.error
@@ -20,6 +19,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 from deploykit._version import __version__
 from deploykit.contract.errors import ArtifactError, DeviceError
+from deploykit.contract.reading import decode_json
 from deploykit_trust.oci.credentials import Credentials
 from deploykit_trust.oci.reference import Reference, is_loopback
 
@@ -94,7 +94,7 @@ class Line:
         Raises:
             ArtifactError: it is elsewhere.
         """
-        found = urljoin(answer.url, location)
+        found = _joined(answer.url, location)
         if not self._plain and found.startswith("http:"):  # what a registry behind a proxy thinks that it is asked by
             found = f"https:{found.removeprefix('http:')}"
         if _origin(found) != _origin(self._base):
@@ -156,8 +156,8 @@ class Line:
 
     def _next(self, url: str, response: http.client.HTTPResponse) -> str:
         """Where a redirect leads, if it is to be followed."""
-        found = urljoin(url, response.headers.get("Location", ""))
         response.close()
+        found = _joined(url, response.headers.get("Location", ""))
         plain = (
             self._plain and urlsplit(found).scheme == "http" and is_loopback(_host(found)) == is_loopback(_host(url))
         )
@@ -189,6 +189,8 @@ class Line:
 
     def _refusal(self, method: str, response: http.client.HTTPResponse) -> DeviceError:
         said = _words(response.read(LARGEST_ANSWER_BYTES)) if method != "HEAD" else ""
+        if any(secret in said for secret in self._secrets()):  # which some say back: it is not for a log
+            said = ""
         message = f"{self.reference.host} answers {response.status} to {method} {shown(response.geturl())}{said}"
         if response.status in (401, 403):
             return DeviceError(message, hint="log in: docker login, or DEPLOYKIT_REGISTRY_USER and _PASSWORD")
@@ -197,6 +199,13 @@ class Line:
         if response.status == 429 or response.status >= 500:
             return LineError(message, hint="try again later; what was sent is not sent again")
         return DeviceError(message)
+
+    def _secrets(self) -> Iterator[str]:
+        """What no message may hold."""
+        if self._credentials is not None:
+            yield from (self._credentials.password, self._credentials.basic.partition(" ")[2])
+        if self._authorization:
+            yield self._authorization.partition(" ")[2]
 
     def _log_in(self, challenge: str) -> None:
         """Take what a 401 asks for: a password, or a token of the service that it names."""
@@ -214,7 +223,7 @@ class Line:
         self._authorization = f"Bearer {self._token(facts)}"
 
     def _token(self, facts: Mapping[str, str]) -> str:
-        realm = facts["realm"]
+        realm = _joined(self._base, facts["realm"])
         at_home = _origin(realm) == _origin(self._base) or (self.reference.is_loopback and is_loopback(_host(realm)))
         if urlsplit(realm).scheme != "https" and not (self._plain and at_home):
             raise ArtifactError(f"{self.reference.host} asks for a login at {shown(realm)}, without TLS; none is sent")
@@ -226,15 +235,25 @@ class Line:
         try:
             if response.status != 200:
                 raise self._refusal("GET", response)
-            found = json.loads(response.read(LARGEST_ANSWER_BYTES))
+            found = decode_json(response.read(LARGEST_ANSWER_BYTES), dict[str, Any], what="a token")
             token = found.get("token") or found.get("access_token")
-        except (ValueError, AttributeError, OSError, http.client.HTTPException) as error:
+        except (ArtifactError, OSError, http.client.HTTPException) as error:
             raise DeviceError(f"the login at {shown(realm)} gave no token that can be read") from error
         finally:
             response.close()
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
             raise DeviceError(f"the login at {shown(realm)} gave no token")
         return token
+
+
+def _joined(base: str, location: str) -> str:
+    """An address that a registry names, from where it named it; one that is none is refused."""
+    try:
+        found = urljoin(base, location)
+        _origin(found)
+    except ValueError as error:
+        raise ArtifactError(f"a registry names an address that is none: {error}") from error
+    return found
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
@@ -255,7 +274,7 @@ def shown(url: str) -> str:
 def _words(data: bytes) -> str:
     """What a registry says of an error, as its specification has it; nothing of a page that it is not."""
     try:
-        first = json.loads(data)["errors"][0]
+        first = decode_json(data, dict[str, Any], what="an error")["errors"][0]
         return f": {str(first.get('code', ''))[:60]} {str(first.get('message', ''))[:_SAID]}".rstrip()
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ArtifactError, KeyError, IndexError, TypeError, AttributeError):
         return ""
