@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.util
 import json
 import os
@@ -64,6 +65,25 @@ def test_blocks_say_what_they_are(page: Path) -> None:
             compile(block.code, f"{name_of(page)}:{block.line}", "exec")
         elif block.language in SHELL and block.is_run:
             assert block.commands, f"{name_of(page)}:{block.line} runs nothing: mark it output, installs or not-run"
+
+
+@pytest.mark.parametrize("page", [page for page in WITH_BLOCKS if is_ours(page)], ids=name_of)
+def test_what_a_page_does_not_define_is_the_readers_own(page: Path) -> None:
+    """A block that is pasted needs its imports; docs/pages/index.md says what the names of the reader are."""
+    plain = [block.code for block in blocks_of(page) if block.language == "python" and "file" not in block.marks]
+    nodes = [node for code in plain for node in ast.walk(ast.parse(code))]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    bound = {name.id for name in names if not isinstance(name.ctx, ast.Load)}
+    bound |= {
+        alias.asname or alias.name.partition(".")[0]
+        for n in nodes
+        for alias in getattr(n, "names", ())
+        if isinstance(alias, ast.alias)
+    }
+    bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler) and n.name}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    missing = {name.id for name in names} - bound - vars(builtins).keys()
+    assert missing <= {"model", "x", "loader", "accuracy", "images", "labels", "artifact", "array"}
 
 
 @pytest.mark.parametrize("page", [page for page in WITH_BLOCKS if "third_party" not in str(page)], ids=name_of)
