@@ -90,7 +90,7 @@ class Board(Elsewhere):
         if self._host is None:
             said = self.line.run(_LOOK).stdout.decode(errors="replace")
             arch, system, cores, cpuinfo = (said.split("\n", 3) + [""] * 4)[:4]
-            if not cores.isdigit():
+            if not cores.isdecimal():
                 message = f"{self} does not answer like a Linux machine: {said[:200]}"
                 raise DeviceError(message, hint=self.line.hint)
             self._host = Host(arch, isa_in(cpuinfo, arch), int(cores), system)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import sys
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ _HEAD = struct.Struct("<4sBBHIII")
 _TENSOR = struct.Struct("<HBBQ")
 _MOST_TEXT, _MOST_BYTES = 1 << 26, 1 << 36
 _KINDS = "biufc"
+_DTYPE = re.compile(r"[<>|=]?[A-Za-z][0-9]{1,3}")
 
 
 class OtherVersionError(ValueError):
@@ -105,21 +107,36 @@ def decode(receive: Callable[[int], bytes]) -> Frame:
     _, _, kind, count, runs, op_runs, size = _HEAD.unpack(start + receive(_HEAD.size - len(start)))
     if size > _MOST_TEXT:
         raise ValueError(f"an object of {size} bytes")
-    facts = json.loads(receive(size)) if size else {}
+    facts = _object(receive(size)) if size else {}
     if not isinstance(facts, dict):
         raise ValueError(f"{str(facts)[:80]} instead of an object")
     tensors = dict(_tensor(receive) for _ in range(count))
     return Frame(kind, facts, tensors, runs, op_runs)
 
 
+def _object(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("an object that is nested too deep") from error
+
+
 def _tensor(receive: Callable[[int], bytes]) -> tuple[str, Any]:
     name_size, dtype_size, axes, size = _TENSOR.unpack(receive(_TENSOR.size))
     name, text = receive(name_size).decode(), receive(dtype_size).decode()
     shape = [struct.unpack("<Q", receive(8))[0] for _ in range(axes)]
+    if not _DTYPE.fullmatch(text):  # NumPy would parse more, and not only with errors that are ours
+        raise ValueError(f"a tensor {name!r} of {text!r}")
     dtype, count = np.dtype(text), 1
     for axis in shape:
         count *= axis
-    if dtype.kind not in _KINDS or dtype.hasobject or count * dtype.itemsize != size or size > _MOST_BYTES:
+    if (
+        max(shape, default=0) > _MOST_BYTES
+        or dtype.kind not in _KINDS
+        or dtype.hasobject
+        or count * dtype.itemsize != size
+        or size > _MOST_BYTES
+    ):
         raise ValueError(f"a tensor {name!r} of {text}, {shape} and {size} bytes")
     return name, np.frombuffer(receive(size), dtype).reshape(shape)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shlex
 import tempfile
 import time
@@ -36,6 +37,7 @@ PATIENCE_S = 300.0
 """How long a board may be out of reach while it works, or starts anew."""
 _POLL_S = (0.2, 2.0)  # at first, and at most
 _LOG_BYTES = 4000
+_DONE = re.compile(r"done ([0-9]{1,3}) ([0-9]{1,18}) ([0-9a-f]{64})")
 
 _START = """
 job={job}; [ ! -d "$job" ] || exit 0
@@ -178,7 +180,11 @@ class Jobs:
                 pause = min(2 * pause, 5.0)
 
     def _collect(self, job: str, said: list[str], what: str, starts: int, samples: bool) -> Done:
-        code, size, digest = int(said[1]), int(said[2]), said[3]
+        found = _DONE.fullmatch(" ".join(said))
+        if found is None:
+            message = f"{self._line} lost what came of {what}: it says {' '.join(said)[:200]!r}"
+            raise DeviceError(message, hint="is its disk full?")
+        code, size, digest = int(found[1]), int(found[2]), found[3]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "answer"
             path.touch()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -341,3 +343,24 @@ def test_a_server_says_its_version_to_a_client_of_another(toy_children: None) ->
     command = module_command("deploykit.places.serve")
     done = subprocess.run(command, input=bytes(request), capture_output=True, check=True, timeout=60)
     assert done.stdout[:5] == b"dkpf\x01" and done.stdout[5] == frames.ERROR
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(b",f4,", (4,)), (b"<f4,<f4", (4,)), (b"O", (4,)), (b"<V4", (1,)), (b"<f4", (0, 1 << 63)), (b"<f9999", (0,))],
+)
+def test_a_tensor_that_numpy_would_stumble_over_is_no_frame(dtype, shape):
+    size = 0 if 0 in shape else 4
+    tensor = struct.pack("<HBBQ", 1, len(dtype), len(shape), size) + b"x" + dtype
+    tensor += b"".join(struct.pack("<Q", axis) for axis in shape) + bytes(size)
+    head = struct.pack("<4sBBHIII", frames.MAGIC, frames.VERSION, frames.ANSWER, 1, 0, 0, 0)
+    stream = io.BytesIO(head + tensor)
+    with pytest.raises(ValueError, match="a tensor 'x'"):
+        frames.decode(stream.read)
+
+
+def test_an_object_that_is_nested_too_deep_is_no_frame():
+    words = b"[" * 200_000
+    head = struct.pack("<4sBBHIII", frames.MAGIC, frames.VERSION, frames.ANSWER, 0, 0, 0, len(words))
+    with pytest.raises(ValueError, match="nested too deep"):
+        frames.decode(io.BytesIO(head + words).read)

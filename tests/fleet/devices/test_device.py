@@ -240,6 +240,18 @@ def test_a_job_that_crashes_says_how(
         make().verify(toy.write_artifact(tmp_path / "art"))
 
 
+@pytest.mark.parametrize("said", ["done  12 " + "a" * 64, "done 0 12", "done 0 x y", "done"])
+def test_a_board_that_lost_what_came_of_a_job_is_told(said: str) -> None:
+    from types import SimpleNamespace
+
+    from deploykit_fleet.devices.jobs import Jobs
+
+    board: Any = SimpleNamespace(line="lab", transfer=None)
+    lease: Any = None
+    with pytest.raises(DeviceError, match=r"lab lost what came of net.*\n.*is its disk full"):
+        Jobs(board, lease)._collect("job", said.split(), "net", 1, False)
+
+
 def test_cut_at_random_bytes_of_a_transfer(toy: Any, make: Make, cutter: Cutter, tmp_path: Path) -> None:
     """Each cut costs at most a MiB; what arrives is right."""
     random = np.random.default_rng(17)
