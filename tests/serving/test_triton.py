@@ -49,6 +49,12 @@ def parsed(text: str) -> Any:
     return text_format.Parse(text, model_config.ModelConfig())
 
 
+def test_a_note_stays_a_comment() -> None:
+    """Notes hold words of the manifest, which anybody may have written."""
+    text = replace(GOOD, notes=('x86-cpu\n backend: "python"\r\x85\u2028name: "other"',)).to_text()
+    assert text.split("\n", 1)[1] == GOOD.to_text() and text.startswith("# x86-cpu")
+
+
 def test_every_field_is_one_of_tritons() -> None:
     found = parsed(GOOD.to_text())
     assert (found.name, found.backend, found.platform, found.max_batch_size) == (

@@ -7,7 +7,7 @@ import pytest
 
 import deploykit
 from deploykit.contract.errors import ArtifactError, UsageError
-from deploykit_trust.huggingface import read_folder, write_folder
+from deploykit_trust.huggingface import _cell, read_folder, write_folder
 from deploykit_trust.signing import sign
 
 
@@ -75,6 +75,10 @@ def test_what_is_damaged_or_foreign_is_refused(repository, keys, tmp_path):
     with pytest.raises(ArtifactError, match="is not a regular file"):
         read_folder(repository, tmp_path / "got")
     assert not (tmp_path / "got").exists()
+
+
+def test_the_card_shows_what_a_manifest_says_and_does_not_do_it():
+    assert _cell("toy\n\n# <img src=x>|\x1b[2J") == "toy # &lt;img src=x&gt;/\\x1b[2J"
 
 
 def test_a_file_that_is_to_be_a_folder_too_is_refused(repository, tmp_path):

@@ -9,6 +9,7 @@ cache, and artifacts hold no links: it is copied out, checked, and published who
 
 from __future__ import annotations
 
+import html
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from deploykit.artifact.manifest import Manifest
 from deploykit.artifact.replace import check_replaceable, replaceable
 from deploykit.artifact.storage import publish_folder, staging_folder, write_file
 from deploykit.contract.errors import ArtifactError, UsageError
+from deploykit.contract.printable import printable
 from deploykit.contract.reading import MAX_JSON_BYTES, open_regular, read_bytes
 from deploykit.plugin.artifact import Artifact, load
 
@@ -116,7 +118,7 @@ def _card(artifact: Artifact, header: dict[str, str]) -> str:
         ("evidence", artifact.evidence.value),
         ("fingerprint", artifact.fingerprint),
     ]
-    table = "".join(f"| {name} | {text.replace('|', '/')} |\n" for name, text in rows)
+    table = "".join(f"| {name} | {_cell(text)} |\n" for name, text in rows)
     return (
         f"---\nlibrary_name: deploykit\ntags:\n- deploykit\n{fields}---\n\n# {artifact.path.name}\n\n"
         f"An artifact of deploykit, in [`{FOLDER}/`]({FOLDER}).\n\n| | |\n|---|---|\n{table}\n"
@@ -124,6 +126,11 @@ def _card(artifact: Artifact, header: dict[str, str]) -> str:
         "from deploykit_trust.huggingface import read_folder\n\n"
         f'artifact = read_folder(snapshot_download("..."), "{artifact.path.name}")\n```\n'
     )
+
+
+def _cell(text: str) -> str:
+    """Words of a manifest, which may be a stranger's, as one cell of a table."""
+    return html.escape(printable(" ".join(text.replace("|", "/").split())), quote=False)
 
 
 def _described(spec: TensorSpec) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from deploykit.contract.printable import printable
+
 
 class Kind(StrEnum):
     """Where instances run."""
@@ -98,7 +100,7 @@ class ModelConfig:
 
     def to_text(self) -> str:
         """The content of `config.pbtxt`; notes are comments on top."""
-        return "\n".join([*(f"# {note}" for note in self.notes), *self._lines(), ""])
+        return "\n".join([*(f"# {_one_line(note)}" for note in self.notes), *self._lines(), ""])
 
     def _lines(self) -> Iterator[str]:
         yield f"name: {_text(self.name)}"
@@ -120,6 +122,11 @@ class ModelConfig:
             yield f"parameters {{ key: {_text(key)} value {{ string_value: {_text(value)} }} }}"
         for warmup in self.warmups:
             yield from _block("model_warmup", _warmup(warmup))
+
+
+def _one_line(text: str) -> str:
+    """Words of a manifest as a comment, which must not end before they do."""
+    return printable(" ".join(text.split()))
 
 
 def _block(name: str, lines: list[str]) -> Iterator[str]:
