@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,19 @@ def made_by(text: str) -> Any:
         return found()
     except Exception as e:
         hint = None
-        if isinstance(found, type):
+        if isinstance(found, type) or _needs_arguments(found):
             hint = f"write a function without arguments that makes it: def make(): return {attribute}(...)"
         raise UsageError(f"{text!r} failed when called: {type(e).__name__}: {e}", hint=hint) from e
+
+
+def _needs_arguments(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return True
+    except ValueError:  # written in C, without a signature
+        return False
+    return False
 
 
 def _malformed(text: str, module_name: str, attribute: str) -> UsageError:

@@ -81,7 +81,7 @@ def load_model(model: Any) -> tuple[nn.Module | ExportedProgram, Any]:
     Raises:
         UsageError: the factory cannot be imported or called, or the result is no model.
     """
-    example_inputs = None
+    example_inputs, factory = None, model if isinstance(model, str) else None
     if isinstance(model, str):
         model = made_by(model)
         if isinstance(model, tuple) and len(model) == 2:
@@ -94,8 +94,14 @@ def load_model(model: Any) -> tuple[nn.Module | ExportedProgram, Any]:
         )
     if isinstance(model, nn.Module | ExportedProgram):
         return model, example_inputs
+    if factory is not None:
+        got = "None" if model is None else f"an object of type {type(model).__name__}"
+        raise UsageError(
+            f"{factory!r} gives {got}, and no model",
+            hint="let the function return an nn.Module, or the tuple (model, example_inputs)",
+        )
     raise UsageError(
-        f"the model is a {type(model).__name__}",
+        f"the model is of type {type(model).__name__}",
         hint='pass an nn.Module, a LightningModule, a torch.export.ExportedProgram or "package.module:factory"',
     )
 

@@ -42,6 +42,7 @@ class Gates:
         min_speedup: float latency over own latency, both measured on the device.
         instead: a precision of this target and device that loses less; None where there is none.
         reaches_further: one that more kinds of layers have; None where there is none.
+        searched: whether a search has ended in this miss, so that another is no advice.
     """
 
     precision: Precision = Precision.FP32
@@ -50,6 +51,7 @@ class Gates:
     min_speedup: float | None = None
     instead: Precision | None = None
     reaches_further: Precision | None = None
+    searched: bool = False
 
     def misses(self, achieved: Achieved, report: ParityReport, profile: Profile | None) -> list[Miss]:
         """The missed gates, parity first; empty where the artifact may be published as verified."""
@@ -96,7 +98,7 @@ class Gates:
         if hint is None:
             hint = "keep the worst layers in float" + (f" (exclude={names!r})" if names else "")
             hint += ", or use more or better calibration data" if self.precision.is_static else ""
-        hint += ", or let deploykit.tune look for a model that passes"
+        hint += "" if self.searched else ", or let deploykit.tune look for a model that passes"
         return f" (worst layers: {worst})" if worst else "", hint
 
     def _other_samples_at_fault(self, report: ParityReport) -> str | None:

@@ -100,6 +100,8 @@ def test_more_samples_are_the_step_where_only_others_are_expected_to_miss(toy):
         ) is others
         assert ("exclude=" in hint) is not others
         assert "or let deploykit.tune look for a model that passes" in hint
+        searched = only(Gates(Precision.INT8, searched=True), achieved(int8=1), report, None)
+        assert "deploykit.tune" not in searched.hint
 
 
 def test_a_task_metric_that_falls_is_no_fault_of_the_runtime(toy):

@@ -8,12 +8,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import traceback
 
 
 def main() -> None:
-    import tests.docs.prelude  # noqa: F401 - what every page imports
+    own = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:  # the prelude writes its data where it is imported
+        os.chdir(folder)
+        import tests.docs.prelude  # noqa: F401 - what every page imports
 
+        os.chdir(own)
     for line in sys.stdin:
         asked = json.loads(line)
         path = os.path.join(asked["folder"], "printed.txt")

@@ -63,6 +63,7 @@ def test_a_miss_has_the_ladder_in_its_document(run: Callable[..., Any]) -> None:
     assert code == deploykit.ParityError.exit_code
     assert [step["outcome"] for step in found["error"]["ladder"]] == ["kept", "skipped", "failed"]
     assert found["error"]["candidate"].endswith("a.failed") and "170 dB" in shown
+    assert "deploykit tune look" not in shown
 
 
 @pytest.mark.parametrize("path", ["own_net", "own_net:absent", "absent_module:f", "own_net:sys"])

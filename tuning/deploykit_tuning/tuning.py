@@ -264,7 +264,7 @@ def _ended(search: Climb, artifact: Artifact, training: Training, *, met: bool, 
 
 def _missed(plan: Plan, artifact: Artifact, ladder: Sequence[Any]) -> GateError:
     assert artifact.parity is not None
-    misses = plan.gates.misses(artifact.achieved, artifact.parity, artifact.profile)
+    misses = replace(plan.gates, searched=True).misses(artifact.achieved, artifact.parity, artifact.profile)
     message = f"{plan.request.precision} artifact misses a gate"
     error = misses[0].error(artifact) if misses else ParityError(message, report=artifact.parity, candidate=artifact)
     error.ladder = ladder

@@ -58,6 +58,7 @@ def project(tmp_path, monkeypatch):
         ("newcomer_model:make", "No module named", "did you mean newcomers_model:make"),
         ("needy_model:make", "no_such_package_at_all", "install it where deploykit is installed"),
         ("broken_model:make", "ValueError: no weights", "shows where it fails"),
+        ("newcomers_model:needs", "failed when called", "def make(): return needs(...)"),
         ("newcomers_model:Net", "failed when called", "def make(): return Net(...)"),
         ("nowhere_at_all:f", "cannot be imported", "run from the folder"),
     ],

@@ -55,7 +55,7 @@ def test_factory_without_inputs_takes_those_given(factories: str) -> None:
     [
         ("fails", "failed when called: ValueError: no weights here"),
         ("absent", "has no 'absent'"),
-        ("number", "the model is a int"),
+        ("number", "gives an object of type int, and no model"),
         ("alone", r"pass example_inputs=.*\(input\)"),
     ],
 )
