@@ -116,7 +116,7 @@ def release(
 
 def _engine(found: Plan, asked: str | None, cluster: str | None) -> str:
     """The engine as asked, else as the file says; `auto` is decided when it is known how much there is to do."""
-    name = asked or found.file.settings.engine
+    name = asked or ("ray" if cluster is not None else found.file.settings.engine)
     if name not in ENGINES:
         raise UsageError(f"unknown engine {name!r}", hint=f"one of {', '.join(ENGINES)}")
     if cluster is not None and name not in ("auto", "ray"):

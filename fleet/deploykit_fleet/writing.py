@@ -6,6 +6,7 @@ lose what changed last.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from pathlib import Path
@@ -22,6 +23,7 @@ from deploykit_fleet.outcome import FAILED, Cell, Release
 from deploykit_fleet.store import Store
 
 _LOG_BYTES = 1 << 20
+_STAMP = "%Y%m%dT%H%M%SZ"
 
 
 def described(name: str, cells: tuple[Cell, ...], engine: str, started: datetime.datetime, seconds: float) -> Release:
@@ -53,7 +55,7 @@ def write(made: Release, store: Store, work: Path, started: datetime.datetime) -
         ArtifactError: the disk refuses.
     """
     if not _is_as_before(made, store):
-        folder = store.releases / f"{started:%Y%m%dT%H%M%SZ}-{work.name[:8]}"
+        folder = store.releases / f"{_after_all(store, started):{_STAMP}}-{work.name[:8]}"
         _keep_logs(made, work, folder)
         junit.write(made, folder)
         outcome.write(_moved(made), folder)
@@ -72,6 +74,16 @@ def _is_as_before(made: Release, store: Store) -> bool:
             same = before.deploykit == made.deploykit
             return same and [*map(_lasting, before.cells)] == [*map(_lasting, _moved(made).cells)]
     return False
+
+
+def _after_all(store: Store, started: datetime.datetime) -> datetime.datetime:
+    """When a run started, or a second after the latest in the store: names keep the order of runs if clocks do not."""
+    found = [started]
+    for path in store.releases.iterdir():
+        with contextlib.suppress(ValueError, OverflowError):  # not ours
+            latest = datetime.datetime.strptime(path.name.partition("-")[0], _STAMP).replace(tzinfo=datetime.UTC)
+            found.append(latest + datetime.timedelta(seconds=1))
+    return max(found)
 
 
 def _keep_logs(made: Release, work: Path, folder: Path) -> None:

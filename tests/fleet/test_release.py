@@ -14,7 +14,7 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 import deploykit
-from deploykit.contract.errors import ArtifactError, UsageError
+from deploykit.contract.errors import ArtifactError, MissingDependencyError, UsageError
 from deploykit_fleet import outcome
 from deploykit_fleet import release as release_room
 
@@ -301,6 +301,13 @@ def test_a_worker_that_is_killed_is_started_again_and_finished_cells_stay(projec
                 os.kill(pid, signal.SIGKILL)
         document = json.loads(process.communicate()[0])
     assert process.returncode == 0 and [cell["status"] for cell in document["cells"]] == ["passed"] * 4
+
+
+def test_a_cluster_that_is_named_counts_for_more_than_the_engine_of_the_file(project, monkeypatch):
+    monkeypatch.setattr(release_room, "has_ray", lambda: False)
+    project.write(settings='engine = "pool"')
+    with pytest.raises(MissingDependencyError, match="compute a release on a cluster"):
+        deploykit.release(project.file, cluster="a:1")
 
 
 def test_an_older_release_that_is_not_there_is_refused_before_anything_is_computed(project):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import hashlib
 import json
@@ -10,12 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 
 import msgspec
 import pytest
 
 from deploykit.contract.errors import ArtifactError, UsageError
-from deploykit_fleet import lease, outcome
+from deploykit_fleet import lease, outcome, writing
 from deploykit_fleet.collect import gc
 from deploykit_fleet.outcome import Cell, Release
 from deploykit_fleet.store import Finished, Store, relative
@@ -209,6 +211,21 @@ def test_what_a_run_left_that_was_killed_while_it_wrote_its_release_goes_when_it
     monkeypatch.setattr("deploykit_fleet.collect._YOUNG_S", -1.0)
     gc(store.root)
     assert not left.exists() and theirs.exists()
+
+
+def test_the_newest_run_stays_the_newest_where_the_clock_was_set_back(store):
+    for number, day in enumerate((10, 5, 5)):
+        cells = (_cell(store, number),)
+        started = datetime.datetime(2026, 1, day, tzinfo=datetime.UTC)
+        work = store.work / uuid.uuid4().hex
+        work.mkdir()
+        for _ in range(2):  # the second brings nothing new
+            writing.write(writing.described("edge", cells, "pool", started, 1.0), store, work, started)
+    (store.releases / "notes").mkdir()
+    assert len(list(store.releases.iterdir())) == 4
+    gc(store.root, 1)
+    (left,) = store.releases.glob("2026*")
+    assert outcome.read(left).cells[0].precision == "p2"
 
 
 def test_what_a_release_of_a_newer_deploykit_refers_to_stays(store):
