@@ -164,6 +164,14 @@ def measured(passing: Mapping[str, Artifact], made: Mapping[str, Artifact | Depl
     return Choice(rows[0].target, threads, tuple(rows))
 
 
+def _unplaced(artifact: Artifact) -> str:
+    """Why an artifact that missed no gate of parity failed, as far as it can be told afterwards."""
+    share, speed = artifact.achieved.as_asked_fraction, artifact.profile.worth_it if artifact.profile else None
+    told = f", {speed:.2f} x as fast as the float build" if speed is not None else ""
+    placed = f"{share:.1%} of multiply-accumulates are in {artifact.manifest.precision}"
+    return f"it missed a placement or performance gate: {placed}{told}"
+
+
 def described(name: str, found: Artifact | DeploykitError) -> Candidate:
     """A row of the table, without latency."""
     if isinstance(found, DeploykitError):
@@ -173,5 +181,5 @@ def described(name: str, found: Artifact | DeploykitError) -> Candidate:
     if passes(found) and not is_native(found):
         reason = "; ".join(("it computes otherwise here than on its device", *found.preflight().adapted))
         return Candidate(name, found.status, parity.sqnr_db if parity else None, found.size_bytes, reason=reason)
-    reason = "" if passes(found) else "; ".join(failures) or "it missed a placement or performance gate"
+    reason = "" if passes(found) else "; ".join(failures) or _unplaced(found)
     return Candidate(name, found.status, parity.sqnr_db if parity else None, found.size_bytes, reason=reason)

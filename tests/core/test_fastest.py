@@ -19,7 +19,7 @@ from deploykit.artifact.choice import read_choice
 from deploykit.artifact.manifest import CHOICE_NAME
 from deploykit.contract.errors import ConversionError, DeploykitError, DeviceError, UnknownTargetError
 from deploykit.contract.host import Host
-from deploykit.pipeline.fastest import _installed
+from deploykit.pipeline.fastest import _installed, described
 
 
 def batches() -> Iterator[torch.Tensor]:
@@ -64,6 +64,17 @@ def test_what_fails_its_gate_cannot_win_and_nothing_is_published(tmp_path: Path)
     with pytest.raises(ConversionError, match=r"no toolchain of x86-cpu .*x86-cpu:onnxruntime: SQNR .* below 190 dB"):
         export(tmp_path / "a", tolerance=deploykit.Tolerance(min_sqnr_db=190.0))
     assert not any(tmp_path.iterdir())
+
+
+def test_an_artifact_that_fails_by_its_placement_says_what_was_placed(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
+    failed = deploykit.export(
+        network, "x86-cpu", "int8-dynamic", example_inputs=(torch.zeros(1, 1, 8, 8),),
+        strict=False, profile=False, progress=False, output=tmp_path / "a",
+    )  # fmt: skip
+    row = described("int8-dynamic", failed)
+    assert row.status == "failed"
+    assert row.reason.endswith("performance gate: 0.0% of multiply-accumulates are in int8-dynamic")
 
 
 def test_a_refusal_is_a_row_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
