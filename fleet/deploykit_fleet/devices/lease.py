@@ -170,7 +170,10 @@ class Lease:
                 return
             if words[:1] != ["held"]:
                 message = f"{self._name} answers a lease with {' '.join(words)[:200]!r}"
-                raise DeviceError(message, hint=self._line.hint)
+                hint = (
+                    f"where its shell prints something before each command (~/.bashrc), let it not; {self._line.hint}"
+                )
+                raise DeviceError(message, hint=hint)
             if time.monotonic() >= deadline:
                 owner, left = [*words[1:], "another", "0"][:2]
                 message = f"{self._name} is in use by {owner}, whose lease ends in {left} s unless it goes on"

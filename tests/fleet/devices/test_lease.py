@@ -98,6 +98,12 @@ def test_what_no_client_of_ours_wrote_keeps_nobody_out(line: Shell, name: str, t
     assert not list(Path(line.home).rglob("pwned"))
 
 
+def test_a_shell_that_talks_before_a_command_is_told(line: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "words", lambda: ["sh", "-c", 'echo Welcome; eval "$0"'])
+    with pytest.raises(DeviceError, match=r"answers a lease with 'Welcome taken 1'(?s:.*)bashrc"):
+        Lease(line, "lab", wait_s=0.0).__enter__()
+
+
 def test_released_by_somebody_it_says_so_and_is_not_taken_back(line: Shell) -> None:
     with Lease(line, "lab") as held:
         assert "@" in release(line)
