@@ -87,8 +87,9 @@ def _malformed(text: str, module_name: str, attribute: str) -> UsageError:
         if path.suffix == suffix:
             return UsageError(f"{text!r} {what}", hint=hint.format(text=text))
     if path.suffix in _WEIGHTS:
+        absent = "" if path.is_file() else "; nor is there such a file"
         return UsageError(
-            f"{text!r} is a file of weights, which has no code of a model (and is not unpickled)",
+            f"{text!r} is a file of weights, which has no code of a model (and is not unpickled){absent}",
             hint="write a function that builds the model and loads them, `def make(): model = Net();"
             f" model.load_state_dict(torch.load({text!r}, weights_only=True)); return model` in my_model.py,"
             " and give my_model:make",

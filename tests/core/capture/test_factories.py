@@ -41,6 +41,7 @@ def project(tmp_path, monkeypatch):
     [
         ("w.pt", "a file of weights, which has no code", "load_state_dict"),
         ("w.safetensors", "a file of weights", "my_model:make"),
+        ("w.pt", "nor is there such a file", "load_state_dict"),
         ("model.onnx", "is an ONNX file", "deploykit lint model.onnx"),
         ("net.pt2", "exported program", "torch.export.load"),
         ("net.tflite", "another framework or runtime", "nn.Module"),
