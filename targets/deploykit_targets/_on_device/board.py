@@ -78,6 +78,8 @@ def _wrong_in(blueprint: Any) -> str:
     absent = [key for key, kind in _BLUEPRINT_KEYS.items() if not isinstance(blueprint.get(key), kind)]
     if absent:
         return f"{', '.join(absent)} missing or of the wrong kind"
+    if Path(blueprint["model"]).name != blueprint["model"] or blueprint["model"] in (".", ".."):
+        return "a model that is no file of the artifact's own folder"
     if not all(isinstance(blueprint.get(key, {}), dict) for key in ("options", "tolerance")):
         return "options or tolerance of the wrong kind"
     if not isinstance(blueprint.get("options", {}).get("shapes", []), list):

@@ -421,6 +421,7 @@ def test_without_golden_data_nothing_is_built(
         None,
         {**BLUEPRINT, "inputs": [3]},
         {**BLUEPRINT, "inputs": [{"name": "x", "shape": [1], "dtype": "float32"}]},
+        *({**BLUEPRINT, "model": model} for model in ("../model.onnx", "/etc/passwd", "..", "", "a/model.onnx")),
         {**BLUEPRINT, "options": []},
         {**BLUEPRINT, "compute_capabilities": 3},
         {**BLUEPRINT, "compute_capabilities": [89]},
