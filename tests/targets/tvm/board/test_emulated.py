@@ -123,4 +123,4 @@ def test_without_qemu(compiled: Any, artifact_of: Any, monkeypatch: pytest.Monke
 
 def _copy(artifact: Any, folder: Path) -> Any:
     shutil.copytree(artifact.path, folder / "artifact")
-    return type(artifact)(folder / "artifact", artifact.manifest)
+    return type(artifact)(folder / "artifact", artifact.manifest, vouched=artifact.vouched)
