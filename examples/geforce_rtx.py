@@ -54,7 +54,7 @@ def main() -> None:
         print(f"{artifact.path.name}: {artifact.status}, {artifact.achieved} (evidence: {artifact.evidence})")
         for note in artifact.achieved.notes:
             print(f"    {note}")
-        print(f"    on the card: deploykit build {artifact.path.name}")
+        print(f"    on the card: deploykit build {artifact.path.name} --allow-native  # or sign it, and --key pub.pem")
 
 
 def can_compile() -> bool:
