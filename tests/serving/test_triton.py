@@ -147,9 +147,13 @@ def test_a_fixed_batch_is_no_batch(artifacts, tmp_path) -> None:
 
 
 def test_openvino_files_keep_their_names(tmp_path) -> None:
-    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    from deploykit.plugin.registry import resolve
     from deploykit.testing import models
 
+    try:
+        resolve("x86-cpu:openvino").target.check_installed(export=True)
+    except deploykit.MissingDependencyError as error:
+        pytest.skip(error.message)
     model, example = models.mlp()
     artifact = deploykit.export(model, "x86-cpu:openvino", "fp32", example_inputs=example, dynamic_batch=True,
                                 output=tmp_path / "ov", profile=False, progress=False)  # fmt: skip
