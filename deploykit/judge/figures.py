@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deploykit.contract.achieved import Achieved
+    from deploykit.judge.parity import Link
     from deploykit.judge.profiling import Percentiles
 
 UNKNOWN = "-"
@@ -87,3 +88,10 @@ def achieved(found: Achieved) -> str:
     """Shares of multiply-accumulates by the precision they run in, largest first."""
     names = sorted((name for name, macs in found.macs.items() if macs), key=lambda name: -found.macs[name])
     return ", ".join(f"{share(found.macs_fraction(name))} {name}" for name in names) or UNKNOWN
+
+
+def of_link(link: Link) -> tuple[str, ...]:
+    """The evidence of a comparison, and its SQNR, cosine, largest difference and share of equal classes."""
+    worst = link.worst
+    shown = (decibel(worst.sqnr_db), cosine(worst.cosine), plain(worst.max_abs), share(worst.top1_agreement))
+    return (str(link.evidence), *shown)

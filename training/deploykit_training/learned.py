@@ -24,6 +24,7 @@ from deploykit_calibration.ranges import range_method
 from deploykit_training.straight_through import through
 
 if TYPE_CHECKING:
+    from deploykit.contract.scheme import FixedParams
     from deploykit_calibration.prepared import Prepared
 
 Key = tuple[float, int, int]
@@ -85,11 +86,10 @@ def key_of(node: Node) -> Key | None:
     return scale, low, high
 
 
-def _built_in(prepared: Prepared, params: object) -> Key:
-    activation = prepared.scheme.activation
-    scale, zero = float(getattr(params, "scale", 0.0)), int(getattr(params, "zero_point", 0))
-    as_held = float(torch.tensor(scale, dtype=torch.float16 if prepared.scheme.float16_scales else torch.float32))
-    return as_held, activation.quant_min - zero, activation.quant_max - zero
+def _built_in(prepared: Prepared, params: FixedParams) -> Key:
+    activation, zero = prepared.scheme.activation, params.zero_point
+    kind = torch.float16 if prepared.scheme.float16_scales else torch.float32
+    return float(torch.tensor(params.scale, dtype=kind)), activation.quant_min - zero, activation.quant_max - zero
 
 
 def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:

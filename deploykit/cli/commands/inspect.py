@@ -192,17 +192,7 @@ def _parity(report: ParityReport) -> Iterator[RenderableType]:
     for other in report.other_samples:
         rows.append((f"{other.data} ({other.samples})", figures.decibel(other.worst.sqnr_db)))
     yield pairs("Parity", [*rows, *(("note", text) for text in report.notes)])
-    chain = [
-        [
-            f"{link.reference} -> {link.candidate}",
-            str(link.evidence),
-            figures.decibel(link.worst.sqnr_db),
-            figures.cosine(link.worst.cosine),
-            figures.plain(link.worst.max_abs),
-            figures.share(link.worst.top1_agreement),
-        ]
-        for link in report.chain
-    ]
+    chain = [[f"{link.reference} -> {link.candidate}", *figures.of_link(link)] for link in report.chain]
     heads = ["compared", "evidence", "SQNR", "cosine", "max abs", "top-1"]
     yield grid("Parity chain", heads, chain, right=heads[2:])
     if report.layers:

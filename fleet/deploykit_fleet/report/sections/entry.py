@@ -225,17 +225,7 @@ def _gates(entry: Entry) -> Html | None:
 def _chain(entry: Entry) -> Html | None:
     if entry.parity is None or not entry.parity.chain:
         return None
-    rows = [
-        (
-            f"{link.reference} → {link.candidate}",
-            str(link.evidence),
-            figures.decibel(link.worst.sqnr_db),
-            figures.cosine(link.worst.cosine),
-            figures.plain(link.worst.max_abs),
-            figures.share(link.worst.top1_agreement),
-        )
-        for link in entry.parity.chain
-    ]
+    rows = [(f"{link.reference} → {link.candidate}", *figures.of_link(link)) for link in entry.parity.chain]
     caption = f"Parity over {entry.parity.samples} samples ({sentence(entry.parity.data)})"
     return table(("compared", "evidence", "SQNR", "cosine", "max abs", "top-1"), rows, caption, "n3")
 
