@@ -67,8 +67,8 @@ _registry.loader.exec_module(registry_module)
 @pytest.fixture
 def registry(monkeypatch, tmp_path):
     """A registry on loopback that does what it should, until told otherwise; nobody is logged in."""
-    for name in ("DEPLOYKIT_REGISTRY_USER", "DEPLOYKIT_REGISTRY_PASSWORD"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("USER", "PASSWORD", "HOST"):
+        monkeypatch.delenv(f"DEPLOYKIT_REGISTRY_{name}", raising=False)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.setattr("deploykit_trust.oci.pull._PAUSE_S", 0.0)
     monkeypatch.setattr("deploykit_trust.oci.push._PAUSE_S", 0.0)

@@ -5,6 +5,7 @@ import json
 import random
 import socket
 import stat
+import threading
 
 import pytest
 
@@ -222,6 +223,35 @@ def test_bodies_without_end_are_cut(pushed, ref, registry, tmp_path):
     refused(ref, tmp_path / "got", "has more than 4194304 bytes, and is not read")
 
 
+@pytest.mark.parametrize("part", ["blob", "manifest", "headers", "error"])
+def test_who_answers_byte_by_byte_is_left(pushed, ref, registry, tmp_path, monkeypatch, part):
+    """Each byte comes in time, and the answer never ends."""
+    monkeypatch.setattr("deploykit_trust.oci.transport._SLOW_S", 0.2)
+
+    def dripping(handler):
+        if ("/blobs/" in handler.path) != (part == "blob"):
+            return False
+        head = b"HTTP/1.1 %d x\r\n" % (403 if part == "error" else 200)
+        if part != "headers":
+            head += b"Content-Length: 90\r\nDocker-Content-Digest: sha256:" + b"0" * 64 + b"\r\n\r\n"
+        try:
+            handler.wfile.write(head)
+            while not stop.wait(0.01):
+                handler.wfile.write(b"x")
+        except OSError:
+            pass
+        handler.close_connection = True
+        return True
+
+    stop = threading.Event()
+    registry.faults.append(dripping)
+    try:
+        match = "answers 403" if part == "error" else "fewer than 1024 bytes a second"
+        refused(ref, tmp_path / "got", match, DeviceError)
+    finally:
+        stop.set()
+
+
 def test_a_pull_that_was_cut_goes_on_where_it_was(artifact, registry, ref, tmp_path, monkeypatch):
     push(artifact, ref)
     monkeypatch.setattr("deploykit_trust.oci.pull._TRIES", 1)
@@ -420,6 +450,14 @@ def test_a_login_that_is_said_back_is_not_shown(registry, ref, monkeypatch):
         with pytest.raises(DeviceError, match="answers 403") as error:
             pull(name)
         assert "s3cret" not in str(error.value) and base64.b64encode(b"me:s3cret").decode() not in str(error.value)
+
+
+def test_a_login_is_for_the_registry_that_is_named_beside_it(registry, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_REGISTRY_USER", "me")
+    monkeypatch.setenv("DEPLOYKIT_REGISTRY_PASSWORD", "s3cret")
+    assert credentials_for(registry.host) and credentials_for("elsewhere")
+    monkeypatch.setenv("DEPLOYKIT_REGISTRY_HOST", registry.host)
+    assert credentials_for(registry.host).user == "me" and credentials_for("elsewhere") is None
 
 
 def test_what_docker_knows(tmp_path, monkeypatch):

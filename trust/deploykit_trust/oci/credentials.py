@@ -1,5 +1,7 @@
 """User and password for a registry: from two environment variables, or from the user's Docker configuration.
 
+A third variable names the registry that the two are for: others are then asked with what Docker has for them.
+
 They are handed to the registry that the user named, or to the token service that it names, over TLS (or on this
 machine); never to where it redirects, and never into a message, a log or a file.
 """
@@ -21,6 +23,7 @@ from deploykit.contract.errors import UsageError
 from deploykit.contract.reading import decode_json, read_bytes
 
 USER, PASSWORD = "DEPLOYKIT_REGISTRY_USER", "DEPLOYKIT_REGISTRY_PASSWORD"
+HOST = "DEPLOYKIT_REGISTRY_HOST"
 _TIMEOUT_S = 30.0
 _LARGEST_BYTES = 4 << 20
 _HELPER = re.compile(r"[A-Za-z0-9._-]+")
@@ -51,7 +54,8 @@ def credentials_for(host: str) -> Credentials | None:
     if user or password:
         if not (user and password):
             raise UsageError(f"{USER} and {PASSWORD} go together, and one is not set", hint="set both, or neither")
-        return Credentials(user, password)
+        if (os.environ.get(HOST) or host) == host:
+            return Credentials(user, password)
     return _of_docker(host)
 
 

@@ -1,5 +1,7 @@
 """HTTP to a registry: TLS with checked certificates, bounded answers, few redirects, and none to where TLS ends.
 
+Who answers byte by byte is left: a limit of time for each piece alone would let one answer last for ever.
+
 A login goes to the registry's own host, or to the token service that it names. Messages name host, path and status,
 never a query or a header.
 """
@@ -8,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import re
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -26,6 +30,7 @@ from deploykit_trust.oci.reference import Reference, is_loopback
 LARGEST_ANSWER_BYTES = 4 << 20
 """Of manifests, tokens and words of error: what the distribution specification asks registries to take."""
 _TIMEOUT_S = 60.0
+_SLOW_S, _LEAST_BYTES_PER_S = 60.0, 1 << 10
 _MOST_REDIRECTS = 5
 _SAID = 300
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
@@ -49,6 +54,76 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     url: str = field(repr=False)
+
+
+class _Paced(io.RawIOBase):
+    """What comes from a registry; an error where it is waited for and hardly anything comes.
+
+    Only the time that is spent waiting counts, not what the reader does between.
+    """
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._waited_s = 0.0
+        self._came = 0
+
+    def readable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """See `io.RawIOBase`.
+
+        Raises:
+            TimeoutError: it was waited for longer than a minute, at fewer than 1024 bytes a second.
+        """
+        start = time.monotonic()
+        count = self._raw.readinto(buffer)
+        self._waited_s += time.monotonic() - start
+        self._came += count or 0
+        if self._waited_s > _SLOW_S:
+            if count and self._came < self._waited_s * _LEAST_BYTES_PER_S:
+                raise TimeoutError(f"it sends fewer than {_LEAST_BYTES_PER_S} bytes a second")
+            self._waited_s, self._came = 0.0, 0
+        return count
+
+    def close(self) -> None:
+        """See `io.RawIOBase`."""
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer that is read at a pace, from its first line on."""
+
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Paced(sock.makefile("rb", buffering=0)))
+
+
+class _Plain(http.client.HTTPConnection):
+    response_class = _Response
+
+
+class _Secure(http.client.HTTPSConnection):
+    response_class = _Response
+
+
+class _PlainHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """See `urllib.request.HTTPHandler`."""
+        return self.do_open(_Plain, req)
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__(context=context)
+        self._checked = context
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """See `urllib.request.HTTPSHandler`."""
+        return self.do_open(_Secure, req, context=self._checked)
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -79,7 +154,7 @@ class Line:
         self._authorization = ""
         context = ssl.create_default_context()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context), _Stay()]
+        handlers: list[urllib.request.BaseHandler] = [_PlainHandler(), _SecureHandler(context), _Stay()]
         if reference.is_loopback:
             handlers.append(urllib.request.ProxyHandler({}))
         self._opener = urllib.request.build_opener(*handlers)
@@ -188,7 +263,10 @@ class Line:
         return LineError(f"{self.reference.host} cannot be reached, or the line was cut: {reason}", hint=hint)
 
     def _refusal(self, method: str, response: http.client.HTTPResponse) -> DeviceError:
-        said = _words(response.read(LARGEST_ANSWER_BYTES)) if method != "HEAD" else ""
+        said = ""
+        if method != "HEAD":
+            with contextlib.suppress(OSError, http.client.HTTPException):  # its words are not needed for the refusal
+                said = _words(response.read(LARGEST_ANSWER_BYTES))
         if any(secret in said for secret in self._secrets()):  # which some say back: it is not for a log
             said = ""
         message = f"{self.reference.host} answers {response.status} to {method} {shown(response.geturl())}{said}"
