@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from deploykit.contract.devices import Device
 from deploykit.contract.precision import Precision
 from deploykit.contract.recipe import Recipe
+
+_PRECISIONS = "precisions"
+
+
+def of_precisions(default: Any, *precisions: str) -> Any:
+    """The default of an option that only some precisions use: in others a different value is refused.
+
+    An options dataclass says `block_size: int = of_precisions(32, "int4-weight-only")`.
+    """
+    return field(default=default, metadata={_PRECISIONS: frozenset(precisions)})
+
+
+def precisions_of_options(options: Any) -> dict[str, frozenset[str]]:
+    """The names of the options of a toolchain's dataclass that only some precisions use, and those precisions."""
+    return {each.name: each.metadata[_PRECISIONS] for each in fields(options) if _PRECISIONS in each.metadata}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from deploykit.contract.request import Request
 from deploykit.judge.parity import Tolerance, tolerance_of
 from deploykit.pipeline.following import aimed, check_silent, options_of
 from deploykit.pipeline.gates import Gates
+from deploykit.pipeline.unused import ALGORITHMS, METHOD, OPTIONS, refuse_unused
 from deploykit.plugin.registry import Resolved, resolve
 from deploykit.plugin.target import Target
 from deploykit_calibration.algorithms import algorithm
@@ -114,7 +115,8 @@ def make_request(
     A recipe stands for all but target and precision, which are its own.
 
     Raises:
-        UsageError, UnknownTargetError, UnsupportedPrecisionError: it cannot be met.
+        UsageError, UnknownTargetError, UnsupportedPrecisionError: it cannot be met, or the precision has no use for
+            something that was asked for.
     """
     resolved, wanted = resolve(target), _precision(precision)
     if recipe is not None:
@@ -134,14 +136,17 @@ def make_request(
     resolved.target.check_precision(wanted, resolved.device)
     parsed = resolved.target.parse_options(options)
     resolved.target.check_options(parsed, resolved.device)
+    include, exclude = _patterns("include", include), _patterns("exclude", exclude)
+    given = {"include": include, "exclude": exclude, METHOD: method, ALGORITHMS: algorithms, OPTIONS: parsed}
+    refuse_unused(resolved.target, wanted, given)
     return Request(
         target=target,
         toolchain=resolved.target.name,
         device=resolved.device,
         precision=wanted,
         method=method,
-        include=_patterns("include", include),
-        exclude=_patterns("exclude", exclude),
+        include=include,
+        exclude=exclude,
         options=parsed,
         algorithms=tuple(algorithms),
         recipe=recipe,

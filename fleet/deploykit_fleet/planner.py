@@ -6,10 +6,13 @@ precision, a toolchain that is not installed) is told here, too: failed, or skip
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from deploykit.contract.errors import (
     DeploykitError,
@@ -18,10 +21,14 @@ from deploykit.contract.errors import (
     UnsupportedPrecisionError,
     UsageError,
 )
+from deploykit.contract.precision import Precision
 from deploykit.contract.recipe import Recipe
 from deploykit.contract.request import Request
 from deploykit.pipeline.plan import make_request, needs_data
+from deploykit.pipeline.unused import used_of_each
 from deploykit.plugin.registry import Resolved, resolve
+from deploykit.plugin.target import Target
+from deploykit_calibration.algorithms import algorithm
 from deploykit_fleet import release_file
 from deploykit_fleet.keys import ModelKeys, cell_key, digest, machine, model_keys
 from deploykit_fleet.outcome import Failure
@@ -92,8 +99,7 @@ def plan(where: str | Path) -> Plan:
 
 def _planned(file: ReleaseFile, models: dict[str, ModelKeys], store: Store) -> Iterator[PlannedCell]:
     recipes: dict[str, Recipe] = {}
-    for spec in file.cells:
-        resolved = _resolved(file, spec)
+    for spec, resolved in _used(file):
         try:
             request = _request(file, spec, recipes)
             resolved.target.check_installed(export=True)
@@ -104,6 +110,36 @@ def _planned(file: ReleaseFile, models: dict[str, ModelKeys], store: Store) -> I
         found = store.finished(key)
         state = MISSING if found is None else CACHED
         yield PlannedCell(spec, key, state, finished=found, needs_data=needs_data(request))
+
+
+def _used(file: ReleaseFile) -> Iterator[tuple[CellSpec, Resolved]]:
+    """Every cell, with that of the arguments of its `[[cell]]` which its precision uses, and its target.
+
+    One `[[cell]]` is for several precisions: patterns of an int8 artifact are none of the float one beside it. What no
+    cell of it uses stays, so that it is refused.
+    """
+    cells = [(spec, _resolved(file, spec)) for spec in file.cells]
+    for _, group in itertools.groupby(cells, key=lambda cell: cell[0].number):
+        block = list(group)
+        wanted = [_wanted(spec, resolved) for spec, resolved in block]
+        given = msgspec.structs.asdict(block[0][0].block)
+        used = iter(used_of_each([each for each in wanted if each is not None], given))
+        for (spec, resolved), each in zip(block, wanted, strict=True):
+            own = spec.block if each is None else msgspec.structs.replace(spec.block, **next(used))
+            yield replace(spec, block=own), resolved
+
+
+def _wanted(spec: CellSpec, resolved: Resolved) -> tuple[Target, Precision] | None:
+    """Toolchain and precision of a cell; None where something in it is wrong, which is said later, with its line."""
+    try:
+        precision = Precision(spec.precision)
+        resolved.target.check_precision(precision, resolved.device)
+        resolved.target.parse_options(dict(spec.block.options))
+        for name in spec.block.algorithms:
+            algorithm(name)
+    except (ValueError, DeploykitError):
+        return None
+    return resolved.target, precision
 
 
 def _resolved(file: ReleaseFile, spec: CellSpec) -> Resolved:
@@ -153,6 +189,8 @@ def _culprit(error: UsageError, spec: CellSpec) -> str:
     named = (
         ("precisions", f"precision {spec.precision!r}"),
         ("calibration_method", "calibration_method"),
+        ("include", "include="),
+        ("exclude", "exclude="),
         ("recipe", "recipe"),
         ("options", "option"),
         ("algorithms", "algorithm"),

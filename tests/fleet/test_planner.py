@@ -156,6 +156,39 @@ def test_a_precision_that_a_target_lacks_is_refused_or_skipped_as_the_file_says(
     assert [cell.state for cell in plan(project.file).cells] == ["skipped", "missing"]
 
 
+def test_a_cell_has_the_patterns_that_its_precision_uses(full):
+    """One `[[cell]]` of several precisions: what is left out of int8 says nothing of the float build beside it."""
+    _edit(full.file, 'precisions = ["int8"]', 'precisions = ["int8", "fp32", "int8-dynamic"]')
+    _edit(full.file, 'exclude = ["3"]', 'exclude = ["3"]\noptions = { opset = 20 }')
+    blocks = {cell.spec.precision: cell.spec.block for cell in plan(full.file).cells}
+    assert {name: block.exclude for name, block in blocks.items()} == {
+        "int8": ("3",),
+        "fp32": (),
+        "int8-dynamic": ("3",),
+    }
+    assert [block.calibration_method for block in blocks.values()] == ["minmax", "default", "default"]
+    assert all(block.options == {"opset": 20} for block in blocks.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            [('"int8"', '"fp32", "fp16"'), ('calibration_method = "minmax"\n', "")],
+            r"line 17: exclude=\['3'\] has no effect",
+        ),
+        ([('"int8"', '"int8-dynamic"')], "line 17: calibration_method='minmax' has no effect in int8-dynamic"),
+        ([("[[cell]]", "[[cell]]\noptions = { block_size = 64 }")], r"line 14: options=\{'block_size': 64\} has no"),
+    ],
+)
+def test_what_no_cell_uses_is_refused_with_its_line(full, changes, says):
+    for old, new in changes:
+        _edit(full.file, old, new)
+    with pytest.raises(UsageError, match=says) as caught:
+        plan(full.file)
+    assert caught.value.hint
+
+
 def test_planning_imports_neither_a_framework_nor_an_engine_and_writes_nothing(project):
     code = (
         "import sys, deploykit_fleet; from deploykit_fleet.planner import plan;"

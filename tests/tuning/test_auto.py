@@ -46,6 +46,18 @@ def test_by_estimate_where_the_device_is_not_here(case: Any, tmp_path: Path, mon
     assert [row.latency_ms is None for row in artifact.choice.candidates] == [False, False]
 
 
+def test_patterns_are_of_the_precisions_that_quantise(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "PRECISIONS", ("int8", "fp32"))
+    artifact = export(case, "x86-cpu", tmp_path / "a", exclude=["0"], min_placement=0.0)
+    assert artifact.choice is not None
+    assert not [row for row in artifact.choice.candidates if "has no effect" in row.reason]
+    monkeypatch.setattr(auto, "PRECISIONS", ("fp32",))
+    with pytest.raises(deploykit.UsageError, match=r"exclude=.* has no effect in fp32"):
+        export(case, "x86-cpu", tmp_path / "b", exclude=["0"])
+
+
 def test_what_auto_cannot_choose(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(deploykit.UsageError, match="both choose"):
         export(case, "x86-cpu:fastest", tmp_path / "a")

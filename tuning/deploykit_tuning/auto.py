@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from deploykit.contract.precision import Evidence, Precision
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.fastest import SUFFIX, attempt, described, is_native, kept, measured, passes
 from deploykit.pipeline.plan import default_output
+from deploykit.pipeline.unused import refuse_unused, used_of_each
 from deploykit.plugin.artifact import Artifact, load
 from deploykit.plugin.estimate import estimate
 from deploykit.plugin.registry import Resolved, resolve
@@ -61,13 +62,14 @@ def export_auto(export: Export, request: Mapping[str, Any]) -> Artifact:
     _check(request)
     resolved = resolve(request["target"])
     names = _offered(resolved)
+    used = _used(resolved, names, request)
     output = replaceable(request["output"] or default_output(request["model"], request["target"], "auto"))
     with (
         staging_folder(output, check_replaceable) as staging,
         tempfile.TemporaryDirectory(prefix="deploykit-auto-") as cache,
     ):
         shared = _shared({**request, "cache_dir": request["cache_dir"] or cache})
-        made = {name: _made(export, shared, name, staging) for name in names}
+        made = {name: _made(export, {**shared, **used[name]}, name, staging) for name in names}
         if isinstance(made.get("int8"), GateError | Artifact) and not _passing(made["int8"]):
             made[TUNED] = _tuned(shared, staging)
         passing = {name: found for name, found in made.items() if isinstance(found, Artifact) and _ready(found)}
@@ -108,6 +110,14 @@ def _offered(resolved: Resolved) -> list[str]:
     return found
 
 
+def _used(resolved: Resolved, names: Sequence[str], request: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arguments as each precision uses them; what none of them uses is refused."""
+    wanted = [(resolved.target, Precision(name)) for name in names]
+    used = used_of_each(wanted, request)
+    refuse_unused(*wanted[0], used[0])
+    return dict(zip(names, used, strict=True))
+
+
 def _shared(request: Mapping[str, Any]) -> dict[str, Any]:
     """The request with its model captured once, and its data read once."""
     data = kept(request["calibration"])
@@ -121,8 +131,7 @@ def _made(export: Export, shared: Mapping[str, Any], name: str, staging: Path) -
     """One precision; static ones share one calibration."""
     if Precision(name).is_static and shared["calibration"] is None:
         return UsageError(f"{name} needs calibration data, and there is none", hint="pass calibration=")
-    plain = {"include": (), "exclude": ()} if Precision(name).row.is_whole else {}  # no layer of it can be left out
-    return attempt(export, {**shared, **plain, "precision": name, "output": staging / name})
+    return attempt(export, {**shared, "precision": name, "output": staging / name})
 
 
 def _tuned(shared: Mapping[str, Any], staging: Path) -> Made:

@@ -81,7 +81,12 @@ def _offered(search: Climb, *, choices: bool) -> list[Algorithm]:
     have = {STATISTICS: run is not None, SAMPLES: run is not None and bool(run.samples)}
     group, offered = "ranges" if choices else "rounding", []
     left = [each for each in registered_algorithms() if each.is_choice is choices and each.name not in done]
+    row = search.bench.plan.request.precision.row
     for found in left:
+        useless = found.without_effect(row)
+        if useless:
+            search.skip(f"{group}: {found.name}", useless)
+            continue
         lacking = [need for need in sorted(found.needs) if not have[need]]
         if lacking:
             search.skip(f"{group}: {found.name}", f"it needs {' and '.join(lacking)} of calibration data: none is here")

@@ -20,11 +20,18 @@ from deploykit.contract.errors import CalibrationError, DeploykitError, UsageErr
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deploykit.contract.formats import Format
     from deploykit_calibration.prepared import Prepared
 
 GROUP = "deploykit.algorithms"
 _KIND = "algorithm"
 STATISTICS, SAMPLES = "statistics", "samples"
+ROUNDED, GRID, RANGES = "rounded weights", "weights on a grid", "ranges of activations"
+_LACKS = {
+    ROUNDED: "no weight is rounded",
+    GRID: "its weights are not rounded to evenly spaced values",
+    RANGES: "it fixes no range of activations at export",
+}
 
 Samples = Sequence[Mapping[str, "Tensor"]]
 
@@ -45,6 +52,8 @@ class Algorithm:
         is_choice: all that it changes is what a recipe records (the method of ranges, that of single tensors, layers
             kept in float), so that following the recipe runs it no more.
         rounds: weights leave it as they will be rounded: what rescales them comes before it.
+        acts_on: what a precision must have, or it changes nothing there and is refused: all of `ROUNDED`, `GRID` and
+            `RANGES` that are named. Nothing for one that acts in every precision.
     """
 
     name: str
@@ -56,6 +65,16 @@ class Algorithm:
     settings: Mapping[str, object] = field(default_factory=dict)
     is_choice: bool = False
     rounds: bool = False
+    acts_on: frozenset[str] = field(default_factory=frozenset)
+
+    def without_effect(self, row: Format) -> str:
+        """Why it changes nothing in a precision, in words; "" where it acts."""
+        have = {
+            ROUNDED: not row.is_whole,
+            GRID: not (row.is_whole or row.weights.is_float or row.weights.is_palette),
+            RANGES: row.is_static,
+        }
+        return next((_LACKS[each] for each in sorted(self.acts_on) if not have[each]), "")
 
 
 def algorithm(name: str) -> Algorithm:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.contract.decibels import SQNR_CAP_DB
 from deploykit.judge.parity import OutputComparison
-from deploykit_calibration.algorithms import STATISTICS, Algorithm
+from deploykit_calibration.algorithms import RANGES, STATISTICS, Algorithm
 
 if TYPE_CHECKING:
     from deploykit_calibration.algorithms import Samples
@@ -56,4 +56,5 @@ BEST = Algorithm(
     cost="five placements, each run on samples: seconds",
     needs=frozenset({STATISTICS}),
     is_choice=True,
+    acts_on=frozenset({RANGES}),
 )

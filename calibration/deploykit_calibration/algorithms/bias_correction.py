@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploykit_calibration.algorithms import STATISTICS, Algorithm
+from deploykit_calibration.algorithms import ROUNDED, STATISTICS, Algorithm
 
 if TYPE_CHECKING:
     from deploykit_calibration.algorithms import Samples
@@ -26,5 +26,6 @@ BIAS_CORRECTION = Algorithm(
     correct_biases,
     cost="none that shows",
     needs=frozenset({STATISTICS}),
+    acts_on=frozenset({ROUNDED}),
     source="Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (2019)",
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from deploykit_calibration.algorithms import SAMPLES, STATISTICS, Algorithm
+from deploykit_calibration.algorithms import ROUNDED, SAMPLES, STATISTICS, Algorithm
 from deploykit_calibration.algorithms.best import affordable_samples, worst_sqnr_db
 from deploykit_calibration.channel_scales import ScaledChannels, scaled_channels, scaled_weights, weight_reach
 from deploykit_calibration.reweigh import with_weights
@@ -109,6 +109,7 @@ EQUALIZE = Algorithm(
     partial(scale_channels, norms=False),
     cost=_COST,
     needs=_NEEDS,
+    acts_on=frozenset({ROUNDED}),
     source="Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (2019)",
 )
 SMOOTH = Algorithm(
@@ -116,5 +117,6 @@ SMOOTH = Algorithm(
     partial(scale_channels, norms=True),
     cost=_COST,
     needs=_NEEDS,
+    acts_on=frozenset({ROUNDED}),
     source="Xiao et al., SmoothQuant (2023)",
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from deploykit.contract.recipe import FLOAT
-from deploykit_calibration.algorithms import SAMPLES, Algorithm
+from deploykit_calibration.algorithms import GRID, SAMPLES, Algorithm
 from deploykit_calibration.in_step import affordable, run_in_step
 from deploykit_calibration.reweigh import with_weights
 from deploykit_calibration.weight_rounding import round_for_inputs
@@ -85,5 +85,6 @@ GPTQ = Algorithm(
     cost="two float runs on some of the samples and a factorisation per layer: seconds",
     needs=frozenset({SAMPLES}),
     rounds=True,
+    acts_on=frozenset({GRID}),
     source="Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers (2022)",
 )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploykit.contract.errors import UsageError
-from deploykit.contract.precision import Precision
 from deploykit_targets._onnx.lower import to_onnx
 
 if TYPE_CHECKING:
@@ -29,16 +27,7 @@ class Lowered:
 
 
 def lowered(prepared: Prepared, *, opset: int = 20) -> Lowered:
-    """The graph of a prepared model as ONNX.
-
-    Raises:
-        UsageError: patterns in a precision that a whole model is in, where they would be without effect.
-    """
-    whole = prepared.precision.row.is_whole and prepared.precision is not Precision.FP32
-    if whole and (prepared.include or prepared.exclude):
-        raise UsageError(
-            f"{prepared.precision} is of the whole model: include and exclude have no effect", hint="omit them"
-        )
+    """The graph of a prepared model as ONNX."""
     log: list[str] = []
     model = to_onnx(prepared.captured, prepared.graph_module, opset=opset, log=log)
     return Lowered(model, "\n".join(log))

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from deploykit.contract.devices import Device, load_devices
-from deploykit.contract.errors import MissingDependencyError
+from deploykit.contract.errors import MissingDependencyError, UsageError
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.request import of_precisions
 from deploykit.contract.requirements import Missing, Preflight, Requirements, check, fits
 from deploykit.judge.profiling import DEFAULT_EFFORT, Effort, Profile
 from deploykit.plugin.target import Capabilities, Payload, Simulation, Target, Validation
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 
 EVALUATED_NOTE = "evaluated in PyTorch from the written model; not run by Core ML, and not on the Neural Engine"
 
+
+_COMPRESSED = (
+    Precision.INT8_WEIGHT_ONLY,
+    Precision.INT4_WEIGHT_ONLY,
+    Precision.INT6_PALETTE,
+    Precision.INT4_PALETTE,
+)
 
 BATCH_SIZES = "batch_sizes"
 """Key of an artifact's metadata: the batch sizes, of those that a profile tries, which its shapes allow."""
@@ -66,8 +74,8 @@ class CoreMLOptions:
     class_labels: tuple[str, ...] = ()
     max_size: int = 32
     enumerated_shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    block_size: int = 32
-    weight_threshold: int = 64
+    block_size: int = of_precisions(32, Precision.INT4_WEIGHT_ONLY)
+    weight_threshold: int = of_precisions(64, *_COMPRESSED)
 
 
 class CoreMLTarget(Target):
@@ -150,6 +158,15 @@ class CoreMLTarget(Target):
         measured = super().profile(artifact, baseline=baseline, effort=effort)
         said = f"time of the evaluator in PyTorch on this machine; it says nothing of {device.name}"
         return replace(measured, notes=(*measured.notes, said, *facts))
+
+    def check_options(self, options: CoreMLOptions, device: Device) -> None:
+        """See `Target.check_options`: what is said of an image is of an input that is named."""
+        plain = type(options)()
+        of_images = ("image_color", "image_scale", "image_bias")
+        said = [name for name in of_images if getattr(options, name) != getattr(plain, name)]
+        if said and not options.image_input:
+            message = f"{said[0]} has no effect: no input is fed with an image"
+            raise UsageError(message, hint="name the input, image_input=..., or leave it out")
 
     def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
         """See `Target.scheme`."""

@@ -82,10 +82,6 @@ def _check(prepared: Prepared) -> None:
             hint="export with example_inputs of the size that the device runs, and no dynamic_batch or dynamic_shapes",
         )
     _check_normalisation(prepared)
-    if prepared.options.io == "int8" and prepared.precision not in (Precision.INT8, Precision.FP32):
-        raise UsageError(
-            f'io="int8" needs static int8, not {prepared.precision}', hint='precision="int8", or io="float"'
-        )
 
 
 def _check_normalisation(prepared: Prepared) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from deploykit.contract.devices import Device, load_devices
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
+from deploykit.contract.request import of_precisions
 from deploykit.contract.requirements import Requirements
 from deploykit.judge.profiling import DEFAULT_EFFORT, Effort, Percentiles, Profile, measure_interleaved
 from deploykit.places.first import Risk
@@ -52,7 +53,7 @@ class LiteRTOptions:
     """
 
     layout: Literal["nchw", "nhwc"] = "nchw"
-    io: Literal["float", "int8"] = "float"
+    io: Literal["float", "int8"] = of_precisions("float", Precision.INT8)
     kernels: Literal["xnnpack", "builtin", "reference"] = "xnnpack"
     name: str = "model"
     description: str = ""

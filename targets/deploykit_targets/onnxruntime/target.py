@@ -10,6 +10,7 @@ from deploykit.contract.devices import Device, load_devices
 from deploykit.contract.errors import UsageError
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
+from deploykit.contract.request import of_precisions
 from deploykit.contract.requirements import VNNI, BestWith, Requirements
 from deploykit.plugin.target import Capabilities, Payload, Target
 from deploykit_targets._onnx.vnni import has_wide_weights
@@ -44,7 +45,7 @@ class OnnxRuntimeOptions:
     """
 
     opset: int = 21
-    block_size: int = 32
+    block_size: int = of_precisions(32, Precision.INT8_WEIGHT_ONLY, Precision.INT4_WEIGHT_ONLY)
 
 
 class OnnxRuntimeTarget(Target):

@@ -102,7 +102,7 @@ class TensorRtTarget(NvidiaTarget):
         super().check_options(options, device)
         at_least_1("workspace_mib", options.workspace_mib)
         _check_level(options.optimization_level)
-        _check_dla(options.dla, device)
+        _check_dla(options.dla, device, gpu_fallback=options.gpu_fallback)
         _check_hardware(options.hardware, device)
         _check_version(options, device)
 
@@ -141,8 +141,11 @@ def _check_level(level: int | None) -> None:
         raise UsageError(f"optimization_level={level}: it is from 0 (quick build) to {_HIGHEST_LEVEL} (slow build)")
 
 
-def _check_dla(core: int | None, device: Device) -> None:
+def _check_dla(core: int | None, device: Device, *, gpu_fallback: bool) -> None:
     if core is None:
+        if not gpu_fallback:
+            message = "gpu_fallback=false has no effect: the GPU runs every layer, for no DLA core is named"
+            raise UsageError(message, hint="name a core, dla=0, or leave gpu_fallback out")
         return
     cores = int(device.extra.get("dla_cores", 0))
     if not cores:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from deploykit.contract.devices import Device, load_devices
 from deploykit.contract.errors import UsageError
 from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.request import of_precisions
 from deploykit.contract.requirements import Requirements
 from deploykit.plugin.target import Capabilities, Payload
 from deploykit_targets._on_device.target import check_shapes
@@ -47,7 +48,7 @@ class TensorRtRtxOptions:
     """
 
     compute_capabilities: tuple[str, ...] = ()
-    block_size: Literal[32, 64, 128] = 128
+    block_size: Literal[32, 64, 128] = of_precisions(128, Precision.INT4_WEIGHT_ONLY)
     max_batch: int = 8
     shapes: tuple[str, ...] = ()
 

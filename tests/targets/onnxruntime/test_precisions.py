@@ -37,7 +37,7 @@ def test_patterns_keep_layers_in_float(tmp_path: Path, precision: str, wanted: s
 
 
 def test_patterns_without_effect_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(deploykit.UsageError, match="fp16 is of the whole model"):
+    with pytest.raises(deploykit.UsageError, match="has no effect in fp16"):
         export(tmp_path / "a", "fp16", exclude=["2"])
 
 

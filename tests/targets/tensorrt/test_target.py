@@ -304,7 +304,7 @@ def test_without_data_only_precisions_of_the_device_are_proposed(tmp_path: Path)
 
 
 def test_patterns_are_refused_in_a_precision_of_the_whole_model(tmp_path: Path) -> None:
-    with pytest.raises(deploykit.UsageError, match="fp16 is of the whole model: include and exclude have no effect"):
+    with pytest.raises(deploykit.UsageError, match="has no effect in fp16: no layer of it is quantised"):
         export(tmp_path / "a", "fp16", exclude=["0"])
 
 
