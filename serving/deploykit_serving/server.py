@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
 import signal
@@ -23,7 +24,6 @@ from typing import Any
 from deploykit.contract.errors import DeploykitError, UsageError
 from deploykit.contract.optional import require
 from deploykit_serving.app import application
-from deploykit_serving.connection import connection_of
 from deploykit_serving.drift import Drift
 from deploykit_serving.logs import Log
 from deploykit_serving.metrics import Metrics
@@ -231,6 +231,8 @@ class _Running:
 def _server(app: Any, place: Listening, log: Log) -> Any:
     import uvicorn
 
+    from deploykit_serving.connection import Connection
+
     class Server(uvicorn.Server):  # type: ignore[misc]  # untyped where the lint environment runs
         """Ends with its own exit code: uvicorn's raises the signal once more."""
 
@@ -249,7 +251,7 @@ def _server(app: Any, place: Listening, log: Log) -> Any:
     logger.setLevel(logging.WARNING)
     config = uvicorn.Config(
         app,
-        http=connection_of(place.headers_s),
+        http=functools.partial(Connection, headers_s=place.headers_s),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import socket
@@ -9,8 +10,6 @@ import threading
 
 import pytest
 from speaking import words
-
-from deploykit_serving.connection import connection_of
 
 _CHUNKED = b"POST /v2/models/words/infer HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -112,6 +111,8 @@ def test_requests_that_wait_for_their_turn_are_all_answered(shared) -> None:
 
 def test_a_client_that_does_not_read_is_cut_off() -> None:
     uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    from deploykit_serving.connection import Connection
+
     size, ended = 64 << 20, threading.Event()
 
     async def app(scope, receive, send) -> None:
@@ -120,7 +121,8 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
         ended.set()
 
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=connection_of(10, 0.3), ws="none", lifespan="off", log_config=None)
+    connection = functools.partial(Connection, headers_s=10, unread_s=0.3)
+    config = uvicorn.Config(app, http=connection, ws="none", lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
