@@ -72,8 +72,11 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], *, notes: Sequence[str]
     from rich.console import Console
     from rich.table import Table
 
+    from deploykit.contract.cpuid import emulator
     from deploykit.contract.host import this_host
 
+    if emulator():
+        notes = (*notes, f"emulated by {emulator()} on another kind of CPU: results are its own, times mean nothing")
     table = Table(title=name)
     for column in rows[0]:
         table.add_column(column, overflow="fold")

@@ -2,7 +2,8 @@
 
 With pytest-xdist (`-n 2`) each worker gets a core of its own. Set before PyTorch is imported anywhere. Properties are
 tested on a busy machine, too: how long drawing an example takes is no finding. A run in a shell's background ignores
-Ctrl-C, and what tests start would inherit that.
+Ctrl-C, and what tests start would inherit that. Under QEMU's user-mode emulation PyTorch's oneDNN is left out: its LSTM
+is wrong there, and right on the CPUs that are emulated.
 """
 
 from __future__ import annotations
@@ -13,11 +14,18 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
+from deploykit.contract.cpuid import emulator
+
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{os.getpid()}").removeprefix("gw"))
 if hasattr(os, "sched_setaffinity"):
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[_worker % len(_cores)]})
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if emulator():
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.backends.mkldnn.enabled = False
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.default_int_handler)

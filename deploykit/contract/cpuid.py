@@ -45,6 +45,9 @@ _OS_SAVES = 27  # bit of leaf 1, ecx
 # What the operating system must save for a family of instruction sets: bits of XCR0.
 _SAVED = {"avx512": 0xE6, "amx": 0x60006, "avx": 0x06, "fma": 0x06}
 
+_HYPERVISOR, _HYPERVISOR_LEAF = 31, 0x4000_0000  # bit of leaf 1, ecx; the leaf that names it
+_EMULATORS = {b"TCGTCGTCGTCG": "QEMU"}
+
 Words = tuple[int, int, int, int]
 Cpuid = Callable[[int, int], Words]
 
@@ -63,6 +66,30 @@ def instruction_sets() -> frozenset[str] | None:
             return decode(cpuid, saved)
     except (OSError, ValueError, BufferError, AttributeError):
         return None
+
+
+@functools.cache
+def emulator() -> str:
+    """The emulator whose instructions these are; "" on silicon, on another architecture, and where nothing is known.
+
+    Of QEMU's own translation, as `qemu-x86_64` and a container of another architecture use it. A virtual machine that
+    runs on the silicon is none. What it times means nothing, and which CPU it plays is `instruction_sets`.
+    """
+    if platform.machine().lower() not in _X86 or sys.maxsize < 2**32:
+        return ""
+    try:
+        with _machine_code() as (cpuid, _):
+            return emulator_in(cpuid)
+    except (OSError, ValueError, BufferError, AttributeError):
+        return ""
+
+
+def emulator_in(cpuid: Cpuid) -> str:
+    """The emulator behind a CPU's answers; arguments as those of `decode`."""
+    if not cpuid(1, 0)[2] >> _HYPERVISOR & 1:
+        return ""
+    signature = b"".join(word.to_bytes(4, "little") for word in cpuid(_HYPERVISOR_LEAF, 0)[1:])
+    return _EMULATORS.get(signature, "")
 
 
 def decode(cpuid: Cpuid, saved: Callable[[], int]) -> frozenset[str]:

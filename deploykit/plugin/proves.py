@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from deploykit.contract.cpuid import emulator
 from deploykit.contract.host import ARCHITECTURES
 from deploykit.contract.precision import Evidence
 from deploykit.contract.requirements import lacking
@@ -68,6 +69,8 @@ class Proves(Opens):
         here, host = self.place(artifact).is_here, self.host_of(artifact)
         memory = peak_memory_bytes(artifact) if here else None
         note = () if here else (f"measured on {self.place(artifact)} with its own clock, without what lies between",)
+        if here and emulator():
+            note = (f"this process runs under {emulator()}: its times say nothing of the CPU that it plays",)
         measuring = Measuring(artifact.size_bytes, self.evidence(artifact), memory, effort, host, note)
         with self.open(artifact, threads=effort.threads) as session:
             if baseline is None:

@@ -50,12 +50,24 @@ def test_this_cpu_agrees_with_the_system() -> None:
     assert set(this_host().isa) == asked
 
 
+@pytest.mark.parametrize(
+    ("hypervisor", "signature", "emulated_by"),
+    [(1, b"TCGTCGTCGTCG", "QEMU"), (1, b"KVMKVMKVM\0\0\0", ""), (0, b"TCGTCGTCGTCG", "")],
+)
+def test_an_emulator_says_its_name(hypervisor: int, signature: bytes, emulated_by: str) -> None:
+    """A virtual machine on the silicon is none; without the hypervisor's bit its leaf means nothing."""
+    words = [int.from_bytes(signature[at : at + 4], "little") for at in (0, 4, 8)]
+    leaves = {(1, 0): (0, 0, hypervisor << 31, 0), (0x4000_0000, 0): (0x4000_0001, *words)}
+    assert _cpuid.emulator_in(lambda leaf, subleaf: leaves[leaf, subleaf]) == emulated_by
+
+
 def test_without_executable_memory_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> None:
         raise PermissionError("execmem")
 
     monkeypatch.setattr(_cpuid.mmap, "mmap", refused)
     assert _cpuid.instruction_sets.__wrapped__() is None
+    assert _cpuid.emulator.__wrapped__() == ""
 
 
 def test_a_text_about_another_architecture_says_nothing() -> None:

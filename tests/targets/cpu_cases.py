@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import deploykit
+from deploykit.contract.cpuid import emulator
 from deploykit.judge.parity import SIMULATED
 
 Inputs = tuple[Tensor, ...]
@@ -193,7 +194,8 @@ def figures(artifact: deploykit.Artifact) -> dict[str, Any]:
 def main() -> None:
     """See the top of this file."""
     target, precision, folder, *names = sys.argv[1:]
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # its LSTM is wrong under QEMU, right on a Haswell
+    if emulator():  # PyTorch's oneDNN has an LSTM that is wrong under QEMU, and right on a Haswell
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     for name in names:
         artifact = export(name, target, precision, Path(folder), samples=4)
         print(json.dumps({"name": name, **figures(artifact)}), flush=True)

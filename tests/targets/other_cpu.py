@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from deploykit.contract.cpuid import emulator
 from deploykit.contract.host import this_host
 
 EMULATOR = "qemu-x86_64-static"
@@ -23,12 +24,12 @@ def command_without_vnni() -> list[str]:
     """What starts this Python as on a CPU without VNNI; skips, with the reason, where nothing can."""
     if this_host().family != "x86-64":
         pytest.skip(f"this is a {this_host().family} CPU: no x86-64 program runs here")
-    if not this_host().has("vnni"):
+    if not this_host().has("vnni") and not emulator():  # what an emulated process starts runs on the CPU beneath
         return [sys.executable]
-    emulator = shutil.which(EMULATOR)
-    if emulator is None:
+    found = shutil.which(EMULATOR)
+    if found is None:
         pytest.skip(f"this CPU has VNNI, and one without needs {EMULATOR}: sudo apt-get install qemu-user-static")
-    return [emulator, "-cpu", "Haswell", sys.executable]
+    return [found, "-cpu", "Haswell", sys.executable]
 
 
 def without_vnni(*arguments: str | Path) -> str:
