@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +26,10 @@ from deploykit_calibration.prepare import prepare
 from deploykit_calibration.prepared import Prepared
 from deploykit_calibration.sensitivity import costs_of, measured, meet, sensitivity
 from deploykit_calibration.sensitivity.candidates import Candidate, front
-from deploykit_calibration.sensitivity.ends import End
+from deploykit_calibration.sensitivity.ends import End, ends_of
+from deploykit_calibration.sensitivity.noise import saturated
 from deploykit_calibration.sensitivity.planning import Planning
+from deploykit_calibration.sensitivity.scores import DIRECTIONS, PASSES, score
 from deploykit_calibration.sensitivity.search import sequence
 from deploykit_calibration.sensitivity.taps import Taps
 from deploykit_targets._schemes.gpu import TENSORRT_FP8
@@ -63,6 +68,39 @@ def slices(part: Part, shape: tuple[int, ...]) -> np.ndarray:
     """Which elements belong to a part."""
     positions = np.indices(shape)[part.axis] % (part.period or shape[part.axis])
     return (positions >= part.start) & (positions < part.stop)
+
+
+def test_what_was_scored_is_freed(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autograd's graph holds the hooks: one that held its own tensor would keep every sample in memory."""
+    taps, alive = importlib.import_module("deploykit_calibration.sensitivity.taps"), []
+    tapped = taps._tapped
+
+    def noted(*arguments: Any) -> Any:
+        made = tapped(*arguments)
+        alive.append(weakref.ref(made[0]))
+        return made
+
+    monkeypatch.setattr(taps, "_tapped", noted)
+    case = zoo("residual_cnn")
+    sensitivity(prepared_of(case), case.feeds)
+    gc.collect()
+    assert len(alive) > 10 and not [each for each in alive if each() is not None]
+
+
+def test_few_samples_have_several_directions_each_and_many_have_one(zoo: Any) -> None:
+    case = zoo("residual_cnn")
+    prepared = prepared_of(case)
+    ends = ends_of(prepared, case.feeds)[:1]  # of the whole output, and of no part
+    few, many = score(prepared, case.feeds[:2], ends), score(prepared, (case.feeds * 16)[:40], ends)
+    assert few.passes == 2 * DIRECTIONS and many.passes == PASSES
+
+
+@pytest.mark.parametrize(("scored", "left"), [(4.0, 0.8), (2.0, 2 / 3), (1.0, 0.5), (0.5, 0.5), (0.0, 0.5)])
+def test_noise_that_the_network_takes_out_again_is_not_gained_twice(scored: float, left: float) -> None:
+    """Half of the scores is left: n = l / (1 + a l) with a from the start, by hand; less noise than measured: a = 0."""
+    assert saturated(0.5, scored, End("y", 0, None, 20.0, noise=1.0)) == pytest.approx(left)
+    assert saturated(0.0, scored, End("y", 0, None, 20.0, noise=1.0)) == 0.0
+    assert saturated(1.0, scored, End("y", 0, None, 20.0, noise=1.0)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("scheme", EVERY.values(), ids=EVERY)

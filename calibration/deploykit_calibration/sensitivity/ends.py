@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,12 +28,14 @@ class End:
         index: the index of the output in the graph's order.
         part: the part of the output; None for the whole of it.
         sqnr_db: the SQNR of the simulated graph, measured.
+        noise: sum of the squares of that graph's errors in it, mean over samples; 0 where it was not measured.
     """
 
     name: str
     index: int
     part: Part | None
     sqnr_db: float
+    noise: float = 0.0
 
     def directions(self, output: Tensor, most: int, generator: torch.Generator) -> list[Tensor]:
         """Random directions at right angles to each other, of the output's shape; their length is its root of elements.
@@ -45,7 +47,7 @@ class End:
             output: as computed; what is not finite, or outside of the part, has no noise.
             most: directions at most.
         """
-        inside = output.detach().isfinite() if self.part is None else output.detach().isfinite() & self._mask(output)
+        inside = self._inside(output.detach())
         size = int(inside.sum())
         count = min(most, size)
         if size > _ORTHOGONAL:  # so long that signs are nearly at right angles by themselves
@@ -56,6 +58,13 @@ class End:
         for direction, row in zip(found, rows, strict=True):
             direction[inside] = row.to(output.dtype)
         return found
+
+    def power(self, errors: Tensor) -> float:
+        """Sum of the squares of errors in it, of the output's shape; what is not finite counts nothing."""
+        return float(errors[self._inside(errors)].double().square().sum())
+
+    def _inside(self, output: Tensor) -> Tensor:
+        return output.isfinite() if self.part is None else output.isfinite() & self._mask(output)
 
     def _mask(self, output: Tensor) -> Tensor:
         assert self.part is not None
@@ -81,11 +90,13 @@ def ends_of(prepared: Prepared, samples: Sequence[Mapping[str, Tensor]]) -> tupl
         name: OutputComparison(name, batch=is_batch(captured.inputs, captured.outputs[at]))
         for name, at in floats.items()
     }
+    errors: dict[str, list[Tensor]] = {name: [] for name in floats}
     for feeds in samples:
         want = captured.run(feeds)
         got = prepared.simulation.run({name: tensor.numpy() for name, tensor in feeds.items()})
         for name, comparison in comparisons.items():
             comparison.add(want[name].numpy(), got[name])
+            errors[name].append(want[name] - torch.from_numpy(got[name]))
     found = []
     for name, comparison in comparisons.items():
         metrics = comparison.metrics
@@ -98,4 +109,8 @@ def ends_of(prepared: Prepared, samples: Sequence[Mapping[str, Tensor]]) -> tupl
             "sensitivity is measured as noise at floating outputs, and this model has none that varies",
             hint="let the model return scores, and choose from them outside of it",
         )
-    return tuple(found)
+    return tuple(replace(end, noise=_mean_power(end, errors[captured.outputs[end.index].name])) for end in found)
+
+
+def _mean_power(end: End, errors: Sequence[Tensor]) -> float:
+    return sum(end.power(each) for each in errors) / len(errors)

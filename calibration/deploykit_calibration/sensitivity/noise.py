@@ -1,4 +1,11 @@
-"""Noise of a candidate: the scores of the roundings that its plan leaves, beside what was measured with none kept."""
+"""Noise of a candidate: the scores of the roundings that its plan leaves, beside what was measured with none kept.
+
+Scores are of the first order, each rounding as if there were no other: noise that clipping, norms and softmax take out
+again because there is so much of it is counted in full. How much that is shows with none kept, where noise was
+measured: n is measured where the scores say l, and n = l / (1 + a l) fixes a. Of what is kept the noise then falls more
+slowly than the scores do, and at last as they do. Where less was scored than measured, a is 0: nothing says which
+roundings the rest is of.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +88,7 @@ class NoiseModel:
             return math.inf
         before, worst = min(end.sqnr_db for end in self.ends), 0.0
         for end, scores, (whole, _) in zip(self.ends, self._scored.scores, self._total, strict=True):
-            rate = self._powers(scores, planned) / (whole or 1.0)
+            rate = saturated(self._powers(scores, planned) / (whole or 1.0), whole, end)
             worst = max(worst, rate * math.pow(10.0, (before - end.sqnr_db) / 10.0))
         return worst
 
@@ -104,7 +111,8 @@ class NoiseModel:
         if self._unscored(planned):
             return [-SQNR_CAP_DB] * len(self.ends)
         rates = (
-            self._rate(scores, *total, planned) for scores, total in zip(self._scored.scores, self._total, strict=True)
+            saturated(self._rate(scores, *total, planned), total[0], end)
+            for end, scores, total in zip(self.ends, self._scored.scores, self._total, strict=True)
         )
         return [min(end.sqnr_db - _decibels(rate), SQNR_CAP_DB) for end, rate in zip(self.ends, rates, strict=True)]
 
@@ -140,6 +148,17 @@ class NoiseModel:
             own.join(more)
         known = self._scored
         self._scored = replace(known, reads=known.reads | other.reads, stored=known.stored | other.stored)
+
+
+def saturated(rate: float, scored: float, end: End) -> float:
+    """Noise that is left, relative to all of it as it was measured.
+
+    Args:
+        rate: the same by the scores.
+        scored: all of it by the scores, of which `end.noise` was measured.
+    """
+    excess = max(scored / end.noise, 1.0) if end.noise > 0.0 else 1.0
+    return rate * excess / (1.0 + rate * (excess - 1.0))
 
 
 def _decibels(rate: float) -> float:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 _Key = TypeVar("_Key")
 PASSES, DIRECTIONS = 32, 4
-"""Backward passes in all, and for each sample: fewer for each where a model has several outputs, at least one."""
+"""Backward passes in all, and for each sample at most. Errors of one sample have much in common, along whatever
+direction: of many samples each has few directions, of few each has several, of which several outputs have their parts.
+"""
 
 
 @dataclass
@@ -122,10 +124,10 @@ def score(
     taps = Taps(prepared.captured.graph_module, prepared.simulation.graph_module)
     generator = torch.Generator().manual_seed(seed)
     found = tuple(Scores() for _ in ends)
-    passes = 0
+    passes, directions = 0, min(DIRECTIONS, -(-PASSES // max(len(samples), 1)))
     for feeds in samples:
         outputs = taps.run([feeds[spec.name] for spec in prepared.captured.inputs])
-        turns = _turns(ends, outputs, generator)
+        turns = _turns(ends, outputs, generator, directions)
         if passes and passes + len(turns) > PASSES:
             break
         for turn, (at, direction) in enumerate(turns):
@@ -136,9 +138,11 @@ def score(
     return Scored(ends, found, taps.reads, taps.stored, passes)
 
 
-def _turns(ends: Sequence[End], outputs: Sequence[Tensor], generator: torch.Generator) -> list[tuple[int, Tensor]]:
-    """The directions of one sample, each with the position of its end."""
-    each = max(1, DIRECTIONS // len(ends))
+def _turns(
+    ends: Sequence[End], outputs: Sequence[Tensor], generator: torch.Generator, directions: int
+) -> list[tuple[int, Tensor]]:
+    """The directions of one sample, each with the position of its end: as many as are asked for, one for each end."""
+    each = max(1, directions // len(ends))
     return [
         (at, direction)
         for at, end in enumerate(ends)

@@ -86,7 +86,7 @@ class Taps:
         """Run the network on one tensor for each placeholder; the outputs can be given to `read`."""
         given = iter(inputs)
         environment: dict[Node, Any] = {}
-        tapped: dict[Node, _Tap] = {}
+        tapped: dict[Node, tuple[_Tap, Tensor]] = {}
         with torch.enable_grad():
             for node in self._simulated.graph.nodes:
                 if node.op == "placeholder":
@@ -122,7 +122,9 @@ class Taps:
             self._reading.effects[STORED, name] = sum(float(part.sum()) for part in parts)
         return self._reading
 
-    def _inputs(self, reader: Node, environment: Mapping[Node, Any], tapped: dict[Node, _Tap]) -> dict[Node, Any]:
+    def _inputs(
+        self, reader: Node, environment: Mapping[Node, Any], tapped: dict[Node, tuple[_Tap, Tensor]]
+    ) -> dict[Node, Any]:
         """What a reader is given, by the nodes of the captured graph: float values, with taps on what it rounds."""
         found: dict[Node, Any] = {}
         for was, now in self._operands[reader]:
@@ -136,8 +138,9 @@ class Taps:
                 at = reader if inside else now
                 if at not in tapped:
                     rounded = _rounded_inside(reader, value) if inside else value
-                    tapped[at] = _Tap(was.name, environment[self._nodes[was.name]], rounded, self._note)
-                found[was] = tapped[at].read_by(reader.name)
+                    tapped[at] = _tapped(was.name, environment[self._nodes[was.name]], rounded, self._note)
+                tap, root = tapped[at]
+                found[was] = tap.read_by(reader.name, root)
         return found
 
     def _inside(self, reader: Node, was: Node) -> bool:
@@ -176,20 +179,31 @@ class Taps:
         return tapped
 
 
+@dataclass(eq=False)
 class _Tap:
-    """One rounded tensor: the gradients of its readers, put together when the last one is there."""
+    """One rounded tensor: the gradients of its readers, put together when the last one is there.
 
-    def __init__(self, name: str, value: Tensor, rounded: Tensor, note: Callable[[_Tap], None]) -> None:
-        self.name, self.error = name, (rounded - value).detach()
-        self.slopes: dict[str, Tensor] = {}
-        self._root: Tensor = value.view_as(value) if value.requires_grad else _leaf(value.detach())
-        self._root.register_hook(lambda _: note(self))
+    It does not hold the tensor: the tensor's hook holds the tap, and autograd's graph, which the garbage collector does
+    not see into, would never be freed.
+    """
 
-    def read_by(self, reader: str) -> Tensor:
+    name: str
+    error: Tensor
+    slopes: dict[str, Tensor] = field(default_factory=dict)
+
+    def read_by(self, reader: str, root: Tensor) -> Tensor:
         """The tensor, for one reader."""
-        edge: Tensor = self._root.view_as(self._root)
+        edge: Tensor = root.view_as(root)
         edge.register_hook(lambda slope: self.slopes.__setitem__(reader, slope))
         return edge
+
+
+def _tapped(name: str, value: Tensor, rounded: Tensor, note: Callable[[_Tap], None]) -> tuple[_Tap, Tensor]:
+    """The tap of a rounded tensor, and the tensor that its readers are given."""
+    tap = _Tap(name, (rounded - value).detach())
+    root: Tensor = value.view_as(value) if value.requires_grad else _leaf(value.detach())
+    root.register_hook(lambda _: note(tap))
+    return tap, root
 
 
 def _rounded_inside(reader: Node, value: Tensor) -> Tensor:
