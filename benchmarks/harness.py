@@ -86,9 +86,16 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], *, notes: Sequence[str]
     print(f"- kind of CPU: {this_host().kind} ({this_host()})")
     for note in notes:
         print(f"- {note}")
+    record(name, rows, notes=notes)
+
+
+def record(name: str, rows: Sequence[Mapping[str, Any]], *, notes: Sequence[str] = ()) -> None:
+    """Write `rows` to `results/<name>.json` with the machine and the versions: also those of a run that goes on."""
+    from deploykit.contract.host import this_host
+
     RESULTS.mkdir(exist_ok=True)
-    record = {"benchmark": name, "machine": asdict(this_host()), "versions": _versions(), "rows": rows, "notes": notes}
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    found = {"benchmark": name, "machine": asdict(this_host()), "versions": _versions(), "rows": rows, "notes": notes}
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def _cell(value: Any) -> str:

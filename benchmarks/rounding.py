@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import quiet, report, scratch
+from harness import quiet, record, report, scratch
 from quality import Case, bert_case, digits_case, image_case, vit_case
 
 from deploykit import pipeline
@@ -29,6 +29,7 @@ from deploykit_calibration.channel_scales import scaled_channels, scaled_weights
 from deploykit_calibration.prepared import Prepared
 from deploykit_calibration.reweigh import with_weights
 
+NOTES = ["one thread; int4 in ONNX Runtime, int8 simulated; held-out samples"]
 TARGETS = ("x86-cpu", "jetson-orin", "android", "iphone-15")
 
 
@@ -103,16 +104,17 @@ def spread(seeds: int) -> Iterator[dict[str, Any]]:
     """Networks that compute the same as others, with channels that are log-normally far apart (factor e^3)."""
     for seed in range(seeds):
         of = subject(
-            digits_case("mobilenet", seed=seed), lambda captured, seed=seed: _spread(captured, seed, norms=False)
+            digits_case("mobilenet", seed=seed), lambda captured, seed=seed: spread_channels(captured, seed, norms=False)
         )
         yield from simulated(
             f"digits_mobilenet, spread {seed}", of, ((), ("best",), ("equalize",), ("equalize", "gptq"))
         )
-    of = subject(vit_case(), partial(_spread, seed=0, norms=True))
+    of = subject(vit_case(), partial(spread_channels, seed=0, norms=True))
     yield from simulated("vit, spread behind norms", of, ((), ("best",), ("smooth",), ("smooth", "gptq")))
 
 
-def _spread(captured: CapturedModel, seed: int, *, norms: bool) -> CapturedModel:
+def spread_channels(captured: CapturedModel, seed: int, *, norms: bool) -> CapturedModel:
+    """The same network with channels log-normally far apart (factor e^3), behind norms or between other layers."""
     generator = torch.Generator().manual_seed(seed)
     sets = [each for each in scaled_channels(captured) if bool(each.norms) == norms]
     numbers = [(3 * torch.randn(each.size, generator=generator)).double().exp() for each in sets]
@@ -173,8 +175,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for part in arguments.parts:
-        rows = list(PARTS[part](arguments.seeds))
-        report(f"rounding_{part}", rows, notes=["one thread; int4 in ONNX Runtime, int8 simulated; held-out samples"])
+        rows: list[dict[str, Any]] = []
+        for row in PARTS[part](arguments.seeds):
+            rows.append(row)
+            record(f"rounding_{part}", rows, notes=NOTES)  # a run that is cut keeps its rows
+        report(f"rounding_{part}", rows, notes=NOTES)
 
 
 if __name__ == "__main__":
