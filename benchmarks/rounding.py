@@ -104,7 +104,8 @@ def spread(seeds: int) -> Iterator[dict[str, Any]]:
     """Networks that compute the same as others, with channels that are log-normally far apart (factor e^3)."""
     for seed in range(seeds):
         of = subject(
-            digits_case("mobilenet", seed=seed), lambda captured, seed=seed: spread_channels(captured, seed, norms=False)
+            digits_case("mobilenet", seed=seed),
+            lambda captured, seed=seed: spread_channels(captured, seed, norms=False),
         )
         yield from simulated(
             f"digits_mobilenet, spread {seed}", of, ((), ("best",), ("equalize",), ("equalize", "gptq"))

@@ -54,6 +54,7 @@ class Prepared:
         kept: layers that stay in float beside those that the scheme and the patterns keep, by node name, and why.
         wider: layers whose weight is held in 8 bits where the scheme has fewer, by node name, and why.
         methods: how the ranges of single tensors are chosen, by node name, where that is not `method`.
+        unrounded: the float graph before an algorithm rounded its weights, which `captured` has on the target's grid.
         trained: the graph that was trained, where one was: parity is against it in place of `reference`.
         is_baseline: made to be compared with and not kept, so that nothing need be proved of it.
     """
@@ -72,6 +73,12 @@ class Prepared:
     kept: Mapping[str, str] = field(default_factory=dict)
     wider: Mapping[str, str] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
+    unrounded: CapturedModel | None = None
+
+    @property
+    def exact(self) -> CapturedModel:
+        """What errors are seen from: the float graph with weights that nothing rounded."""
+        return self.captured if self.unrounded is None else self.unrounded
 
     @property
     def precision(self) -> Precision:

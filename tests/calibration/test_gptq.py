@@ -13,9 +13,14 @@ from deploykit import pipeline
 from deploykit.capture import capture
 from deploykit.contract.decibels import sqnr_db
 from deploykit.contract.formats import INT4_CHANNELS, INT8_SYMMETRIC, PerGroup
+from deploykit.contract.recipe import WIDE
 from deploykit.plugin.registry import toolchain
+from deploykit_calibration.algorithms import Algorithm, _registered, apply, register
 from deploykit_calibration.in_step import affordable, run_in_step
 from deploykit_calibration.prepare import prepare
+from deploykit_calibration.prepared import Prepared
+from deploykit_calibration.reweigh import with_weights
+from deploykit_calibration.sensitivity import sensitivity
 from deploykit_calibration.simulate import values
 from deploykit_calibration.weight_grid import grid_of
 from deploykit_calibration.weight_rounding import round_for_inputs
@@ -218,3 +223,30 @@ def test_layers_that_stay_float_are_left_alone() -> None:
     assert same(captured, prepared, "2.weight") and not same(captured, prepared, "0.weight")
     again = pipeline.prepare(asked, captured, run)
     assert again.captured.fingerprint == prepared.captured.fingerprint
+
+
+def test_rounding_is_noise_seen_from_what_was_not_rounded() -> None:
+    """A rounded weight lies on the target's grid: seen from itself, it would have no error and no layer any gain."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32)).eval()
+    captured = capture(model, example_inputs=(draw(0, 16, 32),))
+    run = pipeline.calibrate(captured, [draw(k, 16, 32) for k in range(1, 17)], progress=False)
+    rounded = pipeline.prepare(pipeline.request("x86-cpu", "int4-weight-only", algorithms=("gptq",)), captured, run)
+    assert rounded.unrounded is not None and rounded.exact is rounded.unrounded
+    assert same(captured, replace(rounded, captured=rounded.exact), "0.weight")
+    found = sensitivity(rounded, rounded.samples, rest=WIDE)
+    assert found.sqnr_db < 40
+    kept = found.keep(3)
+    assert len(kept.kept) == 3 and kept.gain_db > 3 and kept.rest == WIDE
+    # what changes weights in another way afterwards makes another model: its own weights are the exact ones
+    other = Algorithm("other", lambda made, _: replace(made, captured=with_weights(made.captured, {})), cost="none")
+    assert apply_one(rounded, other).unrounded is None
+    assert apply_one(rounded, replace(other, run=lambda made, _: made)).unrounded is rounded.unrounded
+
+
+def apply_one(prepared: Prepared, found: Algorithm) -> Prepared:
+    register(found)
+    try:
+        return apply(prepared, [found.name])
+    finally:
+        _registered.pop(found.name)

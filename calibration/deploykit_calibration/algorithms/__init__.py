@@ -20,6 +20,7 @@ from deploykit.contract.errors import CalibrationError, DeploykitError, UsageErr
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deploykit.capture import CapturedModel
     from deploykit.contract.formats import Format
     from deploykit_calibration.prepared import Prepared
 
@@ -142,9 +143,16 @@ def apply(prepared: Prepared, names: Iterable[str]) -> Prepared:
     for name in names:
         found = algorithm(name)
         _check_needs(prepared, found)
-        prepared = _run(found, prepared)
-        prepared = replace(prepared, applied=(*prepared.applied, name))
+        made = _run(found, prepared)
+        prepared = replace(made, applied=(*prepared.applied, name), unrounded=_unrounded(found, prepared, made))
     return prepared
+
+
+def _unrounded(found: Algorithm, before: Prepared, after: Prepared) -> CapturedModel | None:
+    """The graph before its weights were rounded; what changes weights otherwise makes another model of it."""
+    if after.captured is before.captured:
+        return before.unrounded
+    return before.exact if found.rounds else None
 
 
 def _run(found: Algorithm, prepared: Prepared) -> Prepared:

@@ -84,7 +84,7 @@ def ends_of(prepared: Prepared, samples: Sequence[Mapping[str, Tensor]]) -> tupl
         CalibrationError: no output is a float that varies: there is no noise to measure.
     """
     assert prepared.simulation is not None
-    captured = prepared.captured
+    captured = prepared.exact
     floats = {spec.name: at for at, spec in enumerate(captured.outputs) if spec.dtype.startswith(("float", "bfloat"))}
     comparisons = {
         name: OutputComparison(name, batch=is_batch(captured.inputs, captured.outputs[at]))

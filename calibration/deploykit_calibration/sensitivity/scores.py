@@ -121,7 +121,7 @@ def score(
         CalibrationError: an operator has no gradient.
     """
     assert prepared.simulation is not None
-    taps = Taps(prepared.captured.graph_module, prepared.simulation.graph_module)
+    taps = Taps(prepared.exact.graph_module, prepared.simulation.graph_module)
     generator = torch.Generator().manual_seed(seed)
     found = tuple(Scores() for _ in ends)
     passes, directions = 0, min(DIRECTIONS, -(-PASSES // max(len(samples), 1)))
