@@ -234,10 +234,11 @@ def test_rounding_is_noise_seen_from_what_was_not_rounded() -> None:
     rounded = pipeline.prepare(pipeline.request("x86-cpu", "int4-weight-only", algorithms=("gptq",)), captured, run)
     assert rounded.unrounded is not None and rounded.exact is rounded.unrounded
     assert same(captured, replace(rounded, captured=rounded.exact), "0.weight")
-    found = sensitivity(rounded, rounded.samples, rest=WIDE)
-    assert found.sqnr_db < 40
-    kept = found.keep(3)
-    assert len(kept.kept) == 3 and kept.gain_db > 3 and kept.rest == WIDE
+    found = sensitivity(rounded, [captured.feeds(draw(k, 16, 32)) for k in range(20, 28)], rest=WIDE)
+    assert found.sqnr_db < 30
+    one, all_three = found.keep(1), found.keep(3)
+    assert len(one.kept) == 1 and one.gain_db > 0.5  # where weights had no error, nothing was worth keeping
+    assert len(all_three.kept) == 3 and all_three.gain_db > 10 and all_three.rest == WIDE
     # what changes weights in another way afterwards makes another model: its own weights are the exact ones
     other = Algorithm("other", lambda made, _: replace(made, captured=with_weights(made.captured, {})), cost="none")
     assert apply_one(rounded, other).unrounded is None
