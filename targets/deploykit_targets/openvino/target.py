@@ -10,7 +10,7 @@ from deploykit.contract.devices import Device, load_devices
 from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
 from deploykit.contract.requirements import VNNI, BestWith, Requirements
-from deploykit.plugin.target import Capabilities, Payload, Target
+from deploykit.plugin.target import Capabilities, Payload, Simulation, Target
 from deploykit_targets._onnx.vnni import has_wide_weights
 
 if TYPE_CHECKING:
@@ -57,6 +57,17 @@ class OpenVinoTarget(Target):
         from deploykit_targets.openvino.scheme import scheme_of
 
         return scheme_of(request, captured)
+
+    def simulate(self, prepared: Prepared) -> Simulation | None:
+        """See `Target.simulate`: convolutions round behind the sums that they are fused to."""
+        if super().simulate(prepared) is None:
+            return None
+        from deploykit_calibration.simulate import SimulatedModel
+        from deploykit_targets.openvino.sums import clamp_before_sums
+
+        found = SimulatedModel(prepared.captured, prepared.placed)
+        clamp_before_sums(found.graph_module)
+        return found
 
     def lower(self, prepared: Prepared, folder: Path) -> Payload:
         """See `Target.lower`."""
