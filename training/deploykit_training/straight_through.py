@@ -1,8 +1,8 @@
 """Rounding whose value is exactly the simulation's, and whose gradient is that of a clamp (straight-through).
 
-`quantized_decomposed` has no gradient, and `simulate.fake_quantize` a silent zero one. PyTorch's fused fake-quantize
-has one, and equals both bit for bit where the zero-point is moved into the limits: added before rounding, as PyTorch
-does with another zero-point, it turns ties the other way. Values are float32, also under autocast.
+`quantized_decomposed` has no gradient, and `simulate.fake_quantize` a silent zero one. PyTorch's own fake-quantize has
+one, and takes ten times as long as the simulation's four passes over a tensor; it serves weights, which are small.
+Values are float32, also under autocast.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from deploykit_calibration.weights import WeightQuant
 def fake_quantize(x: Tensor, scale: float, low: int, high: int) -> Tensor:
     """Round to multiples of `scale` from `low * scale` to `high * scale`; the gradient is 1 inside and 0 outside.
 
-    Equal to `deploykit_calibration.simulate.fake_quantize`; `low <= 0 <= high`.
+    Equal to `deploykit_calibration.simulate.fake_quantize`; `low <= 0 <= high`. Inside is what is rounded to one of its
+    integers. It keeps what it rounds for the backward pass, and no mask: the layer in front often keeps that anyway.
     """
-    return torch.fake_quantize_per_tensor_affine(x.float(), scale, 0, low, high)
+    apply: Callable[..., Tensor] = _FakeQuantize.apply
+    return apply(x.float(), scale, low, high)
 
 
 def requantize_through(x: Tensor, scale: float, low: int, high: int, unit: float) -> Tensor:
@@ -67,6 +69,19 @@ def through(x: Tensor, rounded: Tensor) -> Tensor:
     """The value of `rounded` with the gradient of `x`; bit for bit, which `x + (rounded - x)` is not."""
     apply: Callable[..., Tensor] = _Through.apply
     return apply(x, rounded)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.limits = ((low - 0.5) * scale, (high + 0.5) * scale)
+        return simulate.fake_quantize(x, scale, low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradients[0], x, *ctx.limits), None, None, None
 
 
 class _Through(torch.autograd.Function):
