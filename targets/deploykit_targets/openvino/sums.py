@@ -7,6 +7,8 @@ convolution's integers, and rounded only behind the sum. What the file says of i
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -19,7 +21,7 @@ def clamp_before_sums(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         rounded = _fused(node)
         if rounded is not None:
-            source, scale, low, high = rounded.args
+            source, scale, low, high = cast(tuple[Node, float, int, int], rounded.args)
             rounded.target, rounded.args = torch.ops.aten.clamp.default, (source, low * scale, high * scale)
     module.graph.lint()
     module.recompile()
@@ -32,7 +34,8 @@ def _fused(node: Node) -> Node | None:
     terms = [term for term in node.args if isinstance(term, Node) and term.target is fake_quantize]
     if len(terms) != 2 or terms[0] is terms[1] or not _is_rounded(node):
         return None
-    return next((term for term, other in (terms, reversed(terms)) if _is_free(term, other)), None)
+    first, second = terms
+    return first if _is_free(first, second) else second if _is_free(second, first) else None
 
 
 def _is_free(term: Node, other: Node) -> bool:
