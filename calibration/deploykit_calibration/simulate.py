@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,6 +50,45 @@ def fake_quantize(x: Tensor, scale: float, low: int, high: int) -> Tensor:
 def requantize(x: Tensor, scale: float, low: int, high: int, unit: float) -> Tensor:
     """The integers of `fake_quantize`, by division, in multiples of `unit`: for kernels that sum in other units."""
     return x.div(scale).round_().clamp_(low, high).mul_(unit)
+
+
+def round_away(x: Tensor, zero: int) -> Tensor:
+    """Round to integers, ties away from `-zero`: for kernels that round integers with their zero-point in them."""
+    moved = x + zero
+    return moved.abs().add_(0.5).floor_().mul_(moved.sign()).sub_(zero)
+
+
+Key = tuple[float, int, int]
+"""What a scale is known by: itself, and the lowest and highest multiple of it."""
+
+FACTORS = "deploykit_factors"
+"""In the meta of a `requantize`: how its scale and its unit follow from other scales, two `Factor`s."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A number of the simulation that follows from scales: `of / by`.
+
+    Attributes:
+        of, by: the scales; None is 1.
+        is_half: rounded to float16.
+    """
+
+    of: Key | None = None
+    by: Key | None = None
+    is_half: bool = False
+
+
+def key_of(node: Node) -> Key | None:
+    """The scale that a node of a simulated graph rounds its result with; None of other nodes."""
+    if node.target is requantize:
+        factors: tuple[Factor, Factor] | None = node.meta.get(FACTORS)
+        return None if factors is None or factors[1].by is not None else factors[1].of
+    if node.target is not fake_quantize:
+        return None
+    _, scale, low, high = node.args
+    assert isinstance(scale, float) and isinstance(low, int) and isinstance(high, int)
+    return scale, low, high
 
 
 def fake_float8(x: Tensor, scale: float, limit: int) -> Tensor:

@@ -42,6 +42,48 @@ def test_rounding_with_a_learned_scale_is_the_simulations() -> None:
     torch.testing.assert_close(scale.grad, each.sum() / (2001 * 127) ** 0.5, rtol=1e-3, atol=1e-5)
 
 
+class _Summed(nn.Module):
+    """Sums and averages of integers, which some targets compute in units of other scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1)
+        self.mix, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.stem(x))
+        h = torch.relu(self.mix(torch.relu(h + self.side(h))))
+        return self.head(nn.functional.adaptive_avg_pool2d(h, 1).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("target", "package"),
+    [("iphone-15", "coremltools"), ("android", "litert_torch"), ("jetson-orin", "onnx"), ("x86-cpu", "onnx")],
+)
+def test_scales_are_learned_as_every_target_computes_and_stay_exact(target: str, package: str) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, images = _Summed().train(False), torch.randn(32, 1, 12, 12)
+    wanted = net(images).detach()
+    run = deploykit.qat(
+        net, target, example_inputs=(images[:1],), calibration=far_off(images.repeat(2, 1, 1, 1)), progress=False,
+        calibration_method="minmax", scales="learned",
+    )  # fmt: skip
+    with run as trained:
+        optimizer = torch.optim.Adam(trained.scales, lr=0.1)
+        losses = []
+        for _ in range(25):
+            loss = nn.functional.mse_loss(trained.model(images), wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            assert all(scale.grad is not None and bool(scale.grad.isfinite()) for scale in trained.scales)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+    trained.prepared()  # placed with what was learned: refused unless every bit is that of the trained graph
+
+
 def test_learning_the_scales_alone_mends_ranges_that_were_far_off(make_net: Any, digits: Any, tmp_path: Path) -> None:
     net, (images, _) = make_net(), digits
     wanted = net(images[:128]).detach()

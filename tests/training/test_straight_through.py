@@ -43,3 +43,19 @@ def test_the_value_is_exactly_the_rounded_one() -> None:
     assert torch.equal(got, rounded)
     got.sum().backward()
     assert x.grad is not None and x.grad.tolist() == [1.0, 1.0]
+
+
+def test_ties_turn_away_from_where_the_integers_of_the_file_are_zero() -> None:
+    x = torch.tensor([-0.5, 0.5, 1.5, 2.5, 3.5, 3.4], requires_grad=True)
+    got = straight_through.away_through(x, -2)  # the file's integers are two less: -2.5, -1.5, -0.5, 0.5, 1.5
+    assert got.tolist() == [-1.0, 0.0, 1.0, 3.0, 4.0, 3.0]
+    got.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [1.0] * 6
+
+
+def test_integers_in_other_units_have_the_gradient_of_the_units() -> None:
+    x = torch.tensor([-9.0, 0.3, 0.7, 9.0], requires_grad=True)
+    got = straight_through.requantize_through(x, 0.5, -4, 4, 0.25)
+    assert torch.equal(got, simulate.requantize(x.detach(), 0.5, -4, 4, 0.25))
+    got.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [0.0, 0.5, 0.5, 0.0]

@@ -11,24 +11,21 @@ Source: Esser et al., Learned Step Size Quantization, ICLR 2020 (gradient and it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
-from deploykit.contract.errors import UsageError
 from deploykit_calibration import simulate
 from deploykit_calibration.ranges import range_method
-from deploykit_training.straight_through import through
+from deploykit_calibration.simulate import Key, key_of
+from deploykit_training.straight_through import half_through
 
 if TYPE_CHECKING:
     from deploykit.contract.scheme import FixedParams
     from deploykit_calibration.prepared import Prepared
-
-Key = tuple[float, int, int]
-"""Scale, and the lowest and highest multiple of it."""
 
 
 class LearnedScales:
@@ -41,19 +38,11 @@ class LearnedScales:
     Attributes:
         tensors: for every scale that is learned, the nodes whose values it rounds.
         parameters: as many parameters, shape (): the natural logarithm of the factor of each scale.
-
-    Raises:
-        UsageError: the target sums in units of its scales, which then are no parameters of their own.
     """
 
     def __init__(self, prepared: Prepared, simulated: GraphModule) -> None:
-        if any(node.target is simulate.requantize for node in simulated.graph.nodes):
-            raise UsageError(
-                f"scales cannot be learned for {prepared.request.target}: its sums are in units of their terms' scales",
-                hint='scales="fixed" keeps those of the calibration',
-            )
         built_in = {_built_in(prepared, params) for params in prepared.scheme.fixed_outputs.values()}
-        self._symmetric = prepared.scheme.activation.symmetric
+        self._symmetric, self._is_half = prepared.scheme.activation.symmetric, prepared.scheme.float16_scales
         self.tensors: dict[Key, list[str]] = {}
         for node in simulated.graph.nodes:
             key = key_of(node)
@@ -62,9 +51,10 @@ class LearnedScales:
         self.parameters = [nn.Parameter(torch.zeros(())) for _ in self.tensors]
 
     def values(self, device: torch.device) -> list[Tensor]:
-        """The scales of the moment, float32, shape (), with gradients."""
+        """The scales of the moment, float32, shape (), with gradients; values of float16 where the file's are."""
         pairs = zip(self.tensors, self.parameters, strict=True)
-        return [(key[0] * parameter.exp()).to(device) for key, parameter in pairs]
+        found = (key[0] * parameter.exp() for key, parameter in pairs)
+        return [(half_through(scale) if self._is_half else scale).to(device) for scale in found]
 
     def methods(self, known: Mapping[str, object]) -> dict[str, str]:
         """The learned range of every tensor of `known`, as a method of a recipe."""
@@ -77,19 +67,18 @@ class LearnedScales:
         return found
 
 
-def key_of(node: Node) -> Key | None:
-    """The scale that a node of a simulated graph rounds with; None of other nodes."""
-    if node.target is not simulate.fake_quantize:
-        return None
-    _, scale, low, high = node.args
-    assert isinstance(scale, float) and isinstance(low, int) and isinstance(high, int)
-    return scale, low, high
-
-
 def _built_in(prepared: Prepared, params: FixedParams) -> Key:
     activation, zero = prepared.scheme.activation, params.zero_point
     kind = torch.float16 if prepared.scheme.float16_scales else torch.float32
     return float(torch.tensor(params.scale, dtype=kind)), activation.quant_min - zero, activation.quant_max - zero
+
+
+def factor(of: Tensor | None, by: Tensor | None, is_half: bool) -> Tensor | float:
+    """`of / by` of learned scales, float32, shape (); see `simulate.Factor`."""
+    found = of if by is None else (1.0 if of is None else of) / by
+    if found is None:
+        return 1.0
+    return half_through(found) if is_half else found
 
 
 def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
@@ -99,9 +88,34 @@ def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
         x: float, any shape.
         scale: float32, shape (), > 0.
     """
-    x = x.float()
-    share = 1.0 / math.sqrt(x.numel() * max(high, -low))
-    slowed = scale * share + (scale - scale * share).detach()
-    steps = (x / slowed).clamp(low, high)
-    surrogate = (steps + (steps.round() - steps).detach()) * slowed
-    return through(surrogate, simulate.fake_quantize(x.detach(), float(scale.detach()), low, high))
+    apply: Callable[..., Tensor] = _Quantize.apply
+    return apply(x.float(), scale, None, low, high)
+
+
+def requantize(x: Tensor, scale: Tensor | float, low: int, high: int, unit: Tensor | float) -> Tensor:
+    """`simulate.requantize` where its scale, its unit or both are learned."""
+    apply: Callable[..., Tensor] = _Quantize.apply
+    return apply(x.float(), torch.as_tensor(scale, device=x.device), torch.as_tensor(unit), low, high)
+
+
+class _Quantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, unit: Tensor | None, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.scale, ctx.unit, ctx.limits = float(scale), None if unit is None else float(unit), (low, high)
+        if ctx.unit is None:
+            return simulate.fake_quantize(x, ctx.scale, low, high)
+        return simulate.requantize(x, ctx.scale, low, high, ctx.unit)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        ((x,), (low, high)), scale, gradient = (ctx.saved_tensors, ctx.limits), ctx.scale, gradients[0]
+        unit = scale if ctx.unit is None else ctx.unit
+        steps = x / scale
+        through = gradient.where(steps == steps.clamp(low, high), 0.0)
+        share = 1.0 / math.sqrt(x.numel() * max(high, -low))
+        of_unit = (gradient * steps.round().clamp_(low, high)).sum() * share
+        of_scale = (through * steps).sum() * (-share * unit / scale)
+        if ctx.unit is None:
+            return through, of_scale + of_unit, None, None, None
+        return through * (unit / scale), of_scale, of_unit, None, None

@@ -25,10 +25,10 @@ from deploykit.contract.errors import ConversionError
 from deploykit.pipeline.reference import to_arrays
 from deploykit_calibration.roundings import ROUNDING, BiasRounding
 from deploykit_calibration.run_time import recurrent_of_rounded
-from deploykit_calibration.simulate import round_half
+from deploykit_calibration.simulate import FACTORS, Factor, Key, key_of, requantize, round_half
 from deploykit_calibration.weights import WeightQuant
 from deploykit_training import learned, straight_through
-from deploykit_training.learned import LearnedScales, key_of
+from deploykit_training.learned import LearnedScales
 from deploykit_training.live_norms import LiveNorm, norms_of, with_live_norms
 
 if TYPE_CHECKING:
@@ -166,8 +166,9 @@ class LiveGraph:
         for node in nodes:
             if node not in copies:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
-                key = key_of(node)
-                if key in scales:
+                if scales and node.target is requantize and FACTORS in node.meta:
+                    _requantize_with(scales, copies[node], node.meta[FACTORS])
+                elif (key := key_of(node)) in scales:
                     x, _, low, high = copies[node].args
                     copies[node].target, copies[node].args = learned.quantize, (x, scales[key], low, high)
                 elif node.op == "get_attr":
@@ -222,6 +223,21 @@ class LiveGraph:
             moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in held.items()}
             self._modules[device] = GraphModule(moved, graph, class_name="TrainedGraphModule")
         return self._modules[device]
+
+
+def _requantize_with(scales: Mapping[Key, Node], node: Node, factors: tuple[Factor, Factor]) -> None:
+    """Let a node whose scale and unit follow from scales follow those that are learned."""
+    graph, (x, scale, low, high, unit) = node.graph, node.args
+
+    def value(factor: Factor, constant: Any) -> Any:
+        if not {factor.of, factor.by} & scales.keys():
+            return constant
+        of, by = (scales.get(key, key[0]) if key is not None else None for key in (factor.of, factor.by))
+        return graph.call_function(learned.factor, (of, by, factor.is_half))
+
+    with graph.inserting_before(node):
+        found = (x, value(factors[0], scale), low, high, value(factors[1], unit))
+    node.target, node.args = learned.requantize, found
 
 
 def _refuse_steps(node: Node) -> None:

@@ -104,8 +104,7 @@ def qat(
         options=options,
         algorithms=algorithms,
     )
-    if scales not in ("fixed", "learned"):
-        raise UsageError(f"scales is {scales!r}", hint='one of "fixed", "learned"')
+    check_scales(scales)
     task = None if evaluate is None else Task(evaluate, max_drop)
     opened, example_inputs, calibration = open_model(model, example_inputs, calibration)
     module = _checked_module(opened)
@@ -162,6 +161,12 @@ def begin(
         start = Start(module, example_inputs, request, run, prepared, task, live_steps, plugin)
         graph = _checked_graph(start, captured, learn_scales=learn_scales)
     return Trained(start, graph, interface)
+
+
+def check_scales(scales: str) -> None:
+    """Refuse another word than those that `qat` takes."""
+    if scales not in ("fixed", "learned"):
+        raise UsageError(f"scales is {scales!r}", hint='one of "fixed", "learned"')
 
 
 def _checked_module(module: Any) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deploykit_calibration import run_time, simulate
 from deploykit_calibration.run_time import round_rows
-from deploykit_calibration.simulate import fake_float8, requantize, round_half
+from deploykit_calibration.simulate import fake_float8, requantize, round_away, round_half
 from deploykit_calibration.weights import WeightQuant
 
 
@@ -26,14 +26,19 @@ def fake_quantize(x: Tensor, scale: float, low: int, high: int) -> Tensor:
     integers. It keeps what it rounds for the backward pass, and no mask: the layer in front often keeps that anyway.
     """
     apply: Callable[..., Tensor] = _FakeQuantize.apply
-    return apply(x.float(), scale, low, high)
+    return apply(x.float(), scale, low, high, None)
 
 
 def requantize_through(x: Tensor, scale: float, low: int, high: int, unit: float) -> Tensor:
     """The same integers in multiples of `unit`; the gradient is `unit / scale` inside and 0 outside."""
+    apply: Callable[..., Tensor] = _FakeQuantize.apply
+    return apply(x.float(), scale, low, high, unit)
+
+
+def away_through(x: Tensor, zero: int) -> Tensor:
+    """Round to integers, ties away from `-zero`; the gradient passes as it is."""
     x = x.float()
-    scaled = x.clamp(low * scale, high * scale) * (unit / scale)
-    return through(scaled, requantize(x.detach(), scale, low, high, unit))
+    return through(x, round_away(x.detach(), zero))
 
 
 def float8_through(x: Tensor, scale: float, limit: int) -> Tensor:
@@ -73,15 +78,17 @@ def through(x: Tensor, rounded: Tensor) -> Tensor:
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float, low: int, high: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: float, low: int, high: int, unit: float | None) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.limits = ((low - 0.5) * scale, (high + 0.5) * scale)
-        return simulate.fake_quantize(x, scale, low, high)
+        ctx.limits, ctx.factor = ((low - 0.5) * scale, (high + 0.5) * scale), 1.0 if unit is None else unit / scale
+        if unit is None:
+            return simulate.fake_quantize(x, scale, low, high)
+        return requantize(x, scale, low, high, unit)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (x,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradients[0], x, *ctx.limits), None, None, None
+        inside = torch.ops.aten.hardtanh_backward(gradients[0], *ctx.saved_tensors, *ctx.limits)
+        return inside if ctx.factor == 1.0 else inside * ctx.factor, None, None, None, None
 
 
 class _Through(torch.autograd.Function):
@@ -99,6 +106,7 @@ class _Through(torch.autograd.Function):
 TRAINED_AS: dict[Callable[..., Any], Callable[..., Any]] = {
     simulate.fake_quantize: fake_quantize,
     simulate.requantize: requantize_through,
+    simulate.round_away: away_through,
     simulate.fake_float8: float8_through,
     run_time.round_rows: rows_through,
     simulate.round_half: half_through,

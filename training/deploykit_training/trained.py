@@ -154,7 +154,7 @@ class Trained:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             raise UsageError(
                 "scales are learned by one process: DistributedDataParallel does not know of them",
-                hint='scales="fixed", or train on one device',
+                hint="the callbacks for Lightning and Hugging Face train them over processes; or train on one device",
             )
         return self.graph.scales.parameters
 

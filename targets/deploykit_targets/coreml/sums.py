@@ -13,7 +13,7 @@ import numpy as np
 from torch.fx import GraphModule, Node
 
 from deploykit_calibration.products import operator_name
-from deploykit_calibration.simulate import fake_quantize, requantize, round_half
+from deploykit_calibration.simulate import FACTORS, Factor, fake_quantize, key_of, requantize, round_half
 
 _SUMS = frozenset(("add", "sub"))
 _LARGEST, _SMALLEST = float(np.finfo(np.float16).max), float(np.finfo(np.float16).smallest_subnormal)
@@ -68,11 +68,16 @@ def _rewrite(module: GraphModule, node: Node, terms: tuple[Node, Node], quantize
     if any(not _SMALLEST <= factor <= _LARGEST for factor in factors):
         return
     first, wide = (float(np.float16(factor)) for factor in factors)
+    keys = [key_of(each) for each in (*terms, quantized)]
+    units = [Factor(keys[0], keys[1], is_half=True), Factor()]
     graph = module.graph
+    found = []
     with graph.inserting_before(node):
-        node.args = tuple(
-            graph.call_function(round_half, (graph.call_function(requantize, (term, *term.args[1:], unit)),))
-            for term, unit in zip(terms, (first, 1.0), strict=True)
-        )
+        for term, key, unit, factor in zip(terms, keys[:2], (first, 1.0), units, strict=True):
+            integers = graph.call_function(requantize, (term, *term.args[1:], unit))
+            integers.meta[FACTORS] = (Factor(key), factor)
+            found.append(graph.call_function(round_half, (integers,)))
+    node.args = tuple(found)
     source, scale, low, high = quantized.args
     quantized.target, quantized.args = requantize, (source, wide, low, high, scale)
+    quantized.meta[FACTORS] = (Factor(keys[2], keys[1], is_half=True), Factor(keys[2]))

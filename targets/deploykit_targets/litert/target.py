@@ -14,7 +14,7 @@ from deploykit.contract.request import of_precisions
 from deploykit.contract.requirements import Requirements
 from deploykit.judge.profiling import DEFAULT_EFFORT, Effort, Percentiles, Profile, measure_interleaved
 from deploykit.places.first import Risk
-from deploykit.plugin.target import Capabilities, Payload, Target
+from deploykit.plugin.target import Capabilities, Payload, Simulation, Target
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
@@ -124,6 +124,18 @@ class LiteRTTarget(Target):
         from deploykit_targets.litert.scheme import scheme_of
 
         return scheme_of(request, captured)
+
+    def simulate(self, prepared: Prepared) -> Simulation | None:
+        """See `Target.simulate`: averages are of integers."""
+        found = super().simulate(prepared)
+        if found is None or prepared.precision is not Precision.INT8:
+            return found
+        from deploykit_calibration.simulate import SimulatedModel
+        from deploykit_targets.litert.means import averages_of_integers
+
+        exact = SimulatedModel(prepared.captured, prepared.placed)
+        averages_of_integers(exact.graph_module)
+        return exact
 
     def lower(self, prepared: Prepared, folder: Path) -> Payload:
         """See `Target.lower`."""

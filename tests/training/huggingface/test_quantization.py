@@ -16,7 +16,7 @@ from deploykit.contract.errors import UsageError
 pytest.importorskip("accelerate", reason="the Trainer of transformers needs it")
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from deploykit_training.huggingface.quantization import FILE
+from deploykit_training.huggingface.quantization import FILE, SCALES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -66,6 +66,20 @@ def test_fit_save_resume_and_export(tmp_path: Path) -> None:
 
     artifact = qat.trained.export(output=tmp_path / "a", profile=False, progress=False, dynamic_batch=True)
     assert artifact.parity.chain[0].reference == "trained graph" and artifact.parity.sqnr_db >= 60
+
+
+def test_learned_scales_are_trained_and_resumed(tmp_path: Path) -> None:
+    qat, model = deploykit.transformers.QuantizationAwareTraining("x86-cpu", scales="learned", scales_lr=0.05), bert()
+    trainer(model, tmp_path, qat).train()
+    learned = [float(scale.detach()) for scale in qat.trained.scales]
+    assert any(abs(each) > 0.01 for each in learned)
+    again = deploykit.transformers.QuantizationAwareTraining("x86-cpu", scales="learned", scales_lr=0.0)
+    run = trainer(bert(), tmp_path, again, max_steps=4, save_strategy="no")
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert [float(scale.detach()) for scale in again.trained.scales] == learned
+    (tmp_path / "checkpoint-3" / SCALES).unlink()
+    with pytest.raises(UsageError, match="learned scales are not at"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
 def test_the_loss_is_the_models_own(tmp_path: Path) -> None:

@@ -79,6 +79,26 @@ def test_fit_validate_test_and_resume(make_net: Any, loader: Any, tmp_path: Path
     assert third.table != qat.table  # another fit takes ranges of its own
 
 
+def test_learned_scales_are_trained_kept_and_exported(make_net: Any, loader: Any, tmp_path: Path) -> None:
+    qat, module = QuantizationAwareTraining(target="x86-cpu", scales="learned", scales_lr=0.05), Digits(make_net())
+    saver = ModelCheckpoint(tmp_path, save_last=True)
+    trainer(tmp_path, [qat, saver]).fit(module, loader)
+    scales = [float(each.detach()) for each in qat.trained.scales]
+    assert any(abs(each) > 0.01 for each in scales)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert list(checkpoint["state_dict"]) == list(module.state_dict())
+    (state,) = [value for key, value in checkpoint["callbacks"].items() if "QuantizationAware" in key]
+    assert state["learned"]["scales"].tolist() == pytest.approx(scales)
+
+    x = next(iter(loader))[0]
+    quantised = trained_outputs(qat, x)
+    fresh, other = Digits(make_net()), QuantizationAwareTraining(target="x86-cpu", scales="learned")
+    trainer(tmp_path, [other]).test(fresh, loader, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    assert torch.equal(fresh.seen[0], quantised)
+    artifact = qat.trained.export(output=tmp_path / "a", profile=False, progress=False, strict=False)
+    assert artifact.recipe.ranges and artifact.parity.chain[0].reference == "trained graph"
+
+
 def calm(loader: DataLoader[Any]) -> DataLoader[Any]:
     """The same with half of the contrast: other ranges."""
     images, labels = loader.dataset.tensors  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,12 +26,14 @@ from deploykit.pipeline.steps import calibrate
 from deploykit_calibration.observe import CalibrationRun
 from deploykit_calibration.table import SUFFIX, CalibrationTable
 from deploykit_training.huggingface.forward import LossForward
-from deploykit_training.qat import begin
+from deploykit_training.qat import begin, check_scales
+from deploykit_training.scale_steps import LEARNING_RATE, ScaleSteps, mean_of_processes
 
 if TYPE_CHECKING:
     from deploykit_training.trained import Trained
 
 FILE = f"deploykit{SUFFIX}"
+SCALES = "deploykit_scales.pt"
 _LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 
 
@@ -44,7 +46,8 @@ class QuantizationAwareTraining(TrainerCallback):  # type: ignore[misc]
         calibration: data for the ranges; None takes the first batches of the training data.
         batches: how many of them.
         dynamic_shapes: axes that vary, as `torch.export` takes them; None is the batch alone.
-        evaluate, max_drop: as in `deploykit.qat`.
+        evaluate, max_drop, scales: as in `deploykit.qat`.
+        scales_lr: the learning rate of learned scales, whose optimizer is the callback's own.
 
     Attributes:
         trained: what `deploykit.qat` gives, from the beginning of the training on; `trained.export(...)` writes an
@@ -67,7 +70,10 @@ class QuantizationAwareTraining(TrainerCallback):  # type: ignore[misc]
         options: Any = None,
         calibration_method: str = "default",
         algorithms: Any = (),
+        scales: Literal["fixed", "learned"] = "fixed",
+        scales_lr: float = LEARNING_RATE,
     ) -> None:
+        check_scales(scales)
         self.request = make_request(
             target,
             precision,
@@ -82,6 +88,8 @@ class QuantizationAwareTraining(TrainerCallback):  # type: ignore[misc]
         self._task = None if evaluate is None else Task(evaluate, max_drop)
         self.trained: Trained | None = None
         self.table: CalibrationTable | None = None
+        self.scales, self.scales_lr = scales, scales_lr
+        self._steps: ScaleSteps | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Place the scheme on the model, and let its forward run it.
@@ -102,17 +110,38 @@ class QuantizationAwareTraining(TrainerCallback):  # type: ignore[misc]
         observe = lambda captured: self._observed(captured, loader)  # noqa: E731
         with torch.random.fork_rng(devices=[]):
             example = {name: value.detach().cpu() for name, value in example.items()}
-            self.trained = begin(model, example, self.request, observe, shapes=shapes, task=self._task, progress=False)
+            self.trained = begin(
+                model,
+                example,
+                self.request,
+                observe,
+                shapes=shapes,
+                task=self._task,
+                learn_scales=self.scales == "learned",
+                progress=False,
+            )
+        if self.trained.graph.scales is not None:
+            self._steps = ScaleSteps(self.trained.graph.scales.parameters, self.scales_lr, mean_of_processes)
+            if state.global_step:
+                self._steps.load_state_dict(torch.load(_resumed_file(args, state, SCALES), weights_only=True))
         forward = self.trained.attach(LossForward)
         assert isinstance(forward, LossForward)
         forward.autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self.trained.measure_start()
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Train the scales that are learned."""
+        del args, state, control, kwargs
+        if self._steps is not None:
+            self._steps.step()
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the ranges beside the checkpoint."""
+        """Write the ranges and learned scales beside the checkpoint."""
         del control, kwargs
         if self.table is not None and state.is_world_process_zero:
             self.table.save(_folder(args, state) / FILE)
+            if self._steps is not None:
+                torch.save(self._steps.state_dict(), _folder(args, state) / SCALES)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the better parameters, and give the model its own forward back."""
@@ -152,12 +181,20 @@ def _folder(args: Any, state: Any) -> Path:
 
 def _resumed(args: Any, state: Any) -> CalibrationTable | None:
     """The ranges of the run that is resumed; None where a run begins."""
-    if not state.global_step:
-        return None
-    path = _folder(args, state) / FILE
+    return CalibrationTable.load(_resumed_file(args, state, FILE)) if state.global_step else None
+
+
+def _resumed_file(args: Any, state: Any, name: str) -> Path:
+    """A file beside the checkpoint that is resumed.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    path = _folder(args, state) / name
     if not path.is_file():
+        what = "ranges are" if name == FILE else "learned scales are"
         raise UsageError(
-            f"the run is resumed at step {state.global_step}, and its ranges are not at {path}",
-            hint="resume from a checkpoint in output_dir that was written with this callback",
+            f"the run is resumed at step {state.global_step}, and its {what} not at {path}",
+            hint="resume from a checkpoint in output_dir that was written with this callback and the same scales=",
         )
-    return CalibrationTable.load(path)
+    return path

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from deploykit_calibration.observe import CalibrationRun
 from deploykit_calibration.table import CalibrationTable
 from deploykit_training.kept_ranges import packed, unpacked
 from deploykit_training.lightning.submodules import submodule
-from deploykit_training.qat import begin
+from deploykit_training.qat import begin, check_scales
+from deploykit_training.scale_steps import LEARNING_RATE, ScaleSteps, mean_of_processes
 
 if TYPE_CHECKING:
     from deploykit_training.trained import Trained
@@ -48,7 +49,8 @@ class Placed(Callback):  # type: ignore[misc]
             of the training data.
         batches: how many batches of the training data are enough.
         dynamic_batch: the batch may have any size.
-        live_batch_norm_steps: see `deploykit.qat`.
+        live_batch_norm_steps, scales: see `deploykit.qat`.
+        scales_lr: the learning rate of learned scales, whose optimizer is the callback's own.
         options: the options of the toolchain; further ones (`include`, `exclude`, `calibration_method`, `algorithms`)
             by name.
     """
@@ -69,8 +71,11 @@ class Placed(Callback):  # type: ignore[misc]
         calibration_method: str = "default",
         algorithms: Any = (),
         live_batch_norm_steps: int = 0,
+        scales: Literal["fixed", "learned"] = "fixed",
+        scales_lr: float = LEARNING_RATE,
     ) -> None:
         super().__init__()
+        check_scales(scales)
         self.request = make_request(
             target,
             precision,
@@ -82,7 +87,10 @@ class Placed(Callback):  # type: ignore[misc]
         )
         self.module, self.example_inputs, self.calibration = module, example_inputs, calibration
         self.batches, self.dynamic_batch, self.live_steps = batches, dynamic_batch, live_batch_norm_steps
+        self.scales, self.scales_lr = scales, scales_lr
         self.table: CalibrationTable | None = None
+        self._steps: ScaleSteps | None = None
+        self._learned: dict[str, Any] = {}
         self._example: Any = None
         self._resumes = False
         self.trained: Trained | None = None
@@ -95,13 +103,17 @@ class Placed(Callback):  # type: ignore[misc]
         return str(self._generate_state_key(target=self.request.target, precision=str(self.request.precision)))
 
     def state_dict(self) -> dict[str, Any]:
-        """The ranges (bytes of a calibration table) and the example inputs; plain tensors, which are safe to load."""
-        return {} if self.table is None else {"table": packed(self.table), "example": self._example}
+        """The ranges (bytes of a calibration table), example inputs and learned scales; plain values, safe to load."""
+        if self.table is None:
+            return {}
+        learned = self._learned if self._steps is None else self._steps.state_dict()
+        return {"table": packed(self.table), "example": self._example, **({"learned": learned} if learned else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the ranges of the run that is resumed, or whose checkpoint is tested."""
         if "table" in state_dict:
-            self.table, self.trained = unpacked(state_dict["table"]), None
+            self.table, self.trained, self._steps = unpacked(state_dict["table"]), None, None
+            self._learned = state_dict.get("learned", {})
             self._example, self._resumes = state_dict["example"], True
 
     # Outside of fit.
@@ -154,9 +166,10 @@ class Placed(Callback):  # type: ignore[misc]
 
     def renew(self) -> None:
         """Forget module and ranges before another fit, unless it resumes a run, whose ranges are kept."""
-        self.trained = None
+        self.trained = self._steps = None
         if not self._resumes:
             self.table = self._example = None
+            self._learned = {}
         self._resumes = False
 
     def detach(self) -> None:
@@ -181,7 +194,7 @@ class Placed(Callback):  # type: ignore[misc]
         shapes = {"dynamic_batch": self.dynamic_batch, "dynamic_shapes": None}
         observe = lambda captured: self._observed(trainer, pl_module, captured)  # noqa: E731
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-            return begin(
+            trained = begin(
                 module,
                 self._example,
                 self.request,
@@ -189,8 +202,20 @@ class Placed(Callback):  # type: ignore[misc]
                 shapes=shapes,
                 task=task,
                 live_steps=self.live_steps,
+                learn_scales=self.scales == "learned",
                 progress=False,
             )
+            self._steps = self._scale_steps(trained)
+        return trained
+
+    def _scale_steps(self, trained: Trained) -> ScaleSteps | None:
+        """The steps of the learned scales, from where a run that is resumed was; None where scales are fixed."""
+        if trained.graph.scales is None:
+            return None
+        steps = ScaleSteps(trained.graph.scales.parameters, self.scales_lr, mean_of_processes)
+        if self._learned:
+            steps.load_state_dict(self._learned)
+        return steps
 
     def _observed(self, trainer: Trainer, pl_module: LightningModule, captured: CapturedModel) -> CalibrationRun:
         """The ranges of this run for the module as it is now: those that are known, or what the first process finds."""

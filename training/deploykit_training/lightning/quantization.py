@@ -55,8 +55,10 @@ class QuantizationAwareTraining(Placed):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Refuse a training step that goes around the forward that is trained."""
+        """Refuse a training step that goes around the forward that is trained; train the scales that are learned."""
         del trainer, outputs, batch
+        if self._steps is not None:
+            self._steps.step()
         if self.trained is not None and self.trained.calls == self._calls:
             name = f"self.{self.module}" if self.module else "self"
             children = ", ".join(repr(name) for name, _ in pl_module.named_children())
