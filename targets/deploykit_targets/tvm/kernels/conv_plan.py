@@ -16,7 +16,7 @@ from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import Expr, vector_start
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Array, pack_constants, pack_matrix
-from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows, tile_cycles
+from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows, join_lines, tile_cycles
 
 _CACHE_LINE = 64  # bytes
 _NEAR_BYTES = 24 << 10  # weights of a block that stay in a first-level cache from one tile of rows to the next
@@ -92,6 +92,7 @@ class ConvPlan:
     run: int  # inputs of a stretch
     weight_sets: int = 1  # one per image where each image has weights of its own
     flat: bool = False  # a line is an image, in steps of one input pixel: those beyond the output's width are dropped
+    joined: bool = False  # a line is several lines of the output, and a tile may end in another one than it starts in
 
     @property
     def group_columns(self) -> int:
@@ -213,6 +214,9 @@ def plan_conv(shape: ConvShape, dot: Dot, *, weights_per_image: bool = False) ->
     sets = shape.batch if weights_per_image else 1
     rows, tile = choose_tile(pixels, vectors, dot, by=by)
     plan = ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, sets)
+    if not (dot.tiles or shape.pointwise):
+        rows, tile, lines, pixels = join_lines((lines, pixels), vectors, dot, by=by, within=height)
+        plan = replace(plan, rows=rows, tile=tile, lines=lines, pixels=pixels, joined=pixels > width)
     if dot.tiles and not shape.pointwise and shape.stride == (1, 1):
         pixels = (height - 1) * shape.width + width
         rows, tile = choose_tile(pixels, vectors, dot, by=by)
@@ -300,9 +304,11 @@ class Address:
             row = line * shape.height + ky * shape.dilation[0]
             pixel = row * shape.width + self._pixel(x, r) + kx * shape.dilation[1]
         else:
-            out_height = shape.output[0]
+            (out_height, out_width), column = shape.output, self._pixel(x, r)
+            if plan.joined:
+                line, column = line * (plan.pixels // out_width) + column // out_width, column % out_width
             row = line // out_height * shape.height + line % out_height * shape.stride[0] + ky * shape.dilation[0]
-            pixel = row * shape.width + self._pixel(x, r) * shape.stride[1] + kx * shape.dilation[1]
+            pixel = row * shape.width + column * shape.stride[1] + kx * shape.dilation[1]
         return pixel * shape.channels + group * (shape.channels // shape.groups)
 
     def _group(self, task: Expr) -> Expr:

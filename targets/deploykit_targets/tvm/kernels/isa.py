@@ -51,6 +51,7 @@ class Dot:
         interleaved: inputs of one column that lie beside each other in packed weights; `group` of them where 0.
         packed_lanes: columns that lie beside each other in packed weights, vector after vector, so that instruction
             sets with as many or fewer lanes read the same bytes; 0: the vectors of a tile lie beside each other.
+        pipeline: independent accumulators that hide the latency of the units that multiply and accumulate.
         parted: whether activations and weights are each parted in two in registers, behind a mask.
         weight_bits: the width of weights whose sums cannot saturate.
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
@@ -72,6 +73,7 @@ class Dot:
     tiles: int = 0
     interleaved: int = 0
     packed_lanes: int = 0
+    pipeline: int = 8
     parted: bool = False
     weight_bits: int = 8
 
@@ -219,8 +221,10 @@ _PACKED = 16  # columns: the lanes of the widest
 
 
 def _float(lanes: int, registers: int, mnemonic: str) -> Dot:
-    packed = _PACKED if mnemonic.startswith("v") else 0
-    return Dot(lanes, 1, "float32", "float32", "float32", registers, mnemonic, _fma(lanes), packed_lanes=packed)
+    x86 = mnemonic.startswith("v")
+    packed, pipeline = (_PACKED, 12) if x86 else (0, 8)  # eight and ten took a tenth longer than twelve (Zen 5)
+    step, kinds = _fma(lanes), ("float32", "float32", "float32")
+    return Dot(lanes, 1, *kinds, registers, mnemonic, step, packed_lanes=packed, pipeline=pipeline)
 
 
 def _x86(mcpu: str, *mattr: str) -> dict[str, Any]:

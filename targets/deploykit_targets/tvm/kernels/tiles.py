@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 TILE_ROWS = 16
 """Rows of a tile register (AMX), of 64 bytes each."""
 _TILE_OVERHEAD = 4  # cycles of a step of tiles that neither loads nor products hide
-_PIPELINE = 8  # independent accumulators that hide the latency of two multiply-accumulate pipes of four to five cycles
+_JOINED = 256  # pixels of joined lines at most, so that threads find enough of them
+_ONE_LINE = 64  # pixels of an image that may all be one line: others are shared by two threads
+_POINTERS = 10  # rows whose addresses stay in registers, where they are not one distance apart
 
 
 def choose_tile(rows: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int, int]:
@@ -59,7 +61,7 @@ def _cycles(rows: int, vectors: int, dot: Dot, r: int, v: int) -> float:
     if dot.tiles:
         return tile_cycles(rows, vectors, r, v)
     loads = r + v if dot.pair == 1 else 1.5 * (r + 2 * v)  # three beside four products
-    return steps * (max(r * v, loads, _PIPELINE) + 0.5)
+    return steps * (max(r * v, loads, dot.pipeline) + 0.5)
 
 
 def tile_cycles(rows: int, vectors: int, r: int, v: int, *, near: bool = True) -> float:
@@ -74,6 +76,32 @@ def tile_cycles(rows: int, vectors: int, r: int, v: int, *, near: bool = True) -
     """
     weights = v * TILE_ROWS * (0.5 if near else 2)
     return -(-rows // r) * -(-vectors // v) * (max(r * v, r / 2 + weights) + _TILE_OVERHEAD)
+
+
+def join_lines(
+    size: tuple[int, int], vectors: int, dot: Dot, *, by: int = 1, within: int = 0
+) -> tuple[int, int, int, int]:
+    """The tile of a convolution's lines, and how many of these are one line, so that no tile covers pixels twice.
+
+    Lines that do not divide into tiles waste a part of the last one: one of six pixels covers 14 as 18, and 28 as 30.
+
+    Args:
+        size: lines, of all images, and pixels of each.
+        within: lines of an image, which stay together.
+    Returns:
+        Rows and vectors of the tile; lines and pixels of each.
+    """
+    lines, pixels = size
+    most = min(_JOINED, max(_ONE_LINE, within * pixels // 2))
+    counts = [n for n in range(1, within + 1) if within % n == 0 and n * pixels <= most] or [1]
+    tiles = {n: choose_tile(n * pixels, vectors, dot, by=by) for n in counts}
+
+    def cost(count: int) -> float:
+        extra = 1.0 if count == 1 else 1.02 if tiles[count][0] <= _POINTERS else 1.1
+        return extra * _cycles(count * pixels, vectors, dot, *tiles[count]) / count
+
+    count = min(counts, key=cost)
+    return (*tiles[count], lines // count, count * pixels)
 
 
 def fold_rows(count: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int, int]:

@@ -106,6 +106,23 @@ def test_layers_of_real_models(
     check(shape, getattr(host_isa, precision), host_isa, execute, close, within_one)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ConvShape(2, 9, 9, 5, 20, (3, 3)),  # 49 pixels of seven lines, two images
+        ConvShape(2, 17, 17, 6, 34, (3, 3), (2, 2), (2, 2), groups=2),
+    ],
+    ids=str,
+)
+def test_a_tile_may_end_in_another_line_than_it_starts_in(
+    shape: ConvShape, execute: Any, close: Any, within_one: Any
+) -> None:
+    avx2 = ISAS["avx2"]
+    assert plan_conv(shape, avx2.float32).joined
+    check(shape, avx2.float32, avx2, execute, close, within_one)
+    check(shape, avx2.int8, avx2, execute, close, within_one)
+
+
 @pytest.mark.parametrize("precision", ["int8", "float32"])
 def test_fused_activation_clips(precision: str, host_isa: Isa, execute: Any) -> None:
     dot = getattr(host_isa, precision)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows
+from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows, join_lines
 
 VNNI, SDOT, SMMLA, AMX = (
-    SimpleNamespace(registers=32, wide=w, pair=p, tiles=t, parted=False)
+    SimpleNamespace(registers=32, wide=w, pair=p, tiles=t, parted=False, pipeline=8)
     for w, p, t in ((1, 1, 0), (4, 1, 0), (1, 2, 0), (1, 1, 8))
 )
 
@@ -37,6 +37,19 @@ def test_folded_lines_hold_all_pixels(count: int) -> None:
 
 def test_many_pixels_become_many_lines() -> None:
     assert fold_rows(3136, 16, VNNI)[0] >= 8  # work for eight threads
+
+
+@given(images=st.integers(1, 3), height=st.integers(1, 60), width=st.integers(1, 60))
+def test_joined_lines_hold_all_pixels_of_images_that_stay_apart(images: int, height: int, width: int) -> None:
+    _, _, lines, pixels = join_lines((images * height, width), 4, VNNI, within=height)
+    assert lines * pixels == images * height * width
+    assert height * width % pixels == 0
+
+
+def test_lines_are_joined_where_a_tile_does_not_divide_them() -> None:
+    avx2 = SimpleNamespace(registers=16, wide=1, pair=1, tiles=0, parted=False, pipeline=12)
+    assert join_lines((7, 7), 64, avx2, by=2, within=7) == (6, 2, 1, 49)  # 9 tiles of six, and not 14
+    assert join_lines((12, 12), 8, avx2, by=2, within=12)[3] == 12
 
 
 @given(rows=st.integers(2, 60), vectors=st.integers(1, 40))
