@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 import tvm
 
 from deploykit_targets.tvm.kernels.conv import conv
-from deploykit_targets.tvm.kernels.conv_plan import ConvPlan
+from deploykit_targets.tvm.kernels.conv_plan import ConvPlan, pack_conv
 from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
 from deploykit_targets.tvm.kernels.isa import ISAS, Isa
 from deploykit_targets.tvm.kernels.matmul import pack_operand, plan_matmul
 
-# batch, rows, inputs, columns, heads: one head, several, images, columns short of a vector and beyond a tile
+# batch, rows, inputs, columns, heads: one head, several, images, columns short of a vector and beyond a tile; inputs
+# that fill the steps, and others
 SIZES = [(1, 9, 16, 20, 1), (2, 7, 10, 33, 3), (3, 5, 6, 4, 2), (1, 40, 64, 70, 2)]
 
 
@@ -63,6 +65,25 @@ def test_float32(sizes: tuple[int, ...], transposed: bool, host_isa: Isa, close:
     a, b = (rng.normal(size=n).astype("f4") for n in (plan.input_elements, batch * heads * inputs * columns))
     result = run(plan, pack_operand(plan, transposed=transposed), host_isa, a, b)
     close(result, product(plan, a.astype(np.float64), b.astype(np.float64), transposed))
+
+
+@pytest.mark.parametrize("transposed", [True, False], ids=["keys", "values"])
+@pytest.mark.parametrize("sizes", [(2, 40, 80, 70, 2), (1, 9, 67, 33, 2)], ids=str)
+def test_an_operand_is_packed_as_weights_are(sizes: tuple[int, ...], transposed: bool) -> None:
+    """With the plan for matrices of AMX, which any machine can pack for: inputs are filled up to 64."""
+    batch, rows, inputs, columns, heads = sizes
+    plan = plan_matmul(batch, rows, inputs, columns, ISAS["amx_int8"].int8, heads=heads)
+    kernel = pack_operand(plan, transposed=transposed, second=Affine(1.0, 128)).with_attr("global_symbol", "main")
+    library = tvm.compile(tvm.IRModule({"main": kernel}), target=tvm.target.Target(dict(ISAS["avx2"].target)))
+    codes = np.random.default_rng(2).integers(0, 256, batch * heads * inputs * columns).astype(np.uint8)
+    packed, constants = np.full(plan.weight_elements, 77, np.int8), np.zeros(plan.constant_elements, np.float32)
+    arguments = [tvm.runtime.tensor(array) for array in (codes, packed, constants)]
+    library["main"](*arguments)
+    weights = (codes.astype(np.int32) - 128).astype(np.int8)
+    order, sizes = ((0, 2, 1, 3), (columns, heads, inputs)) if transposed else ((0, 2, 3, 1), (inputs, heads, columns))
+    one = replace(plan, shape=replace(plan.shape, batch=1), weight_sets=1)
+    images = weights.reshape(batch, *sizes).transpose(order).reshape(batch, heads * columns, inputs, 1, 1)
+    np.testing.assert_array_equal(arguments[1].numpy(), np.concatenate([pack_conv(one, image) for image in images]))
 
 
 def test_an_asymmetric_second_operand_is_refused() -> None:
