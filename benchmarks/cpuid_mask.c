@@ -4,7 +4,9 @@
    MASK=avx2 LD_PRELOAD=$PWD/mask.so python ...        avx2 (default): no AVX-512, VNNI, AMX; avx512: AVX-512 without
                                                        VNNI; avx-vnni: AVX2 with VNNI
    Software then chooses the kernels of such a CPU, and runs them at this one's speed; what it executes regardless of
-   CPUID still works, as it would not on such a CPU. Linux on a CPU with CPUID faulting; elsewhere it exits with 97. */
+   CPUID still works, as it would not on such a CPU. Linux on a CPU with CPUID faulting; elsewhere it exits with 97,
+   unless MASK_PATCHED=1 says that `cpuid_patch.py` has made copies of the packages in which each CPUID instruction is
+   an `int 0x81`, which faults on every CPU: only these are masked then. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <signal.h>
@@ -45,7 +47,8 @@ static void mask(uint32_t leaf, uint32_t subleaf, uint32_t *r) {
 static void on_fault(int signal_number, siginfo_t *info, void *context) {
   greg_t *g = ((ucontext_t *)context)->uc_mcontext.gregs;
   const uint8_t *instruction = (const uint8_t *)g[REG_RIP];
-  if (info->si_code != SI_KERNEL || instruction[0] != 0x0f || instruction[1] != 0xa2) { /* a fault of its own */
+  int trapped = instruction[0] == 0x0f && instruction[1] == 0xa2, patched = instruction[0] == 0xcd && instruction[1] == 0x81;
+  if (info->si_code != SI_KERNEL || !(trapped || patched)) { /* a fault of its own */
     struct sigaction plain;
     memset(&plain, 0, sizeof plain);
     plain.sa_handler = SIG_DFL;
@@ -80,8 +83,8 @@ __attribute__((constructor(101))) static void start(void) {
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
   real_sigaction(SIGSEGV, &action, 0);
-  if (syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0)) {
-    fprintf(stderr, "this CPU, or its hypervisor, has no CPUID faulting\n");
+  if (syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0) && !getenv("MASK_PATCHED")) {
+    fprintf(stderr, "this CPU, or its hypervisor, has no CPUID faulting; see cpuid_patch.py\n");
     _exit(97);
   }
 }
