@@ -213,6 +213,65 @@ def bert_base(length: int = 128) -> Example:
     return TextLogits(model), token_batches(1, length)[0]
 
 
+class EncoderLayer(nn.Module):
+    """A layer of BERT (Devlin et al. 2018; normalised after each half) or of ViT (before), without dropout."""
+
+    def __init__(self, width: int, heads: int, *, norm_first: bool) -> None:
+        super().__init__()
+        self.heads, self.norm_first = heads, norm_first
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-12) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, half in zip(self.norms, (self.attend, self.widen), strict=True):
+            x = x + half(norm(x)) if self.norm_first else norm(x + half(x))
+        return x
+
+    def attend(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        shape = (batch, length, self.heads, width // self.heads)
+        parts = [part(x).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value)]
+        return self.out(nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(x.shape))
+
+    def widen(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+class VisionTransformer(nn.Module):
+    """ViT with patches of 16 x 16 and a class token (Dosovitskiy et al. 2020)."""
+
+    def __init__(self, width: int, heads: int, layers: int, size: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 16, 16)
+        self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1, (size // 16) ** 2 + 1, width) * 0.02)
+        self.layers = nn.Sequential(*(EncoderLayer(width, heads, norm_first=True) for _ in range(layers)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), patches], dim=1) + self.positions
+        return self.head(self.norm(self.layers(x))[:, 0])
+
+
+def bert_encoder(length: int = 128) -> Example:
+    """Six layers of BERT-base between its embeddings and its head, 43 M parameters; float32 (1, length, 768)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = nn.Sequential(*(EncoderLayer(768, 12, norm_first=False) for _ in range(6)))
+    return model.eval().requires_grad_(False), (hidden_states(1, length)[0],)
+
+
+def vit_small(size: int = 224) -> Example:
+    """ViT-S/16, 22 M parameters, 4.6 GMAC per image at 224."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(16)
+        model = VisionTransformer(384, 6, 12, size)
+    return model.eval().requires_grad_(False), (images(1, size),)
+
+
 class TextLogits(nn.Module):
     """A text classifier's logits alone, instead of the library's output object."""
 
@@ -246,6 +305,12 @@ def images(count: int, size: int = 224, *, seed: int = 0) -> Tensor:
     return total / total.std(dim=(1, 2, 3), keepdim=True)
 
 
+def hidden_states(count: int, length: int = 128, *, seed: int = 0) -> list[Tensor]:
+    """Seeded embeddings as a layer normalisation leaves them, each float32 (1, length, 768)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, length, 768, generator=generator) for _ in range(count)]
+
+
 def token_batches(count: int, length: int = 128, *, seed: int = 0) -> list[tuple[Tensor, ...]]:
     """Seeded token ids with full attention; each (int64 (1, length), int64 (1, length))."""
     generator = torch.Generator().manual_seed(seed)
@@ -258,4 +323,6 @@ MODELS: dict[str, Callable[[], Example]] = {
     "resnet18": resnet18,
     "mobilenet_v2": mobilenet_v2,
     "bert_base": bert_base,
+    "bert_encoder": bert_encoder,
+    "vit_small": vit_small,
 }
