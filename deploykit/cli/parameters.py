@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from deploykit.contract.errors import CalibrationError, UsageError
 
 if TYPE_CHECKING:
     from deploykit.contract.progress import Listener
+    from deploykit.judge.parity import Tolerance
     from deploykit.plugin.artifact import Artifact
 
 
@@ -108,6 +110,17 @@ Evaluate = Annotated[
         help="Task metric, higher is better: fn(session) gives one number, or a score for each sample.",
     ),
 ]
+Method = Annotated[str, typer.Option(help="How ranges are chosen: default, best, minmax, percentile, entropy or mse.")]
+Algorithms = Annotated[
+    list[str] | None,
+    typer.Option("--algorithm", metavar="NAME", help="Run this algorithm over the prepared model; repeatable."),
+]
+MinSqnrDb = Annotated[
+    float | None,
+    typer.Option("--min-sqnr-db", help="Parity gate: SQNR in dB to reach, instead of the precision's default."),
+]
+MinCosine = Annotated[float | None, typer.Option("--min-cosine", help="Parity gate, -1 to 1.")]
+MinTop1Agreement = Annotated[float | None, typer.Option("--min-top1-agreement", help="Parity gate, 0 to 1.")]
 MaxDrop = Annotated[float | None, typer.Option(help="How much lower the metric may be, in its own unit.")]
 DynamicBatch = Annotated[bool, typer.Option("--dynamic-batch", help="Keep axis 0 of every input dynamic.")]
 DynamicShapes = Annotated[
@@ -254,3 +267,18 @@ def _value_of(key: str, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"--option {key}: {text!r} is not valid JSON: {error}") from error
+
+
+def tolerance_from(
+    precision: str, min_sqnr_db: float | None, min_cosine: float | None, min_top1: float | None
+) -> Tolerance | None:
+    """The default gate of the precision with the given figures in it; None where none was given."""
+    given = {"min_sqnr_db": min_sqnr_db, "min_cosine": min_cosine, "min_top1_agreement": min_top1}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        return None
+    from deploykit.contract.precision import known
+    from deploykit.judge.parity import Tolerance, tolerance_of
+
+    found = known(precision)
+    return replace(Tolerance() if found is None else tolerance_of(found), **changes)

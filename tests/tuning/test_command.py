@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 import deploykit
 from deploykit.cli import app
+from deploykit.cli.commands import export as export_command
+from deploykit.cli.commands import tune as tune_command
 
 MODEL = """
 import sys
@@ -84,3 +87,26 @@ def test_pages_for_people(
     page = capsys.readouterr().out
     assert "Ladder" in page and "ptq: artifact" in page and "bias-correction 1" in page
     assert deploykit.Recipe.read(tmp_path / "net.toml") == plan.recipe
+
+
+@pytest.mark.parametrize(
+    ("whole", "part"),
+    [(deploykit.export, deploykit.tune), (export_command.export, tune_command.tune)],
+    ids=["python", "command line"],
+)
+def test_a_search_takes_what_an_export_takes(whole: Any, part: Any) -> None:
+    taken = inspect.signature(part).parameters
+    missing = [name for name in inspect.signature(whole).parameters if name not in taken]
+    assert not missing
+
+
+def test_method_algorithms_and_gates_of_the_command_are_those_of_the_search(run: Callable[..., Any]) -> None:
+    code, found, _ = run(
+        "tune", "--method", "minmax", "--algorithm", "gptq", "--min-cosine", "0.5", "--min-sqnr-db", "10", "-o", "out/a"
+    )
+    assert code == 0 and [step["step"] for step in found["ladder"]] == ["ptq", "ptq: artifact"]
+    assert found["recipe"]["method"] == "minmax"
+    assert found["recipe"]["algorithms"][-1]["name"] == "gptq"
+    artifact = deploykit.load("out/a")
+    assert artifact.parity is not None and artifact.parity.tolerance.min_cosine == 0.5
+    assert artifact.parity.tolerance.min_sqnr_db == 10.0

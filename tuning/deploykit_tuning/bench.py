@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,8 +31,13 @@ from deploykit_tuning.ladder import ARTIFACT, SIMULATION, Figures
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
     from deploykit_calibration.observe import CalibrationRun
     from deploykit_calibration.prepared import Prepared
+
+
+_KEPT = 2
+"""Prepared models in memory: what the search stands on, and the candidate. Each holds its weights several times."""
 
 
 @dataclass(eq=False)
@@ -51,27 +57,41 @@ class Bench:
     data: Any
     goal: Goal
     watch: Watch
-    _prepared: dict[str, Prepared] = field(default_factory=dict)
+    _prepared: OrderedDict[str, Prepared] = field(default_factory=OrderedDict)
     _samples: Samples | None = None
     _reference: Session | None = None
 
     def prepared(self, recipe: Recipe, *, with_data: bool = False) -> Prepared:
-        """The model prepared as a recipe says; the last one is kept.
+        """The model prepared as a recipe says; the last two are kept, and what they have in common is made once.
 
         Args:
             with_data: prepare with statistics and samples, also where the recipe needs none: for an algorithm that
                 does.
         """
-        key = replace(recipe, ladder=()).fingerprint
+        key = _key(recipe)
         if key not in self._prepared:
             asked = self.plan.request
             request = make_request(asked.target, asked.precision.value, recipe=recipe)
-            made = prepare(request, self.captured, self.run, target=self.plan.target)
-            self._prepared = {key: made}
+            made = self._on_top(recipe, request) or prepare(request, self.captured, self.run, target=self.plan.target)
+            self._prepared[key] = made
+        self._prepared.move_to_end(key)
+        while len(self._prepared) > _KEPT:
+            self._prepared.popitem(last=False)
         made = self._prepared[key]
         if with_data and made.table is None and self.run is not None:
             return replace(made, table=self.run.table, samples=self.run.samples)
         return made
+
+    def _on_top(self, recipe: Recipe, request: Request) -> Prepared | None:
+        """The last algorithm of a recipe, run over what was prepared for those before it; None where nothing was."""
+        if not recipe.algorithms:
+            return None
+        before = self._prepared.get(_key(replace(recipe, algorithms=recipe.algorithms[:-1])))
+        if before is None or (before.table is None and needs_data(request)):
+            return None
+        from deploykit_calibration.algorithms import apply
+
+        return apply(replace(before, request=request), [recipe.algorithms[-1].name])
 
     def simulated(self, recipe: Recipe) -> Figures:
         """Figures of the simulated graph; of the lowered file in its runtime where nothing is simulated."""
@@ -147,6 +167,10 @@ class Bench:
             measured_cost=profile.latency_ms.p50 if here and profile is not None else None,
             is_hopeless=not met and report.passed,
         )
+
+
+def _key(recipe: Recipe) -> str:
+    return replace(recipe, ladder=()).fingerprint
 
 
 def _plain(run: Any) -> Any:

@@ -93,18 +93,17 @@ class Journal:
         if not path.is_file():
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 return None
-            raise ArtifactError(
-                f"{self.folder} is no state of a search; it is left alone", hint="choose another output="
-            )
+            raise self._foreign()
         try:
             found = read_json(path, State)
         except DeploykitError as error:
             raise ArtifactError(f"{path} is damaged: {error.message}", hint=f"remove {self.folder}") from error
         if found.made_by != _MARK:
-            raise ArtifactError(
-                f"{self.folder} is no state of a search; it is left alone", hint="choose another output="
-            )
+            raise self._foreign()
         return found
+
+    def _foreign(self) -> ArtifactError:
+        return ArtifactError(f"{self.folder} is no state of a search; it is left alone", hint="choose another output=")
 
     @property
     def reference(self) -> tuple[float, list[float] | None] | None:
@@ -132,10 +131,6 @@ class Journal:
         """Leave nothing: the search is over."""
         if self.folder.is_dir():
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _foreign(folder: Path) -> ArtifactError:
-    return ArtifactError(f"{folder} is no state of a search; it is left alone", hint="choose another output=")
 
 
 def key_of(*parts: Any) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from deploykit.cli.output import Answer
 from deploykit.cli.parameters import (
+    Algorithms,
     CacheDir,
     Calibration,
     Debug,
@@ -20,8 +18,12 @@ from deploykit.cli.parameters import (
     Include,
     Json,
     MaxDrop,
+    Method,
+    MinCosine,
     MinPlacement,
     MinSpeedup,
+    MinSqnrDb,
+    MinTop1Agreement,
     Model,
     NoProfile,
     NoStrict,
@@ -36,10 +38,8 @@ from deploykit.cli.parameters import (
     listener,
     parse_options,
     search_current_folder,
+    tolerance_from,
 )
-
-if TYPE_CHECKING:
-    from deploykit.judge.parity import Tolerance
 
 
 def export(
@@ -48,14 +48,10 @@ def export(
     precision: PrecisionName = None,
     calibration: Calibration = None,
     output: Output = None,
-    method: Annotated[
-        str, typer.Option(help="How ranges are chosen: default, best, minmax, percentile, entropy or mse.")
-    ] = "default",
+    method: Method = "default",
     include: Include = None,
     exclude: Exclude = None,
-    algorithm: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Run this algorithm over the prepared model; repeatable.")
-    ] = None,
+    algorithm: Algorithms = None,
     recipe: FollowedRecipe = None,
     option: Options = None,
     dynamic_batch: DynamicBatch = False,
@@ -66,11 +62,9 @@ def export(
     max_drop: MaxDrop = None,
     min_placement: MinPlacement = None,
     min_speedup: MinSpeedup = None,
-    min_sqnr_db: Annotated[
-        float | None, typer.Option(help="Parity gate in dB, instead of the precision's default.")
-    ] = None,
-    min_cosine: Annotated[float | None, typer.Option(help="Parity gate, -1 to 1.")] = None,
-    min_top1_agreement: Annotated[float | None, typer.Option(help="Parity gate, 0 to 1.")] = None,
+    min_sqnr_db: MinSqnrDb = None,
+    min_cosine: MinCosine = None,
+    min_top1_agreement: MinTop1Agreement = None,
     cache_dir: CacheDir = None,
     progress: Progress = None,
     json: Json = False,
@@ -86,7 +80,7 @@ def export(
     check_calibration(calibration)
     followed = opened(recipe)
     target, precision = aimed(followed, target or TARGET, precision or PRECISION)
-    tolerance = _tolerance(precision, min_sqnr_db, min_cosine, min_top1_agreement)
+    tolerance = tolerance_from(precision, min_sqnr_db, min_cosine, min_top1_agreement)
     search_current_folder()
 
     from deploykit.cli.commands.compare import published, shown_path
@@ -123,18 +117,3 @@ def export(
     command = build.command_for(shown_path(artifact))
     page = [*answer.page, f"to finish it on {artifact.manifest.device}: {command}\n  because {build.reason}"]
     return replace(answer, document={**answer.document, "build_command": command}, page=page)
-
-
-def _tolerance(
-    precision: str, min_sqnr_db: float | None, min_cosine: float | None, min_top1: float | None
-) -> Tolerance | None:
-    """The default gate of the precision with the given figures in it; None where none was given."""
-    given = {"min_sqnr_db": min_sqnr_db, "min_cosine": min_cosine, "min_top1_agreement": min_top1}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if not changes:
-        return None
-    from deploykit.contract.precision import known
-    from deploykit.judge.parity import Tolerance, tolerance_of
-
-    found = known(precision)
-    return replace(Tolerance() if found is None else tolerance_of(found), **changes)

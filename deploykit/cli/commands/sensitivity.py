@@ -9,6 +9,7 @@ import typer
 
 from deploykit.cli.output import Answer
 from deploykit.cli.parameters import (
+    Algorithms,
     CacheDir,
     Calibration,
     Debug,
@@ -18,6 +19,7 @@ from deploykit.cli.parameters import (
     FollowedRecipe,
     Include,
     Json,
+    Method,
     Model,
     Options,
     PrecisionName,
@@ -41,14 +43,10 @@ def sensitivity(
     target: Target = None,
     precision: PrecisionName = None,
     calibration: Calibration = None,
-    method: Annotated[
-        str, typer.Option(help="How ranges are chosen: default, best, minmax, percentile, entropy or mse.")
-    ] = "default",
+    method: Method = "default",
     include: Include = None,
     exclude: Exclude = None,
-    algorithm: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Run this algorithm over the prepared model; repeatable.")
-    ] = None,
+    algorithm: Algorithms = None,
     recipe: FollowedRecipe = None,
     option: Options = None,
     dynamic_batch: DynamicBatch = False,

@@ -9,6 +9,7 @@ import typer
 
 from deploykit.cli.output import Answer
 from deploykit.cli.parameters import (
+    Algorithms,
     CacheDir,
     Calibration,
     Debug,
@@ -20,8 +21,12 @@ from deploykit.cli.parameters import (
     Include,
     Json,
     MaxDrop,
+    Method,
+    MinCosine,
     MinPlacement,
     MinSpeedup,
+    MinSqnrDb,
+    MinTop1Agreement,
     Model,
     NoProfile,
     NoStrict,
@@ -36,6 +41,7 @@ from deploykit.cli.parameters import (
     listener,
     parse_options,
     search_current_folder,
+    tolerance_from,
 )
 
 if TYPE_CHECKING:
@@ -52,9 +58,9 @@ def tune(
     output: Output = None,
     evaluate: Evaluate = None,
     max_drop: MaxDrop = None,
-    min_sqnr_db: Annotated[
-        float | None, typer.Option(help="SQNR in dB to reach, instead of the precision's default gate.")
-    ] = None,
+    min_sqnr_db: MinSqnrDb = None,
+    min_cosine: MinCosine = None,
+    min_top1_agreement: MinTop1Agreement = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Try: ptq, rounding, mixed, train; repeatable.  [default: all]"),
@@ -69,8 +75,10 @@ def tune(
     save_recipe: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the recipe of the best model here.")
     ] = None,
+    method: Method = "default",
     include: Include = None,
     exclude: Exclude = None,
+    algorithm: Algorithms = None,
     recipe: FollowedRecipe = None,
     option: Options = None,
     dynamic_batch: DynamicBatch = False,
@@ -104,9 +112,10 @@ def tune(
         target,
         precision,
         calibration=calibration,
+        calibration_method=method,
         evaluate=function_of("--evaluate", evaluate),
         max_drop=max_drop,
-        min_sqnr_db=min_sqnr_db,
+        tolerance=tolerance_from(precision, min_sqnr_db, min_cosine, min_top1_agreement),
         allow=tuple(NAMES if allow is None else allow),
         train=function_of("--train", train),
         budget_s=budget,
@@ -122,6 +131,7 @@ def tune(
         output=output,
         cache_dir=cache_dir,
         progress=listener(progress),
+        algorithms=tuple(algorithm or ()),
         recipe=followed,
     )
     if save_recipe is not None:
