@@ -134,6 +134,15 @@ def evaluations(prepared: Prepared, samples: Feeds, front: Sequence[Candidate], 
     return f"{len(met.tried)}, {share} int8" if met.meets else f"{len(met.tried)}, missed"
 
 
+def apart(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How far predictions are from what was simulated."""
+    seen, fresh = ([abs(row["predicted dB"] - row[name]) for row in rows] for name in ("simulated dB", "fresh dB"))
+    return (
+        f"{np.mean(seen):.2f} dB apart on average, {max(seen):.2f} dB at most;"
+        f" on fresh samples {np.mean(fresh):.2f} and {max(fresh):.2f}"
+    )
+
+
 def main() -> None:
     """Measure, print, and write results/sensitivity.json."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -147,13 +156,13 @@ def main() -> None:
         for target in arguments.targets:
             rows += list(rows_of(name, made, target))
             print(*(row for row in rows[-len(COUNTS) :]), sep="\n", flush=True)
-    far = max(abs(row["predicted dB"] - row["simulated dB"]) for row in rows)
-    mean = float(np.mean([abs(row["predicted dB"] - row["simulated dB"]) for row in rows]))
+    kinds = {"": [row for row in rows if row["network"] in NETWORKS]}
+    kinds |= {f"{name}: ": [row for row in rows if row["network"] == name] for name in CHAOTIC}
     report(
         "sensitivity",
         rows,
         notes=[
-            f"predicted against simulated: {mean:.2f} dB apart on average, {far:.2f} dB at most",
+            *(f"{kind}predicted against simulated: {apart(part)}" for kind, part in kinds.items() if part),
             "dB are of the logits, against the float model, on the samples that calibration saw",
             "seconds are of CPU, one thread",
         ],
