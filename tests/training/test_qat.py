@@ -31,7 +31,7 @@ from deploykit_training.live import own_of
 from deploykit_training.trained import TrainingWarning
 
 Make = Callable[[], nn.Module]
-TARGETS = ("x86-cpu", "android", "jetson-orin", "iphone-15")
+TARGETS = ("x86-cpu", "android", "jetson-orin", "iphone-15", "x86-cpu:openvino")
 
 
 def toolchain_of(target: str) -> None:

@@ -37,16 +37,8 @@ def adapt(captured: CapturedModel) -> CapturedModel:
     """Recurrent layers as products of every step, which kernels are generated for.
 
     Raises:
-        UsageError: the model was captured with dynamic shapes.
         CaptureError: a recurrent layer cannot be unrolled.
     """
-    dynamic = sorted(name for name, axes in captured.dynamic_axes.items() if axes)
-    if dynamic:
-        raise UsageError(
-            f"kernels are compiled for fixed shapes, and {', '.join(dynamic)} was captured with dynamic axes",
-            hint="export with example_inputs of the batch size that the device runs, and no dynamic_batch or"
-            " dynamic_shapes; one export per batch size",
-        )
     return unroll_recurrent(captured)
 
 
@@ -54,9 +46,11 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
     """Write the library, its constants and its program.
 
     Raises:
+        UsageError: the model was captured with dynamic shapes, which training has and kernels have not.
         ConversionError: an operator has no kernels; the message names op, module path and source line.
         MissingDependencyError: the C compiler for the device is not installed.
     """
+    _check_shapes(prepared.captured)
     processors = processors_of(prepared.device)
     compiler_for(processors[-1].arch).find()  # before minutes are spent
     graph = prepared.graph_module if prepared.scheme.quantizes else None
@@ -75,6 +69,16 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
         requirements=requirements_of(library.processor.isa, library.processor.arch),
         metadata={METADATA: library.metadata, **reference, "instructions": _instructions(found)},
     )
+
+
+def _check_shapes(captured: CapturedModel) -> None:
+    dynamic = sorted(name for name, axes in captured.dynamic_axes.items() if axes)
+    if dynamic:
+        raise UsageError(
+            f"kernels are compiled for fixed shapes, and {', '.join(dynamic)} was captured with dynamic axes",
+            hint="export with example_inputs of the batch size that the device runs, and no dynamic_batch or"
+            " dynamic_shapes; one export per batch size",
+        )
 
 
 def _instructions(found: Mapping[str, Mapping[str, Instructions]]) -> dict[str, str]:

@@ -156,3 +156,18 @@ def test_dynamic_batches_are_refused_with_a_way_out(tmp_path: Path) -> None:
             output=tmp_path / "out",
         )
     assert "batch size" in str(caught.value)
+
+
+def test_a_model_is_trained_in_batches_and_exported_for_one_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = (torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(128, 4))
+    model, images = torch.nn.Sequential(*layers).eval(), torch.randn(16, 3, 8, 8)
+    run = deploykit.qat(model, "x86-cpu:tvm", example_inputs=(images[:1],), calibration=[images], progress=False)
+    with run:
+        model(images[:7]).square().mean().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                assert parameter.grad is not None and bool(parameter.grad.any())
+                parameter -= 0.1 * parameter.grad
+    artifact = run.export(output=tmp_path / "a", profile=False, progress=False)
+    assert artifact.parity is not None and artifact.parity.chain[0].reference == "trained graph"
