@@ -166,7 +166,7 @@ def cost_rows(turns: int) -> Iterator[dict[str, Any]]:
     images, few = torch.randn(32, 3, 64, 64, generator=draws), torch.arange(8)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = models.resnet18(64).model
+        model, _ = models.resnet18(64)
     yield from cost_of("ResNet-18 at 64 x 64", model.eval(), images, few, turns)
 
 

@@ -168,6 +168,6 @@ def test_a_model_is_trained_in_batches_and_exported_for_one_size(tmp_path: Path)
         with torch.no_grad():
             for parameter in model.parameters():
                 assert parameter.grad is not None and bool(parameter.grad.any())
-                parameter -= 0.1 * parameter.grad
+                parameter.sub_(0.1 * parameter.grad)
     artifact = run.export(output=tmp_path / "a", profile=False, progress=False)
     assert artifact.parity is not None and artifact.parity.chain[0].reference == "trained graph"
