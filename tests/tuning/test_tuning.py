@@ -311,3 +311,24 @@ def test_a_gate_that_no_rung_changes_ends_the_climb(tmp_path: Path) -> None:
     assert steps[:2] == [("ptq", "kept"), ("ptq: artifact", "failed")]
     assert {outcome for _, outcome in steps[2:]} == {"skipped"}
     assert "multiply-accumulates" in caught.value.ladder[2].reason
+
+
+def test_an_algorithm_is_run_once_for_all_that_stand_on_it(case: Any, tmp_path: Path, only: Any) -> None:
+    """What is tried on top of an algorithm that was kept is not prepared from the beginning again."""
+    ran: list[str] = []
+
+    def named(name: str, changes: Any) -> Algorithm:
+        def run(prepared: Any, samples: Any) -> Any:
+            ran.append(name)
+            return changes(prepared, samples)
+
+        return Algorithm(name, run, cost="none")
+
+    idle = lambda prepared, samples: prepared  # noqa: E731
+    only(named("a", finer), named("b", idle), named("c", idle))
+    arguments: dict[str, Any] = {"min_sqnr_db": 180.0, "min_placement": 0.0, "strict": False}
+    plan = tune(case, tmp_path / "a", allow=("rounding",), **arguments)
+    assert [step.name for step in plan.recipe.algorithms] == ["bias-correction", "a"]
+    assert ran == ["a", "b", "c"]
+    proved = next(step for step in plan.ladder if step.step == "rounding: a: artifact")
+    assert proved.sqnr_db == pytest.approx(plan.ladder[1].sqnr_db, abs=3.0)

@@ -86,11 +86,13 @@ class Bench:
         """The last algorithm of a recipe, run over what was prepared for those before it; None where nothing was."""
         if not recipe.algorithms:
             return None
-        before = self._prepared.get(_key(replace(recipe, algorithms=recipe.algorithms[:-1])))
+        key = _key(replace(recipe, algorithms=recipe.algorithms[:-1]))
+        before = self._prepared.get(key)
         if before is None or (before.table is None and needs_data(request)):
             return None
         from deploykit_calibration.algorithms import apply
 
+        self._prepared.move_to_end(key)
         return apply(replace(before, request=request), [recipe.algorithms[-1].name])
 
     def simulated(self, recipe: Recipe) -> Figures:
