@@ -21,6 +21,7 @@ from deploykit.cli.commands.export import export
 from deploykit.cli.commands.inspect import inspect
 from deploykit.cli.commands.lint import lint
 from deploykit.cli.commands.profile import profile
+from deploykit.cli.commands.prune import prune
 from deploykit.cli.commands.pull import pull
 from deploykit.cli.commands.push import push
 from deploykit.cli.commands.release import release
@@ -145,7 +146,7 @@ def _command(function: Callable[P, Answer]) -> None:
 
 
 _COMMANDS: tuple[Callable[..., Answer], ...] = (
-    *(export, tune, sensitivity, release, build),
+    *(export, tune, sensitivity, prune, release, build),
     *(targets, inspect, lint, verify, profile, compare, report, run_artifact),
     *(serve, tune_serving, triton, doctor),
     *(sign, push, pull, sbom),

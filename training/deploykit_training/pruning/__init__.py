@@ -5,8 +5,8 @@ none of it: a group is removed only where the smaller model was shown to compute
 same channels masked. What cannot be shown stays as it is, and is named.
 """
 
-from deploykit_training.pruning.job import prune
+from deploykit_training.pruning.job import prune, replay
 from deploykit_training.pruning.masks import finish
 from deploykit_training.pruning.report import ModulePruning, PruneReport
 
-__all__ = ["ModulePruning", "PruneReport", "finish", "prune"]
+__all__ = ["ModulePruning", "PruneReport", "finish", "prune", "replay"]
