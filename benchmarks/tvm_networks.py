@@ -1,6 +1,7 @@
 """Whole networks: deploykit's TVM kernels against ONNX Runtime, OpenVINO, LiteRT and eager PyTorch on this machine.
 
     python benchmarks/tvm_networks.py [--models ...] [--turns 8] [--folder DIR] [--tvm-python PATH] [--avx2]
+                                       [--threads 1 2]
 
 TVM's libraries need no TVM to run: they are compiled by `--tvm-python`, an interpreter that has deploykit with the
 extra `tvm`, and timed here, in turns with all others. `--folder` keeps what was made: a second call only measures.
@@ -135,12 +136,12 @@ def _eager(model: torch.nn.Module, example: Sequence[torch.Tensor]) -> Any:
         return model(*example)
 
 
-def measure(name: str, folder: Path, turns: int, avx2: bool) -> list[dict[str, Any]]:
+def measure(name: str, folder: Path, turns: int, avx2: bool, counts: Sequence[int]) -> list[dict[str, Any]]:
     """One row per precision and count of threads; milliseconds are minima, ratios are between minima."""
     rows: list[dict[str, Any]] = []
     for precision in PRECISIONS:
         made = json.loads(_artifact(folder, name, targets(avx2)["tvm"], precision).with_suffix(".json").read_text())
-        for threads in (1, 2):
+        for threads in counts:
             clock = time.thread_time if threads == 1 else time.perf_counter
             with opened(name, precision, folder, threads, avx2) as functions:
                 times = interleaved_ms(functions, turns, clock=clock)
@@ -163,7 +164,7 @@ def gains(rows: Sequence[dict[str, Any]]) -> list[str]:
     pairs = {(name, threads) for name, threads, _ in ms}
     times = {pair: ms[*pair, "fp32"] / ms[*pair, "int8"] for pair in pairs}
     found = [f"{name}, {threads} thread(s): fp32 / int8 {times[name, threads]:.2f}" for name, threads in sorted(pairs)]
-    for name in sorted({name for name, _ in pairs}):
+    for name in sorted({name for name, threads in pairs if threads == 2 and (name, 1) in pairs}):
         one, two = ((ms[name, threads, precision] for precision in PRECISIONS) for threads in (1, 2))
         ratios = ", ".join(f"{p} {a / b:.2f}" for p, a, b in zip(PRECISIONS, one, two, strict=True))
         found.append(f"{name}: one thread / two {ratios}")
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--tvm-python", default=sys.executable)
     parser.add_argument("--export", help="only export the models for this target")
     parser.add_argument("--prepare", action="store_true", help="only make the files")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--avx2", action="store_true", help="artifacts for CPUs with AVX2 and without VNNI")
     arguments = parser.parse_args()
     if arguments.export:
@@ -192,7 +194,8 @@ def main() -> None:
             prepare(name, folder, arguments.tvm_python, arguments.avx2)
         if arguments.prepare:
             return
-        rows = [row for name in arguments.models for row in measure(name, folder, arguments.turns, arguments.avx2)]
+        choices = (arguments.turns, arguments.avx2, arguments.threads)
+        rows = [row for name in arguments.models for row in measure(name, folder, *choices)]
     device = "x86-cpu-avx2" if arguments.avx2 else "x86-cpu"
     notes = [
         f"instruction set of the kernels: {processor_of(load_devices(DEVICES, toolchain='tvm')[device]).isa}",
