@@ -14,17 +14,21 @@ if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
     from deploykit.contract.request import Request
 
-# The generated kernels multiply int8 by int8 (sdot), fold the zero-point into the bias and requantize at once.
+# The generated kernels multiply int8 by int8 (sdot), fold the zero-point into the bias and requantize at once. A bias
+# of whole multiples is what their sums can start from (`kernels.packing.Bounded`).
 TVM = Scheme(
     name="tvm",
     activation=INT8_AFFINE,
     weight=INT8_CHANNELS,
     rules=with_rules(ONNX_X86, conv=INT8_IN_OUT),
+    bias="int32",
     fixed_outputs={"softmax": FixedParams(1 / 256, -128)},
     symmetric_second=frozenset({"matmul"}),
 )
 # x86 multiplies unsigned by signed bytes.
-TVM_X86 = replace(TVM, name="tvm-x86", activation=UINT8_AFFINE, fixed_outputs={"softmax": FixedParams(1 / 256, 0)})
+TVM_X86 = replace(
+    TVM, name="tvm-x86", bias="float", activation=UINT8_AFFINE, fixed_outputs={"softmax": FixedParams(1 / 256, 0)}
+)
 TVM_X86_NO_VNNI = replace(TVM_X86, name="tvm-x86-no-vnni", reduce_range=True)
 
 

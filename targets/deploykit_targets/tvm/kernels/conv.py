@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
+from deploykit_targets.tvm.kernels.conv_bounded import bounded_ends
 from deploykit_targets.tvm.kernels.conv_matrices import over_matrices
 from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan
 from deploykit_targets.tvm.kernels.expressions import (
@@ -83,7 +84,7 @@ def conv(
         plan: sizes and tile.
         limits: clip the result to these (a fused activation); in units of the output, within its dtype's own.
         residual: add one more tensor, the kernel's argument before the output; `limits` clip the sum. The output may
-            not share memory with it.
+            not share memory with it. Neither this nor `output` goes with a bounded plan.
         output: dtype of residual and output, the plan's activation dtype by default; "float32" stores
             `sum * scale + bias` of an int8 convolution as it is.
     Returns:
@@ -93,8 +94,9 @@ def conv(
     lanes, group, steps, runs, kernel_h = dot.lanes, dot.group, plan.steps, plan.runs, shape.kernel[0]
     columns, tasks, spans = plan.group_columns, shape.groups * plan.blocks * plan.lines, math.ceil(plan.pixels / rows)
     dtype = output or dot.activation
-    address, finish, sums = Address(plan), _finish(plan, limits, residual, dtype), dot.pair * lanes
+    address, finish, sums = Address(plan), _finish(plan, limits, residual, dtype), dot.sums
     narrow, wide, pair = columns < lanes, dot.read_at_once(steps), dot.pair
+    start, store_bounded = bounded_ends(plan, limits) if plan.bounded else (None, None)
 
     def read(b: Expr | None, index: Expr) -> Expr | None:
         return None if b is None else b[index]
@@ -125,31 +127,40 @@ def conv(
         store(dot.row(acc, row), c, b, y, address.constant(task, v), address.write(task, x, r * pair + row, v))
 
     @T.inline
+    def add(a, w, acc, task, x, r, v, ky, kx, k, j):
+        acc[T.Ramp((r * tile + v) * sums, 1, sums)] = dot.step(
+            acc[T.Ramp((r * tile + v) * sums, 1, sums)],
+            pick(take(a, task, x, r, ky, kx, k), j, wide),
+            w[T.Ramp(address.weight(task, ky, kx, k * wide + j, v), 1, lanes * group)],
+        )
+
+    @T.inline
     def tiles(a, w, c, b, y):  # noqa: PLR0912 -- the loops of a kernel
         for task in T.parallel(tasks):
             for x in T.serial(spans):
-                acc_at: T.let = on_stack(rows * tile * lanes, dot.accumulator)
-                acc = T.decl_buffer((rows * tile * lanes,), dot.accumulator, data=acc_at, scope="local")
-                for i in T.unroll(rows // pair * tile):
-                    acc[T.Ramp(i * sums, 1, sums)] = fill(0, dot.accumulator, sums)
+                acc_at: T.let = on_stack(rows // pair * tile * sums, dot.accumulator)
+                acc = T.decl_buffer((rows // pair * tile * sums,), dot.accumulator, data=acc_at, scope="local")
+                if plan.bounded and plan.starts:
+                    start(acc, c, task)
+                else:
+                    for i in T.unroll(rows // pair * tile):
+                        acc[T.Ramp(i * sums, 1, sums)] = fill(0, dot.accumulator, sums)
                 for ky in T.serial(kernel_h):
                     for kx in T.serial(runs):
                         for k in T.serial(steps // wide):
                             for ahead in T.unroll(plan.prefetches):
                                 prefetch(w, address.ahead(task, x, ky, kx, k, ahead))
                             for j in T.unroll(wide):
-                                for r in T.unroll(rows // pair):
-                                    for v in T.unroll(tile):
-                                        acc[T.Ramp((r * tile + v) * sums, 1, sums)] = dot.step(
-                                            acc[T.Ramp((r * tile + v) * sums, 1, sums)],
-                                            pick(take(a, task, x, r, ky, kx, k), j, wide),
-                                            w[T.Ramp(address.weight(task, ky, kx, k * wide + j, v), 1, lanes * group)],
-                                        )
-                for r in T.unroll(rows // pair):
-                    for v in T.unroll(tile):
-                        store_row(acc[T.Ramp((r * tile + v) * sums, 1, sums)], 0, task, x, r, v, c, b, y)
-                        if pair == 2:
-                            store_row(acc[T.Ramp((r * tile + v) * sums, 1, sums)], 1, task, x, r, v, c, b, y)
+                                for i in T.unroll(rows // pair * tile):
+                                    add(a, w, acc, task, x, *_step_of(plan, i), ky, kx, k, j)
+                if plan.bounded:
+                    store_bounded(acc, c, y, task, x)
+                else:
+                    for r in T.unroll(rows // pair):
+                        for v in T.unroll(tile):
+                            store_row(acc[T.Ramp((r * tile + v) * sums, 1, sums)], 0, task, x, r, v, c, b, y)
+                            if pair == 2:
+                                store_row(acc[T.Ramp((r * tile + v) * sums, 1, sums)], 1, task, x, r, v, c, b, y)
 
     body = over_matrices(plan, store_row) if dot.tiles else tiles
     if residual is None:
@@ -178,6 +189,12 @@ def conv(
         body(a, w, c, b, y)
 
     return adding
+
+
+def _step_of(plan: ConvPlan, i: Expr) -> tuple[Expr, Expr]:
+    """Row and vector of a tile's step `i`: row after row, or vector after vector where weights fill more registers."""
+    high = plan.rows // plan.dot.pair
+    return (i // plan.tile, i % plan.tile) if plan.dot.pair == 1 else (i % high, i // high)
 
 
 def _finish(

@@ -15,11 +15,12 @@ from tvm.script import tirx as T
 from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import Expr, vector_start
 from deploykit_targets.tvm.kernels.isa import Dot
-from deploykit_targets.tvm.kernels.packing import Array, pack_constants, pack_matrix
+from deploykit_targets.tvm.kernels.packing import BIASED_ZERO, Array, Bounded, pack_constants, pack_matrix
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows, join_lines, tile_cycles
 
 _CACHE_LINE = 64  # bytes
 _NEAR_BYTES = 24 << 10  # weights of a block that stay in a first-level cache from one tile of rows to the next
+_SHORT_WINDOW = 16  # steps
 _STAYS_BYTES = 256 << 10  # weights of fewer bytes stay in a second-level cache from one run of a model to the next
 
 
@@ -91,6 +92,7 @@ class ConvPlan:
     runs: int  # stretches of contiguous inputs per row of the window
     run: int  # inputs of a stretch
     weight_sets: int = 1  # one per image where each image has weights of its own
+    bounded: bool = False  # sums start from an integer bias, and are small (`packing.Bounded`)
     flat: bool = False  # a line is an image, in steps of one input pixel: those beyond the output's width are dropped
     joined: bool = False  # a line is several lines of the output, and a tile may end in another one than it starts in
 
@@ -170,9 +172,40 @@ class ConvPlan:
         return 0 if self.by_line else math.ceil(self.ahead * np.dtype(self.dot.weight).itemsize / _CACHE_LINE)
 
     @property
+    def copies(self) -> int:
+        """How often each start of a bounded plan's sums is packed.
+
+        Each row of a tile loads its own where windows are short: a register that several rows start from would be
+        copied by the units that multiply, for as long as some of the products take.
+        """
+        window = self.shape.kernel[0] * self.runs * self.steps
+        return self.rows if window <= _SHORT_WINDOW and self.starts else 1
+
+    @property
+    def starts(self) -> bool:
+        """Whether the accumulators of a bounded plan start from the bias; else it is added to them at the end."""
+        return self.dot.sums == self.dot.lanes
+
+    @property
+    def constant_rows(self) -> int:
+        """Constants of each column: scale and start or bias, or bias alone."""
+        return 1 + self.copies if self.bounded else 2 if self.dot.quantized else 1
+
+    @property
+    def results(self) -> tuple[int, int]:
+        """Columns that are finished at once, and how many of these a tile has."""
+        lanes = self.packing.lanes if self.bounded else self.dot.lanes
+        return lanes, self.tile * self.dot.lanes // lanes
+
+    @property
+    def zero_points(self) -> int:
+        """Elements of a bounded plan's last constants: the result's zero point, as often as starts are."""
+        return math.prod(self.results) * self.copies if self.bounded else 0
+
+    @property
     def constant_elements(self) -> int:
-        """Elements of the packed constants: scale and bias of each column, or bias alone."""
-        return self._packed_lanes * (2 if self.dot.quantized else 1)
+        """Elements of the packed constants."""
+        return self._packed_lanes * self.constant_rows + self.zero_points
 
     @property
     def input_elements(self) -> int:
@@ -192,11 +225,12 @@ class ConvPlan:
         return self.output_elements * math.prod(self.shape.kernel) * self.shape.channels // self.shape.groups
 
 
-def plan_conv(shape: ConvShape, dot: Dot, *, weights_per_image: bool = False) -> ConvPlan:
+def plan_conv(shape: ConvShape, dot: Dot, *, weights_per_image: bool = False, bounded: bool = False) -> ConvPlan:
     """Choose the tile, and how much of the window is contiguous in memory.
 
     Args:
         weights_per_image: each image has packed weights of its own, one set after another (`matmul`).
+        bounded: whether the sums are small (`packing.fold_bounded`); the plan is bounded where its step can use that.
     """
     height, width = shape.output
     lines, pixels = shape.batch * height, width
@@ -213,7 +247,8 @@ def plan_conv(shape: ConvShape, dot: Dot, *, weights_per_image: bool = False) ->
     dot = dot.for_pixels(pixels)
     sets = shape.batch if weights_per_image else 1
     rows, tile = choose_tile(pixels, vectors, dot, by=by)
-    plan = ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, sets)
+    bounded = bounded and dot.saturate is not None and by * dot.lanes == dot.packed_lanes
+    plan = ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, sets, bounded)
     if not (dot.tiles or shape.pointwise):
         rows, tile, lines, pixels = join_lines((lines, pixels), vectors, dot, by=by, within=height)
         plan = replace(plan, rows=rows, tile=tile, lines=lines, pixels=pixels, joined=pixels > width)
@@ -249,13 +284,25 @@ def pack_conv(plan: ConvPlan, weight: Array) -> Array:
     Raises:
         UsageError: a weight has more bits than the instruction sums without saturating.
     """
-    if plan.dot.quantized and np.abs(weight.astype(np.int32)).max(initial=0) > 1 << (plan.dot.weight_bits - 1):
-        raise UsageError(f"conv: {plan.dot.mnemonic} takes weights of {plan.dot.weight_bits} bits, and these have more")
+    largest = plan.dot.largest_weight or 1 << (plan.dot.weight_bits - 1)
+    if plan.dot.quantized and np.abs(weight.astype(np.int32)).max(initial=0) > largest:
+        raise UsageError(f"conv: {plan.dot.mnemonic} takes weights up to {largest}, and these are larger")
     split = weight.reshape(plan.shape.groups, plan.group_columns, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)
     packing, lines = plan.packing, split.reshape(plan.shape.groups, plan.group_columns, -1, plan.run)
     sizes = {"lanes": packing.lanes, "group": packing.group, "tile": packing.tile, "steps": packing.steps}
     packed = [pack_matrix(w, **sizes, dtype=plan.dot.weight) for w in lines]
     return np.stack(packed).ravel()
+
+
+def pack_bounded_constants(plan: ConvPlan, bounded: Bounded) -> Array:
+    """Pack per-channel constants for a bounded plan: scales and starts, and zero points behind all of them.
+
+    Returns:
+        float32, flat; starts are the bits of int32.
+    """
+    start = (bounded.start.astype(np.int64) + BIASED_ZERO).astype(np.int32).view(np.float32)
+    zero_points = np.full(plan.zero_points, 1.5 * 2**23 + bounded.zero_point, np.float32)
+    return np.concatenate([_pack_rows(plan, [bounded.scale, *[start] * plan.copies]), zero_points])
 
 
 def pack_conv_constants(plan: ConvPlan, bias: Array, scale: Array | None = None) -> Array:
@@ -267,7 +314,10 @@ def pack_conv_constants(plan: ConvPlan, bias: Array, scale: Array | None = None)
     Returns:
         float32, flat.
     """
-    rows = [bias] if scale is None else [scale, bias]
+    return _pack_rows(plan, [bias] if scale is None else [scale, bias])
+
+
+def _pack_rows(plan: ConvPlan, rows: list[Array]) -> Array:
     per_group = [np.split(np.asarray(row), plan.shape.groups) for row in rows]
     lanes, vectors = plan.packing.lanes, plan.packing.blocks * plan.packing.tile
     packed = [pack_constants(list(group), lanes=lanes, vectors=vectors) for group in zip(*per_group, strict=True)]
@@ -345,9 +395,19 @@ class Address:
         return self.weight(task, 0, 0, 0, 0) + block + step * plan.ahead + line
 
     def constant(self, task: Expr, v: Expr) -> Expr:
-        """First constant of a column vector; where there are two per column, the others are `packing.lanes` behind."""
+        """First constant of a column vector; where there are more per column, each is `packing.lanes` behind."""
         packing, (block, tile, lane) = self.plan.packing, self._packed(task, v)
-        return (block * packing.tile + tile) * packing.lanes * (2 if self.plan.dot.quantized else 1) + lane
+        return (block * packing.tile + tile) * packing.lanes * self.plan.constant_rows + lane
+
+    def start(self, task: Expr, r: Expr, v: Expr) -> Expr:
+        """What the sums of a bounded plan start from: of result `v` of row `r`."""
+        lanes = self.plan.packing.lanes
+        return self.constant(task, v * (lanes // self.plan.dot.lanes)) + (1 + r % self.plan.copies) * lanes
+
+    def zero_point(self, r: Expr, v: Expr) -> Expr:
+        """The zero point that is added to result `v` of row `r` of a bounded plan."""
+        plan, (lanes, results) = self.plan, self.plan.results
+        return plan.constant_elements - plan.zero_points + (r % plan.copies * results + v) * lanes
 
     def stored(self, x: Expr, r: Expr) -> Expr:
         """Whether a pixel of a line is one of the output."""

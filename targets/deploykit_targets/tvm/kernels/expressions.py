@@ -97,6 +97,34 @@ def quantized(value: Expr, limits: tuple[float, float], dtype: str, lanes: int) 
     return cast(T.reinterpret("int32" if lanes == 1 else f"int32x{lanes}", shifted), dtype, lanes)
 
 
+def bounded(
+    sums: Expr,
+    scale: Expr,
+    zero_point: Expr,
+    lanes: int,
+    limits: tuple[float, float],
+    saturate: Callable[[Expr], Expr],
+) -> Expr:
+    """int32 sums -> int8, rounded half to even, of sums and results that are small (`packing.Bounded`).
+
+    Sums that started at `packing.BIASED_ZERO` are float32 without a conversion; the product is rounded once, by the sum
+    with a zero point of the same size, whose lowest 16 bits are then the result.
+
+    Args:
+        sums: int32, from a start that has `BIASED_ZERO`.
+        scale: float32.
+        zero_point: float32, 1.5 * 2**23 more than the result's.
+        saturate: 16 bits -> 8 (`Dot.saturate`).
+    """
+    real = T.reinterpret(f"float32x{lanes}", sums) - fill(1.5 * 2**23, "float32", lanes)
+    shifted = T.reinterpret(f"int32x{lanes}", fma(real, scale, zero_point, lanes))
+    value = saturate(cast(shifted, "int16", lanes))
+    low, high = limits
+    if low > -128:
+        value = T.max(value, fill(low, "int8", lanes))
+    return T.min(value, fill(high, "int8", lanes)) if high < 127 else value
+
+
 def rounded(value: Expr, limits: tuple[float, float], lanes: int) -> Expr:
     """float32 -> float32: what `quantized` returns, without leaving float32."""
     return T.nearbyint(clip(value, limits, "float32", lanes))

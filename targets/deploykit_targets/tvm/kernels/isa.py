@@ -24,6 +24,8 @@ def _multiply_add(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
 MATRIX_INPUTS = 64
 """Bytes of a row of a tile register (AMX)."""
 _VECTOR_INPUTS = 4  # that one instruction of VNNI sums
+_FILLED_ARM = 8  # that one step of plain NEON or of matrix products takes
+_MOST_FILLING = 1.25  # times the inputs of a stretch, with which a step that takes more is still the quicker
 _FEWEST_TILE_ROWS = 4  # below, loading a tile of weights takes as long as multiplying vectors
 
 
@@ -48,12 +50,18 @@ class Dot:
         wide: steps whose activations are best loaded together, where an instruction can then read one lane.
         tiles: registers that hold whole matrices, where a step multiplies two of these; else 0. `registers` is then
             unused, and `step` is that of `alone`, which short lines and what multiplies lane by lane take.
+        partial: accumulators of one column, beside each other; their sum is the column's.
         interleaved: inputs of one column that lie beside each other in packed weights; `group` of them where 0.
         packed_lanes: columns that lie beside each other in packed weights, vector after vector, so that instruction
             sets with as many or fewer lanes read the same bytes; 0: the vectors of a tile lie beside each other.
         pipeline: independent accumulators that hide the latency of the units that multiply and accumulate.
         parted: whether activations and weights are each parted in two in registers, behind a mask.
         weight_bits: the width of weights whose sums cannot saturate.
+        largest_weight: the largest magnitude of these; 0: what the bits have.
+        across: (int32x16, int8x64, int8x64) -> int32x16, each lane plus the products of its four bytes; None where it
+            takes more than four instructions.
+        saturate: 16-bit integers of `packed_lanes` columns -> int8, where columns are finished so many at a time and
+            sums that are small enough take few operations (`conv_plan.ConvPlan.bounded`); else None.
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
             expressions.
     """
@@ -71,19 +79,30 @@ class Dot:
     pair: int = 1
     alone: Dot | None = None
     tiles: int = 0
+    partial: int = 1
     interleaved: int = 0
     packed_lanes: int = 0
     pipeline: int = 8
     parted: bool = False
     weight_bits: int = 8
+    largest_weight: int = 0
+    across: Callable[[Expr, Expr, Expr], Expr] | None = None
+    saturate: Callable[[Expr], Expr] | None = None
 
     @property
     def by_lane(self) -> Dot:
         """This step, or the one over vectors where this one multiplies matrices."""
         return self.alone if self.tiles and self.alone is not None else self
 
+    @property
+    def sums(self) -> int:
+        """Accumulators of a step for one vector of columns."""
+        return self.lanes * self.pair * self.partial
+
     def row(self, accumulators: Expr, row: int) -> Expr:
-        """Those of one row, of a step's."""
+        """The sums of one row, of a step's accumulators."""
+        if self.partial > 1:
+            return _add_neighbours(accumulators, self.lanes)
         if self.pair == 1:
             return accumulators
         quads = range(0, self.lanes * self.pair, 4)  # (row 0, column 0), (0, 1), (1, 0), (1, 1), and so on
@@ -95,14 +114,18 @@ class Dot:
         return self.alone if self.alone is not None and pixels < least else self
 
     def for_inputs(self, run: int) -> Dot:
-        """This step, or the one over vectors where a stretch of `run` inputs fills too little of a tile's row."""
-        if not self.tiles or self.alone is None:
+        """This step, or its `alone` where a stretch of `run` inputs fills too little of what this one takes."""
+        if self.alone is None or not (self.tiles or self.partial > 1):
             return self
-        return self if fills_matrices(run) else self.alone
+        filled = fills_matrices(run) if self.tiles else math.ceil(run / self.group) * self.group <= _MOST_FILLING * run
+        return self if filled else self.alone
 
     def packed_run(self, run: int) -> int:
-        """Inputs of a stretch of `run` in shared packed weights: rows of matrices are full, where these are used."""
-        group = MATRIX_INPUTS if self.quantized and fills_matrices(run) else self.interleaved or self.group
+        """Inputs of a stretch of `run` in shared packed weights: filled up to what the widest step of these takes."""
+        if self.activation == "int8":
+            group = _FILLED_ARM
+        else:
+            group = MATRIX_INPUTS if self.quantized and fills_matrices(run) else self.interleaved or self.group
         return math.ceil(run / group) * group
 
     def read_at_once(self, steps: int) -> int:
@@ -196,6 +219,15 @@ def _sdot(acc: Expr, a: Expr, w: Expr) -> Expr:
     return _intrinsic("llvm.aarch64.neon.sdot.v4i32.v16i8", "int32x4", acc, w, _repeat(a, "int8x16", 4))
 
 
+def _sdot_across(acc: Expr, a: Expr, w: Expr) -> Expr:
+    parts = []
+    for part in range(4):
+        lanes, taps = (list(range(size * part, size * (part + 1))) for size in (4, 16))
+        sums, inputs, weights = (T.Shuffle([of], which) for of, which in ((acc, lanes), (a, taps), (w, taps)))
+        parts.append(_intrinsic("llvm.aarch64.neon.sdot.v4i32.v16i8", "int32x4", sums, inputs, weights))
+    return T.Shuffle(parts, list(range(16)))
+
+
 def _smmla(acc: Expr, a: Expr, w: Expr) -> Expr:
     """Two rows by four columns, as two products of 2x8 by 8x2."""
     name, halves = "llvm.aarch64.neon.smmla.v4i32.v16i8", []
@@ -213,11 +245,47 @@ def _smull_sadalp(acc: Expr, a: Expr, w: Expr) -> Expr:
     return acc + _intrinsic("llvm.aarch64.neon.saddlp.v4i32.v8i16", "int32x4", product)
 
 
+def _smull_smlal_sadalp(acc: Expr, a: Expr, w: Expr) -> Expr:
+    """Two products in 16 bits before they are summed in 32: 2 * 127 * 128 fits, so no weight is -128.
+
+    Weights are those of `_sdot`: eight columns by four inputs, twice. Each lane has two inputs of a column, so that a
+    column has two partial sums.
+    """
+    low, high = list(range(8)), list(range(8, 16))
+    inputs = [T.Broadcast(T.reinterpret("int32", T.Shuffle([a], list(range(at, at + 4)))), 4) for at in (0, 4)]
+    bytes_of = [T.reinterpret("int8x16", four) for four in inputs]
+    sums = []
+    for quarter in range(4):
+        lanes = high if quarter % 2 else low
+        columns = [T.Shuffle([w], list(range(first, first + 8))) for first in (8 * quarter, 32 + 8 * quarter)]
+        products = [
+            _intrinsic("llvm.aarch64.neon.smull.v8i16", "int16x8", by, T.Shuffle([of], lanes))
+            for by, of in zip(columns, bytes_of, strict=True)
+        ]
+        total = _intrinsic("llvm.aarch64.neon.saddlp.v4i32.v8i16", "int32x4", products[0] + products[1])
+        sums.append(T.Shuffle([acc], list(range(4 * quarter, 4 * quarter + 4))) + total)
+    return T.Shuffle(sums, list(range(16)))
+
+
+def _add_neighbours(accumulators: Expr, lanes: int) -> Expr:
+    """Each two of 2 * `lanes` accumulators."""
+    name, sums = "llvm.aarch64.neon.addp.v4i32", []
+    for first in range(0, 2 * lanes, 8):
+        pair = [T.Shuffle([accumulators], list(range(at, at + 4))) for at in (first, first + 4)]
+        sums.append(_intrinsic(name, "int32x4", *pair))
+    return T.Shuffle(sums, list(range(lanes)))
+
+
+def _sqxtn(value: Expr) -> Expr:
+    return _intrinsic("llvm.aarch64.neon.sqxtn.v8i8", "int8x8", value)
+
+
 def _fma(lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
     return lambda acc, a, w: fma(spread(a, lanes), w, acc, lanes)
 
 
 _PACKED = 16  # columns: the lanes of the widest
+_PACKED_ARM = 8  # columns that become bytes of one register, by one instruction
 
 
 def _float(lanes: int, registers: int, mnemonic: str) -> Dot:
@@ -246,7 +314,31 @@ _VPMADDWD = _bytes(8, 16, "vpmaddwd", _vpmaddwd, parted=True)
 _TDPBUSD = replace(
     _VPDPBUSD, group=MATRIX_INPUTS, mnemonic="tdpbusd", alone=_VPDPBUSD, tiles=8, interleaved=_VECTOR_INPUTS
 )
-_SDOT = Dot(4, 4, "int8", "int8", "int32", 32, "sdot", _sdot, wide=4)
+_SDOT = Dot(
+    *(4, 4, "int8", "int8", "int32", 32, "sdot", _sdot),
+    wide=4,
+    packed_lanes=_PACKED_ARM,
+    across=_sdot_across,
+    saturate=_sqxtn,
+)
+_SMMLA = Dot(
+    *(4, 8, "int8", "int8", "int32", 29, "smmla", _smmla),
+    pair=2,
+    alone=_SDOT,
+    packed_lanes=_PACKED_ARM,
+    across=_sdot_across,
+    saturate=_sqxtn,
+)
+_SADALP = Dot(4, 2, "int8", "int8", "int32", 30, "sadalp", _smull_sadalp)
+_SMLAL = Dot(
+    *(8, 8, "int8", "int8", "int32", 32, "smlal", _smull_smlal_sadalp),
+    alone=_SADALP,
+    partial=2,
+    interleaved=4,
+    packed_lanes=_PACKED_ARM,
+    largest_weight=127,
+    saturate=_sqxtn,
+)
 
 ISAS: Mapping[str, Isa] = {
     isa.name: isa
@@ -291,14 +383,15 @@ ISAS: Mapping[str, Isa] = {
         Isa(
             "i8mm",
             _arm("neoverse-v1", "+neon", "+dotprod", "+i8mm", "+fullfp16"),
-            Dot(4, 8, "int8", "int8", "int32", 28, "smmla", _smmla, pair=2, alone=_SDOT),
+            _SMMLA,
             _float(4, 32, "fmla"),
         ),
         Isa(
             "neon",
             _arm("cortex-a72", "+neon"),
-            Dot(4, 2, "int8", "int8", "int32", 30, "sadalp", _smull_sadalp),
+            _SMLAL,
             _float(4, 32, "fmla"),
+            _SADALP,
         ),
     )
 }

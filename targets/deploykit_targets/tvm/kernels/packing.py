@@ -7,7 +7,7 @@ earlier and repeats columns of the one before: both write the same values, and n
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,58 @@ def pack_constants(rows: list[Array], *, lanes: int, vectors: int | None = None)
     """
     split = [take_columns(np.asarray(row, dtype=np.float32), lanes, vectors) for row in rows]
     return np.ascontiguousarray(np.stack(split, axis=1))
+
+
+BIASED_ZERO = 0x4B400000
+"""The bits of 1.5 * 2**23 in float32: added to an integer below 2**22, they are those of the sum of both."""
+_LARGEST_SUM = 1 << 22
+_LARGEST_RESULT = (1 << 15) - 1
+
+
+class Bounded(NamedTuple):
+    """What becomes of a layer's sums where all of them are small, whatever the inputs.
+
+    Attributes:
+        scale: float32, shape (columns,).
+        start: what each column's sum starts from, int32, shape (columns,): bias, and the input's zero point.
+        zero_point: of the result: `output = round(sum * scale + zero_point)`.
+    """
+
+    scale: Array
+    start: Array
+    zero_point: int
+
+
+def fold_bounded(
+    weight: Array,
+    bias: Array,
+    *,
+    input_scale: float,
+    input_zero_point: int,
+    weight_scale: Array,
+    output_scale: float,
+    output_zero_point: int,
+) -> Bounded | None:
+    """Quantization parameters for a kernel whose sums start from an integer bias; None where they could be too large.
+
+    Sums must be below 2**22, and results below 2**15: then a sum that starts at `BIASED_ZERO` is the bits of a float32,
+    and a result's lowest 16 bits are the result.
+
+    Args:
+        weight: int8, shape (columns, ...).
+        bias: of whole multiples of input scale times weight scale, up to float32's error.
+        input_scale, input_zero_point, weight_scale, output_scale, output_zero_point: as `fold_requantization` has them.
+    """
+    flat = weight.reshape(weight.shape[0], -1).astype(np.int64)
+    product_scale = np.float64(input_scale) * np.broadcast_to(np.asarray(weight_scale, np.float64), (flat.shape[0],))
+    start = np.rint(np.asarray(bias, np.float64) / product_scale) - input_zero_point * flat.sum(axis=1)
+    highest = start + np.maximum(flat * 127, flat * -128).sum(axis=1)
+    lowest = start + np.minimum(flat * 127, flat * -128).sum(axis=1)
+    largest = np.maximum(np.abs(highest), np.abs(lowest)) + 1
+    scale = product_scale / output_scale
+    if largest.max(initial=0) >= _LARGEST_SUM or (largest * scale).max(initial=0) + 129 >= _LARGEST_RESULT:
+        return None
+    return Bounded(scale.astype(np.float32), start.astype(np.int32), output_zero_point)
 
 
 def fold_requantization(

@@ -43,8 +43,10 @@ def choose_tile(rows: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int,
 
 def _held(r: int, v: int, dot: Dot) -> int:
     """Registers of a tile."""
-    if dot.pair > 1:  # weights fill a register per two columns, activations one per two rows, two at a time
-        return r * v + 2 * v + 2
+    if dot.pair > 1:  # activations fill a register per two rows, and weights, taken one vector after another, two
+        return r * v + r // 2 + 2
+    if dot.partial > 1:  # accumulators and weights fill two registers per column of a step, and products wait in some
+        return (r + 1) * v * dot.partial * dot.lanes // 4 + 6
     if dot.parted:  # both parts of the weights, both parts of the activations, and the mask
         return r * v + 2 * v + 3
     return r * v + v + (r if dot.wide > 1 else 1)
@@ -60,8 +62,11 @@ def _cycles(rows: int, vectors: int, dot: Dot, r: int, v: int) -> float:
     steps = -(-rows // r) * -(-vectors // v)
     if dot.tiles:
         return tile_cycles(rows, vectors, r, v)
-    loads = r + v if dot.pair == 1 else 1.5 * (r + 2 * v)  # three beside four products
-    return steps * (max(r * v, loads, dot.pipeline) + 0.5)
+    if dot.partial > 1:  # two products and a sum of them for each register of accumulators
+        return steps * (2 * r * v * dot.partial * dot.lanes / 4 + 0.5)
+    if dot.pair > 1:  # two rows are put together where others multiply; three loads beside four products
+        return steps * (max(r * v + r / 2, 1.5 * (r + 2 * v), dot.pipeline) + 0.5)
+    return steps * (max(r * v, r + v, dot.pipeline) + 0.5)
 
 
 def tile_cycles(rows: int, vectors: int, r: int, v: int, *, near: bool = True) -> float:

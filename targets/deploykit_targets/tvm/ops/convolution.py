@@ -13,11 +13,23 @@ from torch.fx import Node
 
 from deploykit_targets.tvm.emit import Part, dtype_of, whole
 from deploykit_targets.tvm.kernels.conv import Residual, conv
-from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
+from deploykit_targets.tvm.kernels.conv_plan import (
+    ConvShape,
+    pack_bounded_constants,
+    pack_conv,
+    pack_conv_constants,
+    plan_conv,
+)
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
-from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine
+from deploykit_targets.tvm.kernels.depthwise_dots import (
+    depthwise_dots,
+    fits,
+    pack_depthwise_bounded,
+    pack_depthwise_dots,
+)
+from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine, Expr
 from deploykit_targets.tvm.kernels.isa import Dot
-from deploykit_targets.tvm.kernels.packing import fold_requantization
+from deploykit_targets.tvm.kernels.packing import Bounded, fold_bounded, fold_requantization
 from deploykit_targets.tvm.ops.alias import reshaped
 from deploykit_targets.tvm.ops.table import (
     Call,
@@ -241,6 +253,26 @@ class Layer:
         )
         return folded, scale
 
+    def bounded(self, tail: Tail) -> Bounded | None:
+        """The constants of a layer of integers whose sums are all small; None where they are not, or may not be."""
+        if self.of is None or tail.affine is None or self.dot.saturate is None:
+            return None
+        assert self.weight.scales is not None
+        bias = np.zeros(self.shape.columns, np.float32)
+        if self.bias is not None:
+            if self.bias.scales is None:
+                return None  # not rounded to whole multiples
+            bias = self.bias.real
+        return fold_bounded(
+            self.weight.array,
+            bias,
+            input_scale=self.of.scale,
+            input_zero_point=self.of.zero_point,
+            weight_scale=self.weight.scales,
+            output_scale=tail.affine.scale,
+            output_zero_point=tail.affine.zero_point,
+        )
+
     def finish(self, source: View) -> View:
         """Add the step, with as much of what follows as its kernel computes."""
         tail = tail_of(self.call.node)
@@ -267,9 +299,14 @@ class Layer:
         if self.depthwise:
             self._depthwise(source, result, values, bias, scale, tail, macs)
         else:
-            plan = plan_conv(self.shape, dot)
+            small = self.bounded(tail) if joined is None else None
+            plan = plan_conv(self.shape, dot, bounded=small is not None)
             residual = None if joined is None else joined.residual(tail, own)
-            packed, constants = pack_conv(plan, values), pack_conv_constants(plan, bias, scale)
+            packed = pack_conv(plan, values)
+            if plan.bounded and small is not None:
+                constants = pack_bounded_constants(plan, small)
+            else:
+                constants = pack_conv_constants(plan, bias, scale)
             reads = [
                 whole(source, plan.input_elements),
                 Part(emit.constant(packed), packed.size),
@@ -280,7 +317,7 @@ class Layer:
             output = "float32" if integer and tail.affine is None else None
             emit.call(
                 "conv",
-                (plan.shape, plan.dot.mnemonic, tail.clip, residual, output),
+                (plan.shape, plan.dot.mnemonic, tail.clip, residual, output, plan.bounded),
                 lambda: conv(plan, limits=tail.clip, residual=residual, output=output),
                 reads,
                 [whole(result)],
@@ -294,13 +331,25 @@ class Layer:
     def _depthwise(
         self, source: View, result: View, values: Array, bias: Array, scale: Array | None, tail: Tail, macs: int
     ) -> None:
-        emit, dot = self.call.emit, self.dot
-        weights, zero = pack_depthwise(values, dot), 0 if self.of is None else self.of.zero_point
+        emit, dot, zero = self.call.emit, self.dot, 0 if self.of is None else self.of.zero_point
         constants = bias if scale is None else np.concatenate([scale, bias])
+        dots, small = scale is not None and fits(self.shape, dot), self.bounded(tail)
+        if dots:
+            weights = pack_depthwise_dots(self.shape, values)
+            constants = constants if small is None else pack_depthwise_bounded(self.shape, small)
+        else:
+            weights = pack_depthwise(values, dot)
+
+        def kernel() -> Expr:
+            settings: Any = {"limits": tail.clip, "padding": self.padding, "zero": zero}
+            if dots:
+                return depthwise_dots(self.shape, dot, small=small is not None, **settings)
+            return depthwise(self.shape, dot, **settings)
+
         emit.call(
             "depthwise",
-            (self.shape, self.padding, zero, dot.mnemonic, tail.clip),
-            lambda: depthwise(self.shape, dot, limits=tail.clip, padding=self.padding, zero=zero),
+            (self.shape, self.padding, zero, dot.mnemonic, tail.clip, dots, small is not None),
+            kernel,
             [whole(source), Part(emit.constant(weights), weights.size), Part(emit.constant(constants), constants.size)],
             [whole(result)],
             macs=macs,

@@ -16,15 +16,30 @@ pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 import tvm
 
 from deploykit_targets.tvm.kernels.conv import conv
-from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
+from deploykit_targets.tvm.kernels.conv_plan import (
+    ConvShape,
+    pack_bounded_constants,
+    pack_conv,
+    pack_conv_constants,
+    plan_conv,
+)
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
+from deploykit_targets.tvm.kernels.depthwise_dots import (
+    depthwise_dots,
+    fits,
+    pack_depthwise_bounded,
+    pack_depthwise_dots,
+)
 from deploykit_targets.tvm.kernels.elementwise import add_quantized
 from deploykit_targets.tvm.kernels.expressions import Affine
 from deploykit_targets.tvm.kernels.isa import isa
+from deploykit_targets.tvm.kernels.packing import Bounded, fold_bounded
 
 SHAPE = ConvShape(1, 6, 7, 16, 20, (3, 3))
 # Raspberry Pi 5, and 4, which has no dot products; QEMU has no Neoverse V1 before version 9, but all of its features.
 CPUS = {"sdot": "cortex-a76", "neon": "cortex-a72", "i8mm": "max"}
+
+BOUNDED = [name for name in CPUS if isa(name).int8.saturate is not None]
 
 
 def build(kernel: Any, name: str) -> Any:
@@ -85,12 +100,35 @@ def test_int8_convolution(name: str, channels: int, tmp_path: Path, within_one: 
     dot, rng = isa(name).int8, np.random.default_rng(0)
     plan = plan_conv(ConvShape(1, 6, 7, channels, 22, (3, 3)), dot)
     x = rng.integers(-128, 128, plan.input_elements).astype(np.int8)
-    weight = rng.integers(-128, 128, (22, channels, 3, 3)).astype(np.int8)
+    weight = rng.integers(-127, 128, (22, channels, 3, 3)).astype(np.int8)
     bias, scale = rng.normal(size=22).astype("f4"), np.full(22, 1 / 2000, "f4")
     packed = pack_conv(plan, weight), pack_conv_constants(plan, bias, scale)
     result = emulate(conv(plan), name, tmp_path, x, *packed, np.zeros(plan.output_elements, np.int8))
     sums = reference(x[: 42 * channels].reshape(1, 6, 7, channels), weight)
     within_one(result, np.clip(np.rint(sums * scale + bias), -128, 127))
+
+
+@pytest.mark.parametrize("limits", [None, (-20, 90)])
+@pytest.mark.parametrize("channels", [8, 24, 128], ids=["a start for each row", "a tail", "one start"])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_int8_convolution_with_small_sums(
+    name: str, channels: int, limits: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    dot, rng = isa(name).int8, np.random.default_rng(0)
+    plan = plan_conv(ConvShape(1, 6, 7, channels, 22), dot, bounded=True)
+    assert plan.bounded
+    x = rng.integers(-128, 128, plan.input_elements).astype(np.int8)
+    weight = rng.integers(-127, 128, (22, channels, 1, 1)).astype(np.int8)
+    scales = rng.uniform(0.001, 0.002, 22)
+    bias = rng.integers(-5000, 5000, 22) * 0.05 * scales
+    given = {"input_scale": 0.05, "input_zero_point": 11, "output_scale": 0.03, "output_zero_point": -7}
+    small = fold_bounded(weight, bias, weight_scale=scales, **given)  # type: ignore[arg-type]
+    assert small is not None
+    packed = pack_conv(plan, weight), pack_bounded_constants(plan, small)
+    result = emulate(conv(plan, limits=limits), name, tmp_path, x, *packed, np.zeros(plan.output_elements, np.int8))
+    sums = x[: 42 * channels].reshape(42, channels).astype(np.int64) @ weight[:, :, 0, 0].T.astype(np.int64)
+    wanted = np.rint((sums + small.start) * small.scale.astype(np.float64)) - 7  # exact: no tie is rounded twice
+    np.testing.assert_array_equal(result, np.clip(wanted, *(limits or (-128, 127))).ravel())
 
 
 @pytest.mark.parametrize("name", list(CPUS))
@@ -113,6 +151,48 @@ def test_int8_depthwise(tmp_path: Path, within_one: Any) -> None:
     diagonal = np.zeros((21, 21, 3, 3))
     diagonal[range(21), range(21)] = weight[:, 0]
     within_one(result, np.clip(np.rint(reference(x, diagonal) / 500 + 1), -128, 127))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size", "channels", "small"),
+    [
+        ((3, 3), 1, (1, 1, 1, 1), (6, 11), 40, True),
+        ((3, 3), 2, (1, 1, 1, 1), (7, 14), 21, False),
+        ((5, 5), 1, (2, 2, 2, 2), (5, 7), 16, True),
+        ((2, 4), 2, (0, 1, 0, 0), (4, 6), 18, True),
+    ],
+)
+def test_int8_depthwise_by_dot_products(
+    kernel: tuple[int, int],
+    stride: int,
+    padding: tuple[int, int, int, int],
+    size: tuple[int, int],
+    channels: int,
+    small: bool,
+    tmp_path: Path,
+    within_one: Any,
+) -> None:
+    dot, rng, zero = isa("sdot").int8, np.random.default_rng(0), 5
+    top, bottom, left, right = padding
+    height, width = size[0] + top + bottom, size[1] + left + right
+    shape = ConvShape(1, height, width, channels, channels, kernel, (stride, stride), groups=channels)
+    assert fits(shape, dot)
+    x = rng.integers(-128, 128, (1, *size, channels)).astype(np.int8)
+    weight = rng.integers(-127, 128, (channels, 1, *kernel)).astype(np.int8)
+    padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=zero).astype(np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(1, 2))[:, ::stride, ::stride]
+    sums = np.einsum("nhwcyx,cyx->nhwc", windows, weight[:, 0].astype(np.float64))
+    scale, start = rng.uniform(0.001, 0.01, channels).astype("f4"), rng.integers(-3000, 3000, channels)
+    constants = np.concatenate([scale, start * scale + 3]).astype("f4")
+    if small:
+        constants = pack_depthwise_bounded(shape, Bounded(scale, start.astype(np.int32), 3))
+    made = depthwise_dots(shape, dot, limits=(-90, 127), padding=padding, zero=zero, small=small)
+    result = emulate(made, "sdot", tmp_path, x, pack_depthwise_dots(shape, weight), constants, sums.astype(np.int8))
+    wanted = np.clip(np.rint((sums + start) * scale.astype(np.float64)) + 3, -90, 127)
+    if small:
+        np.testing.assert_array_equal(result, wanted.ravel())
+    else:
+        within_one(result, wanted)
 
 
 def test_int8_addition(tmp_path: Path, within_one: Any) -> None:
