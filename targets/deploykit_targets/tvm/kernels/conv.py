@@ -98,9 +98,6 @@ def conv(
     narrow, wide, pair = columns < lanes, dot.read_at_once(steps), dot.pair
     start, store_bounded = bounded_ends(plan, limits) if plan.bounded else (None, None)
 
-    def read(b: Expr | None, index: Expr) -> Expr | None:
-        return None if b is None else b[index]
-
     def take(a: Expr, task: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr, k: Expr) -> Expr:
         """Activations of the rows of one step, one row after another."""
         count = wide * group
@@ -120,7 +117,7 @@ def conv(
             for i in T.serial(columns):
                 y[first + i] = out[i]
         else:
-            y[span(first, lanes)] = finish(acc, c, start, read(b, span(first, lanes)))
+            y[span(first, lanes)] = finish(acc, c, start, None if b is None else b[span(first, lanes)])
 
     @T.inline
     def store_row(acc, row, task, x, r, v, c, b, y):
