@@ -134,6 +134,9 @@ class RemoteSession(Session):
         asked: what OPEN carries.
         program: what answers, where it is the artifact's own.
 
+    Attributes:
+        variant: whose kernels run, of a program that has several; "" of others.
+
     Raises:
         DeploykitError: it could not be opened; the message says what it, or the machine, lacks.
         ArtifactError: it is a program of another model.
@@ -149,6 +152,7 @@ class RemoteSession(Session):
             if program is not None and any(found.get(name) != value for name, value in program.facts.items()):
                 message = f"{program.files[0]} of {artifact.path.name} is not the program of this model"
                 raise ArtifactError(message, hint="export the model again")
+            self.variant = str(found.get("variant", ""))
             threads = found.get("threads", asked.get("threads"))
             super().__init__(artifact.inputs, artifact.outputs, threads=int(threads or 1))
         except BaseException:

@@ -149,6 +149,7 @@ def link_library(variants: Sequence[Variant], constants: bytes, device: Device, 
         MissingDependencyError, ConversionError: as `build_library`.
     """
     plainest = variants[-1]
+    _check_alike([variant.program for variant in variants])
     compiler = compiler_for(plainest.processor.arch)
     needs = [needed_features(variant.processor.target) for variant in variants]
     programs = [replace(variant.program, constant_bytes=len(constants)) for variant in variants]
@@ -173,6 +174,14 @@ def link_library(variants: Sequence[Variant], constants: bytes, device: Device, 
     facts = tuple(map(_facts, variants, needs)) if len(variants) > 1 else ()
     emulators, kernels = tuple(device.extra.get("emulators", ())), plainest.kernels
     return Library(plainest.processor, needs[-1], emulators, files, kernels.assembly, kernels.log, facts)
+
+
+def _check_alike(programs: Sequence[Program]) -> None:
+    """One program for boards, and one reader of its times, serve all variants of a library."""
+    seen = [(p.inputs, p.outputs, [step.node for step in p.steps]) for p in programs]
+    shapes = [([(x.name, x.dtype, x.shape) for x in (*i, *o)], nodes) for i, o, nodes in seen]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ConversionError("tvm: the variants of a library differ in their inputs, outputs or steps")
 
 
 def _facts(variant: Variant, needs: tuple[str, ...]) -> VariantFacts:

@@ -14,20 +14,19 @@ from deploykit.contract.errors import ArtifactError, DeviceError
 from deploykit.contract.host import Host, this_host
 from deploykit.contract.requirements import Requirements
 
-HOST_ISAS = (
+X86_ISAS = (
     ("amx_int8", ("amx_tile", "amx_int8", "avx512_vnni", "avx512bw")),
     ("avx512_vnni", ("avx512_vnni", "avx512bw")),
     ("avx_vnni", ("avx_vnni", "avx2", "fma")),
     ("avx2", ("avx2", "fma")),
 )
 """Best first: the kernels' name, and what `deploykit.contract.host` calls the features."""
+ARM_ISAS = (("i8mm", ("asimddp", "i8mm")), ("sdot", ("asimddp",)), ("neon", ("asimd",)))
+"""The same of Arm."""
 _EVERY = "every"
 _ISAS = {
-    **dict(HOST_ISAS),
+    **dict((*X86_ISAS, *ARM_ISAS)),
     "avx2_7bit": ("avx2", "fma"),
-    "sdot": ("asimddp",),
-    "i8mm": ("asimddp", "i8mm"),
-    "neon": ("asimd",),
 }
 _PLAINER = {
     **dict.fromkeys(("amx_int8", "avx512_vnni", "avx_vnni"), "x86-cpu-avx2:tvm"),
@@ -99,32 +98,38 @@ def requirements_of(isa: str, arch: str) -> Requirements:
 
 
 def processors_of(device: Device) -> tuple[Processor, ...]:
-    """What to compile for, best first: one, or for any x86 CPU one of each kind.
+    """What to compile for, best first: one, or for any CPU of an architecture one of each kind.
 
     Raises:
-        DeviceError: there are several, and this machine, which is to prove the export, is none of them.
+        DeviceError: as `processor_of`.
     """
     best = processor_of(device)
     if device.extra["isa"] != _EVERY:
         return (best,)
-    return tuple(_one_of(device, isa) for isa, _ in HOST_ISAS)
+    return tuple(_one_of(device, isa) for isa, _ in _kinds(device))
+
+
+def _kinds(device: Device) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return X86_ISAS if device.arch == "x86-64" else ARM_ISAS
 
 
 def processor_of(device: Device) -> Processor:
-    """What to compile for; of several, what this machine would take.
+    """What to compile for; of several, what this machine would take, or the plainest of another architecture's.
 
     Raises:
-        DeviceError: this machine has no instruction set that kernels exist for.
+        DeviceError: it is for CPUs of this machine's architecture, of which this one has too little.
     """
     if device.extra["isa"] != _EVERY:
         return Processor.read(device.extra)
-    host = this_host()
-    for isa, features in HOST_ISAS:
+    host, kinds = this_host(), _kinds(device)
+    if host.family != device.arch:
+        return _one_of(device, kinds[-1][0])
+    for isa, features in kinds:
         if all(map(host.has, features)) and (isa != "amx_int8" or tiles_granted()):
             return _one_of(device, isa)
     raise DeviceError(
-        f"{device.name} is proved on this machine, and {host} has none of {', '.join(n for n, _ in HOST_ISAS)}",
-        hint="export on a machine with AVX2, or choose another device",
+        f"{device.name} is proved on this machine, and {host} has none of {', '.join(n for n, _ in kinds)}",
+        hint=f"export on a machine with {' and '.join(kinds[-1][1])}, or choose another device",
     )
 
 

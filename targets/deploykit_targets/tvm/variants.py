@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,13 @@ import numpy as np
 
 from deploykit.contract.decibels import sqnr_db
 from deploykit.contract.errors import ConversionError, DeviceError
-from deploykit_targets.tvm.build import Library, Variant
+from deploykit.places import qemu
+from deploykit_targets.tvm.build import CONSTANTS, PROGRAM, RUNNER, Library, Variant, read_program
 from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower
 from deploykit_targets.tvm.native import Model
 from deploykit_targets.tvm.planning import ConstantBlock
+from deploykit_targets.tvm.runtime.table import port_bytes
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -49,14 +53,22 @@ def make_variants(
 
 
 def compared(library: Library, folder: Path, captured: CapturedModel) -> Library:
-    """The library with what its variants differ by on the example inputs, of those that this CPU has.
+    """The library with what its variants differ by on the example inputs, of those that run here.
+
+    Code for this architecture runs on this CPU, where that has what it needs; other code under emulation.
 
     Raises:
         ConversionError: one computes something else than the best. A defect.
     """
     feeds = {name: tensor.detach().cpu().numpy() for name, tensor in captured.example_feeds().items()}
     names = [variant.isa for variant in library.variants]
-    outputs = {name: _outputs(folder, names, name, feeds) for name in names}
+    if library.processor.arch == platform.machine():
+        outputs = {name: _outputs(folder, names, name, feeds) for name in names}
+    elif qemu.EMULATOR.installed:
+        emulator = qemu.emulator_for(library.emulators)
+        outputs = {name: _emulated(emulator, folder, name, feeds) for name in names}
+    else:
+        outputs = dict.fromkeys(names)
     best = next((found for found in outputs.values() if found is not None), None)
     facts = []
     for variant in library.variants:
@@ -83,6 +95,28 @@ def _outputs(
         return model.run(feeds)
     finally:
         model.close()
+
+
+def _emulated(
+    emulator: qemu.Emulator, folder: Path, name: str, feeds: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """By the program for boards.
+
+    Raises:
+        ConversionError: it ended otherwise than well.
+    """
+    program = read_program(folder / PROGRAM)
+    with tempfile.TemporaryDirectory() as scratch:
+        given, found = Path(scratch, "inputs"), Path(scratch, "outputs")
+        given.write_bytes(b"".join(np.ascontiguousarray(feeds[port.name]).tobytes() for port in program.inputs))
+        done = emulator.run(folder / RUNNER, folder / CONSTANTS, "1", given, found, name)
+        if done.returncode:
+            raise ConversionError(f"tvm: the kernels for {name} cannot be run: {done.stderr.strip()}")
+        data, outputs, at = found.read_bytes(), {}, 0
+    for port in program.outputs:
+        outputs[port.name] = np.frombuffer(data[at : at + port_bytes(port)], port.dtype).reshape(port.shape)
+        at += port_bytes(port)
+    return outputs
 
 
 def _agreement_db(wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:

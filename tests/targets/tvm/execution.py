@@ -10,13 +10,13 @@ import numpy as np
 
 from deploykit.contract.host import this_host
 from deploykit_targets.tvm.emit import Finished
-from deploykit_targets.tvm.processor import HOST_ISAS, tiles_granted
+from deploykit_targets.tvm.processor import X86_ISAS, tiles_granted
 from deploykit_targets.tvm.program import Region
 
 
 def host_isa() -> str:
     """The best instruction set of this machine that kernels exist for."""
-    usable = (name for name, features in HOST_ISAS if all(map(this_host().has, features)))
+    usable = (name for name, features in X86_ISAS if all(map(this_host().has, features)))
     return next((name for name in usable if name != "amx_int8" or tiles_granted()), "avx2")
 
 

@@ -20,13 +20,13 @@ from deploykit.contract.errors import DeviceError
 from deploykit.contract.host import Host, this_host
 from deploykit_targets.tvm.build import CONSTANTS, recorded
 from deploykit_targets.tvm.native import Model
-from deploykit_targets.tvm.processor import HOST_ISAS, tiles_granted
+from deploykit_targets.tvm.processor import X86_ISAS, tiles_granted
 from deploykit_targets.tvm.session import NativeSession
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from other_cpu import without_vnni
 
-NAMES = [name for name, _ in HOST_ISAS]
+NAMES = [name for name, _ in X86_ISAS]
 pytestmark = pytest.mark.skipif(not this_host().has("avx2"), reason="this is no x86 CPU with AVX2")
 
 
@@ -60,7 +60,7 @@ def test_it_has_all_variants_and_their_sizes(artifact: Any) -> None:
 
 
 def test_this_machine_takes_its_best(artifact: Any) -> None:
-    usable = [name for name, features in HOST_ISAS if all(map(this_host().has, features))]
+    usable = [name for name, features in X86_ISAS if all(map(this_host().has, features))]
     best = next(name for name in usable if name != "amx_int8" or tiles_granted())
     with NativeSession(artifact, 1) as session:
         assert session.variant == best

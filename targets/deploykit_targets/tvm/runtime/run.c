@@ -1,6 +1,7 @@
 /* The program for boards: `run CONSTANTS THREADS` opens the model and answers frames on standard input, as
  * `deploykit/places/frames.py` describes them: HELLO, OPEN, RUN, PROFILE and CLOSE.
- * `run CONSTANTS THREADS INPUTS OUTPUTS` runs it once on a file with the bytes of all inputs, one after another.
+ * `run CONSTANTS THREADS INPUTS OUTPUTS [VARIANT]` runs it once on a file with the bytes of all inputs, one after
+ * another; of several variants with the best that the CPU has, or with the one of that name.
  *
  * Memory is the machine's, little-endian as frames are. The names, types and shapes of inputs and outputs come as
  * bytes that stand before the data of their tensors (`table.heads_source`); what is before the data of an input must be
@@ -15,7 +16,7 @@
 #include "executor.h"
 #include "heads.h"
 
-/* Boards get one program each. */
+/* The variants of a library have inputs, outputs and steps alike (`build.py`). */
 #define deploykit_program (*deploykit_programs[0])
 
 enum { MESSAGE_BYTES = 768, EXIT_DEVICE = 10, EXIT_USAGE = 2 };
@@ -167,8 +168,9 @@ static int serve(Model *model, const char *refused, int threads, char *inputs, s
       return fail(refused), EXIT_DEVICE;
     } else if (frame.kind == OPEN) {
       char text[256];
-      snprintf(text, sizeof text, "{\"input_bytes\": %zu, \"output_bytes\": %zu, \"steps\": %d, \"threads\": %d}",
-               in_bytes, out_bytes, deploykit_program.step_count, threads);
+      snprintf(text, sizeof text,
+               "{\"input_bytes\": %zu, \"output_bytes\": %zu, \"steps\": %d, \"threads\": %d, \"variant\": \"%s\"}",
+               in_bytes, out_bytes, deploykit_program.step_count, threads, deploykit_variant(model));
       begin(ANSWER, 0, text);
       fflush(stdout);
     } else if (frame.kind != RUN && frame.kind != PROFILE) {
@@ -208,12 +210,12 @@ static int run_file(Model *model, char *inputs, size_t input_bytes, char *output
 }
 
 int main(int argc, char **argv) {
-  if ((argc != 3 && argc != 5) || atoi(argv[2]) < 1) {
-    fprintf(stderr, "usage: %s CONSTANTS THREADS [INPUTS OUTPUTS]\n", argv[0]);
+  if (argc < 3 || argc == 4 || argc > 6 || atoi(argv[2]) < 1) {
+    fprintf(stderr, "usage: %s CONSTANTS THREADS [INPUTS OUTPUTS [VARIANT]]\n", argv[0]);
     return EXIT_USAGE;
   }
   char error[MESSAGE_BYTES] = "";
-  Model *model = deploykit_create(argv[1], atoi(argv[2]), error, sizeof error);
+  Model *model = deploykit_create_variant(argc == 6 ? argv[5] : NULL, argv[1], atoi(argv[2]), error, sizeof error);
   if (!model) {
     if (argc == 3) return serve(NULL, error, 0, NULL, 0, 0);
     fprintf(stderr, "error: %s\n", error);

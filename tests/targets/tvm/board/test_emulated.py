@@ -16,7 +16,7 @@ from deploykit_targets.tvm import TvmTarget
 from deploykit_targets.tvm.build import CONSTANTS, METADATA, RUNNER
 
 UNIT = 0.05001  # of the quantised result, and float32's own error
-BOARDS = {"raspberry-pi-5": "cortex-a76", "raspberry-pi-4": "cortex-a72", "arm-cpu": "cortex-a72"}
+BOARDS = {"raspberry-pi-5": "cortex-a76", "raspberry-pi-4": "cortex-a72", "arm-cpu": "max"}
 
 
 def opened(artifact: Any, threads: int, *, cpu: str = "") -> Any:

@@ -16,7 +16,7 @@ from deploykit.contract.devices import load_devices
 from deploykit.contract.errors import ConversionError, DeviceError, MissingDependencyError
 from deploykit.contract.host import Host
 from deploykit_targets.tvm.build import CONSTANTS, LIBRARY, PROGRAM, RUNNER, build_library, read_program
-from deploykit_targets.tvm.processor import processor_of
+from deploykit_targets.tvm.processor import processor_of, processors_of
 from deploykit_targets.tvm.program import Operand, Port, Program, Region, Step
 from deploykit_targets.tvm.runtime import table
 from deploykit_targets.tvm.tools import compiler_for, system_tools
@@ -196,6 +196,23 @@ def test_tiles_that_the_kernel_does_not_grant(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("deploykit_targets.tvm.processor.this_host", lambda: Host("x86_64", features, 2, "Linux"))
     monkeypatch.setattr("deploykit_targets.tvm.processor.tiles_granted", lambda: False)
     assert processor_of(DEVICES["x86-cpu"]).isa == "avx512_vnni"
+
+
+@pytest.mark.parametrize(
+    ("arch", "features", "isa"),
+    [
+        ("aarch64", ("asimd", "asimddp", "i8mm"), "i8mm"),
+        ("aarch64", ("asimd", "asimddp"), "sdot"),
+        ("aarch64", ("asimd",), "neon"),
+        ("x86_64", ("avx2", "fma"), "neon"),  # of another machine's kernels the plainest
+    ],
+)
+def test_arm_takes_the_best_that_the_host_has(
+    arch: str, features: tuple[str, ...], isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploykit_targets.tvm.processor.this_host", lambda: Host(arch, features, 2, "Linux"))
+    assert processor_of(DEVICES["arm-cpu"]).isa == isa
+    assert [processor.isa for processor in processors_of(DEVICES["arm-cpu"])] == ["i8mm", "sdot", "neon"]
 
 
 def test_a_host_without_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
