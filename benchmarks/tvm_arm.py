@@ -5,7 +5,9 @@
 No Arm machine is measured here; every figure is an estimate. The kernels are those of an export: the model is captured,
 calibrated, quantised, lowered and compiled for the device, and the innermost loop with the most multiplications of each
 convolution and product is given to `llvm-mca`, which plays it on its model of the core's pipelines. Data are taken to
-be in the first-level cache; what surrounds the loops (rescaling, borders, other operators) is not in the figures.
+be in the first-level cache; what surrounds the loops (rescaling, borders, other operators) is not in these figures.
+`--qemu` adds whole networks, with all that: the program for boards runs under emulation, which tells each block that it
+executes, and stretches of every function are played in the same model (`arm_trace.py`).
 
 `ideal` is what the instruction's rate in the same model allows; `of_ideal` is the share that the loop reaches. Means
 over a network are weighted by the layers' multiply-accumulates, as times.
@@ -25,6 +27,7 @@ from unittest import mock
 
 import models
 import torch
+from arm_trace import Disassembly, cycles_of, trace
 from harness import quiet, report
 
 import deploykit
@@ -35,10 +38,18 @@ from deploykit.pipeline import steps
 from deploykit.pipeline.plan import make_request
 from deploykit.plugin.registry import resolve
 from deploykit_calibration.observe import CalibrationRun
+from deploykit_targets.tvm import build
 from deploykit_targets.tvm import convert as conversion
-from deploykit_targets.tvm.disassemble import code_of
+from deploykit_targets.tvm.build import CONSTANTS, RUNNER
+from deploykit_targets.tvm.disassemble import code_of, functions_of
+from deploykit_targets.tvm.runtime.table import port_bytes
 
 ITERATIONS = 200
+WHOLE_NOTES = (
+    "estimate, not measured: all that one thread executes, traced under emulation, in llvm-mca; data in the"
+    " first-level cache, branches foreseen",
+    "ms at the device's clock; weights and activations that come from memory take longer",
+)
 # Multiply-accumulates of one instruction.
 MACS = {"sdot": 16, "smmla": 32, "fmla": 4, "smull": 8, "smull2": 8, "smlal": 8, "smlal2": 8}
 FLOAT = ("fmla",)
@@ -82,18 +93,24 @@ class Core:
         played = self._play(instructions, f"-dispatch={width.micro_operations}")
         return max(played, len(instructions) / width.instructions)
 
+    def trace_cycles(self, instructions: Sequence[str]) -> float:
+        """Cycles of a stretch that runs once."""
+        width = WIDTHS.get(self.name)
+        played = self._play(instructions, *([f"-dispatch={width.micro_operations}"] if width else []), iterations=1)
+        return max(played, len(instructions) / width.instructions) if width else played
+
     def narrow_cycles(self, instructions: Sequence[str]) -> float:
         """The same with the width of LLVM's model."""
         return self._play(instructions)
 
-    def _play(self, instructions: Sequence[str], *options: str) -> float:
+    def _play(self, instructions: Sequence[str], *options: str, iterations: int = ITERATIONS) -> float:
         command = [self.tool, "-mtriple=aarch64-linux-gnu", f"-mcpu={self.name}", f"-mattr={ATTRIBUTES}"]
-        command += [f"-iterations={ITERATIONS}", *options, "-"]
+        command += [f"-iterations={iterations}", *options, "-"]
         text = "\n".join(instructions) + "\n"
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=300)
         found = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
         assert found is not None
-        return int(found.group(1)) / ITERATIONS
+        return int(found.group(1)) / iterations
 
     def ideal(self, mnemonic: str) -> float:
         """Multiply-accumulates per cycle of nothing but this instruction, on independent registers."""
@@ -223,8 +240,8 @@ def prepare(make: Any) -> tuple[Any, Any]:
         return captured, deploykit.calibrate(model, data, example_inputs=example, progress=False)
 
 
-def compile_for(device: Device, captured: Any, table: Any, precision: Precision) -> tuple[Any, Any]:
-    """Export up to the library: (what was built, its program)."""
+def compile_for(device: Device, captured: Any, table: Any, precision: Precision, folder: Path) -> tuple[Any, Any]:
+    """Export up to the library, into a folder: (what was built, its program)."""
     made: list[tuple[Any, Any]] = []
     link = conversion.link_library
 
@@ -233,9 +250,14 @@ def compile_for(device: Device, captured: Any, table: Any, precision: Precision)
         made.append((library, variants[-1].program))
         return library
 
-    with quiet(), tempfile.TemporaryDirectory() as folder, mock.patch.object(conversion, "link_library", keep):
+    named = tuple(option for option in build._RUNNER if option != "-s")  # traces are told by functions
+    with (
+        quiet(),
+        mock.patch.object(conversion, "link_library", keep),
+        mock.patch.object(build, "_RUNNER", named),
+    ):
         run = None if table is None else CalibrationRun(table)
-        steps.lower(steps.prepare(make_request(f"{device.name}:tvm", precision), captured, run), Path(folder))
+        steps.lower(steps.prepare(make_request(f"{device.name}:tvm", precision), captured, run), folder)
     return made[0]
 
 
@@ -269,6 +291,40 @@ def rows_of(
         narrow = loop.macs / core.narrow_cycles(loop.instructions)
         rates = {"macs_per_cycle": rate, "ideal": ideal, "of_ideal": rate / ideal, "of_ideal_narrow": narrow / ideal}
         yield {**row, "instruction": loop.main, **rates}
+
+
+def whole_row(
+    core: Core, device: Device, network: str, precision: Precision, built: tuple[Any, Any], traced: Traced
+) -> dict[str, Any]:
+    """The whole network, by what its program executes."""
+    (library, program), code = built, Disassembly(traced.folder / RUNNER, traced.objdump)
+    inputs, outputs = traced.folder / "inputs", traced.folder / "outputs"
+    inputs.write_bytes(bytes(sum(map(port_bytes, program.inputs))))
+    words = [str(traced.folder / CONSTANTS), "1", str(inputs), str(outputs)]
+    found = trace([traced.qemu, "-cpu", traced.cpu], traced.folder / RUNNER, words, code)
+    kinds = {step.symbol: step.kind for step in program.steps}
+    spent: dict[str, float] = {}
+    for symbol, kind in kinds.items():
+        own = [found[name] for name in functions_of(library.assembly, symbol) if name in found]
+        cycles = sum(cycles_of(function, code, core.trace_cycles) for function in own)
+        spent[kind] = spent.get(kind, 0.0) + cycles
+    total, macs = sum(spent.values()), sum(step.macs for step in program.steps)
+    layers = {step.kind for step in program.steps if step.macs}
+    row = {"network": network, "device": device.name, "precision": str(precision)}
+    row |= {"mega_cycles": total / 1e6, "ms_at_clock": total / device.extra["clock_ghz"] / 1e6}
+    row |= {"macs_per_cycle": macs / total, "conv_share": spent.get("conv", 0.0) / total}
+    row |= {"depthwise_share": spent.get("depthwise", 0.0) / total}
+    return {**row, "other_share": sum(cycles for kind, cycles in spent.items() if kind not in layers) / total}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Where and how a program is run for its trace."""
+
+    folder: Path
+    qemu: str
+    cpu: str
+    objdump: str
 
 
 def mean_rate(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -333,22 +389,31 @@ def main() -> None:
     arguments.add_argument("--llvm-mca", default="llvm-mca-22", help="of LLVM 22 (Debian: llvm-22)")
     arguments.add_argument("--litert", type=Path, help="libpywrap_litert_common.so of ai-edge-litert's aarch64 wheel")
     arguments.add_argument("--objdump", default="aarch64-linux-gnu-objdump")
+    arguments.add_argument("--qemu", default="", help="qemu-aarch64-static; 9 or newer knows Neoverse V1")
     arguments.add_argument("--network", choices=sorted(MODELS), action="append")
     arguments.add_argument("--device", choices=sorted(CORES), action="append")
     given = arguments.parse_args()
     torch.set_num_threads(1)
     version = subprocess.run([given.llvm_mca, "--version"], capture_output=True, text=True, check=True).stdout
     rows: list[dict[str, Any]] = []
+    wholes: list[dict[str, Any]] = []
     for network in given.network or MODELS:
         captured, table = prepare(MODELS[network])
         for name in given.device or CORES:
             core, device = Core(given.llvm_mca, CORES[name]), resolve(f"{name}:tvm").device
             for precision in (Precision.INT8, Precision.FP32):
-                rows += rows_of(core, name, network, precision, compile_for(device, captured, table, precision))
+                with tempfile.TemporaryDirectory() as folder:
+                    built = compile_for(device, captured, table, precision, Path(folder))
+                    rows += rows_of(core, name, network, precision, built)
+                    if given.qemu:
+                        traced = Traced(Path(folder), given.qemu, device.extra["emulators"][0], given.objdump)
+                        wholes.append(whole_row(core, device, network, precision, built, traced))
     if given.litert:
         code = xnnpack_code(given.litert, given.objdump)
         theirs = [r for d in given.device or CORES for r in xnnpack_rows(Core(given.llvm_mca, CORES[d]), d, code)]
         report("tvm_arm_xnnpack", theirs, notes=[*notes(version), "XNNPACK's fastest loop per core and precision"])
+    if wholes:
+        report("tvm_arm_whole", wholes, notes=[notes(version)[1], *WHOLE_NOTES])
     report("tvm_arm_kernels", grouped(rows), notes=notes(version))
     report("tvm_arm", list(summary_of(rows)), notes=notes(version))
 

@@ -75,9 +75,18 @@ def code_of(assembly: str, symbol: str) -> list[str]:
     Raises:
         ConversionError: the symbol is not in the assembly.
     """
+    return list(functions_of(assembly, symbol).values())
+
+
+def functions_of(assembly: str, symbol: str) -> dict[str, str]:
+    """Body of each function of a kernel by its name.
+
+    Raises:
+        ConversionError: the symbol is not in the assembly.
+    """
     functions = _functions(assembly)
     names = _reachable(_entry(symbol, functions), _mentioned(functions))
-    return [body for name, body in functions.items() if name in names]
+    return {name: body for name, body in functions.items() if name in names}
 
 
 def kernels_in(assembly: str, symbols: Iterable[str]) -> dict[str, Instructions]:
