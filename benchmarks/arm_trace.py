@@ -24,7 +24,7 @@ _TRACED = re.compile(rb"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/")
 _SYMBOL = re.compile(r"^([0-9a-f]+) <([^>]+)>:$")
 _CODE = re.compile(r"^ *([0-9a-f]+):\t[0-9a-f]{8} +\t([^/]*)")
 _BRANCH = re.compile(r"^(b|br|bl|blr|ret|b\.\w+|cbn?z|tbn?z|svc)\b")
-_TARGET = re.compile(r"\b[0-9a-f]+ <[^>]*>")
+_TARGET = re.compile(r"\b([0-9a-f]+) <[^>]*>")
 
 
 @dataclass
@@ -63,10 +63,22 @@ class Disassembly:
         return self._names[index] if index >= 0 else ""
 
     def block(self, address: int) -> tuple[str, ...]:
-        """The instructions of QEMU's block that begins there, for `llvm-mca`."""
+        """The instructions from there to a branch or the end of a page, for `llvm-mca`."""
         if address not in self._blocks:
             self._blocks[address] = tuple(self._walk(address))
         return self._blocks[address]
+
+    def executed(self, address: int, following: int) -> tuple[str, ...]:
+        """The instructions of the block that begins there, and after which another began.
+
+        QEMU ends a block early where its translation is long. The next one then begins within what would be the block,
+        where no branch of it leads.
+        """
+        block, count = self.block(address), (following - address) // 4
+        if not 0 < count < len(block):
+            return block
+        target = _TARGET.search(self._text[address + 4 * (len(block) - 1)])
+        return block if target and int(target.group(1), 16) == following else block[:count]
 
     def _walk(self, address: int) -> Iterator[str]:
         page = address // _PAGE
@@ -97,8 +109,15 @@ def trace(emulator: Sequence[str], program: Path, arguments: Sequence[str], code
             function.blocks.append(at)
     assert process.returncode == 0, f"{program} ended with {process.returncode}"
     for function in found.values():
-        function.instructions = sum(len(code.block(at)) for at in function.blocks)
+        function.instructions = sum(len(block) for block in _executed(function, code, 0))
     return found
+
+
+def _executed(function: Function, code: Disassembly, first: int) -> Iterator[tuple[str, ...]]:
+    """The blocks of a function from one on."""
+    blocks = function.blocks
+    for index in range(first, len(blocks)):
+        yield code.executed(blocks[index], blocks[index + 1] if index + 1 < len(blocks) else 0)
 
 
 def cycles_of(function: Function, code: Disassembly, play: Callable[[Sequence[str]], float]) -> float:
@@ -110,8 +129,8 @@ def cycles_of(function: Function, code: Disassembly, play: Callable[[Sequence[st
     count, spent, played = len(function.blocks), 0.0, 0
     for first in sorted({0, count // 3, 2 * count // 3} if count < 64 else {count // 3, 2 * count // 3}):
         lines: list[str] = []
-        for at in function.blocks[first : first + _STRETCH]:
-            lines += code.block(at)
+        for block in _executed(function, code, first):
+            lines += block
             if len(lines) >= _STRETCH:
                 break
         if lines:

@@ -67,8 +67,10 @@ _INSTRUCTION = re.compile(r"^\s+([a-z][a-z0-9]*)(?:\.[a-z0-9]+)?(?:\s|$)")
 class Width:
     """How much a core may start per cycle, where LLVM's model is narrower than the vendor's description.
 
-    LLVM 22 lets Neoverse N1 start 3 micro-operations per cycle, so that the compiler is careful; Arm's guide to it (and
-    to Cortex-A76) says 4 decoded instructions and 8 micro-operations, and LLVM's model of 2021 said 8.
+    LLVM 22 lets Neoverse N1 start 3 micro-operations per cycle, so that the compiler is careful. GCC's description
+    (gcc/config/aarch64/neoverse-n1.md, "based on the Neoverse N1 Software Optimization Guide") has eight units that
+    start one each: two and one for integers, two for vectors, one for branches, two for memory. Four instructions are
+    decoded per cycle (Arm's Technical Overview of Neoverse N1 and Cortex-A76, from memory).
     """
 
     micro_operations: int
