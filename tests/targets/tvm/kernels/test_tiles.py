@@ -47,7 +47,7 @@ def test_joined_lines_hold_all_pixels_of_images_that_stay_apart(images: int, hei
 
 
 def test_lines_are_joined_where_a_tile_does_not_divide_them() -> None:
-    avx2 = SimpleNamespace(registers=16, wide=1, pair=1, tiles=0, parted=False, pipeline=12)
+    avx2 = SimpleNamespace(registers=16, wide=1, pair=1, tiles=0, parted=False, partial=1, pipeline=12)
     assert join_lines((7, 7), 64, avx2, by=2, within=7) == (6, 2, 1, 49)  # 9 tiles of six, and not 14
     assert join_lines((12, 12), 8, avx2, by=2, within=12)[3] == 12
 
