@@ -18,6 +18,14 @@ README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: written by tables.py -->", "<!-- end of results -->"
 
 
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as Markdown tables, one for all that have the same columns."""
+    found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row) if "part" in row else tuple(rows[0]), []).append(row)
+    return "\n\n".join(map(table, found.values()))
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a Markdown table."""
     heads = list(rows[0])
@@ -41,7 +49,7 @@ def section(record: Mapping[str, Any]) -> str:
     where = _where(Host(**{**machine, "isa": tuple(machine["isa"])})) if machine else ""
     versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
     notes = "\n".join(f"- {note}" for note in record.get("notes", []) if note)
-    return f"### {record['benchmark']}\n\n{where}{versions}\n\n{table(record['rows'])}\n\n{notes}\n"
+    return f"### {record['benchmark']}\n\n{where}{versions}\n\n{tables(record['rows'])}\n\n{notes}\n"
 
 
 def main() -> None:

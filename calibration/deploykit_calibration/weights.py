@@ -59,8 +59,16 @@ class WeightQuant:
         return self.quantize(weight).float() * self._along(weight)
 
     def error(self, weight: Tensor) -> Tensor:
-        """Rounded minus float, in units of the weight."""
-        return self.rounded(weight) - weight.detach()
+        """Rounded minus float, in units of the weight: what `rounded` gives, without a pass through the integers."""
+        weight = weight.detach()
+        if self.dtype.is_floating_point:
+            return self.rounded(weight) - weight
+        return self.rounded_in_float(weight).sub_(weight)
+
+    def rounded_in_float(self, weight: Tensor) -> Tensor:
+        """What `rounded` gives for integers, in four passes over floats; a zero may be negative."""
+        scales = self._along(weight)
+        return weight.detach().mul(1.0 / scales).round_().clamp_(self.quant_min, self.quant_max).mul_(scales)
 
     def _in_units(self, weight: Tensor) -> Tensor:
         return weight.detach() / self._along(weight)

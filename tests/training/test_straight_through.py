@@ -59,3 +59,16 @@ def test_integers_in_other_units_have_the_gradient_of_the_units() -> None:
     assert torch.equal(got, simulate.requantize(x.detach(), 0.5, -4, 4, 0.25))
     got.sum().backward()
     assert x.grad is not None and x.grad.tolist() == [0.0, 0.5, 0.5, 0.0]
+
+
+def test_weights_rounded_in_float_are_the_integers_of_the_file_also_at_ties() -> None:
+    torch.manual_seed(0)
+    for axis, shape in ((0, (16, 8, 3, 3)), (1, (16, 8, 3, 3)), (None, (64, 32))):
+        weight = torch.randn(shape)
+        count = 1 if axis is None else shape[axis]
+        scales = torch.rand(count) / 50 + 1e-3
+        if axis is None:
+            weight[0] = (torch.arange(32) - 15.5) * scales  # ties
+        quant = WeightQuant(scales, torch.zeros(count, dtype=torch.int64), axis, -127, 127, torch.int8)
+        assert torch.equal(quant.rounded_in_float(weight), quant.rounded(weight))
+        assert torch.equal(quant.error(weight), quant.rounded(weight) - weight)

@@ -1,7 +1,7 @@
 """Rounding whose value is exactly the simulation's, and whose gradient is that of a clamp (straight-through).
 
 `quantized_decomposed` has no gradient, and `simulate.fake_quantize` a silent zero one. PyTorch's own fake-quantize has
-one, and takes ten times as long as the simulation's four passes over a tensor; it serves weights, which are small.
+one, and takes ten times as long as the simulation's four passes over a tensor.
 Values are float32, also under autocast.
 """
 
@@ -63,11 +63,7 @@ def quantize_weight(weight: Tensor, quant: WeightQuant) -> Tensor:
     """What the integers of a weight stand for; the gradient passes, since scales cover every value."""
     if quant.dtype.is_floating_point:
         return through(weight, quant.rounded(weight.detach()))
-    if quant.axis is None:
-        return fake_quantize(weight, float(quant.scales[0]), quant.quant_min, quant.quant_max)
-    zeros = quant.zero_points.to(torch.int32)
-    limits = (quant.axis, quant.quant_min, quant.quant_max)
-    return torch.fake_quantize_per_channel_affine(weight, quant.scales, zeros, *limits)
+    return through(weight, quant.rounded_in_float(weight))
 
 
 def through(x: Tensor, rounded: Tensor) -> Tensor:
