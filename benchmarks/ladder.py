@@ -146,6 +146,28 @@ def climbed(name: str, shared: Shared, target: str, least: float, folder: Path) 
     }  # fmt: skip
 
 
+def integer_share(model: Any) -> float:
+    """Share of the multiply-accumulates of an ONNX graph whose two operands come out of a DequantizeLinear."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = (*graph.value_info, *graph.output, *graph.input)
+    shapes = {each.name: [axis.dim_value or 1 for axis in each.type.tensor_type.shape.dim] for each in values}
+    shapes |= {each.name: list(each.dims) for each in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    total = integer = 0
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        operands = [makers.get(name) for name in node.input[:2]]
+        is_integer = all(maker is not None and maker.op_type == "DequantizeLinear" for maker in operands)
+        weight = shapes[node.input[1]]
+        summed = int(np.prod(weight[1:])) if node.op_type == "Conv" else shapes[node.input[0]][-1]
+        macs = int(np.prod(shapes[node.output[0]])) * summed
+        total, integer = total + macs, integer + macs * is_integer
+    return integer / max(total, 1)
+
+
 def controlled(name: str, made: Made, least: float, folder: Path) -> dict[str, Any]:
     """NNCF's accuracy control over the float ONNX file, with the noise as the metric that may rise."""
     import nncf
@@ -184,8 +206,8 @@ def controlled(name: str, made: Made, least: float, folder: Path) -> dict[str, A
     spent, noise = time.process_time() - began, 1.0 - quality(found, None)[0]
     return {
         "network": name, "target": "NNCF accuracy control", "step": "all", "outcome": "",
-        "sqnr_db": round(-10 * np.log10(max(noise, 1e-20)), 2), "over_start_db": None, "int8_share": None,
-        "seconds": round(spent, 1),
+        "sqnr_db": round(-10 * np.log10(max(noise, 1e-20)), 2), "over_start_db": None,
+        "int8_share": round(integer_share(found), 4), "seconds": round(spent, 1),
     }  # fmt: skip
 
 
