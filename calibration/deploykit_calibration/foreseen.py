@@ -9,7 +9,8 @@ in by that factor.
 How far they go is told by the extremes of single samples: beyond a threshold among them they are taken to fall off by
 a power (Hill's estimate of it; Embrechts, Klueppelberg, Mikosch, "Modelling Extremal Events", section 6.4.2). That
 holds for such values alone, whose mean excess over a threshold grows with the threshold; of normal noise it shrinks,
-and `unseen` has left room enough.
+and `unseen` has left room enough. It grows of products and whole powers, too, which fall off faster than any power:
+where their `degrees` are known, `unseen` has left room for that as well.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.fx import Graph, GraphModule, Node
 
+from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.op_kinds import kind_of
 from deploykit_calibration.simulate import SimulatedModel, fake_quantize
 from deploykit_calibration.statistics import HALF_BINS, TensorStatistics
+from deploykit_calibration.tails import MOST_ROOT
 
 if TYPE_CHECKING:
     from deploykit_calibration.prepared import Prepared
@@ -64,7 +67,9 @@ def foresee(prepared: Prepared) -> Foreseen | None:
     """None where nothing is quantized by statistics, or what was seen tells of no wild values."""
     if not prepared.scheme.quantizes or prepared.table is None:
         return None
-    wild = {name: further_by(found) for name, found in prepared.table.statistics.items()}
+    degrees = GraphView.of(prepared.captured).degrees
+    known = {name for name, degree in degrees.items() if 1 < degree <= MOST_ROOT and _is_widened(prepared, name)}
+    wild = {name: further_by(found) for name, found in prepared.table.statistics.items() if name not in known}
     wild = {name: factors for name, factors in wild.items() if max(factors) > _WORTH}
     simulation = prepared.simulation if wild else None
     if simulation is None or not simulation.rounds:
@@ -75,6 +80,11 @@ def foresee(prepared: Prepared) -> Foreseen | None:
     drawn = copy(simulation)
     drawn.graph_module = GraphModule(simulation.graph_module, graph, class_name="ForeseenGraphModule").eval()
     return Foreseen(drawn, met)
+
+
+def _is_widened(prepared: Prepared, name: str) -> bool:
+    """Whether the range of a tensor has room for what further samples show."""
+    return prepared.methods.get(name, prepared.method) == "default"
 
 
 def further_by(statistics: TensorStatistics) -> Ends:

@@ -15,6 +15,7 @@ import torch
 from torch.fx import Graph, Node
 
 from deploykit_calibration.data_flow import data_tensors
+from deploykit_calibration.degrees import degrees
 from deploykit_calibration.op_kinds import (
     RECURRENT,
     channel_axis,
@@ -47,6 +48,11 @@ class GraphView:
             captured.derived[cls] = cls(captured.graph_module.graph)
         found: GraphView = captured.derived[cls]
         return found
+
+    @cached_property
+    def degrees(self) -> dict[str, int]:
+        """How many values that vary are multiplied into one of each tensor, by node name; see `degrees`."""
+        return degrees(self.graph)
 
     def ops(self) -> Iterator[Node]:
         """Nodes that compute, in execution order; `getitem` is part of its op."""

@@ -212,7 +212,9 @@ class _Ranges:
             return self.covered(fixed)
         source = next(node for node in self._view.same_data(tensor) if node.name in self._table.statistics)
         method, bits = self._methods.get(source.name, self._method), self._scheme.activation.bits
-        lo, hi = self._table.range(source.name, method=method, symmetric=symmetric, bits=bits)
+        lo, hi = self._table.range(
+            source.name, method=method, symmetric=symmetric, bits=bits, degree=self._view.degrees[source.name]
+        )
         kind = self._view.kinds[source]
         if kind in _NOT_NEGATIVE and not symmetric:
             lo = 0.0

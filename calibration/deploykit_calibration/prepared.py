@@ -18,6 +18,7 @@ from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit.contract.precision import Precision
 from deploykit.contract.request import Request
 from deploykit.contract.scheme import Scheme
+from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.placement import LayerPlacement, QuantizedGraph, float_graph, place
 from deploykit_calibration.simulate import SimulatedModel
 
@@ -129,9 +130,10 @@ class Prepared:
             CalibrationError: there are no statistics.
         """
         table, form = self.statistics, self.scheme.activation
+        of = GraphView.of(self.captured).degrees
         chosen = {name: self.methods.get(name, self.method) for name in table.statistics}
         return {
-            name: table.range(name, method=method, symmetric=form.symmetric, bits=form.bits)
+            name: table.range(name, method=method, symmetric=form.symmetric, bits=form.bits, degree=of[name])
             for name, method in chosen.items()
         }
 

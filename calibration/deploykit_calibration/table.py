@@ -76,7 +76,7 @@ class CalibrationTable:
         object.__setattr__(self, "statistics", MappingProxyType(dict(self.statistics)))
         object.__setattr__(self, "layer_inputs", MappingProxyType(dict(self.layer_inputs)))
 
-    def range(self, tensor: str, *, method: str = "default", symmetric: bool, bits: int = 8) -> Range:
+    def range(self, tensor: str, *, method: str = "default", symmetric: bool, bits: int = 8, degree: int = 1) -> Range:
         """The range to quantize a tensor with; see `ranges.choose_range`.
 
         `default` is widened where there are few samples (`unseen.widened`); the methods with a definition of their own
@@ -84,6 +84,7 @@ class CalibrationTable:
 
         Args:
             tensor: FX node name.
+            degree: how many values that vary are multiplied into one of it; see `degrees.degrees` of its graph.
         Returns:
             (lo, hi), finite, lo <= 0 <= hi.
         Raises:
@@ -101,7 +102,9 @@ class CalibrationTable:
         if given is not None:
             return (-max(-given[0], given[1]), max(-given[0], given[1])) if symmetric else given
         chosen = choose_range(statistics, method, symmetric=symmetric, bits=bits)
-        return widened(statistics, chosen, symmetric=symmetric, bits=bits) if method == "default" else chosen
+        if method != "default":
+            return chosen
+        return widened(statistics, chosen, symmetric=symmetric, bits=bits, degree=degree)
 
     def merge(self, other: CalibrationTable) -> CalibrationTable:
         """The table of both tables' samples. Associative and commutative; an empty table is the identity.

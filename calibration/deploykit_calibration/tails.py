@@ -6,6 +6,9 @@ off as normal noise does, of the scale that has their mean excess there. An expo
 (Coles, "An Introduction to Statistical Modeling of Extreme Values", section 4), promises values at twice the extreme
 that networks do not have. Two ends that look alike tell of each other: of twice as many values.
 
+That is so of sums of many terms. The product of two tensors does fall off more slowly, and the root of it as normal
+noise: where the operator says so (`degrees`), the root is taken first.
+
 NumPy only.
 """
 
@@ -19,6 +22,9 @@ from numpy.typing import NDArray
 
 from deploykit_calibration.sample_extremes import KEPT
 from deploykit_calibration.statistics import HALF_BINS, TensorStatistics
+
+MOST_ROOT = 4
+"""A higher root leaves nothing to tell tails by."""
 
 _SHARE = 2 / 3  # of what is known: the outer ones, whose mean excess is taken
 _ALIKE = 2.0  # standard errors: ends whose means differ by less are taken to be alike
@@ -39,25 +45,36 @@ class Tail:
         excess: mean of what goes beyond it.
         rate: values beyond it in one sample.
         reach: the largest seen that tells of this end.
+        degree: the root of magnitudes that falls off as normal noise; threshold and excess are of that root.
     """
 
     threshold: float
     excess: float
     rate: float
     reach: float
+    degree: int = 1
 
     def beyond(self, ends: Floats) -> tuple[Floats, Floats]:
-        """What goes further than `ends`, none of which is below `threshold`.
+        """What goes further than `ends`.
 
         Returns:
             The expected number of values in one sample, and the mean of what goes beyond the end.
         """
+        ends = np.maximum(ends ** (1.0 / self.degree), self.threshold)
         if self.excess <= _BOUND * self.threshold:
             return np.zeros_like(ends), np.zeros_like(ends)
         scale = _normal_scale(self.threshold, self.excess)
         shares = np.array([math.erfc(end / scale * math.sqrt(0.5)) for end in ends])
         excess = np.array([_normal_excess(end / scale) * scale for end in ends])
-        return self.rate * shares / math.erfc(self.threshold / scale * math.sqrt(0.5)), excess
+        values = self.rate * shares / math.erfc(self.threshold / scale * math.sqrt(0.5))
+        return values, _of_powers(ends, excess, self.degree)
+
+
+def _of_powers(ends: Floats, excess: Floats, degree: int) -> Floats:
+    """Mean excess of powers over that of an end, of values whose own excess falls off exponentially."""
+    terms = (math.perm(degree, each) * ends ** (degree - each) * excess**each for each in range(1, degree + 1))
+    total: Floats = np.sum(list(terms), axis=0)
+    return total
 
 
 def _normal_excess(x: float) -> float:
@@ -88,12 +105,17 @@ class _Outermost:
         return _Outermost(values[:KEPT], self.known + other.known)
 
 
-def tails_of(statistics: TensorStatistics) -> tuple[Tail | None, Tail | None]:
-    """The lower and the upper tail; None of an end without values."""
+def tails_of(statistics: TensorStatistics, degree: int = 1) -> tuple[Tail | None, Tail | None]:
+    """The lower and the upper tail; None of an end without values.
+
+    Args:
+        degree: of the tensor, see `degrees`; 0 counts as 1, more than `MOST_ROOT` as that.
+    """
+    degree = min(max(degree, 1), MOST_ROOT)
     low, high = (_outermost(statistics, sign) for sign in (-1, 1))
     if not _are_alike(low.values, high.values):
-        return _fit(statistics, low, (-1,)), _fit(statistics, high, (1,))
-    both = _fit(statistics, low.merge(high), (-1, 1))
+        return _fit(statistics, low, (-1,), degree), _fit(statistics, high, (1,), degree)
+    both = _fit(statistics, low.merge(high), (-1, 1), degree)
     return both, both
 
 
@@ -126,14 +148,16 @@ def _are_alike(one: Floats, other: Floats) -> bool:
     return abs(float(one.mean() - other.mean())) <= _ALIKE * scatter
 
 
-def _fit(statistics: TensorStatistics, found: _Outermost, signs: tuple[int, ...]) -> Tail | None:
+def _fit(statistics: TensorStatistics, found: _Outermost, signs: tuple[int, ...], degree: int) -> Tail | None:
     """The tail of one end, or of each of two that are alike."""
     values = found.values[: max(2, math.ceil(_SHARE * found.known))]
     if not len(values):
         return None
     threshold = float(values[-1])
-    excess = float((values - threshold).sum()) / max(len(values) - 1, 1)
+    roots = values ** (1.0 / degree)
+    excess = float((roots - roots[-1]).sum()) / max(len(roots) - 1, 1)
     inner = math.floor(threshold / statistics.bin_width) + 1
     sampled = sum(int(_counts(statistics, sign)[inner:].sum()) for sign in signs)
     values_beyond = max(sampled * statistics.count / statistics.sampled, len(values))
-    return Tail(threshold, excess, values_beyond / statistics.samples.count / len(signs), float(values[0]))
+    rate = values_beyond / statistics.samples.count / len(signs)
+    return Tail(float(roots[-1]), excess, rate, float(values[0]), degree)

@@ -32,13 +32,14 @@ _CANDIDATES = 65
 Range = tuple[float, float]
 
 
-def widened(statistics: TensorStatistics, chosen: Range, *, symmetric: bool, bits: int = 8) -> Range:
+def widened(statistics: TensorStatistics, chosen: Range, *, symmetric: bool, bits: int = 8, degree: int = 1) -> Range:
     """A range with room for what further samples would show.
 
     Args:
         chosen: (lo, hi) from the statistics, lo <= 0 <= hi.
         symmetric: whether the result is to be (-a, a).
         bits: the width of the quantized type.
+        degree: of the tensor: how many values that vary are multiplied into one, see `degrees`.
     Returns:
         (lo, hi), finite, holding `chosen`; neither end further than `MOST` times the larger of both extremes.
     """
@@ -47,7 +48,7 @@ def widened(statistics: TensorStatistics, chosen: Range, *, symmetric: bool, bit
         return chosen
     seen = np.array([-statistics.minimum, statistics.maximum])
     ended = (ends > 0.0) & (ends >= _INSIDE * seen)
-    tails = [tail if here else None for tail, here in zip(tails_of(statistics), ended, strict=True)]
+    tails = [tail if here else None for tail, here in zip(tails_of(statistics, degree), ended, strict=True)]
     elements, steps = statistics.count / statistics.samples.count, 2**bits - 1
     if symmetric:
         ends[:] = _least_loss(ends.max(), None, [tail for tail in tails if tail], elements, steps)
@@ -72,6 +73,6 @@ def _least_loss(end: float, other: float | None, tails: list[Tail], elements: fl
     width = ends + (ends if other is None else other / most)
     loss = elements * _ROUNDED * (width / steps) ** _POWER
     for tail in tails:
-        values, excess = tail.beyond(np.maximum(ends * most, tail.threshold))
+        values, excess = tail.beyond(ends * most)
         loss += _CLIPPED * values * (excess / most) ** _POWER
     return max(end, float(ends[np.argmin(loss)] * most))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,23 @@ def test_wild_values_are_foreseen_before_they_come(function: Any) -> None:
         fresh.append(reached(model, quantized.simulation, inputs(FURTHER, 99)))
     assert np.mean(claimed) > np.mean(fresh) + 4.0, "else nothing is to be foreseen"
     assert np.mean(foreseen) < np.mean(fresh) + 4.0  # what is foreseen is what comes, or less
+
+
+@pytest.mark.parametrize("function", [lambda x: x**3, lambda x: x * torch.relu(x), torch.square])
+@pytest.mark.parametrize("samples", [8, 16, 48])
+def test_a_product_is_not_taken_for_wild(function: Any, samples: int) -> None:
+    """It passes what was seen by more than normal noise does, and its range has room for that."""
+    with seeded(0):
+        model = Between(function, bias=False).eval()
+    assert foresee(prepared(model, samples)[0]) is None
+
+
+def test_a_product_in_a_range_of_what_was_seen_alone_may_be_wild() -> None:
+    """`minmax` leaves no room: what comes beyond is foreseen as of any other tensor."""
+    with seeded(0):
+        model = Between(lambda x: x**3, bias=False).eval()
+    found = [foresee(replace(prepared(model, 48, seed)[0], method="minmax")) for seed in range(4)]
+    assert any(found)
 
 
 @pytest.mark.parametrize("samples", [4, 12, 32])
