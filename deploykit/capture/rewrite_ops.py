@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from deploykit.capture import scatter
 from deploykit.capture.editor import Call, Editor, is_static, rank_of, shape_of, with_defaults
 
 aten = torch.ops.aten
@@ -96,6 +97,7 @@ _OWN_KERNELS: dict[Any, Callable[..., Tensor]] = {
     aten.addbmm.default: _addbmm,
     aten.conv_tbc.default: _conv_tbc,
     aten.pdist.default: _pdist,
+    aten.index_add.default: scatter.index_add,
 }
 """Op -> the same with plain products: PyTorch has kernels of their own for them, so that nothing is left to trace."""
 
@@ -349,6 +351,30 @@ def _distances(editor: Editor, node: Call) -> None:
         editor.swap(node, total)
 
 
+def _scatter_add(editor: Editor, node: Call) -> None:
+    """A scatter into a part of the other axes becomes one into all of a narrower tensor, which converters have."""
+    x, _, index, _ = node.args
+    if is_static((*shape_of(x), *shape_of(index))) and _is_partial(node):
+        expand(editor, node, scatter.scatter_add_in_part)
+
+
+def _scatter_reduce(editor: Editor, node: Call) -> None:
+    """What ONNX has no word for, a mean and one that leaves out what was there, by comparison."""
+    x, _, index, _, reduce = node.args
+    whole = bool(node.kwargs.get("include_self", True))
+    if not shape_of(x) or not is_static((*shape_of(x), *shape_of(index))):
+        return
+    if reduce == "mean" or not whole or _is_partial(node):
+        expand(editor, node, scatter.scatter_reduce)
+
+
+def _is_partial(node: Call) -> bool:
+    x, dim, index = node.args[:3]
+    axis = dim % max(rank_of(x), 1)
+    pairs = enumerate(zip(shape_of(x), shape_of(index), strict=True))
+    return any(size != have for place, (have, size) in pairs if place != axis)
+
+
 def _rename(target: Any) -> Callable[[Editor, Call], None]:
     def rule(editor: Editor, node: Call) -> None:
         node.target = target
@@ -362,6 +388,8 @@ _RULES: dict[Any, Callable[[Editor, Call], None]] = {
     aten.arctan2.default: _atan2,
     aten.bilinear.default: _bilinear,
     aten.one_hot.default: _one_hot,
+    aten.scatter_add.default: _scatter_add,
+    aten.scatter_reduce.two: _scatter_reduce,
     aten.diff.default: _diff,
     aten.where.Scalar: _where,
     aten.where.ScalarSelf: _where,

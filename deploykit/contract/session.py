@@ -19,12 +19,15 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from deploykit.contract.errors import UsageError
+from deploykit.contract.errors import DeploykitError, DeviceError, UsageError
 from deploykit.contract.tensors import Feeds, TensorSpec
 from deploykit.contract.turns import OneAtATime, Together, Turns
 
 Array = np.ndarray[Any, Any]
 _NAMES_TOLD = 8
+_FAILED = (
+    "see that indices, lengths and masks are in the range that the model takes; `deploykit verify` runs its own data"
+)
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,19 @@ class Session(ABC):
             One array per output, by name; the caller owns them.
         Raises:
             UsageError: the session is closed, or a name, dtype or shape is off; the message says what was expected.
+            DeviceError: the runtime failed, as most do on an index that is out of range.
         """
         if self._turns.closed:
             self._turns.check()
         arrays = self._checked(feeds)
         with self._turns:
-            return self._run(arrays)
+            try:
+                return self._run(arrays)
+            except DeploykitError:
+                raise
+            except Exception as error:  # runtimes have exceptions of their own, without a common base
+                said = str(error).strip() or type(error).__name__
+                raise DeviceError(f"the runtime failed on these inputs: {said}", hint=_FAILED) from error
 
     def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
         """Median time per operator over `runs` runs, slowest first; empty where the runtime cannot tell.

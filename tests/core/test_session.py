@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deploykit.contract.errors import UsageError
+from deploykit.contract.errors import DeviceError, UsageError
 from deploykit.contract.session import FunctionSession
 from deploykit.contract.tensors import TensorSpec
 
@@ -19,6 +19,19 @@ def session():
 @pytest.fixture
 def feeds():
     return {"image": np.ones((2, 3), np.float32), "count": np.array(2, np.int64)}
+
+
+def test_what_a_runtime_raises_is_said_in_our_words():
+    """Runtimes have exceptions of their own; what is ours passes as it is."""
+
+    def broken(feeds):
+        raise RuntimeError("indices element out of data bounds, idx=10")
+
+    spec = TensorSpec("x", (2,), "float32")
+    with FunctionSession(broken, (spec,), (spec,)) as session:
+        with pytest.raises(DeviceError, match="failed on these inputs: indices element out of data bounds") as caught:
+            session.run({"x": np.zeros(2, np.float32)})
+        assert isinstance(caught.value.__cause__, RuntimeError) and "indices" in (caught.value.hint or "")
 
 
 def test_runs_and_tells_what_it_takes(session, feeds):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from deploykit.contract.errors import UsageError
+from deploykit.contract.errors import DeviceError, UsageError
 from deploykit.contract.session import FunctionSession
 from deploykit.contract.tensors import TensorSpec
 from deploykit.testing import hammer
@@ -126,7 +126,7 @@ def test_a_run_that_raises_leaves_the_session_usable(kind):
         return total(feeds)
 
     with kind(sometimes) as session:
-        with pytest.raises(ValueError, match="once"):
+        with pytest.raises(DeviceError, match="once"):
             session.run(FEEDS)
         assert session.run(FEEDS)["y"].tolist() == [6.0, 6.0]
     assert session.freed == 1

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit.contract.errors import DeviceError
 from deploykit.contract.session import FunctionSession
 from deploykit.contract.tensors import TensorSpec
 from deploykit_serving.batcher import Batcher, Closed, NeverFits, Outcome, QueueFull, is_batched
@@ -128,7 +129,7 @@ def test_one_bad_request_fails_alone(made) -> None:
     good, bad, other = (submit(batcher, rows(value)) for value in (1, -1, 2))
     runs.go.set()
     assert good.values() == [2] and other.values() == [4]
-    assert isinstance(bad.result().error, RuntimeError) and bad.times == good.times == 1
+    assert isinstance(bad.result().error, DeviceError) and bad.times == good.times == 1
     assert submit(batcher, rows(3)).values() == [6]
 
 

@@ -32,7 +32,7 @@ class ReferenceSession(Session):
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
-        ConversionError: it refuses the model.
+        ConversionError: it refuses the model, when it is opened or when it is run.
     """
 
     concurrent: ClassVar[bool] = True  # `InferenceSession.run` is for any number of threads, says ONNX Runtime
@@ -52,7 +52,11 @@ class ReferenceSession(Session):
         self._names = [spec.name for spec in self.outputs]
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        return dict(zip(self._names, self._runtime.run(self._names, dict(feeds)), strict=True))
+        try:
+            found = self._runtime.run(self._names, dict(feeds))
+        except Exception as error:  # as above
+            raise ConversionError(f"ONNX Runtime cannot run the model as a reference: {error}") from error
+        return dict(zip(self._names, found, strict=True))
 
     def _close(self) -> None:
         del self._runtime

@@ -48,6 +48,9 @@ def retype(model: onnx.ModelProto, to: int, kept: Collection[str] = ()) -> None:
     wide.cast(constants)
 
 
+_SCATTERS = frozenset({"ScatterElements", "ScatterND"})
+
+
 class _Wide:
     """The nodes that stay float32, and the casts between them and the others.
 
@@ -97,7 +100,13 @@ class _Wide:
         return node.name in self._names
 
     def _is_undefined(self, node: NodeProto) -> bool:
-        """Whether a data input of a standard operator may be float32, and not of the narrow type."""
+        """Whether a data input of a standard operator may be float32, and not of the narrow type.
+
+        A scatter that adds may be narrow, and sums in float32 all the same: ONNX Runtime has no other, and sums of many
+        small numbers are what float16 is worst at.
+        """
+        if node.op_type in _SCATTERS and any(one.name == "reduction" and one.s != b"none" for one in node.attribute):
+            return True
         if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, self._opset, ""):
             return False
         schema = onnx.defs.get_schema(node.op_type, self._opset, "")

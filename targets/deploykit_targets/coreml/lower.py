@@ -17,6 +17,7 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch._decomp import get_decompositions
 from torch.fx import Graph, GraphModule, Node
 
+from deploykit.capture import scatter
 from deploykit.contract.quiet import quiet
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _KEY = "deploykit_node"
 _UNROLLED = [torch.ops.aten.gru.input, torch.ops.aten.rnn_tanh.input, torch.ops.aten.rnn_relu.input]
+_COMPARED = {torch.ops.aten.scatter_reduce.two: scatter.scatter_reduce}
+"""coremltools has a scatter that adds, and takes no other."""
 _NARROW = (torch.int8, torch.uint8, torch.int16, torch.uint16)
 HANDLE = "debug_handle"
 """Key of node metadata that coremltools keeps with the ops it makes."""
@@ -50,8 +53,10 @@ def exported(captured: CapturedModel, graph_module: GraphModule | None = None) -
         graph_module: a q/dq copy of its graph; the float graph itself where not given.
     """
     program = captured.export_program(_tagged(graph_module or captured.graph_module))
+    decompositions: dict[Any, Any] = {**get_decompositions(_UNROLLED), **_COMPARED}
     with quiet(), torch.no_grad():
-        program = program.run_decompositions(get_decompositions(_UNROLLED))
+        program = program.run_decompositions(decompositions)
+    _without_aliases(program.graph)
     names: dict[str, int] = {}
     for node in program.graph.nodes:
         _widen(node)
@@ -66,6 +71,15 @@ def _widen(node: Node) -> None:
     value = node.meta.get("val")
     if node.op == "placeholder" and isinstance(value, torch.Tensor) and value.dtype in _NARROW:
         node.meta["val"] = value.to(torch.int32)
+
+
+def _without_aliases(graph: Graph) -> None:
+    """Take out what decompositions leave of views that are the tensor itself; coremltools has no word for them."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
+        source = node.args[0]
+        if all(user.op != "output" for user in node.users):
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
 
 
 def _tagged(module: GraphModule) -> GraphModule:

@@ -7,6 +7,7 @@
     nearest-neighbour resizing  to sizes that are no multiples: a lookup of rows and columns
     transposed convolutions     with output padding: without any padding, then cut to size
     biases in int32             the floats that they stand for
+    scatters that reduce        comparison of places and indices; of whole rows, a matrix product
 
 What has no such form is refused here, where the converter's own words do not name the layer.
 """
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from deploykit.capture import scatter
 from deploykit.capture.calls import bind, stored
-from deploykit.capture.editor import Call, Editor, rank_of, shape_of
+from deploykit.capture.editor import Call, Editor, is_static, rank_of, shape_of
+from deploykit.capture.rewrite_ops import expand
 from deploykit.contract.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -200,6 +203,33 @@ def _each(value: Any, rank: int) -> list[int]:
     return values * rank if len(values) == 1 else values
 
 
+def _scatter(editor: Editor, node: Call) -> None:
+    given = bind(node)
+    x, index, dim = given["self"], given["index"], given["dim"]
+    if not shape_of(x) or not is_static((*shape_of(x), *shape_of(index))):
+        return
+    axis = dim % rank_of(x)
+    function = _SCATTERS[node.target]
+    if function is scatter.scatter_add and _says_rows(x, index, axis) and x.meta["val"].is_floating_point():
+        function = scatter.add_rows
+    expand(editor, node, function)
+
+
+def _says_rows(x: Call, index: Call, axis: int) -> bool:
+    """Whether an index was spread from one of whole rows."""
+    if _others(shape_of(x), axis) != _others(shape_of(index), axis):
+        return False
+    return index.target is aten.expand.default and set(_others(shape_of(index.args[0]), axis)) <= {1}
+
+
+def _others(shape: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+_SCATTERS: Mapping[Any, Callable[..., Any]] = {
+    aten.scatter_add.default: scatter.scatter_add,
+    aten.scatter_reduce.two: scatter.scatter_reduce,
+}
 _PAIRS = (aten.sort.default, aten.sort.stable)
 _NEAREST = (
     *(aten.upsample_nearest1d.default, aten.upsample_nearest1d.vec, aten.upsample_nearest2d.default),
@@ -208,6 +238,7 @@ _NEAREST = (
 _RULES: Mapping[Any, Callable[[Editor, Call], None]] = {
     **dict.fromkeys((*_PAIRS, aten.argsort.default, aten.argsort.stable, aten.msort.default), _sort),
     aten.topk.default: _top,
+    **dict.fromkeys(_SCATTERS, _scatter),
     _WIDE_CONSTANT: _bias,
     **dict.fromkeys((aten.floor_divide.default, aten.div.Tensor_mode, aten.div.Scalar_mode), _divide),
     **dict.fromkeys((aten.logical_xor.default, aten.bitwise_xor.Tensor), _exclusive),

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deploykit.capture import scatter
+
 aten = torch.ops.aten
 Decomposition = Callable[..., Any]
 DECOMPOSITIONS: dict[Any, Decomposition] = {}
@@ -57,6 +59,10 @@ def _gather(x: Tensor, dim: int, index: Tensor, sparse_grad: bool = False) -> Te
     grids = [torch.arange(n).reshape([-1 if a == b else 1 for b in range(x.dim())]) for a, n in enumerate(index.shape)]
     grids[dim % x.dim()] = index
     return _index(x, grids)
+
+
+_stands_for(aten.scatter_add.default)(scatter.scatter_add)
+_stands_for(aten.scatter_reduce.two)(scatter.scatter_reduce)
 
 
 @_stands_for(aten.flip.default)

@@ -1,0 +1,19 @@
+"""Networks that sum and reduce by index, as graph networks do, through the whole pipeline."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="exporting needs PyTorch")
+pytest.importorskip("litert_torch", reason="litert-torch is not installed")
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from scatters import HOW, check
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_sums_by_index(how: str, tmp_path: Path) -> None:
+    check("android", how, tmp_path)
