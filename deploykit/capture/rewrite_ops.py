@@ -92,11 +92,18 @@ def _pdist(x: Tensor, p: float = 2.0) -> Tensor:
     return torch.cdist(x, x, p).flatten().index_select(0, rows * x.shape[0] + columns)
 
 
+def _cosine_similarity(left: Tensor, right: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """The product of two vectors over that of their lengths, neither of which is below `eps`."""
+    lengths = ((each * each).sum(dim).sqrt().clamp(min=eps) for each in (left, right))
+    return (left * right).sum(dim) / (next(lengths) * next(lengths))
+
+
 _OWN_KERNELS: dict[Any, Callable[..., Tensor]] = {
     aten.baddbmm.default: _baddbmm,
     aten.addbmm.default: _addbmm,
     aten.conv_tbc.default: _conv_tbc,
     aten.pdist.default: _pdist,
+    aten.cosine_similarity.default: _cosine_similarity,
     aten.index_add.default: scatter.index_add,
 }
 """Op -> the same with plain products: PyTorch has kernels of their own for them, so that nothing is left to trace."""

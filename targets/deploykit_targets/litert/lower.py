@@ -3,6 +3,8 @@
     sort, argsort, msort        top-k of all elements, in their order
     top-k without its indices   a lookup by the indices
     floor and trunc division    division, then floor or trunc
+    one index of an axis        a slice of one, without the axis
+    lengths of vectors          roots of sums of squares
     exclusive or of truth       inequality
     nearest-neighbour resizing  to sizes that are no multiples: a lookup of rows and columns
     transposed convolutions     with output padding: without any padding, then cut to size
@@ -19,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 from torch import fx
 
 from deploykit.capture import scatter
@@ -132,6 +135,39 @@ def _all_in_order(source: Call, dim: int, *, descending: bool) -> tuple[Any, ...
     return source, shape_of(source)[dim], dim, descending, True
 
 
+def _select(editor: Editor, node: Call) -> None:
+    """The converter's pass to channels last takes the index of one channel of a quantized image for one of a row."""
+    given = bind(node)
+    axis, index = given["dim"] % rank_of(given["self"]), given["index"]
+    size = shape_of(given["self"])[axis]
+    if not is_static((size, *shape_of(node))) or not isinstance(index, int):
+        return
+    index %= size
+    kept = editor.call(aten.slice.Tensor, given["self"], axis, index, index + 1, before=node)
+    editor.retarget(node, aten.reshape.default, kept, list(shape_of(node)))
+
+
+def _length(editor: Editor, node: Call) -> None:
+    """Of the channels of a quantized image, too: a sum of squares, and its root."""
+    x, order, axes, keep = (*node.args, False)[:4]
+    if order != 2 or not axes or not x.meta["val"].is_floating_point():
+        return
+    squares = editor.call(aten.mul.Tensor, x, x, before=node)
+    editor.retarget(node, aten.sqrt.default, editor.call(aten.sum.dim_IntList, squares, axes, keep, before=node))
+
+
+def _spread(editor: Editor, node: Call) -> None:
+    """Of a quantized image, too: what is spread to be multiplied or added is left to the operator that does so."""
+    source = node.args[0]
+    if rank_of(source) == rank_of(node) and all(_broadcasts(user, node) for user in node.users):
+        editor.swap(node, source)
+
+
+def _broadcasts(user: Call, node: Call) -> bool:
+    others = [each for each in user.all_input_nodes if each is not node]
+    return user.target in _BINARY and any(shape_of(other) == shape_of(node) for other in others)
+
+
 def _divide(editor: Editor, node: Call) -> None:
     given = bind(node)
     mode = given.get("rounding_mode", "floor")
@@ -226,6 +262,7 @@ def _others(shape: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
     return (*shape[:axis], *shape[axis + 1 :])
 
 
+_BINARY = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 _SCATTERS: Mapping[Any, Callable[..., Any]] = {
     aten.scatter_add.default: scatter.scatter_add,
     aten.scatter_reduce.two: scatter.scatter_reduce,
@@ -238,6 +275,9 @@ _NEAREST = (
 _RULES: Mapping[Any, Callable[[Editor, Call], None]] = {
     **dict.fromkeys((*_PAIRS, aten.argsort.default, aten.argsort.stable, aten.msort.default), _sort),
     aten.topk.default: _top,
+    aten.select.int: _select,
+    aten.linalg_vector_norm.default: _length,
+    **dict.fromkeys((aten.expand.default, aten.expand_as.default), _spread),
     **dict.fromkeys(_SCATTERS, _scatter),
     _WIDE_CONSTANT: _bias,
     **dict.fromkeys((aten.floor_divide.default, aten.div.Tensor_mode, aten.div.Scalar_mode), _divide),

@@ -155,3 +155,32 @@ def test_the_file_computes_the_same(tmp_path: Path) -> None:
         progress=False,
     )
     assert artifact.status == "verified"
+
+
+@pytest.mark.skipif(find_spec("litert_torch") is None, reason="litert-torch is not installed")
+@pytest.mark.parametrize(
+    "of_channels",
+    [
+        lambda y: y[:, 0] + y[:, 1],
+        lambda y: F.normalize(y, dim=1),
+        lambda y: y * y[:, :1].relu().expand_as(y),
+    ],
+    ids=["select", "normalize", "expand"],
+)
+def test_single_channels_of_a_quantized_image(of_channels: Function, tmp_path: Path) -> None:
+    """The converter's pass to channels last took their indices for those of rows."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return of_channels(self.c(x))
+
+    draws = [torch.randn(1, 16, 6, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(17)]
+    artifact = deploykit.export(
+        _seeded(Heads), "android", "int8", example_inputs=(draws[0],), calibration=draws[1:], output=tmp_path / "a",
+        profile=False, progress=False,
+    )  # fmt: skip
+    assert artifact.parity.sqnr_db is not None and artifact.parity.sqnr_db > 25.0
