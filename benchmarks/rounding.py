@@ -24,7 +24,9 @@ from quality import Case, bert_case, digits_case, image_case, vit_case
 
 from deploykit import pipeline
 from deploykit.capture import CapturedModel
+from deploykit.contract.errors import DeploykitError
 from deploykit.judge.parity import OutputComparison
+from deploykit_calibration.algorithms import apply
 from deploykit_calibration.channel_scales import scaled_channels, scaled_weights
 from deploykit_calibration.prepared import Prepared
 from deploykit_calibration.reweigh import with_weights
@@ -64,17 +66,30 @@ def int4(seeds: int) -> Iterator[dict[str, Any]]:
         for seed in range(seeds):
             try:
                 of = subject(replace(make(), model=_seeded(make, seed)))
-            except Exception as error:  # a random ViT may be too chaotic to be captured within its gate
+            except DeploykitError as error:  # a random ViT may be too chaotic to be captured within its gate
                 print(f"{name} {seed}: {error}")
                 continue
-            seconds = 0.0
-            for algorithms in ((), ("gptq",)):
-                made, took = prepared(of, "x86-cpu", "int4-weight-only", algorithms)
-                seconds = took if not algorithms else took - seconds
-                with scratch() as folder, quiet():
-                    payload = pipeline.lower(made, folder / "payload")
-                    judged = pipeline.judge(made, payload, folder / "payload", of.run, data=of.test)
-                yield _row(f"{name} {seed}", "x86-cpu", "int4-weight-only", algorithms, judged.sqnr_db, seconds)
+            plain, before = prepared(of, "x86-cpu", "int4-weight-only", ())
+            rounded, took = prepared(of, "x86-cpu", "int4-weight-only", ("gptq",))
+            yield _exported(f"{name} {seed}", of, plain, (), before)
+            yield _exported(f"{name} {seed}", of, rounded, ("gptq",), took - before)
+            yield _exported(f"{name} {seed}", of, _wider(rounded), ("gptq", "last two layers in 8 bits"), took - before)
+
+
+def _exported(name: str, of: Subject, made: Prepared, algorithms: tuple[str, ...], seconds: float) -> dict[str, Any]:
+    with scratch() as folder, quiet():
+        payload = pipeline.lower(made, folder / "payload")
+        judged = pipeline.judge(made, payload, folder / "payload", of.run, data=of.test)
+    return _row(name, "x86-cpu", "int4-weight-only", algorithms, judged.sqnr_db, seconds)
+
+
+def _wider(rounded: Prepared) -> Prepared:
+    """The same with the two last layers held in 8 bits, as a recipe may say, and the others rounded beside them."""
+    narrow = [layer.name for layer in rounded.layers if layer.precision == "int4-weights"]
+    plain = replace(
+        rounded, captured=rounded.exact, unrounded=None, applied=(), wider=dict.fromkeys(narrow[-2:], "last")
+    )
+    return apply(plain, ["gptq"])
 
 
 def _seeded(make: Callable[[], Case], seed: int) -> Any:

@@ -2,7 +2,8 @@
 
 A channel that is divided by a positive number where it is written and multiplied by it where it is read changes
 nothing: convolutions, linear layers and norms take the numbers into their weights; relu, pooling, additions and moves
-in between pass them on, because they are homogeneous. relu6, SiLU, GELU and whatever else is not, and what the graph
+in between pass them on, because they are homogeneous; relu6 does below six, and only who asks for it gets channels
+behind it (`capped`). SiLU, GELU and whatever else is not, and what the graph
 takes and returns, keep a tensor as it is.
 """
 
@@ -40,6 +41,7 @@ class ScaledChannels:
         size: channels.
         writers, readers: layers that take the numbers in.
         norms: norms that write a tensor, with the names of their weight and bias ("" for none).
+        capped: what a ReLU6 reads: no channel may reach six there that is scaled, before or after.
     """
 
     tensors: dict[Node, int] = field(default_factory=dict)
@@ -47,15 +49,21 @@ class ScaledChannels:
     writers: list[WeightedLayer] = field(default_factory=list)
     readers: list[WeightedLayer] = field(default_factory=list)
     norms: list[tuple[str, str]] = field(default_factory=list)
+    capped: list[Node] = field(default_factory=list)
 
 
-def scaled_channels(captured: CapturedModel) -> list[ScaledChannels]:
-    """Every set of channels that can be scaled, in execution order."""
-    return _Search(captured).run()
+def scaled_channels(captured: CapturedModel, *, capped: bool = False) -> list[ScaledChannels]:
+    """Every set of channels that can be scaled, in execution order.
+
+    Args:
+        capped: also through ReLU6, which passes a scale on as far as no channel reaches six.
+    """
+    return _Search(captured, capped=capped).run()
 
 
 class _Search:
-    def __init__(self, captured: CapturedModel) -> None:
+    def __init__(self, captured: CapturedModel, *, capped: bool) -> None:
+        self._alike = _ALIKE | {"relu6"} if capped else _ALIKE
         self._view = GraphView.of(captured)
         layers = list(weighted_layers(captured))
         counts = Counter(layer.weight for layer in layers)
@@ -119,7 +127,7 @@ class _Search:
         (axis,) = axes
         assert axis is not None
         before, after = shape_of(data[0]), shape_of(op)
-        if kind in _ALIKE:
+        if kind in self._alike:
             return axis if axis == 1 and before[:2] == after[:2] else axis if before == after else None
         if kind in _SUMS:
             return axis if len(data) == 2 and all(shape_of(each) == after for each in data) else None
@@ -151,6 +159,7 @@ class _Search:
             [self._layers[tensor] for tensor in group if tensor in self._layers],
             [layer for layer in self._layers.values() if layer.source in members],
             [self._norms[tensor] for tensor in group if tensor in self._norms],
+            [data_arguments(tensor)[0] for tensor in group if self._view.kinds[tensor] == "relu6"],
         )
 
 

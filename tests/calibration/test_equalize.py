@@ -14,6 +14,7 @@ from deploykit.contract.decibels import sqnr_db
 from deploykit_calibration.channel_scales import scaled_channels, scaled_weights
 from deploykit_calibration.prepared import Prepared
 from deploykit_calibration.reweigh import with_weights
+from deploykit_calibration.weighted_layers import value_of
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -165,3 +166,32 @@ def test_where_nothing_is_better_the_model_stays() -> None:
     run = pipeline.calibrate(captured, [draw(k, 2, 8) for k in range(1, 6)], progress=False)
     prepared = pipeline.prepare(pipeline.request("x86-cpu", algorithms=("equalize", "smooth")), captured, run)
     assert prepared.captured is captured and prepared.table is run.table
+
+
+@pytest.mark.parametrize("target", ["x86-cpu", "jetson-orin"])
+def test_a_relu6_passes_on_what_stays_below_six(target: str) -> None:
+    """Small channels grow; one that reaches six keeps its size, and the float network computes the same."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU6(), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU6(), nn.Conv2d(16, 8, 1)]
+    model = nn.Sequential(*layers).eval()
+    sizes = torch.logspace(-3, 0, 16)[:, None, None, None]
+    with torch.no_grad():
+        layers[0].weight.mul_(sizes)
+        layers[0].bias.mul_(sizes[:, 0, 0, 0])
+        layers[2].weight.div_(sizes)
+        layers[0].bias[3] = 8.0  # always at six
+    captured = capture(model, example_inputs=(draw(0, 4, 3, 12, 12),))
+    assert scaled_channels(captured) == []
+    sets = scaled_channels(captured, capped=True)
+    assert [(each.size, len(each.capped)) for each in sets] == [(16, 1), (16, 1)]
+    run = pipeline.calibrate(captured, [draw(k, 4, 3, 12, 12) for k in range(1, 17)], progress=False)
+    reached = {}
+    for algorithms in ((), ("equalize",)):
+        prepared = pipeline.prepare(pipeline.request(target, algorithms=algorithms), captured, run)
+        reached[algorithms] = quality_db(prepared, draw(99, 4, 3, 12, 12))
+    assert reached["equalize",] > reached[()] + 6
+    weight = [value_of(each, "0.weight") for each in (captured, prepared.captured)]
+    assert torch.equal(weight[0][3], weight[1][3]) and float(weight[1][0].abs().max() / weight[0][0].abs().max()) > 50
+    key, fresh = captured.inputs[0].name, draw(98, 4, 3, 12, 12)
+    (want,), (got,) = (each.run({key: fresh}).values() for each in (captured, prepared.captured))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))

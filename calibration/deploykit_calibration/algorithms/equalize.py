@@ -2,14 +2,16 @@
 
 Every channel is divided by a number where it is written and multiplied by it where it is read (`channel_scales`), which
 changes nothing in float. `equalize` does so between convolutions and linear layers, `smooth` behind norms, where
-transformers have channels that are far larger than others. How much of the spread goes from activations into weights
-is one number for the network: the one with which the simulated outputs of the samples are best; none where none helps.
+transformers have channels that are far larger than others. A ReLU6 passes a channel on as ReLU does as long as the
+channel stays below six before and after: those that do not, or that further samples may take there, stay as they are.
+How much of the spread goes from activations into weights is one number for the network: the one with which simulated
+outputs are best on samples that the numbers did not come from; none where none gains half a decibel there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,39 +32,74 @@ if TYPE_CHECKING:
 
 _SHARES = (1.0, 0.75, 0.5, 0.25)
 """Of the spread of activations that goes into weights."""
+_LEAST_HALVED = 4
+_WORTH_DB = 0.5  # a smaller gain on a few samples is a matter of the draw
+_SURE = 5.0  # standard deviations above the mean of a channel that no sample goes beyond
+_CAP = 5.7  # of a ReLU6, with 5 % of room
 _LARGEST = 1e3  # of a number, and of its inverse: float32 keeps what the network computes to the last digits
 
 
 def scale_channels(prepared: Prepared, samples: Samples, *, norms: bool) -> Prepared:
-    """The same model with other weights, or as it is where nothing is better on the samples."""
+    """The same model with other weights, or as it is where nothing is better on samples that no number came from."""
     if not prepared.scheme.quantizes:
         return prepared
-    sets = [each for each in scaled_channels(prepared.captured) if bool(each.norms) == norms]
+    sets = [each for each in scaled_channels(prepared.captured, capped=True) if bool(each.norms) == norms]
     if not sets:
         return prepared
-    reach = _activation_reach(prepared, samples, sets)
-    judged = samples[: affordable_samples(prepared)]
+    fitted, judged = _halves(samples)
+    judged = judged[: affordable_samples(prepared)]
     wanted = [prepared.captured.run(feeds) for feeds in judged]
-    candidates = [prepared, *(_scaled(prepared, samples, sets, reach, share) for share in _SHARES)]
-    return max(candidates, key=lambda candidate: worst_sqnr_db(candidate, judged, wanted))
+    reach = _reach(prepared, fitted, sets)
+    figures = {share: worst_sqnr_db(_scaled(prepared, fitted, sets, reach, share), judged, wanted) for share in _SHARES}
+    best = max(_SHARES, key=figures.__getitem__)
+    changed = {tensor.name for each in sets for tensor in each.tensors}
+    plain = observed_again(prepared, fitted, changed)  # it has seen no more than they have
+    if figures[best] < worst_sqnr_db(plain, judged, wanted) + _WORTH_DB:
+        return prepared
+    return _scaled(prepared, samples, sets, _reach(prepared, samples, sets), best)
 
 
-def _activation_reach(prepared: Prepared, samples: Samples, sets: Sequence[ScaledChannels]) -> list[Tensor]:
-    """The largest magnitude of each channel of every set, float64."""
-    found = [torch.zeros(each.size, dtype=torch.float64) for each in sets]
+def _halves(samples: Samples) -> tuple[Samples, Samples]:
+    """Samples that numbers are from, and others that they are judged on; of a few the same."""
+    return (samples[::2], samples[1::2]) if len(samples) >= _LEAST_HALVED else (samples, samples)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reach:
+    """What samples told of the channels of one set, float64, shape (size,).
+
+    Attributes:
+        largest: the largest magnitude of each channel, in any tensor of the set.
+        capped: how far each goes before a ReLU6 that passes it on, with room for what was not seen.
+    """
+
+    largest: Tensor
+    capped: Tensor
+
+
+def _reach(prepared: Prepared, samples: Samples, sets: Sequence[ScaledChannels]) -> list[_Reach]:
+    found = [_Reach(*(torch.zeros(each.size, dtype=torch.float64) for _ in range(2))) for each in sets]
     where = {tensor.name: (place, axis) for place, each in enumerate(sets) for tensor, axis in each.tensors.items()}
+    capped = {tensor.name for each in sets for tensor in each.capped}
     with torch.inference_mode():
         for feeds in samples:
             inputs = [feeds[spec.name] for spec in prepared.captured.inputs]
             for name, value in values(prepared.captured.graph_module, inputs, where.keys()):
                 place, axis = where[name]
-                largest = value.transpose(0, axis).flatten(1).abs().amax(1).double()
-                found[place] = torch.maximum(found[place], largest)
+                channels = value.transpose(0, axis).flatten(1).double()
+                _raise(found[place].largest, channels.abs().amax(1))
+                if name in capped:
+                    spread = channels.std(1, correction=0)
+                    _raise(found[place].capped, torch.maximum(channels.amax(1), channels.mean(1) + _SURE * spread))
     return found
 
 
+def _raise(known: Tensor, seen: Tensor) -> None:
+    torch.maximum(known, seen, out=known)
+
+
 def _scaled(
-    prepared: Prepared, samples: Samples, sets: Sequence[ScaledChannels], reach: Sequence[Tensor], share: float
+    prepared: Prepared, samples: Samples, sets: Sequence[ScaledChannels], reach: Sequence[_Reach], share: float
 ) -> Prepared:
     scales = [(each, _numbers(prepared, each, seen, share)) for each, seen in zip(sets, reach, strict=True)]
     captured = with_weights(prepared.captured, scaled_weights(prepared.captured, scales))
@@ -70,14 +107,22 @@ def _scaled(
     return observed_again(replace(prepared, captured=captured), samples, changed)
 
 
-def _numbers(prepared: Prepared, channels: ScaledChannels, seen: Tensor, share: float) -> Tensor:
-    """activations^share / weights^(1 - share), about 1; 1 for channels that are always zero."""
+def _numbers(prepared: Prepared, channels: ScaledChannels, seen: _Reach, share: float) -> Tensor:
+    """activations^share / weights^(1 - share), about 1; 1 for channels that are always zero.
+
+    Through a ReLU6 the largest channels keep their size and the others grow towards six, none beyond it: a channel
+    that reaches it already stays as it is.
+    """
     weights = weight_reach(prepared.captured, channels)
-    used = (seen > 0) & (weights > 0)
-    logarithms = share * seen.clamp(min=1e-30).log() - (1 - share) * weights.clamp(min=1e-30).log()
-    middle = logarithms[used].mean() if bool(used.any()) else logarithms.new_zeros(())
-    numbers = (logarithms - middle).exp().clamp(1 / _LARGEST, _LARGEST)
-    return torch.where(used, numbers, 1.0)
+    used = (seen.largest > 0) & (weights > 0)
+    logarithms = share * seen.largest.clamp(min=1e-30).log() - (1 - share) * weights.clamp(min=1e-30).log()
+    chosen = logarithms[used] if bool(used.any()) else logarithms.new_zeros(1)
+    middle = chosen.max() if channels.capped else chosen.mean()
+    numbers = torch.where(used, (logarithms - middle).exp().clamp(1 / _LARGEST, _LARGEST), 1.0)
+    if not channels.capped:
+        return numbers
+    least = seen.capped / _CAP
+    return torch.where(least < 1, torch.maximum(numbers, least), 1.0)
 
 
 def observed_again(prepared: Prepared, samples: Samples, changed: set[str]) -> Prepared:
@@ -101,7 +146,7 @@ def _reads(node: Node, changed: set[str]) -> bool:
     return any(source.name in changed for source in node.all_input_nodes)
 
 
-_COST = "a calibration of the samples, a placement and a simulated run on them for each of five candidates: seconds"
+_COST = "a calibration of half of the samples and a simulated run on the rest for each of five candidates: seconds"
 _NEEDS = frozenset({STATISTICS, SAMPLES})
 
 EQUALIZE = Algorithm(
