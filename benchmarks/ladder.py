@@ -155,6 +155,9 @@ def integer_share(model: Any) -> float:
     shapes = {each.name: [axis.dim_value or 1 for axis in each.type.tensor_type.shape.dim] for each in values}
     shapes |= {each.name: list(each.dims) for each in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
+    for name, node in makers.items():  # inference leaves out those of integers that are stored
+        if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
+            shapes.setdefault(name, shapes[node.input[0]])
     total = integer = 0
     for node in graph.node:
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
