@@ -217,9 +217,20 @@ def _bilinear(node: Node) -> int:
 
 
 def _outer_by_broadcasting(node: Node) -> int:
-    """An elementwise product is an outer one where each operand is stretched along an axis of the other."""
+    """An elementwise product is an outer one where each operand is stretched along an axis of the other.
+
+    It is an inner one where both have its shape and a sum reads it: a scalar product, written out.
+    """
     one, two = argument(node, 0, "self"), argument(node, 1, "other")
-    return _power_of_differences(node) if one is two else _stretched(node)
+    if one is two:
+        return _power_of_differences(node)
+    return _stretched(node) or (_results(node) if _is_summed(node) else 0)
+
+
+def _is_summed(node: Node) -> bool:
+    shapes = [shape_of(each) for at in (0, 1) for each in nodes_in(argument(node, at, "other"))]
+    whole = len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) > 0
+    return whole and any(operator_name(user) == "sum" for user in node.users)
 
 
 def _stretched(node: Node) -> int:

@@ -97,7 +97,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], int]] = {
     "products_by_hand": (lambda s, a, b: (a[:, None] * b).sum(-1), (R(3, 8), R(4, 8)), 3 * 4 * 8),
     "cdist_by_products": (lambda s, a, b: torch.cdist(a, b), (R(30, 8), R(26, 8)), 30 * 26 * 8),
     "pairwise_distance": (lambda s, a, b: F.pairwise_distance(a, b), (R(3, 8), R(3, 8)), 24),
-    "cosine_similarity": (lambda s, a, b: F.cosine_similarity(a, b), (R(3, 8), R(3, 8)), 72),
+    # Captured as a scalar product and two lengths, which are norms of one operand.
+    "cosine_similarity": (lambda s, a, b: F.cosine_similarity(a, b), (R(3, 8), R(3, 8)), 24),
+    "scalar_products_by_hand": (lambda s, a, b: (a * b).sum(-1), (R(3, 8), R(3, 8)), 24),
+    "products_that_are_read": (lambda s, a, b: (a * b).sum(-1) + (a * b).amax(-1), (R(3, 8), R(3, 8)), 24),
     "attention": (
         lambda s, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         (R(1, 2, 5, 4), R(1, 2, 5, 4), R(1, 2, 5, 4)), 2 * 2 * 25 * 4,
