@@ -22,6 +22,7 @@ from deploykit.artifact.manifest import LOG_NAME, MANIFEST_NAME, NEEDS_DEVICE_BU
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.judge.parity import SIMULATED, ParityReport
 from deploykit.judge.profiling import Effort
+from deploykit.pipeline.unused import OPTIONS, used_of_each
 from deploykit.plugin.artifact import Artifact
 from deploykit.plugin.registry import Resolved, resolve
 from deploykit.testing import hammer, models
@@ -46,7 +47,7 @@ class TargetConformance:
         model: factory of the model for most tests, returning `(module, example_inputs)`.
         two_inputs: factory of a model with two inputs by name and a dict of two outputs.
         model_of: another factory for some precisions, by name (an int4 weight-only kernel may need a `Linear`, say).
-        options: passed to every export.
+        options: passed to every export whose precision has a use for them.
         thread_runs: how often each of eight threads runs on one session.
         stored_only: precisions, by name, that the runtime, or the vendor's compiler of so small a model, may compute in
             float32 on some machines; the placement gate refuses them there by default, and they are exported with
@@ -93,7 +94,7 @@ class TargetConformance:
         model, example_inputs = cls.model_of.get(precision.value, cls.model)()
         arguments = {
             "example_inputs": example_inputs,
-            "options": cls.options,
+            "options": cls.options_of(precision),
             "output": output,
             "profile": False,
             "progress": False,
@@ -101,6 +102,16 @@ class TargetConformance:
             **changes,
         }
         return deploykit.export(model, target=cls.target, precision=precision.value, **arguments)
+
+    @classmethod
+    def options_of(cls, precision: Precision) -> dict[str, Any] | None:
+        """Those of `options` that a precision uses: others are refused as being without effect."""
+        if cls.options is None:
+            return None
+        target = resolve(cls.target).target
+        wanted = [(target, each) for each in (precision, *target.capabilities().precisions)]
+        used: dict[str, Any] = used_of_each(wanted, {OPTIONS: cls.options})[0][OPTIONS]
+        return used
 
     # -- registry -------------------------------------------------------------------------------------------
 
@@ -192,7 +203,7 @@ class TargetConformance:
             precision=precisions[0].value,
             example_inputs=example_inputs,
             calibration=batches(example_inputs) if precisions[0].is_static else None,
-            options=self.options,
+            options=self.options_of(precisions[0]),
             output=tmp_path / "out",
             profile=False,
             progress=False,
