@@ -93,7 +93,7 @@ def test_enumerated_shapes_are_declared(tmp_path: Path) -> None:
         ({"deployment_target": "iOS15"}, "deployment_target"),
         ({"enumerated_shapes": {"y": [[1]]}}, "names 'y'"),
         ({"enumerated_shapes": {"x": [[2, 3, 24, 24]]}}, "does not fit"),
-        ({"block_size": 0}, "at least 1"),
+        ({"max_size": 0}, "at least 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
