@@ -165,7 +165,7 @@ def gains(rows: Sequence[dict[str, Any]]) -> list[str]:
     times = {pair: ms[*pair, "fp32"] / ms[*pair, "int8"] for pair in pairs}
     found = [f"{name}, {threads} thread(s): fp32 / int8 {times[name, threads]:.2f}" for name, threads in sorted(pairs)]
     for name in sorted({name for name, threads in pairs if threads == 2 and (name, 1) in pairs}):
-        one, two = ((ms[name, threads, precision] for precision in PRECISIONS) for threads in (1, 2))
+        one, two = ([ms[name, threads, precision] for precision in PRECISIONS] for threads in (1, 2))
         ratios = ", ".join(f"{p} {a / b:.2f}" for p, a, b in zip(PRECISIONS, one, two, strict=True))
         found.append(f"{name}: one thread / two {ratios}")
     return found
