@@ -188,6 +188,35 @@ def compiled(
     return once
 
 
+@pytest.fixture(scope="session")
+def export_of_variants() -> Callable[[str, Path], Any]:
+    """(target, folder) -> an int8 artifact: layers that registers fill and do not, a depthwise one."""
+
+    def export(target: str, folder: Path) -> Any:
+        import torch
+        from torch import nn
+
+        import deploykit
+
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1, groups=32), nn.ReLU()),
+            *(nn.Conv2d(32, 72, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(72, 10)),
+        ).eval()
+        return deploykit.export(
+            model,
+            target=target,
+            precision="int8",
+            example_inputs=(torch.randn(1, 3, 16, 16),),
+            calibration=[(torch.randn(1, 3, 16, 16),) for _ in range(8)],
+            output=folder,
+            profile=False,
+            progress=False,
+        )
+
+    return export
+
+
 def _skip_without(*programs: str) -> None:
     if not all(map(shutil.which, programs)):
         pytest.skip("needs the Debian packages gcc-aarch64-linux-gnu and qemu-user-static")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,6 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
-import torch
-from torch import nn
-
-import deploykit
 from deploykit.contract.errors import DeviceError
 from deploykit.contract.host import Host, this_host
 from deploykit_targets.tvm.build import CONSTANTS, recorded
@@ -31,23 +28,9 @@ pytestmark = pytest.mark.skipif(not this_host().has("avx2"), reason="this is no 
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def artifact(tmp_path_factory: pytest.TempPathFactory, export_of_variants: Callable[[str, Path], Any]) -> Any:
     """Stretches that AMX fills and does not, a depthwise layer, columns that 8 and 16 divide and do not."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        *(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1, groups=32), nn.ReLU()),
-        *(nn.Conv2d(32, 72, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(72, 10)),
-    ).eval()
-    return deploykit.export(
-        model,
-        target="x86-cpu:tvm",
-        precision="int8",
-        example_inputs=(torch.randn(1, 3, 16, 16),),
-        calibration=[(torch.randn(1, 3, 16, 16),) for _ in range(8)],
-        output=tmp_path_factory.mktemp("x86") / "model",
-        profile=False,
-        progress=False,
-    )
+    return export_of_variants("x86-cpu:tvm", tmp_path_factory.mktemp("x86") / "model")
 
 
 def test_it_has_all_variants_and_their_sizes(artifact: Any) -> None:

@@ -10,7 +10,6 @@ Rounding of int8 is that of `conv`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from tvm.script import tirx as T
@@ -31,6 +30,7 @@ from deploykit_targets.tvm.kernels.expressions import (
     vector_start,
 )
 from deploykit_targets.tvm.kernels.isa import Dot
+from deploykit_targets.tvm.kernels.line_tile import LineTile
 from deploykit_targets.tvm.kernels.packing import Array
 
 _LANES = 16  # channels per vector; narrower instruction sets take it in pieces
@@ -89,8 +89,8 @@ def depthwise(
         return dot.lane_by_lane(acc, cast(a, "int32", lanes), cast(w, "int32", lanes), lanes)
 
     def take(a: Expr, line: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr, c: Expr, cut: bool) -> Expr:
-        inputs = a[span(tile.read(line, x, r, ky, kx) + c, lanes)]
-        return T.if_then_else(tile.meets_column(x, r, kx), inputs, outside) if cut else inputs
+        inputs = a[span(tile.read(line, x, ky, tile.tap(r, kx)) + c, lanes)]
+        return T.if_then_else(tile.meets_column(x, tile.tap(r, kx)), inputs, outside) if cut else inputs
 
     def finish(acc: Expr, c: Expr, start: Expr) -> Expr:
         if not dot.quantized:
@@ -155,68 +155,19 @@ def depthwise(
     return kernel
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """Neighbouring pixels of an output line, and where their windows meet data."""
-
-    shape: ConvShape
-    padding: tuple[int, int, int, int]
+class _Tile(LineTile):
+    """A tile whose pixels share the weights in registers."""
 
     @property
     def pixels(self) -> int:
-        """Pixels of a tile."""
+        """See `LineTile`."""
         return min(self.shape.output[1], _PIXELS)
 
     @property
-    def spans(self) -> int:
-        """Tiles that cover a line; the last may overlap the one before."""
-        return math.ceil(self.shape.output[1] / self.pixels)
+    def columns(self) -> int:
+        """See `LineTile`."""
+        return int(self.tap(self.pixels - 1, self.shape.kernel[1] - 1)) + 1
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the input buffer."""
-        top, bottom, left, right = self.padding
-        return self.shape.height - top - bottom, self.shape.width - left - right
-
-    @property
-    def input_elements(self) -> int:
-        """Elements of the input buffer."""
-        return self.shape.batch * math.prod(self.size) * self.shape.channels
-
-    @property
-    def inner(self) -> tuple[int, int]:
-        """Numbers of the first tile all of whose windows lie within the buffer's columns, and of the first after."""
-        (_, width), reach = self.size, (self.shape.kernel[1] - 1) * self.shape.dilation[1]
-        starts = [min(x * self.pixels, self.shape.output[1] - self.pixels) for x in range(self.spans)]
-        left = [start * self.shape.stride[1] - self.padding[2] for start in starts]
-        right = [first + (self.pixels - 1) * self.shape.stride[1] + reach for first in left]
-        within = [x for x in range(self.spans) if left[x] >= 0 and right[x] < width]
-        return (within[0], within[-1] + 1) if within else (self.spans, self.spans)
-
-    def pixel(self, x: Expr) -> Expr:
-        """First pixel of tile `x`."""
-        return vector_start(x, self.pixels, self.shape.output[1])
-
-    def _row(self, line: Expr, ky: Expr) -> Expr:
-        """A row of the buffer's image; it may lie outside."""
-        shape = self.shape
-        return line % shape.output[0] * shape.stride[0] + ky * shape.dilation[0] - self.padding[0]
-
-    def _column(self, x: Expr, r: Expr, kx: Expr) -> Expr:
-        return (self.pixel(x) + r) * self.shape.stride[1] + kx * self.shape.dilation[1] - self.padding[2]
-
-    def meets_row(self, line: Expr, ky: Expr) -> Expr:
-        """Whether the window's row `ky` lies in the buffer; `True` where every line's does."""
-        if self.padding[:2] == (0, 0):
-            return True
-        return T.And(self._row(line, ky) >= 0, self._row(line, ky) < self.size[0])
-
-    def meets_column(self, x: Expr, r: Expr, kx: Expr) -> Expr:
-        """Whether pixel `r` of a tile finds data in the window's column `kx`."""
-        return T.And(self._column(x, r, kx) >= 0, self._column(x, r, kx) < self.size[1])
-
-    def read(self, line: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr) -> Expr:
-        """First input of pixel `r` of a tile, at one position of its window."""
-        height, width = self.size
-        row = line // self.shape.output[0] * height + self._row(line, ky)
-        return (row * width + self._column(x, r, kx)) * self.shape.channels
+    def tap(self, r: Expr, kx: Expr) -> Expr:
+        """The column that pixel `r` reads at the window's column `kx`."""
+        return r * self.shape.stride[1] + kx * self.shape.dilation[1]

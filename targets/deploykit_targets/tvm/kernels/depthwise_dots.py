@@ -13,7 +13,6 @@ Refused (`fits`): fewer channels than a vector, dilation in a line, strides beyo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from tvm.script import tirx as T
@@ -31,6 +30,7 @@ from deploykit_targets.tvm.kernels.expressions import (
     vector_start,
 )
 from deploykit_targets.tvm.kernels.isa import Dot
+from deploykit_targets.tvm.kernels.line_tile import LineTile
 from deploykit_targets.tvm.kernels.packing import BIASED_ZERO, Array, Bounded
 
 _CHANNELS = 16  # of a vector: bytes of a register
@@ -190,12 +190,8 @@ def _interleaved(parts: list[Expr], lanes: int) -> Expr:
     return T.Shuffle(parts, [part * lanes + lane for lane in range(lanes) for part in range(2)])
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """Neighbouring pixels of an output line, and the columns of the input that their windows meet."""
-
-    shape: ConvShape
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+class _Tile(LineTile):
+    """A tile whose pixels take fours of columns, which neighbours share."""
 
     @property
     def shifts(self) -> int:
@@ -209,37 +205,13 @@ class _Tile:
 
     @property
     def pixels(self) -> int:
-        """Pixels of a tile."""
+        """See `LineTile`."""
         return _PIXELS if self.shape.output[1] >= _PIXELS else 2
 
     @property
-    def spans(self) -> int:
-        """Tiles that cover a line; the last may overlap the one before."""
-        return math.ceil(self.shape.output[1] / self.pixels)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the input buffer."""
-        top, bottom, left, right = self.padding
-        return self.shape.height - top - bottom, self.shape.width - left - right
-
-    @property
-    def input_elements(self) -> int:
-        """Elements of the input buffer."""
-        return self.shape.batch * math.prod(self.size) * self.shape.channels
-
-    @property
-    def inner(self) -> tuple[int, int]:
-        """Numbers of the first tile all of whose columns lie within the buffer, and of the first after."""
-        starts = [min(x * self.pixels, self.shape.output[1] - self.pixels) for x in range(self.spans)]
-        left = [start * self.shape.stride[1] - self.padding[2] for start in starts]
-        reach = self.first(self.pixels - 1) + self.groups * _TAPS
-        within = [x for x in range(self.spans) if left[x] >= 0 and left[x] + reach <= self.size[1]]
-        return (within[0], within[-1] + 1) if within else (self.spans, self.spans)
-
-    def pixel(self, x: Expr) -> Expr:
-        """First pixel of tile `x`."""
-        return vector_start(x, self.pixels, self.shape.output[1])
+    def columns(self) -> int:
+        """See `LineTile`."""
+        return int(self.first(self.pixels - 1)) + self.groups * _TAPS
 
     def shift(self, r: Expr) -> Expr:
         """How many columns after the first of its fours the window of pixel `r` starts."""
@@ -248,27 +220,3 @@ class _Tile:
     def first(self, r: Expr) -> Expr:
         """The first column, of the tile's, of the fours that pixel `r` takes."""
         return r // self.shifts * 2
-
-    def _row(self, line: Expr, ky: Expr) -> Expr:
-        """A row of the buffer's image; it may lie outside."""
-        shape = self.shape
-        return line % shape.output[0] * shape.stride[0] + ky * shape.dilation[0] - self.padding[0]
-
-    def _column(self, x: Expr, index: Expr) -> Expr:
-        return self.pixel(x) * self.shape.stride[1] + index - self.padding[2]
-
-    def meets_row(self, line: Expr, ky: Expr) -> Expr:
-        """Whether the window's row `ky` lies in the buffer; `True` where every line's does."""
-        if self.padding[:2] == (0, 0):
-            return True
-        return T.And(self._row(line, ky) >= 0, self._row(line, ky) < self.size[0])
-
-    def meets_column(self, x: Expr, index: Expr) -> Expr:
-        """Whether column `index` of a tile lies in the buffer."""
-        return T.And(self._column(x, index) >= 0, self._column(x, index) < self.size[1])
-
-    def read(self, line: Expr, x: Expr, ky: Expr, index: Expr) -> Expr:
-        """First input of column `index` of a tile."""
-        height, width = self.size
-        row = line // self.shape.output[0] * height + self._row(line, ky)
-        return (row * width + self._column(x, index)) * self.shape.channels

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import deploykit
 from deploykit.contract.host import Host
 from deploykit.contract.requirements import check
 from deploykit.places import Qemu
@@ -16,34 +17,19 @@ from deploykit_targets.tvm import TvmTarget
 from deploykit_targets.tvm.build import CONSTANTS, recorded
 from deploykit_targets.tvm.processor import ARM_ISAS
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 if not all(map(shutil.which, ("aarch64-linux-gnu-gcc", "qemu-aarch64-static"))):
     pytest.skip("needs the Debian packages gcc-aarch64-linux-gnu and qemu-user-static", allow_module_level=True)
 
-nn = torch.nn
 NAMES = [name for name, _ in ARM_ISAS]
 CPUS = {"max": "i8mm", "cortex-a76": "sdot", "cortex-a72": "neon"}
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def artifact(tmp_path_factory: pytest.TempPathFactory, export_of_variants: Callable[[str, Path], Any]) -> Any:
     """Stretches that plain NEON fills and does not, small and large sums, a depthwise layer, a tail of columns."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        *(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1, groups=32), nn.ReLU()),
-        *(nn.Conv2d(32, 72, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(72, 10)),
-    ).eval()
-    return deploykit.export(
-        model,
-        target="arm-cpu:tvm",
-        precision="int8",
-        example_inputs=(torch.randn(1, 3, 16, 16),),
-        calibration=[(torch.randn(1, 3, 16, 16),) for _ in range(8)],
-        output=tmp_path_factory.mktemp("arm") / "model",
-        profile=False,
-        progress=False,
-    )
+    return export_of_variants("arm-cpu:tvm", tmp_path_factory.mktemp("arm") / "model")
 
 
 def test_it_has_all_variants_and_their_sizes(artifact: Any) -> None:
