@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploykit.artifact.storage import publish_folder, staging_folder
 from deploykit.cli.output import Answer
 from deploykit.cli.parameters import (
     Calibration,
@@ -23,7 +24,7 @@ from deploykit.cli.parameters import (
     check_calibration,
     search_current_folder,
 )
-from deploykit.contract.errors import UsageError
+from deploykit.contract.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,7 +93,13 @@ def prune(
 def _write(folder: Path, model: nn.Module, report: dict[str, object]) -> None:
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True)
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    (folder / REPORT).write_text(json_format.dumps(report, indent=1) + "\n", encoding="utf-8")
+    with staging_folder(folder, _leave_alone) as staging:
+        save_file(weights, staging / WEIGHTS)
+        (staging / REPORT).write_text(json_format.dumps(report, indent=1) + "\n", encoding="utf-8")
+        publish_folder(staging, folder, _leave_alone)
+
+
+def _leave_alone(folder: Path) -> None:
+    """What was put there while the model was pruned is not replaced."""
+    raise ArtifactError(f"{folder} is there now, and was not before", hint="-o NEW_FOLDER")

@@ -66,3 +66,15 @@ def test_zeros_are_in_the_weights_and_a_folder_is_not_overwritten(run: Callable[
     assert int((model[5].weight == 0).sum()) >= model[5].weight.numel() // 2  # type: ignore[index]
     code, error = run("--kind", "2:4", "-o", "out")
     assert code == 2 and "there already" in error["error"]["message"]
+
+
+def test_a_write_that_is_interrupted_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from deploykit.cli.commands import prune
+
+    def interrupted(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prune.json_format, "dumps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune._write(tmp_path / "pruned", nn.Linear(2, 2), {})
+    assert not any(tmp_path.iterdir())
