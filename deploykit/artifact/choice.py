@@ -21,12 +21,12 @@ class Candidate:
 
     Attributes:
         target: such as `x86-cpu:openvino`; where precisions were compared, the precision, such as `int8`.
-        status: `verified`, `failed`, or `refused` where there is no artifact.
+        status: `verified`, `failed`; `refused` or `not installed` where there is no artifact.
         sqnr_db: the SQNR of its parity; None without an artifact.
         size_bytes: the size of its payload.
         latency_ms: percentiles, measured in turns with the other candidates that pass, or estimated; None where it
             does not pass.
-        reason: why it was refused or failed; "" where it passes.
+        reason: why it was refused or failed, or what installs it; "" where it passes.
     """
 
     target: str

@@ -48,17 +48,18 @@ def export_fastest(export: Callable[..., Artifact], request: Mapping[str, Any]) 
         ConversionError: no artifact passes; the message has the reason of each.
     """
     device = request["target"].removesuffix(SUFFIX)
-    offers = _installed(device, request["precision"])
+    offers, missing = _installed(device, request["precision"])
     output = replaceable(request["output"] or default_output(request["model"], request["target"], request["precision"]))
     with (
         staging_folder(output, check_replaceable) as staging,
         tempfile.TemporaryDirectory(prefix="deploykit-fastest-") as cache,
     ):
         shared = {**request, "calibration": kept(request["calibration"]), "cache_dir": request["cache_dir"] or cache}
-        made = {
+        made: dict[str, Artifact | DeploykitError] = {
             offer.typed: attempt(export, {**shared, "target": offer.typed, "output": staging / offer.target.name})
             for offer in offers
         }
+        made.update(missing)
         passing = {name: found for name, found in made.items() if isinstance(found, Artifact) and passes(found)}
         if not passing:
             reasons = "; ".join(f"{name}: {described(name, found).reason}" for name, found in made.items())
@@ -74,8 +75,8 @@ def export_fastest(export: Callable[..., Artifact], request: Mapping[str, Any]) 
     return load(output)
 
 
-def _installed(device: str, precision: str) -> list[Resolved]:
-    """The toolchains to try, those that measure on this machine only."""
+def _installed(device: str, precision: str) -> tuple[list[Resolved], dict[str, DeploykitError]]:
+    """The toolchains to try, those that measure on this machine only; and what the others lack."""
     serving = [name for name, plugin in toolchains().items() if device in plugin.capabilities().devices]
     if not serving:
         resolve(device)  # raises with near names
@@ -83,7 +84,7 @@ def _installed(device: str, precision: str) -> list[Resolved]:
     having = [resolve(f"{device}:{name}") for name in serving]
     having = [o for o in having if precision in o.target.capabilities().precisions and precision in o.device.precisions]
     having = _of_this_architecture(device, having)
-    missing: list[DeploykitError] = []
+    missing: dict[str, DeploykitError] = {}
     offers: list[Resolved] = []
     for offer in having:
         try:
@@ -91,12 +92,12 @@ def _installed(device: str, precision: str) -> list[Resolved]:
             offer.target.check_installed(export=False)
             offers.append(offer)
         except MissingDependencyError as error:
-            missing.append(error)
+            missing[offer.typed] = error
     if not offers and missing:
-        raise missing[0]
+        raise next(iter(missing.values()))
     if not offers:
         raise UnknownTargetError(f"no toolchain of {device} has {precision}; there are {', '.join(serving)}")
-    return offers
+    return offers, missing
 
 
 def _of_this_architecture(device: str, having: list[Resolved]) -> list[Resolved]:
@@ -174,6 +175,8 @@ def _unplaced(artifact: Artifact) -> str:
 
 def described(name: str, found: Artifact | DeploykitError) -> Candidate:
     """A row of the table, without latency."""
+    if isinstance(found, MissingDependencyError):
+        return Candidate(name, "not installed", reason=found.hint or str(found))
     if isinstance(found, DeploykitError):
         return Candidate(name, "refused", reason=str(found).splitlines()[0])
     parity = found.parity

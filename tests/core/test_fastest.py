@@ -17,9 +17,16 @@ from torch import nn
 import deploykit
 from deploykit.artifact.choice import read_choice
 from deploykit.artifact.manifest import CHOICE_NAME
-from deploykit.contract.errors import ConversionError, DeploykitError, DeviceError, UnknownTargetError
+from deploykit.contract.errors import (
+    ConversionError,
+    DeploykitError,
+    DeviceError,
+    MissingDependencyError,
+    UnknownTargetError,
+)
 from deploykit.contract.host import Host
 from deploykit.pipeline.fastest import _installed, described
+from deploykit.plugin.registry import toolchains
 
 
 def batches() -> Iterator[torch.Tensor]:
@@ -78,8 +85,6 @@ def test_an_artifact_that_fails_by_its_placement_says_what_was_placed(tmp_path: 
 
 
 def test_a_refusal_is_a_row_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deploykit.plugin.registry import toolchains
-
     plugin = toolchains().get("openvino")
     if plugin is None or not all(r.installed for r in plugin.capabilities().export_requires):
         pytest.skip("needs a second toolchain for x86-cpu: OpenVINO is not installed")
@@ -92,6 +97,19 @@ def test_a_refusal_is_a_row_and_not_the_end(tmp_path: Path, monkeypatch: pytest.
     assert choice is not None
     refused = {row.target: row for row in choice.candidates}["x86-cpu:openvino"]
     assert refused.status == "refused" and "no kernel for that" in refused.reason
+
+
+def test_a_toolchain_that_is_not_installed_is_a_row_that_says_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(*, export: bool) -> None:
+        raise MissingDependencyError("openvino", extra="openvino", purpose="export")
+
+    monkeypatch.setattr(toolchains()["openvino"], "check_installed", missing)
+    offers, lacking = _installed("x86-cpu", "int8")
+    assert "x86-cpu:onnxruntime" in [offer.typed for offer in offers]
+    row = described("x86-cpu:openvino", lacking["x86-cpu:openvino"])
+    assert row.status == "not installed" and "pip install" in row.reason and row.latency_ms is None
 
 
 def test_a_device_of_another_architecture_is_refused_before_anything_is_exported(
@@ -107,7 +125,8 @@ def test_a_device_of_another_architecture_is_refused_before_anything_is_exported
 def test_the_toolchains_of_an_arm_host_are_found_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploykit.pipeline.fastest.this_host", lambda: Host("aarch64", ("asimd",), 2, "Linux"))
     monkeypatch.setattr("deploykit.plugin.target.Target.check_installed", lambda self, *, export: None)
-    assert [offer.typed for offer in _installed("arm-cpu", "int8")] == ["arm-cpu:tvm"]
+    offers, missing = _installed("arm-cpu", "int8")
+    assert [offer.typed for offer in offers] == ["arm-cpu:tvm"] and not missing
     with pytest.raises(DeviceError, match="x86-cpu is x86-64 and this machine is arm64"):
         _installed("x86-cpu", "int8")
 
