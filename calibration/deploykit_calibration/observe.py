@@ -51,6 +51,11 @@ class CalibrationRun:
     samples: list[dict[str, Tensor]] = field(default_factory=list)
     held_out: list[dict[str, Tensor]] = field(default_factory=list)
 
+    @property
+    def judged(self) -> list[dict[str, Tensor]]:
+        """Samples to judge on: those that neither ranges nor algorithms saw, where some were held back."""
+        return self.held_out or self.samples
+
 
 def calibrate(
     captured: CapturedModel,

@@ -54,13 +54,13 @@ def prepare(
         prepared = replace(prepared, kept=kept, wider=wider, methods=checked_methods(request.recipe, table))
     if scheme.is_static:
         _ = prepared.statistics  # refused here, before an algorithm asks for them
+    if request.recipe is not None:
+        steps = request.recipe.algorithms
+        return apply(prepared, [step.name for step in steps], [step.decided for step in steps])
     return apply(prepared, _asked(request, scheme))
 
 
 def _asked(request: Request, scheme: Scheme) -> Iterator[str]:
-    if request.recipe is not None:
-        yield from (step.name for step in request.recipe.algorithms)
-        return
     if scheme.quantizes and scheme.bias_correction:
         yield "bias-correction"
     if scheme.quantizes and request.method == BEST:

@@ -52,6 +52,8 @@ class Prepared:
         method: how ranges are chosen from the statistics.
         corrects_bias: the shift of a layer's mean that rounding its weight causes is taken out of its bias.
         applied: names of the algorithms that were run.
+        decided: while an algorithm runs, what it is to take as found; it puts there what it finds from the data.
+        decisions: what each of `applied` found.
         kept: layers that stay in float beside those that the scheme and the patterns keep, by node name, and why.
         wider: layers whose weight is held in 8 bits where the scheme has fewer, by node name, and why.
         methods: how the ranges of single tensors are chosen, by node name, where that is not `method`.
@@ -69,6 +71,8 @@ class Prepared:
     method: str = "default"
     corrects_bias: bool = False
     applied: tuple[str, ...] = ()
+    decided: Mapping[str, Any] = field(default_factory=dict)
+    decisions: tuple[Mapping[str, Any], ...] = ()
     is_baseline: bool = False
     trained: Runnable | None = None
     kept: Mapping[str, str] = field(default_factory=dict)

@@ -7,7 +7,7 @@ refused with the scheme's own reason. Other weights or other data are allowed, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -51,7 +51,7 @@ def recipe_of(prepared: Prepared) -> Recipe:
         ranges=tuple(RangeChoice(tensor, method) for tensor, method in methods),
         include=request.include,
         exclude=request.exclude,
-        algorithms=tuple(_steps(prepared.applied)),
+        algorithms=tuple(_steps(prepared)),
         options=options,
         calibration=prepared.table.data_fingerprint if prepared.table is not None else "",
         deploykit=__version__,
@@ -65,10 +65,11 @@ def _choice(prepared: Prepared, layer: LayerPlacement) -> LayerChoice:
     return LayerChoice(layer.name, layer.module_path, layer.kind, layer.precision, layer.reason, chosen)
 
 
-def _steps(applied: Iterable[str]) -> Iterator[AlgorithmStep]:
-    for found in map(algorithm, applied):
+def _steps(prepared: Prepared) -> Iterator[AlgorithmStep]:
+    for name, decided in zip(prepared.applied, prepared.decisions, strict=True):
+        found = algorithm(name)
         if not found.is_choice:
-            yield AlgorithmStep(found.name, found.version, dict(found.settings))
+            yield AlgorithmStep(found.name, found.version, dict(found.settings), dict(decided))
 
 
 def recipe_notes(prepared: Prepared, made: Recipe) -> Iterator[str]:
@@ -133,6 +134,12 @@ def _check_algorithm(step: AlgorithmStep, found: Algorithm) -> None:
         raise UsageError(
             f"the recipe has {step.settings} as the settings of {step.name}, which runs with {dict(found.settings)}",
             hint="settings are the algorithm's own: register one with those settings under another name",
+        )
+    unknown = sorted(step.decided.keys() - found.decides)
+    if unknown:
+        raise UsageError(
+            f"the recipe has {unknown[0]!r} as decided by {step.name}, which decides {_few(sorted(found.decides))}",
+            hint="leave it out: the algorithm then decides from the data",
         )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from deploykit.cli.tables import grid, pairs
 from deploykit.judge import figures
@@ -31,7 +31,7 @@ def recipe_page(recipe: Recipe) -> Iterator[RenderableType]:
 
 
 def _decisions(recipe: Recipe) -> Table:
-    steps = [f"{step.name} {step.version}" for step in recipe.algorithms]
+    steps = [f"{step.name} {step.version}{_found(step.decided)}" for step in recipe.algorithms]
     rows = [("scheme", recipe.scheme), ("ranges", recipe.method), ("algorithms", ", ".join(steps) or "none")]
     if recipe.ranges:
         rows.append(("ranges of single tensors", ", ".join(f"{each.tensor} {each.method}" for each in recipe.ranges)))
@@ -39,6 +39,11 @@ def _decisions(recipe: Recipe) -> Table:
         (name, ", ".join(value)) for name, value in (("include", recipe.include), ("exclude", recipe.exclude)) if value
     ]
     return pairs("Recipe", rows)
+
+
+def _found(decided: Mapping[str, Any]) -> str:
+    told = ", ".join(f"{name} {value}" for name, value in decided.items())
+    return f" ({told})" if told else ""
 
 
 def ladder_table(ladder: Sequence[TriedStep]) -> Table:

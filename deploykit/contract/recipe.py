@@ -74,11 +74,14 @@ class AlgorithmStep(_Whole):
         name: the name, by which it is registered.
         version: the version of its results: one that rounds otherwise has another.
         settings: what it was run with.
+        decided: what it found from the data, such as `share = 0.5`; an export that follows the recipe takes it from
+            here, and an empty one has the algorithm decide anew.
     """
 
     name: str
     version: str = "1"
     settings: dict[str, Any] = field(default_factory=dict)
+    decided: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -193,9 +193,11 @@ def test_what_fails_inside_is_said_with_its_name(calibrated: Any) -> None:
 
     register(Algorithm("fails", fail, cost="none"))
     register(Algorithm("returns", lambda prepared, samples: None, cost="none"))  # type: ignore[arg-type,return-value]
+    register(Algorithm("decides", lambda prepared, samples: replace(prepared, decided={"a": 1}), cost="none"))
     for name, words in (
         ("fails", "'fails' failed: ValueError: a bad matrix"),
         ("returns", "'returns' returned NoneType"),
+        ("decides", "'decides' decides 'a', which it does not declare"),
     ):
         with pytest.raises(DeploykitError, match=words):
             pipeline.prepare(pipeline.request("x86-cpu", algorithms=(name,)), *calibrated)

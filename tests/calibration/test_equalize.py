@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ from torch import Tensor, nn
 from deploykit import pipeline
 from deploykit.capture import capture
 from deploykit.contract.decibels import sqnr_db
+from deploykit.contract.errors import UsageError
 from deploykit_calibration.channel_scales import scaled_channels, scaled_weights
 from deploykit_calibration.prepared import Prepared
+from deploykit_calibration.recipes import recipe_of
 from deploykit_calibration.reweigh import with_weights
 from deploykit_calibration.weighted_layers import value_of
 
@@ -158,6 +162,36 @@ def test_int8_of_spread_channels_is_as_good_as_of_others(name: str, target: str)
     (want,), (got,) = (each.run({key: fresh}).values() for each in (captured, prepared.captured))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
     assert prepared.reference is captured
+
+
+@pytest.mark.parametrize("name", ["equalize", "smooth"])
+def test_the_share_that_was_chosen_is_in_the_recipe_and_is_followed(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    convolutions = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    norms = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 16))
+    model, shape = (convolutions, (2, 3, 8, 8)) if name == "equalize" else (norms, (2, 8, 16))
+    captured = spread(model, draw(0, *shape), norms=name == "smooth")
+    run = pipeline.calibrate(captured, [draw(k, *shape) for k in range(1, 9)], progress=False)
+    first = pipeline.prepare(pipeline.request("x86-cpu", algorithms=(name,)), captured, run)
+    recipe = recipe_of(first)
+    (step,) = (each for each in recipe.algorithms if each.name == name)
+    assert set(step.decided) == {"share"} and 0.0 < step.decided["share"] <= 1.0
+    recipe.write(tmp_path / "net.toml")
+    assert f"decided = {{ share = {step.decided['share']} }}" in (tmp_path / "net.toml").read_text()
+
+    def followed(share: Any) -> Prepared:
+        steps = [replace(s, decided={"share": share}) if s.name == name else s for s in recipe.algorithms]
+        request = pipeline.request("x86-cpu", recipe=replace(recipe, algorithms=tuple(steps)))
+        return pipeline.prepare(request, captured, run)
+
+    assert followed(step.decided["share"]).captured.fingerprint == first.captured.fingerprint
+    assert recipe_of(followed(step.decided["share"])) == recipe
+    other = next(share for share in (0.25, 0.75) if share != step.decided["share"])
+    assert followed(other).captured.fingerprint != first.captured.fingerprint
+    assert followed(0).captured is captured
+    for wrong in (2, "half", True):
+        with pytest.raises(UsageError, match=f"share of {name}"):
+            followed(wrong)
 
 
 def test_where_nothing_is_better_the_model_stays() -> None:

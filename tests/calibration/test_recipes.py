@@ -124,6 +124,8 @@ def test_algorithms_are_those_it_names(first: deploykit.Artifact) -> None:
             prepared(replace(recipe_in(first), algorithms=(step,)))
     with pytest.raises(deploykit.UsageError, match="as the settings of"):
         prepared(replace(recipe_in(first), algorithms=(AlgorithmStep("bias-correction", "1", {"a": 1}),)))
+    with pytest.raises(deploykit.UsageError, match="'share' as decided by bias-correction"):
+        prepared(replace(recipe_in(first), algorithms=(AlgorithmStep("bias-correction", decided={"share": 1}),)))
 
 
 def test_other_weights_are_followed_and_said(first: deploykit.Artifact, tmp_path: Path) -> None:

@@ -109,6 +109,50 @@ def test_rounding_algorithms_are_found_by_what_they_say(case: Any, tmp_path: Pat
     assert skipped.outcome == "skipped" and "needs samples" in skipped.reason
 
 
+def test_layers_are_scored_on_samples_that_no_algorithm_saw(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import deploykit_calibration.sensitivity as scoring
+
+    scored: list[Any] = []
+    honest = scoring.sensitivity
+
+    def recorded(prepared: Any, samples: Any = (), **arguments: Any) -> Any:
+        scored.extend(samples)
+        return honest(prepared, samples, **arguments)
+
+    monkeypatch.setattr(scoring, "sensitivity", recorded)
+    tune(case, tmp_path / "a", min_sqnr_db=180.0, allow=("mixed",), strict=False)
+    deploykit.sensitivity(case.captured, "x86-cpu", case.run, progress=False)
+    seen = {feeds["input"].numpy().tobytes() for feeds in case.run.samples}
+    assert len(scored) == 2 * len(case.run.held_out) > 0
+    assert not seen & {feeds["input"].numpy().tobytes() for feeds in scored}
+
+
+def test_what_an_algorithm_finds_is_in_the_recipe(case: Any, tmp_path: Path, only: Any) -> None:
+    """One that finds nothing is not measured; what one found is followed, and not found again."""
+    found: list[Any] = []
+
+    def finds(prepared: Any, samples: Any) -> Any:
+        found.append(dict(prepared.decided))
+        return replace(finer(prepared, samples), decided={"number": 7})
+
+    idle = Algorithm("idle", lambda prepared, samples: prepared, cost="none")
+    only(Algorithm("finds", finds, cost="none", decides=frozenset({"number"})), idle)
+    plan = tune(
+        case, tmp_path / "a", min_sqnr_db=180.0, min_placement=0.0, allow=("rounding",), strict=False,
+    )  # fmt: skip
+    assert {step.name: step.decided for step in plan.recipe.algorithms}["finds"] == {"number": 7}
+    passed = next(step for step in plan.ladder if step.step == "rounding: idle")
+    assert (passed.outcome, passed.reason, passed.sqnr_db) == ("passed over", "it found nothing to change", None)
+    assert found == [{}]
+    deploykit.export(
+        case.captured, "x86-cpu", recipe=plan.recipe, calibration=case.run, min_placement=0.0, strict=False,
+        output=tmp_path / "b", **PLAIN,
+    )  # fmt: skip
+    assert found == [{}, {"number": 7}]
+
+
 def test_the_budget_ends_the_climb(case: Any, tmp_path: Path) -> None:
     plan = tune(case, tmp_path / "a", min_sqnr_db=180.0, budget_s=0.0, strict=False)
     measured = [step.step for step in plan.ladder if step.outcome != "skipped"]

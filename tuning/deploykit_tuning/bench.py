@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _KEPT = 2
 """Prepared models in memory: what the search stands on, and the candidate. Each holds its weights several times."""
+_CHOICES = ("method", "methods", "corrects_bias", "kept", "wider")
 
 
 @dataclass(eq=False)
@@ -82,6 +83,27 @@ class Bench:
             return replace(made, table=self.run.table, samples=self.run.samples)
         return made
 
+    def settled(self, recipe: Recipe) -> Recipe:
+        """A recipe with what its algorithms decide from the data, which is prepared once."""
+        from deploykit_calibration.recipes import recipe_of
+
+        prepared = self.prepared(recipe)
+        settled = replace(recipe, algorithms=recipe_of(prepared).algorithms)
+        if settled.algorithms != recipe.algorithms:
+            del self._prepared[_key(recipe)]
+            asked = self.plan.request
+            request = make_request(asked.target, asked.precision.value, recipe=settled)
+            self._prepared[_key(settled)] = replace(prepared, request=request)
+        return settled
+
+    def is_same(self, recipe: Recipe, other: Recipe) -> bool:
+        """Whether two recipes are known to make the same model, though their steps differ."""
+        one, two = self._prepared.get(_key(recipe)), self._prepared.get(_key(other))
+        if one is None or two is None:
+            return False
+        kept = all(getattr(one, name) is getattr(two, name) for name in ("captured", "scheme", "table"))
+        return kept and all(getattr(one, name) == getattr(two, name) for name in _CHOICES)
+
     def _on_top(self, recipe: Recipe, request: Request) -> Prepared | None:
         """The last algorithm of a recipe, run over what was prepared for those before it; None where nothing was."""
         if not recipe.algorithms:
@@ -93,7 +115,8 @@ class Bench:
         from deploykit_calibration.algorithms import apply
 
         self._prepared.move_to_end(key)
-        return apply(replace(before, request=request), [recipe.algorithms[-1].name])
+        last = recipe.algorithms[-1]
+        return apply(replace(before, request=request), [last.name], [last.decided])
 
     def simulated(self, recipe: Recipe) -> Figures:
         """Figures of the simulated graph; of the lowered file in its runtime where nothing is simulated."""

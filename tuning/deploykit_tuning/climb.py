@@ -96,13 +96,15 @@ class Climb:
     def _measured(self, step: str, make: Make, key: str) -> Entry:
         began = time.perf_counter()
         try:
-            recipe = make()
-            self.bench.prepared(recipe)
+            recipe = self.bench.settled(make())
         except DeploykitError as error:
             return Entry(key, LadderStep.of(step, FAILED, None, time.perf_counter() - began, error.message))
         if self.best is not None and bare(recipe) == bare(self.best.recipe):
             seconds = time.perf_counter() - began
             return Entry(key, LadderStep.of(step, PASSED_OVER, None, seconds, "it decides what was decided before"))
+        if self.best is not None and self.bench.is_same(recipe, self.best.recipe):
+            seconds = time.perf_counter() - began
+            return Entry(key, LadderStep.of(step, PASSED_OVER, None, seconds, "it found nothing to change"))
         figures = self.bench.simulated(recipe)
         outcome = KEPT if self.best is None or better(figures, self.best.figures) else PASSED_OVER
         return Entry(key, LadderStep.of(step, outcome, figures, time.perf_counter() - began), recipe, figures)

@@ -107,7 +107,7 @@ def _chosen(search: Climb, found: Algorithm, here: Recipe) -> Recipe:
 
 
 def _with(here: Recipe, found: Algorithm) -> Recipe:
-    step = AlgorithmStep(found.name, found.version, dict(found.settings))
+    step = AlgorithmStep(found.name, found.version, dict(found.settings))  # what it decides is known when it has run
     return replace(here, algorithms=(*here.algorithms, step), ladder=())
 
 
@@ -152,9 +152,10 @@ def _mixed(search: Climb, here: Point, rest: str) -> None:
 def _front(search: Climb, prepared: Prepared, rest: str) -> Sequence[Candidate]:
     from deploykit_calibration.sensitivity import sensitivity
 
-    least = search.bench.plan.gates.min_placement
+    least, run = search.bench.plan.gates.min_placement, search.bench.run
     try:
-        found = sensitivity(prepared, rest=rest).front(least_share=LEAST_PLACED if least is None else least)
+        scored = sensitivity(prepared, run.judged if run is not None else (), rest=rest)
+        found = scored.front(least_share=LEAST_PLACED if least is None else least)
     except DeploykitError as error:
         search.skip("mixed", error.message)
         return ()

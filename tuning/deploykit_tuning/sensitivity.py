@@ -47,7 +47,8 @@ def sensitivity(
     Args:
         model, target, calibration, precision, example_inputs, calibration_method, dynamic_batch, dynamic_shapes,
             include, exclude, options, cache_dir, progress, algorithms, recipe: as `deploykit.export` takes them.
-            Gradients are of samples of the calibration data, or of the example inputs where that is a finished table.
+            Scored are samples of the calibration data that neither ranges nor algorithms saw, where there are any;
+            the example inputs where that is a finished table.
         rest: what a layer that is kept becomes. By default float, in the type that the target's file has between its
             integers; `"int8-weights"` with `precision="int4-weight-only"`, where the target writes both widths.
     Returns:
@@ -87,7 +88,7 @@ def sensitivity(
         run = None if data is None else calibrate(captured, data, cache_dir=cache_dir, progress=steps.counted)
     with steps.step("score"):
         prepared = prepare(request, captured, run)
-        return rank(prepared, run.samples if run is not None else (), rest=rest)
+        return rank(prepared, run.judged if run is not None else (), rest=rest)
 
 
 def _refuse_missing(request: Request, data: Any) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 from deploykit.contract.entry_points import UPDATE, entry_points, loaded, named
@@ -53,6 +54,8 @@ class Algorithm:
         is_choice: all that it changes is what a recipe records (the method of ranges, that of single tensors, layers
             kept in float), so that following the recipe runs it no more.
         rounds: weights leave it as they will be rounded: what rescales them comes before it.
+        decides: names of what it finds from the data and puts into `Prepared.decided`, for the recipe; what stands
+            there already it takes as found.
         acts_on: what a precision must have, or it changes nothing there and is refused: all of `ROUNDED`, `GRID` and
             `RANGES` that are named. Nothing for one that acts in every precision.
     """
@@ -66,6 +69,7 @@ class Algorithm:
     settings: Mapping[str, object] = field(default_factory=dict)
     is_choice: bool = False
     rounds: bool = False
+    decides: frozenset[str] = field(default_factory=frozenset)
     acts_on: frozenset[str] = field(default_factory=frozenset)
 
     def without_effect(self, row: Format) -> str:
@@ -133,18 +137,26 @@ def _own() -> dict[str, Algorithm]:
     return {**_registered, **{each.name: each for each in (BIAS_CORRECTION, BEST, EQUALIZE, SMOOTH, GPTQ)}}
 
 
-def apply(prepared: Prepared, names: Iterable[str]) -> Prepared:
+def apply(prepared: Prepared, names: Iterable[str], decided: Iterable[Mapping[str, object]] = ()) -> Prepared:
     """Run algorithms one after the other.
 
+    Args:
+        decided: for each of them, what it is to take as found; nothing where there are no more.
     Raises:
         UsageError: one does not exist.
         CalibrationError: one needs statistics or samples, and there are none.
     """
-    for name in names:
+    for name, known in zip(names, chain(decided, repeat({})), strict=False):
         found = algorithm(name)
         _check_needs(prepared, found)
-        made = _run(found, prepared)
-        prepared = replace(made, applied=(*prepared.applied, name), unrounded=_unrounded(found, prepared, made))
+        made = _run(found, replace(prepared, decided=known))
+        prepared = replace(
+            made,
+            applied=(*prepared.applied, name),
+            decided={},
+            decisions=(*prepared.decisions, made.decided),
+            unrounded=_unrounded(found, prepared, made),
+        )
     return prepared
 
 
@@ -165,6 +177,10 @@ def _run(found: Algorithm, prepared: Prepared) -> Prepared:
         raise DeploykitError(f"algorithm {found.name!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, type(prepared)):
         raise DeploykitError(f"algorithm {found.name!r} returned {type(made).__name__} in place of a Prepared")
+    unnamed = sorted(made.decided.keys() - found.decides)
+    if unnamed:
+        hint = f"declare it: Algorithm(..., decides=frozenset({{{unnamed[0]!r}}}))"
+        raise DeploykitError(f"algorithm {found.name!r} decides {unnamed[0]!r}, which it does not declare", hint=hint)
     return made
 
 

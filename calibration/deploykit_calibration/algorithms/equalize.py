@@ -5,7 +5,8 @@ changes nothing in float. `equalize` does so between convolutions and linear lay
 transformers have channels that are far larger than others. A ReLU6 passes a channel on as ReLU does as long as the
 channel stays below six before and after: those that do not, or that further samples may take there, stay as they are.
 How much of the spread goes from activations into weights is one number for the network: the one with which simulated
-outputs are best on samples that the numbers did not come from; none where none gains half a decibel there.
+outputs are best on samples that the numbers did not come from; none where none gains half a decibel there. It is what a
+recipe records (`share`, 0 for none), and what an export that follows one takes from it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from deploykit.contract.errors import UsageError
 from deploykit_calibration.algorithms import ROUNDED, SAMPLES, STATISTICS, Algorithm
 from deploykit_calibration.algorithms.best import affordable_samples, worst_sqnr_db
 from deploykit_calibration.channel_scales import ScaledChannels, scaled_channels, scaled_weights, weight_reach
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from deploykit_calibration.algorithms import Samples
     from deploykit_calibration.prepared import Prepared
 
+SHARE = "share"
+"""The name of what is decided."""
 _SHARES = (1.0, 0.75, 0.5, 0.25)
 """Of the spread of activations that goes into weights."""
 _LEAST_HALVED = 4
@@ -41,11 +45,24 @@ _LARGEST = 1e3  # of a number, and of its inverse: float32 keeps what the networ
 
 def scale_channels(prepared: Prepared, samples: Samples, *, norms: bool) -> Prepared:
     """The same model with other weights, or as it is where nothing is better on samples that no number came from."""
-    if not prepared.scheme.quantizes:
-        return prepared
+    name = "smooth" if norms else "equalize"
     sets = [each for each in scaled_channels(prepared.captured, capped=True) if bool(each.norms) == norms]
-    if not sets:
-        return prepared
+    if not prepared.scheme.quantizes or not sets:
+        return replace(prepared, decided={SHARE: 0.0})
+    known = prepared.decided.get(SHARE)
+    share = _best_share(prepared, samples, sets) if known is None else _checked(name, known)
+    made = _scaled(prepared, samples, sets, _reach(prepared, samples, sets), share) if share else prepared
+    return replace(made, decided={SHARE: share})
+
+
+def _checked(name: str, share: object) -> float:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+        raise UsageError(f"{SHARE} of {name} is {share!r}", hint="0 for none of the spread, up to 1 for all of it")
+    return float(share)
+
+
+def _best_share(prepared: Prepared, samples: Samples, sets: Sequence[ScaledChannels]) -> float:
+    """The share that is best on samples that no number came from; 0 where none is half a decibel better there."""
     fitted, judged = _halves(samples)
     judged = judged[: affordable_samples(prepared)]
     wanted = [prepared.captured.run(feeds) for feeds in judged]
@@ -54,9 +71,7 @@ def scale_channels(prepared: Prepared, samples: Samples, *, norms: bool) -> Prep
     best = max(_SHARES, key=figures.__getitem__)
     changed = {tensor.name for each in sets for tensor in each.tensors}
     plain = observed_again(prepared, fitted, changed)  # it has seen no more than they have
-    if figures[best] < worst_sqnr_db(plain, judged, wanted) + _WORTH_DB:
-        return prepared
-    return _scaled(prepared, samples, sets, _reach(prepared, samples, sets), best)
+    return best if figures[best] >= worst_sqnr_db(plain, judged, wanted) + _WORTH_DB else 0.0
 
 
 def _halves(samples: Samples) -> tuple[Samples, Samples]:
@@ -154,6 +169,8 @@ EQUALIZE = Algorithm(
     partial(scale_channels, norms=False),
     cost=_COST,
     needs=_NEEDS,
+    version="2",
+    decides=frozenset({SHARE}),
     acts_on=frozenset({ROUNDED}),
     source="Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (2019)",
 )
@@ -162,6 +179,8 @@ SMOOTH = Algorithm(
     partial(scale_channels, norms=True),
     cost=_COST,
     needs=_NEEDS,
+    version="2",
+    decides=frozenset({SHARE}),
     acts_on=frozenset({ROUNDED}),
     source="Xiao et al., SmoothQuant (2023)",
 )
