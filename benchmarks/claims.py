@@ -27,7 +27,6 @@ from harness import quiet, report, scratch
 
 import deploykit
 from deploykit.contract.errors import DeploykitError, MissingDependencyError
-from deploykit.judge.parity import SIMULATED
 from deploykit.testing.models import ZOO
 
 TARGETS = (
@@ -155,7 +154,7 @@ def claims(name: str, samples: int, targets: Sequence[str], folder: Path) -> Ite
         parity = artifact.parity
         assert parity is not None
         claimed = parity.sqnr_db
-        simulated = next((link.worst.sqnr_db for link in parity.chain if link.candidate == SIMULATED), None)
+        simulated = parity.quantization.worst.sqnr_db if parity.quantization else None
         row |= {"status": artifact.status, "evidence": str(parity.evidence)}
         row |= {"simulation dB": "nothing is int8" if simulated is None else round(simulated, 1)}
         least = parity.spread.low_db if parity.spread else claimed

@@ -25,7 +25,6 @@ from harness import interleaved_ms, quiet, report, scratch
 import deploykit
 from deploykit.contract.cpuid import emulator
 from deploykit.contract.host import this_host
-from deploykit.judge.parity import SIMULATED
 
 FORMS = (
     *(("x86-cpu", "fp32"), ("x86-cpu", "int8"), ("x86-cpu-avx2", "int8")),
@@ -72,7 +71,7 @@ def rows_of(name: str, turns: int) -> list[dict[str, Any]]:
 def _row(name: str, label: str, artifact: deploykit.Artifact) -> dict[str, Any]:
     parity = artifact.parity
     assert parity is not None
-    simulated = next((link.worst.sqnr_db for link in parity.chain if link.candidate == SIMULATED), None)
+    simulated = parity.quantization.worst.sqnr_db if parity.quantization else None
     return {
         "model": name,
         "target": label,

@@ -258,6 +258,16 @@ class ParityReport:
         """What the samples tell of others: the interval of `sqnr_db`, whose lower end is gated; None of one sample."""
         return self.chain[-1].worst.spread if self.chain else None
 
+    @property
+    def quantization(self) -> Link | None:
+        """Float PyTorch against the simulation: what the quantisation costs. None where nothing is simulated."""
+        return next((link for link in self.chain if link.candidate == SIMULATED), None)
+
+    @property
+    def lowering(self) -> Link | None:
+        """The simulation against the artifact: what the target computes otherwise. None where nothing is simulated."""
+        return next((link for link in self.chain if link.reference == SIMULATED), None)
+
     def worst_layers(self, count: int = 3) -> tuple[LayerParity, ...]:
         """The `count` layers with the lowest SQNR."""
         return self.layers[:count]

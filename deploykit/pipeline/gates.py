@@ -13,7 +13,7 @@ from functools import partial
 from deploykit.contract.achieved import Achieved
 from deploykit.contract.errors import GateError, ParityError, PerformanceError, PlacementError
 from deploykit.contract.precision import Evidence, Precision
-from deploykit.judge.parity import SIMULATED, ParityReport, Tolerance, failures_of
+from deploykit.judge.parity import ParityReport, Tolerance, failures_of
 from deploykit.judge.profiling import Profile
 from deploykit.pipeline.placement import placement_miss
 from deploykit.plugin.artifact import Artifact
@@ -74,7 +74,7 @@ class Gates:
 
     def _runtime_at_fault(self, report: ParityReport) -> tuple[str, str] | None:
         """What to say where the simulated graph passes and the artifact does not: no layer and no data is to blame."""
-        simulated = next((link for link in report.chain if link.candidate == SIMULATED), None)
+        simulated = report.quantization
         whole, gate = report.chain[-1], report.tolerance
         if simulated is None or failures_of(simulated, gate) or not failures_of(whole, gate):
             return None

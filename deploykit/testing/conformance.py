@@ -20,7 +20,7 @@ import pytest
 import deploykit
 from deploykit.artifact.manifest import LOG_NAME, MANIFEST_NAME, NEEDS_DEVICE_BUILD, PROFILE_NAME, VERIFIED
 from deploykit.contract.precision import Evidence, Precision
-from deploykit.judge.parity import SIMULATED, ParityReport
+from deploykit.judge.parity import ParityReport
 from deploykit.judge.profiling import Effort
 from deploykit.pipeline.unused import OPTIONS, used_of_each
 from deploykit.plugin.artifact import Artifact
@@ -34,7 +34,7 @@ _EXACT_DB = 60.0
 
 def far_from_simulation(parity: ParityReport) -> float:
     """By how many dB the artifact's SQNR differs from that of its simulation; 0 where it has none, or both are high."""
-    simulated = next((link.worst.sqnr_db for link in parity.chain if link.candidate == SIMULATED), None)
+    simulated = parity.quantization.worst.sqnr_db if parity.quantization else None
     whole = parity.sqnr_db
     return 0.0 if simulated is None or whole is None or min(simulated, whole) > _EXACT_DB else abs(whole - simulated)
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 import deploykit
 from deploykit.contract.cpuid import emulator
-from deploykit.judge.parity import SIMULATED
 
 Inputs = tuple[Tensor, ...]
 
@@ -180,7 +179,7 @@ def figures(artifact: deploykit.Artifact) -> dict[str, Any]:
     """What was reached: SQNR in dB of the simulation (None where there is none) and of the artifact, and how."""
     parity = artifact.parity
     assert parity is not None
-    simulated = next((link.worst.sqnr_db for link in parity.chain if link.candidate == SIMULATED), None)
+    simulated = parity.quantization.worst.sqnr_db if parity.quantization else None
     return {
         "simulated": simulated,
         "artifact": parity.chain[-1].worst.sqnr_db,

@@ -13,8 +13,7 @@ pytest.importorskip("coremltools", reason="coremltools is not installed")
 import torch
 from torch import nn
 
-import deploykit
-from deploykit.judge.parity import SIMULATED
+from deploykit.testing.lowering import lowering
 
 _EXACT_DB = 100.0  # rounding to float16 alone leaves some 70 dB
 
@@ -45,21 +44,7 @@ class _Sums(nn.Module):
         return self.d(g) + torch.tanh(g) * 3.0
 
 
-@pytest.mark.parametrize("make", [_Scaled, _Sums])
-def test_a_program_is_simulated_to_the_last_bit(make: Callable[[], nn.Module], tmp_path: Path) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model, data = make().eval(), [(torch.randn(4, 12),) for _ in range(8)]
-    artifact = deploykit.export(
-        model,
-        target="iphone-15",
-        precision="int8",
-        example_inputs=data[0],
-        calibration=data,
-        output=tmp_path / "a",
-        profile=False,
-        progress=False,
-    )
-    assert artifact.parity is not None
-    link = next(link for link in artifact.parity.chain if link.reference == SIMULATED)
+@pytest.mark.parametrize("network", [_Scaled, _Sums])
+def test_a_program_is_simulated_to_the_last_bit(network: Callable[[], nn.Module], tmp_path: Path) -> None:
+    link = lowering(lambda: (network(), torch.randn(4, 12)), "iphone-15", tmp_path / "a")
     assert link.worst.sqnr_db is not None and link.worst.sqnr_db > _EXACT_DB

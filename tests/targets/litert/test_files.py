@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.judge.parity import SIMULATED
 from deploykit.plugin.artifact import Artifact
 from deploykit.testing import models
 from deploykit.testing.conformance import batches
@@ -75,7 +74,7 @@ def test_int8_artifact_follows_the_simulated_graph_within_a_few_steps(export: Ex
     artifact = export("mobilenet_like", "int8", options={"layout": "nhwc", "io": "int8"})
     scale = artifact.manifest.metadata["file"]["outputs"][0]["scale"]
     assert artifact.parity is not None
-    link = next(link for link in artifact.parity.chain if link.reference == "simulated q/dq")
+    link = artifact.parity.lowering
     assert link.worst.max_abs <= 3 * scale
 
 
@@ -83,7 +82,7 @@ def test_what_is_rounded_at_run_time_is_simulated(export: Export) -> None:
     """Beside it, the concatenation's file is exact: what differs is the order of float sums."""
     parity = export("concat_cnn", "int8").parity
     assert parity is not None
-    link = next(link for link in parity.chain if link.reference == SIMULATED)
+    link = parity.lowering
     assert link.worst.sqnr_db is not None and link.worst.sqnr_db > 45.0
     simulated, artifact = parity.chain[0].worst.sqnr_db, parity.sqnr_db
     assert simulated is not None and artifact is not None and abs(simulated - artifact) < 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import median
 
 import pytest
 
@@ -13,8 +12,7 @@ pytest.importorskip("litert_torch", reason="litert-torch is not installed")
 import torch
 from torch import nn
 
-import deploykit
-from deploykit.judge.parity import SIMULATED
+from deploykit.testing.lowering import lowering, median_db
 
 _EXACT_DB = 100.0  # a bias that stays float in the simulation leaves some 40 to 60 dB
 
@@ -32,24 +30,8 @@ class _Residual(nn.Module):
 
 
 def test_a_file_is_simulated_to_the_last_integer(tmp_path: Path) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model, data = _Residual().eval(), [(torch.randn(4, 3, 16, 16),) for _ in range(8)]
-    artifact = deploykit.export(
-        model,
-        target="android",
-        precision="int8",
-        example_inputs=data[0],
-        calibration=data,
-        output=tmp_path / "a",
-        profile=False,
-        progress=False,
-    )
-    assert artifact.parity is not None
-    link = next(link for link in artifact.parity.chain if link.reference == SIMULATED)
-    assert link.worst.spread is not None
-    # a value half-way between two integers may turn to either, in one sample of them
-    assert median(link.worst.spread.sample_db) > _EXACT_DB
+    link = lowering(lambda: (_Residual(), torch.randn(4, 3, 16, 16)), "android", tmp_path / "a")
+    assert median_db(link) > _EXACT_DB
 
 
 class _Averaged(nn.Module):
@@ -69,21 +51,8 @@ class _Averaged(nn.Module):
     ids=["mean", "pool of a size", "pool"],
 )
 def test_averages_turn_to_the_side_that_the_kernels_turn_to(tmp_path: Path, average: nn.Module) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model, data = _Averaged(average).eval(), [(torch.rand(16, 3, 4, 4) * 2 - 1,) for _ in range(8)]
-    artifact = deploykit.export(
-        model,
-        target="android",
-        precision="int8",
-        example_inputs=(data[0][0][:1],),
-        calibration=data,
-        output=tmp_path / "a",
-        profile=False,
-        progress=False,
-        strict=False,
-    )
-    assert artifact.parity is not None
-    link = next(link for link in artifact.parity.chain if link.reference == SIMULATED)
-    found = link.worst.spread  # None where nothing differs
-    assert found is None or median(found.sample_db) > _EXACT_DB  # 40 to 45 dB where ties turn to either side
+    def make() -> tuple[nn.Module, torch.Tensor]:
+        return _Averaged(average), torch.rand(16, 3, 4, 4) * 2 - 1
+
+    link = lowering(make, "android", tmp_path / "a", strict=False)
+    assert median_db(link) > _EXACT_DB  # 40 to 45 dB where ties turn to either side

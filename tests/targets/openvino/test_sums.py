@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import median
 
 import pytest
 
@@ -14,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
-import deploykit
 from deploykit.contract.host import this_host
-from deploykit.judge.parity import SIMULATED
+from deploykit.testing.lowering import lowering, median_db
 from deploykit_calibration.simulate import fake_quantize
 from deploykit_targets.openvino.sums import clamp_before_sums
 
@@ -40,23 +38,8 @@ class _Block(nn.Module):
 @pytest.mark.skipif(not this_host().has("vnni"), reason="without VNNI OpenVINO computes these files in float32")
 @pytest.mark.parametrize("pooled", [False, True], ids=["two convolutions", "beside what was pooled"])
 def test_the_simulation_rounds_where_the_runtime_does(tmp_path: Path, pooled: bool) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model, data = _Block(pooled=pooled).eval(), [(torch.rand(4, 3, 12, 12),) for _ in range(8)]
-    artifact = deploykit.export(
-        model,
-        target="x86-cpu:openvino",
-        precision="int8",
-        example_inputs=data[0],
-        calibration=data,
-        output=tmp_path / "a",
-        profile=False,
-        progress=False,
-    )
-    assert artifact.parity is not None
-    link = next(link for link in artifact.parity.chain if link.reference == SIMULATED)
-    assert link.worst.spread is not None
-    assert median(link.worst.spread.sample_db) > _EXACT_DB
+    link = lowering(lambda: (_Block(pooled=pooled), torch.rand(4, 3, 12, 12)), "x86-cpu:openvino", tmp_path / "a")
+    assert median_db(link) > _EXACT_DB
 
 
 def _simulated(*, own: bool) -> GraphModule:

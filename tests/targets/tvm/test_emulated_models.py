@@ -38,7 +38,7 @@ def test_int8_on_a_board(board: str, model: str, tmp_path: Path) -> None:
     )
     assert artifact.parity is not None and artifact.parity.passed
     assert artifact.parity.evidence is Evidence.EMULATOR
-    simulated = next(link for link in artifact.parity.chain if link.reference == "simulated q/dq")
+    simulated = artifact.parity.lowering
     assert simulated.worst.sqnr_db > 60  # a unit here and there, where a sum lies at a tie
     assert artifact.achieved.macs_fraction("int8") == 1.0
     assert artifact.verify().sqnr_db > 60
@@ -58,7 +58,7 @@ def test_without_an_emulator_parity_is_that_of_this_machine(tmp_path: Path, monk
         progress=False,
     )
     assert artifact.parity is not None and artifact.parity.evidence is Evidence.REFERENCE
-    simulated = next(link for link in artifact.parity.chain if link.reference == "simulated q/dq")
+    simulated = artifact.parity.lowering
     assert simulated.worst.sqnr_db > 60
     assert artifact.manifest.metadata["library"]["arch"] == "aarch64"
     assert artifact.profile is not None and artifact.profile.evidence is Evidence.ESTIMATE
