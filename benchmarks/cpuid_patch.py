@@ -31,15 +31,15 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             yield address, offset, in_file
 
 
-def patch(path: Path) -> int:
-    """Replace the CPUID instructions of a library; how many there were."""
+def patch(path: Path, fault: bytes = FAULT) -> int:
+    """Replace the CPUID instructions of a library by two bytes that fault; how many there were."""
     data = bytearray(path.read_bytes())
     listing = subprocess.run(["objdump", "-d", str(path)], capture_output=True, text=True, check=True).stdout
     places = [int(found, 16) for found in re.findall(r"^\s*([0-9a-f]+):\s.*\tcpuid\s*$", listing, re.MULTILINE)]
     for place in places:
         where = next(place - a + offset for a, offset, size in segments(data) if a <= place < a + size)
         assert data[where : where + 2] == CPUID, f"{path.name}: no CPUID instruction at {place:x}"
-        data[where : where + 2] = FAULT
+        data[where : where + 2] = fault
     path.write_bytes(data)
     return len(places)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from deploykit.contract.precision import Precision
 from deploykit.contract.tensors import TensorSpec
 from deploykit.pipeline.staging import list_files
 from deploykit_targets.tvm.program import ALIGNMENT, Operand, Port, Program, Region, Step
+
+sys.path.insert(0, str(Path(__file__).parent / "amx"))
+from emulated import Tiles, compile_emulator
 
 DEVICES = Path(__file__).parents[3] / "targets/deploykit_targets/tvm/devices.toml"
 SIDE, CHANNELS = 12, 32
@@ -186,6 +190,21 @@ def compiled(
         return made[name]
 
     return once
+
+
+@pytest.fixture(scope="session")
+def amx_emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that executes the tile instructions of AMX; see `amx/emulator.c`."""
+    return compile_emulator(tmp_path_factory.mktemp("amx"))
+
+
+@pytest.fixture
+def tiles(amx_emulator: Path) -> Iterator[Tiles]:
+    """The emulator in this process, for as long as a test runs."""
+    loaded = Tiles(amx_emulator)
+    loaded.install()
+    yield loaded
+    loaded.remove()
 
 
 @pytest.fixture(scope="session")
