@@ -18,10 +18,10 @@ import pytest
 from deploykit.contract.host import this_host
 from deploykit_targets.tvm.build import LIBRARY
 
-_HERE, _ROOT = Path(__file__).parent, Path(__file__).parents[4]
-sys.path.insert(0, str(_ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[4] / "benchmarks"))
 from cpuid_patch import patch
 
+_HERE, _ROOT = Path(__file__).parent, Path(__file__).parents[4]
 FAULTS = b"\x06\xa2"
 """What `emulator.c` takes for CPUID."""
 EMULATED = "AMX_EMULATED"
