@@ -1,6 +1,7 @@
 # mypy: disable-error-code="misc,no-untyped-def,valid-type"
 # (TVMScript: annotations are buffers, and TVM has no types)
-"""Convolution as a product of matrices: any kernel size, stride, dilation and groups; int8 or float32.
+"""Convolution as a product of matrices: any kernel size, stride, dilation and groups; int8, bfloat16 or
+float32.
 
 The input is already padded (`pad`). A convolution of 1x1 and stride 1 is seen as one line of pixels, and so is a dense
 layer. Depthwise convolutions run here, too, but `depthwise` is the kernel for them.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
+from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, real, stored
 from deploykit_targets.tvm.kernels.conv_bounded import bounded_ends
 from deploykit_targets.tvm.kernels.conv_matrices import over_matrices
 from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan
@@ -24,18 +26,17 @@ from deploykit_targets.tvm.kernels.expressions import (
     Affine,
     Expr,
     cast,
-    clip,
     fill,
     limits_of,
     on_stack,
     pick,
     prefetch,
-    quantized,
     rounded,
     span,
     widen,
 )
 from deploykit_targets.tvm.kernels.isa import Dot
+from deploykit_targets.tvm.kernels.llvm_calls import with_code
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,14 @@ class Residual:
         through: scale and zero point of the convolution's own result, where that is rounded before it is added, as the
             graph has it; then the constants lead to these. Without it they lead to those of `to`.
         through_limits: clip the convolution's own result to these, in quantized units of `through`.
+        dtype: the dtype of that tensor, float32 or bfloat16's, where it is not that of the output.
     """
 
     other: Affine = UNSCALED
     to: Affine = UNSCALED
     through: Affine | None = None
     through_limits: tuple[float, float] | None = None
+    dtype: str | None = None
 
     def sum(self, value: Expr, other: Expr, dot: Dot) -> Expr:
         """The sum in units of `to`, not yet clipped.
@@ -86,7 +89,7 @@ def conv(
         residual: add one more tensor, the kernel's argument before the output; `limits` clip the sum. The output may
             not share memory with it. Neither this nor `output` goes with a bounded plan.
         output: dtype of residual and output, the plan's activation dtype by default; "float32" stores
-            `sum * scale + bias` of an int8 convolution as it is.
+            `sum * scale + bias` of an int8 convolution, or the sum of a bfloat16 one, as it is.
     Returns:
         A TIR function. Constants are float32.
     """
@@ -94,6 +97,7 @@ def conv(
     lanes, group, steps, runs, kernel_h = dot.lanes, dot.group, plan.steps, plan.runs, shape.kernel[0]
     columns, tasks, spans = plan.group_columns, shape.groups * plan.blocks * plan.lines, math.ceil(plan.pixels / rows)
     dtype = output or dot.activation
+    beside = (residual.dtype if residual is not None else None) or dtype
     address, finish, sums = Address(plan), _finish(plan, limits, residual, dtype), dot.sums
     narrow, wide, pair = columns < lanes, dot.read_at_once(steps), dot.pair
     start, store_bounded = bounded_ends(plan, limits) if plan.bounded else (None, None)
@@ -110,10 +114,12 @@ def conv(
         if narrow:
             out_at: T.let = on_stack(lanes, dtype)
             out = T.decl_buffer((lanes,), dtype, data=out_at, scope="local")
+            other_at: T.let = on_stack(lanes, beside)
+            other = T.decl_buffer((lanes,), beside, data=other_at, scope="local")
             if b is not None:
                 for i in T.serial(columns):
-                    out[i] = b[first + i]
-            out[span(0, lanes)] = finish(acc, c, start, out[span(0, lanes)])
+                    other[i] = b[first + i]
+            out[span(0, lanes)] = finish(acc, c, start, other[span(0, lanes)])
             for i in T.serial(columns):
                 y[first + i] = out[i]
         else:
@@ -172,20 +178,20 @@ def conv(
             T.func_attr({"tirx.noalias": True})
             body(a, w, c, None, y)
 
-        return kernel
+        return with_code(kernel, dot.code)
 
     @T.prim_func(s_tir=True)
     def adding(
         a: T.Buffer((plan.input_elements,), dot.activation),
         w: T.Buffer((plan.weight_elements,), dot.weight),
         c: T.Buffer((plan.constant_elements,), "float32"),
-        b: T.Buffer((plan.output_elements,), dtype),
+        b: T.Buffer((plan.output_elements,), beside),
         y: T.Buffer((plan.output_elements,), dtype),
     ):
         T.func_attr({"tirx.noalias": True})
         body(a, w, c, b, y)
 
-    return adding
+    return with_code(adding, dot.code)
 
 
 def _step_of(plan: ConvPlan, i: Expr) -> tuple[Expr, Expr]:
@@ -206,9 +212,8 @@ def _finish(
         else:
             value = acc + c[T.Ramp(start, 1, lanes)]
         if residual is not None:
-            value = value + other if dtype == "float32" else residual.sum(value, other, dot)
-        if dtype != "float32":
-            return quantized(value, limits or limits_of(dtype), dtype, lanes)
-        return value if limits is None else clip(value, limits, "float32", lanes)
+            whole = dtype in ("float32", BFLOAT16)
+            value = value + real(other, residual.dtype or dtype, lanes) if whole else residual.sum(value, other, dot)
+        return stored(value, limits, dtype, lanes)
 
     return finish
