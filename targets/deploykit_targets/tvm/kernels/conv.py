@@ -1,7 +1,6 @@
 # mypy: disable-error-code="misc,no-untyped-def,valid-type"
 # (TVMScript: annotations are buffers, and TVM has no types)
-"""Convolution as a product of matrices: any kernel size, stride, dilation and groups; int8, bfloat16 or
-float32.
+"""Convolution as a product of matrices: any kernel size, stride, dilation and groups; int8 or float32.
 
 The input is already padded (`pad`). A convolution of 1x1 and stride 1 is seen as one line of pixels, and so is a dense
 layer. Depthwise convolutions run here, too, but `depthwise` is the kernel for them.
@@ -13,65 +12,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, real, stored
 from deploykit_targets.tvm.kernels.conv_bounded import bounded_ends
 from deploykit_targets.tvm.kernels.conv_matrices import over_matrices
 from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan
 from deploykit_targets.tvm.kernels.expressions import (
-    UNSCALED,
-    Affine,
     Expr,
     cast,
+    clip,
     fill,
     limits_of,
     on_stack,
     pick,
     prefetch,
-    rounded,
+    quantized,
     span,
-    widen,
 )
-from deploykit_targets.tvm.kernels.isa import Dot
-from deploykit_targets.tvm.kernels.llvm_calls import with_code
-
-
-@dataclass(frozen=True)
-class Residual:
-    """A tensor of the output's shape that is added to a convolution's result before it is clipped and stored.
-
-    Args:
-        other: quantization of that tensor; unused where the output is float32, as the following are.
-        to: scale and zero point of the sum.
-        through: scale and zero point of the convolution's own result, where that is rounded before it is added, as the
-            graph has it; then the constants lead to these. Without it they lead to those of `to`.
-        through_limits: clip the convolution's own result to these, in quantized units of `through`.
-        dtype: the dtype of that tensor, float32 or bfloat16's, where it is not that of the output.
-    """
-
-    other: Affine = UNSCALED
-    to: Affine = UNSCALED
-    through: Affine | None = None
-    through_limits: tuple[float, float] | None = None
-    dtype: str | None = None
-
-    def sum(self, value: Expr, other: Expr, dot: Dot) -> Expr:
-        """The sum in units of `to`, not yet clipped.
-
-        Args:
-            value: float32, the convolution's result as the constants scale it.
-            other: as stored, eight bits.
-        """
-        lanes, offset = dot.lanes, -self.other.zero_point * self.other.scale / self.to.scale
-        if self.through is not None:
-            limits, ratio = self.through_limits or limits_of(dot.activation), self.through.scale / self.to.scale
-            value = rounded(value, limits, lanes) * fill(ratio, "float32", lanes)
-            offset += self.to.zero_point - self.through.zero_point * ratio
-        scaled = widen(other, lanes) * fill(self.other.scale / self.to.scale, "float32", lanes)
-        return value + (scaled + fill(offset, "float32", lanes))
+from deploykit_targets.tvm.kernels.residual import Residual
 
 
 def conv(
@@ -87,9 +46,9 @@ def conv(
         plan: sizes and tile.
         limits: clip the result to these (a fused activation); in units of the output, within its dtype's own.
         residual: add one more tensor, the kernel's argument before the output; `limits` clip the sum. The output may
-            not share memory with it. Neither this nor `output` goes with a bounded plan.
+            not share memory with it. A bounded plan needs its `through`.
         output: dtype of residual and output, the plan's activation dtype by default; "float32" stores
-            `sum * scale + bias` of an int8 convolution, or the sum of a bfloat16 one, as it is.
+            `sum * scale + bias` of an int8 convolution as it is. Not of a bounded plan.
     Returns:
         A TIR function. Constants are float32.
     """
@@ -97,15 +56,14 @@ def conv(
     lanes, group, steps, runs, kernel_h = dot.lanes, dot.group, plan.steps, plan.runs, shape.kernel[0]
     columns, tasks, spans = plan.group_columns, shape.groups * plan.blocks * plan.lines, math.ceil(plan.pixels / rows)
     dtype = output or dot.activation
-    beside = (residual.dtype if residual is not None else None) or dtype
     address, finish, sums = Address(plan), _finish(plan, limits, residual, dtype), dot.sums
-    narrow, wide, pair = columns < lanes, dot.read_at_once(steps), dot.pair
-    start, store_bounded = bounded_ends(plan, limits) if plan.bounded else (None, None)
+    narrow, wide, loaded, pair = columns < lanes, dot.read_at_once(steps), dot.loaded_at_once(steps), dot.pair
+    start, store_bounded = bounded_ends(plan, limits, residual) if plan.bounded else (None, None)
 
     def take(a: Expr, task: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr, k: Expr) -> Expr:
         """Activations of the rows of one step, one row after another."""
-        count = wide * group
-        parts = [a[span(address.read(task, x, r * pair + i, ky, kx) + k * count, count)] for i in range(pair)]
+        count, first = loaded * group, k * (wide * group)
+        parts = [a[span(address.read(task, x, r * pair + i, ky, kx) + first, count)] for i in range(pair)]
         return parts[0] if pair == 1 else T.Shuffle(parts, list(range(pair * count)))
 
     @T.inline
@@ -114,12 +72,10 @@ def conv(
         if narrow:
             out_at: T.let = on_stack(lanes, dtype)
             out = T.decl_buffer((lanes,), dtype, data=out_at, scope="local")
-            other_at: T.let = on_stack(lanes, beside)
-            other = T.decl_buffer((lanes,), beside, data=other_at, scope="local")
             if b is not None:
                 for i in T.serial(columns):
-                    other[i] = b[first + i]
-            out[span(0, lanes)] = finish(acc, c, start, other[span(0, lanes)])
+                    out[i] = b[first + i]
+            out[span(0, lanes)] = finish(acc, c, start, out[span(0, lanes)])
             for i in T.serial(columns):
                 y[first + i] = out[i]
         else:
@@ -133,7 +89,7 @@ def conv(
     def add(a, w, acc, task, x, r, v, ky, kx, k, j):
         acc[T.Ramp((r * tile + v) * sums, 1, sums)] = dot.step(
             acc[T.Ramp((r * tile + v) * sums, 1, sums)],
-            pick(take(a, task, x, r, ky, kx, k), j, wide),
+            pick(take(a, task, x, r, ky, kx, k), j, loaded),
             w[T.Ramp(address.weight(task, ky, kx, k * wide + j, v), 1, lanes * group)],
         )
 
@@ -143,7 +99,7 @@ def conv(
             for x in T.serial(spans):
                 acc_at: T.let = on_stack(rows // pair * tile * sums, dot.accumulator)
                 acc = T.decl_buffer((rows // pair * tile * sums,), dot.accumulator, data=acc_at, scope="local")
-                if plan.bounded and plan.starts:
+                if plan.bounded:
                     start(acc, c, task)
                 else:
                     for i in T.unroll(rows // pair * tile):
@@ -157,7 +113,7 @@ def conv(
                                 for i in T.unroll(rows // pair * tile):
                                     add(a, w, acc, task, x, *_step_of(plan, i), ky, kx, k, j)
                 if plan.bounded:
-                    store_bounded(acc, c, y, task, x)
+                    store_bounded(acc, c, b, y, task, x)
                 else:
                     for r in T.unroll(rows // pair):
                         for v in T.unroll(tile):
@@ -178,20 +134,20 @@ def conv(
             T.func_attr({"tirx.noalias": True})
             body(a, w, c, None, y)
 
-        return with_code(kernel, dot.code)
+        return kernel
 
     @T.prim_func(s_tir=True)
     def adding(
         a: T.Buffer((plan.input_elements,), dot.activation),
         w: T.Buffer((plan.weight_elements,), dot.weight),
         c: T.Buffer((plan.constant_elements,), "float32"),
-        b: T.Buffer((plan.output_elements,), beside),
+        b: T.Buffer((plan.output_elements,), dtype),
         y: T.Buffer((plan.output_elements,), dtype),
     ):
         T.func_attr({"tirx.noalias": True})
         body(a, w, c, b, y)
 
-    return with_code(adding, dot.code)
+    return adding
 
 
 def _step_of(plan: ConvPlan, i: Expr) -> tuple[Expr, Expr]:
@@ -212,8 +168,9 @@ def _finish(
         else:
             value = acc + c[T.Ramp(start, 1, lanes)]
         if residual is not None:
-            whole = dtype in ("float32", BFLOAT16)
-            value = value + real(other, residual.dtype or dtype, lanes) if whole else residual.sum(value, other, dot)
-        return stored(value, limits, dtype, lanes)
+            value = value + other if dtype == "float32" else residual.sum(value, other, dot)
+        if dtype != "float32":
+            return quantized(value, limits or limits_of(dtype), dtype, lanes)
+        return value if limits is None else clip(value, limits, "float32", lanes)
 
     return finish

@@ -13,59 +13,76 @@ from typing import Any
 from tvm.script import tirx as T
 
 from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan
-from deploykit_targets.tvm.kernels.expressions import Expr, bounded, limits_of
+from deploykit_targets.tvm.kernels.expressions import Expr, bounded, limits_of, saturated
+from deploykit_targets.tvm.kernels.residual import Residual
 
 
-def bounded_ends(plan: ConvPlan, limits: tuple[float, float] | None) -> tuple[Any, Any]:
+def bounded_ends(plan: ConvPlan, limits: tuple[float, float] | None, residual: Residual | None) -> tuple[Any, Any]:
     """What begins and ends a tile, to be inlined.
 
     Args:
         plan: the plan; its step has `saturate`.
         limits: clip results to these.
+        residual: added to the results, by way of its `through`.
     Returns:
-        start: (accumulators, constants, task), for plans whose accumulators start from the bias (`ConvPlan.starts`).
-        store: (accumulators, constants, output, task, x).
+        start: (accumulators, constants, task).
+        store: (accumulators, constants, residual or None, output, task, x).
     """
-    dot, rows, tile, address = plan.dot, plan.rows, plan.tile, Address(plan)
-    lanes, sums, pair, saturate = dot.lanes, dot.sums, dot.pair, dot.saturate
+    dot, address = plan.dot, Address(plan)
+    sums, pair, saturate, steps = dot.sums, dot.pair, dot.saturate, plan.rows // dot.pair
     width, results = plan.results
-    beside = width // lanes
+    beside = width // dot.lanes
+    together = beside * sums
+    finished = width * pair
     assert saturate is not None
 
-    def biases(c: Expr, task: Expr, r: Expr, v: Expr) -> Expr:
-        return T.reinterpret(f"int32x{width}", c[T.Ramp(address.start(task, r, v), 1, width)])
+    def totals(acc: Expr, r: Expr, v: Expr) -> Expr:
+        """Sums of a step's rows, of as many columns as are finished at once."""
+        whole = acc[T.Ramp((r * results + v) * together, 1, together)]
+        return dot.row(whole, 0) if dot.partial > 1 else whole
 
-    def totals(acc: Expr, c: Expr, task: Expr, r: Expr, row: int, v: Expr) -> Expr:
-        """Sums of a row, bias included, of as many columns as are finished at once."""
-        if plan.starts:
-            return acc[T.Ramp((r * results + v) * width, 1, width)]
-        parts = [acc[T.Ramp((r * tile + v * beside + i) * sums, 1, sums)] for i in range(beside)]
-        own = T.Shuffle([dot.row(part, row) for part in parts], list(range(width)))
-        return own + biases(c, task, r * pair + row, v)
+    def row_of(out: Expr, row: int) -> Expr:
+        """Bytes of a row, of those of a step's rows: put in order now, where a register holds most of them."""
+        return out if pair == 1 else T.Shuffle([out], dot.row_places(row, width))
+
+    def other_of(b: Expr, task: Expr, x: Expr, r: Expr, v: Expr) -> Expr:
+        """The residual of a step's rows, in the order of its sums."""
+        rows = [b[T.Ramp(address.write(task, x, r * pair + row, v * beside), 1, width)] for row in range(pair)]
+        return rows[0] if pair == 1 else T.Shuffle(rows, dot.together(width))
+
+    def finish(value: Expr, b: Expr | None, task: Expr, x: Expr, r: Expr, v: Expr) -> Expr:
+        within = limits or limits_of(dot.activation)
+        if b is None or residual is None:
+            return saturated(value, finished, within, saturate)
+        return residual.bounded_sum(value, other_of(b, task, x, r, v), finished, within, saturate)
 
     @T.inline
     def start(acc, c, task):
-        for r in T.unroll(rows):
+        for r in T.unroll(steps):
             for v in T.unroll(results):
-                acc[T.Ramp((r * results + v) * width, 1, width)] = biases(c, task, r, v)
+                acc[T.Ramp((r * results + v) * together, 1, together)] = T.reinterpret(
+                    f"int32x{together}", c[T.Ramp(address.start(task, r, v), 1, together)]
+                )
 
     @T.inline
-    def store_row(acc, c, y, task, x, r, row, v):
-        y[T.Ramp(address.write(task, x, r * pair + row, v * beside), 1, width)] = bounded(
-            totals(acc, c, task, r, row, v),
-            c[T.Ramp(address.constant(task, v * beside), 1, width)],
-            c[T.Ramp(address.zero_point(r * pair + row, v), 1, width)],
-            width,
-            limits or limits_of(dot.activation),
-            saturate,
-        )
-
-    @T.inline
-    def store(acc, c, y, task, x):
-        for r in T.unroll(rows // pair):
+    def store(acc, c, b, y, task, x):
+        for r in T.unroll(steps):
             for v in T.unroll(results):
-                store_row(acc, c, y, task, x, r, 0, v)
+                out: T.let = finish(
+                    bounded(
+                        totals(acc, r, v),
+                        c[T.Ramp(address.scale(task, v), 1, finished)],
+                        c[T.Ramp(address.shift(task, r, v), 1, finished)],
+                        finished,
+                    ),
+                    b,
+                    task,
+                    x,
+                    r,
+                    v,
+                )
+                y[T.Ramp(address.write(task, x, r * pair, v * beside), 1, width)] = row_of(out, 0)
                 if pair == 2:
-                    store_row(acc, c, y, task, x, r, 1, v)
+                    y[T.Ramp(address.write(task, x, r * pair + 1, v * beside), 1, width)] = row_of(out, 1)
 
     return start, store

@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import Expr, vector_start
 from deploykit_targets.tvm.kernels.isa import Dot
-from deploykit_targets.tvm.kernels.packing import BIASED_ZERO, Array, Bounded, pack_constants, pack_matrix
+from deploykit_targets.tvm.kernels.packing import Array, Bounded, pack_constants, pack_matrix
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows, join_lines, tile_cycles
 
 _CACHE_LINE = 64  # bytes
@@ -173,23 +173,25 @@ class ConvPlan:
 
     @property
     def copies(self) -> int:
-        """How often each start of a bounded plan's sums is packed.
+        """How often starts and shifts of a bounded plan are packed.
 
-        Each row of a tile loads its own where windows are short: a register that several rows start from would be
-        copied by the units that multiply, for as long as some of the products take.
+        Each step of a tile loads its own where windows are short: a register that several start from would be copied
+        by the units that multiply, for as long as some of the products take.
         """
         window = self.shape.kernel[0] * self.runs * self.steps
-        return self.rows if window <= _SHORT_WINDOW and self.starts else 1
+        return self.rows // self.dot.pair if window <= _SHORT_WINDOW else 1
 
     @property
-    def starts(self) -> bool:
-        """Whether the accumulators of a bounded plan start from the bias; else it is added to them at the end."""
-        return self.dot.sums == self.dot.lanes
+    def start_rows(self) -> int:
+        """Constants of each column that a step's sums start from: as many as it has sums for each column."""
+        return self.dot.sums // self.dot.lanes
 
     @property
     def constant_rows(self) -> int:
-        """Constants of each column: scale and start or bias, or bias alone."""
-        return 1 + self.copies if self.bounded else 2 if self.dot.quantized else 1
+        """Constants of each column: scale, starts and shifts; or scale and bias, or bias alone."""
+        if self.bounded:
+            return self.dot.pair + self.copies * (self.start_rows + self.dot.pair)
+        return 2 if self.dot.quantized else 1
 
     @property
     def results(self) -> tuple[int, int]:
@@ -198,20 +200,16 @@ class ConvPlan:
         return lanes, self.tile * self.dot.lanes // lanes
 
     @property
-    def zero_points(self) -> int:
-        """Elements of a bounded plan's last constants: the result's zero point, as often as starts are."""
-        return math.prod(self.results) * self.copies if self.bounded else 0
-
-    @property
     def constant_elements(self) -> int:
         """Elements of the packed constants."""
-        return self._packed_lanes * self.constant_rows + self.zero_points
+        return self._packed_lanes * self.constant_rows
 
     @property
     def input_elements(self) -> int:
-        """Elements of the input buffer: the tensor, and up to group - 1 more of any value, met by zero weights."""
-        shape = self.shape
-        slack = self.steps * self.dot.group - self.run
+        """Elements of the input buffer: the tensor, and some more of any value, unused or met by zero weights."""
+        shape, steps = self.shape, self.steps
+        unused = self.dot.loaded_at_once(steps) - self.dot.read_at_once(steps)
+        slack = (steps + unused) * self.dot.group - self.run
         return shape.batch * shape.height * shape.width * shape.channels + slack
 
     @property
@@ -295,14 +293,18 @@ def pack_conv(plan: ConvPlan, weight: Array) -> Array:
 
 
 def pack_bounded_constants(plan: ConvPlan, bounded: Bounded) -> Array:
-    """Pack per-channel constants for a bounded plan: scales and starts, and zero points behind all of them.
+    """Pack per-channel constants for a bounded plan: scales, starts and shifts of a vector behind each other.
 
     Returns:
         float32, flat; starts are the bits of int32.
     """
-    start = (bounded.start.astype(np.int64) + BIASED_ZERO).astype(np.int32).view(np.float32)
-    zero_points = np.full(plan.zero_points, 1.5 * 2**23 + bounded.zero_point, np.float32)
-    return np.concatenate([_pack_rows(plan, [bounded.scale, *[start] * plan.copies]), zero_points])
+    start, lanes = bounded.start.view(np.float32), plan.packing.lanes
+    packed = _pack_rows(plan, [bounded.scale, start, bounded.shift]).reshape(-1, 3, lanes)
+    (sums, columns), finished = plan.dot.summed, plan.dot.finished
+    starts = np.zeros((len(packed), lanes * plan.start_rows), np.float32)
+    starts[:, sums] = packed[:, 1, columns]
+    parts = [packed[:, 0, finished], *[starts] * plan.copies, *[packed[:, 2, finished]] * plan.copies]
+    return np.concatenate(parts, axis=1).ravel()
 
 
 def pack_conv_constants(plan: ConvPlan, bias: Array, scale: Array | None = None) -> Array:
@@ -399,15 +401,20 @@ class Address:
         packing, (block, tile, lane) = self.plan.packing, self._packed(task, v)
         return (block * packing.tile + tile) * packing.lanes * self.plan.constant_rows + lane
 
-    def start(self, task: Expr, r: Expr, v: Expr) -> Expr:
-        """What the sums of a bounded plan start from: of result `v` of row `r`."""
-        lanes = self.plan.packing.lanes
-        return self.constant(task, v * (lanes // self.plan.dot.lanes)) + (1 + r % self.plan.copies) * lanes
+    def scale(self, task: Expr, v: Expr) -> Expr:
+        """The scales of result `v` of a bounded plan's step."""
+        return self.constant(task, v * (self.plan.packing.lanes // self.plan.dot.lanes))
 
-    def zero_point(self, r: Expr, v: Expr) -> Expr:
-        """The zero point that is added to result `v` of row `r` of a bounded plan."""
-        plan, (lanes, results) = self.plan, self.plan.results
-        return plan.constant_elements - plan.zero_points + (r % plan.copies * results + v) * lanes
+    def start(self, task: Expr, r: Expr, v: Expr) -> Expr:
+        """What the sums of result `v` of step `r` start from."""
+        plan = self.plan
+        return self.scale(task, v) + (plan.dot.pair + r % plan.copies * plan.start_rows) * plan.packing.lanes
+
+    def shift(self, task: Expr, r: Expr, v: Expr) -> Expr:
+        """What is added to result `v` of step `r`."""
+        plan, pair = self.plan, self.plan.dot.pair
+        row = pair + plan.copies * plan.start_rows + r % plan.copies * pair
+        return self.scale(task, v) + row * plan.packing.lanes
 
     def stored(self, x: Expr, r: Expr) -> Expr:
         """Whether a pixel of a line is one of the output."""

@@ -1,13 +1,14 @@
 # mypy: disable-error-code="misc,no-untyped-def,valid-type"
 # (TVMScript: annotations are buffers, and TVM has no types)
-"""Depthwise convolution of bytes by dot products: four neighbouring pixels of each channel are brought side by side.
+"""Depthwise convolution of bytes by dot products: four pixels of each channel, one below the other, side by side.
 
 An instruction that sums four products into a lane wants the four inputs of a channel beside each other, where an image
-has the channels of a pixel. Interleaving four pixels takes six to eight instructions for sixteen channels, and what
-comes of it serves two outputs: with weights that start at the first pixel, and with the same one pixel later. That is
-less than widening every input to 16 bits for every tap, as `depthwise` does.
+has the channels of a pixel. Interleaving four rows of a column takes eight instructions for sixteen channels; the
+neighbours in a line that read the column share what comes of it, and so do two lines: with weights that start at the
+first row, and with the same one row later. That is less than widening every input to 16 bits for every tap, as
+`depthwise` does.
 
-Refused (`fits`): fewer channels than a vector, dilation in a line, strides beyond two; `depthwise` has these.
+Refused (`fits`): fewer channels than a vector, pixels further apart than a window is wide; `depthwise` has these.
 """
 
 from __future__ import annotations
@@ -23,25 +24,28 @@ from deploykit_targets.tvm.kernels.expressions import (
     bounded,
     cast,
     fill,
+    in_turn,
     limits_of,
     on_stack,
     quantized,
+    saturated,
     span,
     vector_start,
 )
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.line_tile import LineTile
-from deploykit_targets.tvm.kernels.packing import BIASED_ZERO, Array, Bounded
+from deploykit_targets.tvm.kernels.packing import Array, Bounded
 
 _CHANNELS = 16  # of a vector: bytes of a register
 _TAPS = 4  # that one dot product sums
 _FINISHED = 8  # channels that are finished at once
-_PIXELS = 4
+_MOST_PIXELS = 8
+_PIXEL_COLUMNS = 5  # what a pixel takes otherwise, in columns that are brought side by side
 
 
 def fits(shape: ConvShape, dot: Dot) -> bool:
     """Whether this kernel takes a depthwise convolution."""
-    near = shape.dilation[1] == 1 and shape.stride[1] in (1, 2) and shape.output[1] >= 2
+    near = shape.stride[1] <= (shape.kernel[1] - 1) * shape.dilation[1] + 1
     return None not in (dot.across, dot.saturate) and shape.channels >= _CHANNELS and near
 
 
@@ -51,22 +55,19 @@ def pack_depthwise_dots(shape: ConvShape, weight: Array) -> Array:
     Args:
         weight: int8, shape (channels, 1, kernel height, kernel width), as PyTorch has it.
     Returns:
-        int8, flat: rows of the window, pixels by which they are shifted, groups of four taps, channels, taps.
+        int8, flat: columns of the window, lines of a tile, groups of four rows, channels, rows.
     """
     tile, (kernel_h, kernel_w) = _Tile(shape), shape.kernel
-    packed = np.zeros((kernel_h, tile.shifts, tile.groups * _TAPS, shape.channels), np.int8)
-    for shift in range(tile.shifts):
-        packed[:, shift, shift : shift + kernel_w] = weight[:, 0].transpose(1, 2, 0)
-    grouped = packed.reshape(kernel_h, tile.shifts, tile.groups, _TAPS, shape.channels)
+    packed = np.zeros((kernel_w, tile.high, tile.groups * _TAPS, shape.channels), np.int8)
+    for r in range(tile.high):
+        packed[:, r, r : r + kernel_h] = weight[:, 0].transpose(2, 1, 0)
+    grouped = packed.reshape(kernel_w, tile.high, tile.groups, _TAPS, shape.channels)
     return np.ascontiguousarray(grouped.swapaxes(3, 4)).ravel()
 
 
-def pack_depthwise_bounded(shape: ConvShape, small: Bounded) -> Array:
-    """Constants of sums that are small: scales, each pixel's starts, zero points; see `conv_plan.ConvPlan.copies`."""
-    start = (small.start.astype(np.int64) + BIASED_ZERO).astype(np.int32).view(np.float32)
-    pixels = _Tile(shape).pixels
-    zero_points = np.full(pixels * _CHANNELS, 1.5 * 2**23 + small.zero_point, np.float32)
-    return np.concatenate([small.scale, *[start] * pixels, zero_points])
+def pack_depthwise_bounded(small: Bounded) -> Array:
+    """Constants of sums that are small: scales, starts and shifts."""
+    return np.concatenate([small.scale, small.start.view(np.float32), small.shift])
 
 
 def depthwise_dots(
@@ -84,103 +85,111 @@ def depthwise_dots(
         shape, limits, padding, zero: as `depthwise.depthwise` has them.
         small: whether the constants are those of `pack_depthwise_bounded`; else they are those of `depthwise`.
     """
-    channels, kernel_h, (height, width) = shape.channels, shape.kernel[0], shape.output
-    tile, pixels, lanes = _Tile(shape, padding), _Tile(shape).pixels, _CHANNELS
-    vectors, lines, (first, last) = math.ceil(channels / lanes), shape.batch * height, tile.inner
-    outside, across, saturate = fill(zero, "int8", lanes), dot.across, dot.saturate
-    constants_of = (1 + pixels) * channels + pixels * lanes if small else 2 * channels
+    tile, lanes, channels, kernel_w = _Tile(shape, padding), _CHANNELS, shape.channels, shape.kernel[1]
+    (height, width), (first, last), pixels, high, groups = shape.output, tile.inner, tile.pixels, tile.high, tile.groups
+    vectors, pairs, outside = math.ceil(channels / lanes), math.ceil(height / high), fill(zero, "int8", lanes)
+    across, saturate, constants_of = dot.across, dot.saturate, (3 if small else 2) * channels
     assert across is not None and saturate is not None
 
-    def column(a: Expr, line: Expr, x: Expr, ky: Expr, index: int, c: Expr, cut: bool) -> Expr:
-        inputs = a[span(tile.read(line, x, ky, index) + c, lanes)]
-        return T.if_then_else(tile.meets_column(x, index), inputs, outside) if cut else inputs
+    def line_of(task: Expr) -> Expr:
+        """The upper line of a tile, over all images."""
+        return task // pairs * height + vector_start(task % pairs, high, height)
 
-    def four(a: Expr, line: Expr, x: Expr, ky: Expr, index: int, c: Expr, cut: bool) -> Expr:
-        """Four neighbouring pixels of sixteen channels, channel by channel."""
-        columns = [column(a, line, x, ky, index + i, c, cut) for i in range(_TAPS)]
-        pairs = [T.reinterpret("int16x16", _interleaved(columns[i : i + 2], lanes)) for i in (0, 2)]
-        return T.reinterpret("int8x64", _interleaved(pairs, lanes))
+    def input_of(a: Expr, line: Expr, x: Expr, row: Expr, column: Expr, c: Expr, edge: bool, end: bool) -> Expr:
+        inputs = a[span(tile.read(line, x, row, column, within=edge) + c, lanes)]
+        if edge:
+            inputs = T.Select(tile.meets_row(line, row), inputs, outside)
+        return T.if_then_else(tile.meets_column(x, column), inputs, outside) if end else inputs
 
-    def weights_at(ky: Expr, r: int, group: int, c: Expr) -> Expr:
-        position = (ky * tile.shifts + tile.shift(r)) * tile.groups + group
-        return span((position * channels + c) * _TAPS, lanes * _TAPS)
+    def four(a: Expr, line: Expr, x: Expr, column: Expr, group: Expr, c: Expr, edge: bool, end: bool) -> Expr:
+        """Four rows of a column of sixteen channels, channel by channel; behind the last row, that one again."""
+        rows = [T.min(group * _TAPS + i, tile.rows - 1) for i in range(_TAPS)]
+        inputs = [input_of(a, line, x, row, column, c, edge, end) for row in rows]
+        neighbours = [T.reinterpret("int16x16", _interleaved(inputs[i : i + 2], lanes)) for i in (0, 2)]
+        return T.reinterpret("int8x64", _interleaved(neighbours, lanes))
 
-    def finish(acc: Expr, constants: Expr, c: Expr, r: int) -> Expr:
+    def finish(acc: Expr, constants: Expr, c: Expr) -> Expr:
         value = cast(acc, "float32", lanes) * constants[span(c, lanes)] + constants[span(channels + c, lanes)]
         return quantized(value, limits or limits_of("int8"), "int8", lanes)
 
-    def finish_small(acc: Expr, constants: Expr, c: Expr, r: int, half: int) -> Expr:
-        zero_point = constants[span((1 + pixels) * channels + r * lanes + half, _FINISHED)]
-        scale = constants[span(c + half, _FINISHED)]
-        return bounded(acc, scale, zero_point, _FINISHED, limits or limits_of("int8"), saturate)
+    def start(constants: Expr, c: Expr) -> Expr:
+        return T.reinterpret("int32x16", constants[span(channels + c, lanes)]) if small else fill(0, "int32", lanes)
 
     @T.inline
-    def start(acc, constants, c):
-        for r in T.unroll(pixels):
-            if small:
-                acc[span(r * lanes, lanes)] = T.reinterpret("int32x16", constants[span((1 + r) * channels + c, lanes)])
-            else:
-                acc[span(r * lanes, lanes)] = fill(0, "int32", lanes)
+    def gather(fours, a, line, x, column, c, edge, end):
+        for group in T.unroll(groups):
+            fours[span((column * groups + group) * lanes * _TAPS, lanes * _TAPS)] = four(
+                a, line, x, column, group, c, edge, end
+            )
 
     @T.inline
-    def add_row(acc, a, w, line, x, ky, c, cut):
-        for r in T.unroll(pixels):
-            for group in T.unroll(tile.groups):
-                acc[span(r * lanes, lanes)] = across(
-                    acc[span(r * lanes, lanes)],
-                    four(a, line, x, ky, tile.first(r) + group * _TAPS, c, cut),
-                    w[weights_at(ky, r, group, c)],
+    def store(acc, constants, y, first, c):
+        if small:
+            for half in T.unroll(lanes // _FINISHED):
+                y[span(first + c + half * _FINISHED, _FINISHED)] = saturated(
+                    bounded(
+                        acc[span(half * _FINISHED, _FINISHED)],
+                        constants[span(c + half * _FINISHED, _FINISHED)],
+                        constants[span(2 * channels + c + half * _FINISHED, _FINISHED)],
+                        _FINISHED,
+                    ),
+                    _FINISHED,
+                    limits or limits_of("int8"),
+                    saturate,
+                )
+        else:
+            y[span(first + c, lanes)] = finish(acc[span(0, lanes)], constants, c)
+
+    @T.inline
+    def add(acc, fours, w, c, p, r):
+        for kx in T.unroll(kernel_w):
+            for group in T.unroll(groups):
+                acc[span(0, lanes)] = across(
+                    acc[span(0, lanes)],
+                    fours[span((tile.column(p, kx) * groups + group) * lanes * _TAPS, lanes * _TAPS)],
+                    w[span((((kx * high + r) * groups + group) * channels + c) * _TAPS, lanes * _TAPS)],
                 )
 
     @T.inline
-    def add_outside(acc, w, ky, c):
-        """A row of the window that meets no data."""
-        if zero != 0:
-            for r in T.unroll(pixels):
-                for group in T.unroll(tile.groups):
-                    acc[span(r * lanes, lanes)] = across(
-                        acc[span(r * lanes, lanes)], fill(zero, "int8", lanes * _TAPS), w[weights_at(ky, r, group, c)]
-                    )
+    def pixels_of(a, w, constants, y, line, x, c, edge, end):
+        fours_at: T.let = on_stack(tile.columns * groups * lanes * _TAPS, "int8")
+        fours = T.decl_buffer((tile.columns * groups * lanes * _TAPS,), "int8", data=fours_at, scope="local")
+        acc_at: T.let = on_stack(lanes, "int32")
+        acc = T.decl_buffer((lanes,), "int32", data=acc_at, scope="local")
+        for i in T.unroll(tile.columns - pixels * tile.new):
+            gather(fours, a, line, x, i, c, edge, end)
+        for p in T.unroll(pixels):
+            for i in T.unroll(tile.new):
+                gather(fours, a, line, x, tile.columns - (pixels - p) * tile.new + i, c, edge, end)
+            for r in T.unroll(high):
+                in_turn()
+                acc[span(0, lanes)] = start(constants, c)
+                add(acc, fours, w, c, p, r)
+                store(acc, constants, y, tile.write(line + r, x, p), c)
 
     @T.inline
-    def pixels_of(a, w, constants, y, line, x, c, cut):
-        acc_at: T.let = on_stack(pixels * lanes, "int32")
-        acc = T.decl_buffer((pixels * lanes,), "int32", data=acc_at, scope="local")
-        start(acc, constants, c)
-        for ky in T.unroll(kernel_h):
-            if tile.meets_row(line, ky):
-                add_row(acc, a, w, line, x, ky, c, cut)
-            else:
-                add_outside(acc, w, ky, c)
-        for r in T.unroll(pixels):
-            if small:
-                for half in T.unroll(lanes // _FINISHED):
-                    y[span((line * width + tile.pixel(x) + r) * channels + c + half * _FINISHED, _FINISHED)] = (
-                        finish_small(
-                            acc[span(r * lanes + half * _FINISHED, _FINISHED)], constants, c, r, half * _FINISHED
-                        )
-                    )
-            else:
-                y[span((line * width + tile.pixel(x) + r) * channels + c, lanes)] = finish(
-                    acc[span(r * lanes, lanes)], constants, c, r
-                )
+    def lines_of(a, w, c, y, line, v, edge):
+        for x in T.unroll(first):
+            pixels_of(a, w, c, y, line, x, v, edge, True)
+        for x in T.serial(last - first):
+            pixels_of(a, w, c, y, line, x + first, v, edge, False)
+        for x in T.unroll(tile.spans - last):
+            pixels_of(a, w, c, y, line, x + last, v, edge, True)
 
     @T.prim_func(s_tir=True)
     def kernel(
         a: T.Buffer((tile.input_elements,), "int8"),
-        w: T.Buffer((kernel_h * tile.shifts * tile.groups * channels * _TAPS,), "int8"),
+        w: T.Buffer((kernel_w * high * groups * channels * _TAPS,), "int8"),
         c: T.Buffer((constants_of,), "float32"),
-        y: T.Buffer((lines * width * channels,), "int8"),
+        y: T.Buffer((shape.batch * height * width * channels,), "int8"),
     ):
         T.func_attr({"tirx.noalias": True})
-        for line in T.parallel(lines):
+        for task in T.parallel(shape.batch * pairs):
             for v in T.serial(vectors):
-                for x in T.unroll(first):
-                    pixels_of(a, w, c, y, line, x, vector_start(v, lanes, channels), True)
-                for x in T.serial(last - first):
-                    pixels_of(a, w, c, y, line, x + first, vector_start(v, lanes, channels), False)
-                for x in T.unroll(tile.spans - last):
-                    pixels_of(a, w, c, y, line, x + last, vector_start(v, lanes, channels), True)
+                if tile.inside(line_of(task)):
+                    lines_of(a, w, c, y, line_of(task), vector_start(v, lanes, channels), False)
+                else:
+                    lines_of(a, w, c, y, line_of(task), vector_start(v, lanes, channels), True)
 
     return kernel
 
@@ -191,32 +200,56 @@ def _interleaved(parts: list[Expr], lanes: int) -> Expr:
 
 
 class _Tile(LineTile):
-    """A tile whose pixels take fours of columns, which neighbours share."""
+    """A tile of one or two lines, whose pixels take fours of rows."""
 
     @property
-    def shifts(self) -> int:
-        """Outputs that four columns serve: two with stride one."""
-        return 2 // self.shape.stride[1]
+    def high(self) -> int:
+        """Lines that fours of rows serve: two where the second one's window starts a row later."""
+        near = self.shape.stride[0] == 1 and self.shape.dilation[0] == 1
+        return 2 if near and self.shape.output[0] > 1 else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of the input that a tile reads."""
+        return self.shape.kernel[0] + self.high - 1
 
     @property
     def groups(self) -> int:
-        """Fours of taps of a row of the window, shifted as far as any is."""
-        return math.ceil((self.shape.kernel[1] + self.shifts - 1) / _TAPS)
+        """Fours of rows."""
+        return math.ceil(self.rows / _TAPS)
 
     @property
     def pixels(self) -> int:
-        """See `LineTile`."""
-        return _PIXELS if self.shape.output[1] >= _PIXELS else 2
+        """See `LineTile`: the number that takes the fewest columns for a line."""
+        width, new = self.shape.output[1], self.shape.stride[1]
+        counts = range(1, min(width, _MOST_PIXELS) + 1)
+        return min(counts, key=lambda n: (math.ceil(width / n) * (n * (new + _PIXEL_COLUMNS) + self._window), -n))
 
     @property
     def columns(self) -> int:
         """See `LineTile`."""
-        return int(self.first(self.pixels - 1)) + self.groups * _TAPS
+        return (self.pixels - 1) * self.shape.stride[1] + self._window
 
-    def shift(self, r: Expr) -> Expr:
-        """How many columns after the first of its fours the window of pixel `r` starts."""
-        return r % self.shifts
+    @property
+    def new(self) -> int:
+        """Columns that a pixel reads, and the pixels before it in the tile do not."""
+        return self.shape.stride[1]
 
-    def first(self, r: Expr) -> Expr:
-        """The first column, of the tile's, of the fours that pixel `r` takes."""
-        return r // self.shifts * 2
+    @property
+    def _window(self) -> int:
+        """Columns of a pixel, those between its taps among them."""
+        return (self.shape.kernel[1] - 1) * self.shape.dilation[1] + 1
+
+    def inside(self, line: Expr) -> Expr:
+        """Whether all rows that a tile reads lie in the buffer; `True` where every tile's do."""
+        if self.padding[:2] == (0, 0):
+            return True
+        return T.And(self.meets_row(line, 0), self.meets_row(line, self.rows - 1))
+
+    def write(self, line: Expr, x: Expr, p: Expr) -> Expr:
+        """Where the channels of pixel `p` of a tile begin, in one of its lines."""
+        return (line * self.shape.output[1] + self.pixel(x) + p) * self.shape.channels
+
+    def column(self, p: Expr, kx: Expr) -> Expr:
+        """The column, of the tile's, that tap `kx` of pixel `p` meets."""
+        return p * self.shape.stride[1] + kx * self.shape.dilation[1]

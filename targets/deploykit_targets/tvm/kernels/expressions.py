@@ -19,8 +19,9 @@ class Affine(NamedTuple):
     zero_point: int
 
 
+_SATURATED = 8  # integers
 UNSCALED = Affine(1.0, 0)
-_ELEMENT_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int32": 4, "float32": 4, "int64": 8}
+_ELEMENT_BYTES = {"uint8": 1, "int8": 1, "int32": 4, "float32": 4, "int64": 8}
 
 
 def span(start: Expr, lanes: int) -> Expr:
@@ -55,6 +56,16 @@ def prefetch(buffer: Expr, index: Expr) -> Expr:
     to_read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
     intrinsic = T.llvm_lookup_intrinsic_id("llvm.prefetch")
     return T.call_llvm_intrin("void", intrinsic, T.address_of(buffer[index]), to_read, second_level, data)
+
+
+def in_turn() -> Expr:
+    """Nothing (Arm's `nop`), past which LLVM moves neither loads nor stores.
+
+    LLVM brings as many independent sums of a long stretch forward as it finds, and then has no registers for them. What
+    follows one another in the code runs beside each other all the same. Loads are also made again after it: a register
+    that two sums start from would be copied by the units that multiply.
+    """
+    return T.call_llvm_intrin("void", T.llvm_lookup_intrinsic_id("llvm.aarch64.hint"), T.int32(0))
 
 
 def pick(vector: Expr, index: Expr, count: int) -> Expr:
@@ -97,32 +108,36 @@ def quantized(value: Expr, limits: tuple[float, float], dtype: str, lanes: int) 
     return cast(T.reinterpret("int32" if lanes == 1 else f"int32x{lanes}", shifted), dtype, lanes)
 
 
-def bounded(
-    sums: Expr,
-    scale: Expr,
-    zero_point: Expr,
-    lanes: int,
-    limits: tuple[float, float],
-    saturate: Callable[[Expr], Expr],
-) -> Expr:
-    """int32 sums -> int8, rounded half to even, of sums and results that are small (`packing.Bounded`).
+def bounded(sums: Expr, scale: Expr, shift: Expr, lanes: int) -> Expr:
+    """int32 sums -> their results, rounded half to even, as float32 and 1.5 * 2**23 more (`packing.Bounded`).
 
-    Sums that started at `packing.BIASED_ZERO` are float32 without a conversion; the product is rounded once, by the sum
-    with a zero point of the same size, whose lowest 16 bits are then the result.
+    Sums are the bits of float32 without a conversion; the product is rounded once, by the sum with the shift.
 
     Args:
-        sums: int32, from a start that has `BIASED_ZERO`.
-        scale: float32.
-        zero_point: float32, 1.5 * 2**23 more than the result's.
-        saturate: 16 bits -> 8 (`Dot.saturate`).
+        sums: int32, from the starts of `packing.Bounded`.
+        scale, shift: float32, of the same.
     """
-    real = T.reinterpret(f"float32x{lanes}", sums) - fill(1.5 * 2**23, "float32", lanes)
-    shifted = T.reinterpret(f"int32x{lanes}", fma(real, scale, zero_point, lanes))
-    value = saturate(cast(shifted, "int16", lanes))
+    return fma(T.reinterpret(f"float32x{lanes}", sums), scale, shift, lanes)
+
+
+def saturated(shifted: Expr, lanes: int, limits: tuple[float, float], saturate: Callable[[Expr], Expr]) -> Expr:
+    """float32 of integers of 16 bits, and 1.5 * 2**23 more -> int8, clipped: the lowest 16 bits are the integer.
+
+    Args:
+        saturate: eight integers of 16 bits -> of 8 (`Dot.saturate`).
+    """
+    narrow = cast(T.reinterpret(f"int32x{lanes}", shifted), "int16", lanes)
+    value = saturate(narrow) if lanes == _SATURATED else _in_parts(narrow, lanes, saturate)
     low, high = limits
     if low > -128:
         value = T.max(value, fill(low, "int8", lanes))
     return T.min(value, fill(high, "int8", lanes)) if high < 127 else value
+
+
+def _in_parts(value: Expr, lanes: int, saturate: Callable[[Expr], Expr]) -> Expr:
+    starts = range(0, lanes, _SATURATED)
+    parts = [saturate(T.Shuffle([value], list(range(start, start + _SATURATED)))) for start in starts]
+    return T.Shuffle(parts, list(range(lanes)))
 
 
 def rounded(value: Expr, limits: tuple[float, float], lanes: int) -> Expr:

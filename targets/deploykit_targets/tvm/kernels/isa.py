@@ -62,7 +62,6 @@ class Dot:
             takes more than four instructions.
         saturate: 16-bit integers of `packed_lanes` columns -> int8, where columns are finished so many at a time and
             sums that are small enough take few operations (`conv_plan.ConvPlan.bounded`); else None.
-        code: functions that `step` calls, in LLVM's language (`llvm_calls`).
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
             expressions.
     """
@@ -89,7 +88,6 @@ class Dot:
     largest_weight: int = 0
     across: Callable[[Expr, Expr, Expr], Expr] | None = None
     saturate: Callable[[Expr], Expr] | None = None
-    code: str = ""
 
     @property
     def by_lane(self) -> Dot:
@@ -101,14 +99,32 @@ class Dot:
         """Accumulators of a step for one vector of columns."""
         return self.lanes * self.pair * self.partial
 
+    @property
+    def summed(self) -> tuple[list[int], list[int]]:
+        """Of all sums of `packed_lanes` columns: which start from something, and of which column each of these is."""
+        columns = list(range(self.packed_lanes))
+        if self.partial > 1:
+            return [column * self.partial for column in columns], columns
+        return list(range(len(self.finished))), self.finished
+
+    @property
+    def finished(self) -> list[int]:
+        """Column of each result of a step over `packed_lanes` columns, in the order of its sums."""
+        if self.pair == 1:
+            return list(range(self.packed_lanes))
+        return [first + column for first in range(0, self.packed_lanes, 2) for _ in range(2) for column in range(2)]
+
     def row(self, accumulators: Expr, row: int) -> Expr:
         """The sums of one row, of a step's accumulators."""
         if self.partial > 1:
-            return _add_neighbours(accumulators, self.lanes, self.accumulator)
+            return _add_neighbours(accumulators, self.lanes)
         if self.pair == 1:
             return accumulators
-        quads = range(0, self.lanes * self.pair, 4)  # (row 0, column 0), (0, 1), (1, 0), (1, 1), and so on
-        return T.Shuffle([accumulators], [quad + 2 * row + column for quad in quads for column in range(2)])
+        return T.Shuffle([accumulators], self.row_places(row, self.lanes))
+
+    def row_places(self, row: int, columns: int) -> list[int]:
+        """Where the sums of a row are, of a step's that takes two: (row 0, column 0), (0, 1), (1, 0), (1, 1), ..."""
+        return [quad + 2 * row + column for quad in range(0, 2 * columns, 4) for column in range(2)]
 
     def for_pixels(self, pixels: int) -> Dot:
         """This step, or the one for lines too short for it."""
@@ -130,9 +146,18 @@ class Dot:
             group = MATRIX_INPUTS if self.quantized and fills_matrices(run) else self.interleaved or self.group
         return math.ceil(run / group) * group
 
+    def together(self, columns: int) -> list[int]:
+        """Where what two rows have one after the other comes from, for each of a step's sums of both."""
+        places = [(row, column) for first in range(0, columns, 2) for row in range(2) for column in (first, first + 1)]
+        return [row * columns + column for row, column in places]
+
     def read_at_once(self, steps: int) -> int:
         """Steps whose activations one load brings, of a stretch of that many."""
-        return math.gcd(steps, self.wide)
+        return steps if steps < self.wide else math.gcd(steps, self.wide)
+
+    def loaded_at_once(self, steps: int) -> int:
+        """Steps whose activations that load has room for: a register is loaded as a whole or by a half."""
+        return 1 << (self.read_at_once(steps) - 1).bit_length()
 
     @property
     def quantized(self) -> bool:
@@ -161,13 +186,6 @@ class Isa:
     def activations(self) -> Dot:
         """The step for products of two activations."""
         return self.products or self.int8
-
-    @property
-    def bfloat16(self) -> Dot:
-        """The step over bfloat16, in silicon or widened to float32."""
-        from deploykit_targets.tvm.kernels.isa_bfloat16 import DOTS
-
-        return DOTS[self.name]
 
 
 def _intrinsic(name: str, dtype: str, *arguments: Expr) -> Expr:
@@ -276,12 +294,12 @@ def _smull_smlal_sadalp(acc: Expr, a: Expr, w: Expr) -> Expr:
     return T.Shuffle(sums, list(range(16)))
 
 
-def _add_neighbours(accumulators: Expr, lanes: int, dtype: str) -> Expr:
+def _add_neighbours(accumulators: Expr, lanes: int) -> Expr:
     """Each two of 2 * `lanes` accumulators."""
-    name, sums = f"llvm.aarch64.neon.{'addp.v4i32' if dtype == 'int32' else 'faddp.v4f32'}", []
+    name, sums = "llvm.aarch64.neon.addp.v4i32", []
     for first in range(0, 2 * lanes, 8):
         pair = [T.Shuffle([accumulators], list(range(at, at + 4))) for at in (first, first + 4)]
-        sums.append(_intrinsic(name, f"{dtype}x4", *pair))
+        sums.append(_intrinsic(name, "int32x4", *pair))
     return T.Shuffle(sums, list(range(lanes)))
 
 
@@ -365,12 +383,6 @@ ISAS: Mapping[str, Isa] = {
             _float(16, 32, "vfmadd"),
         ),
         Isa(
-            "avx512_bf16",
-            _x86("cooperlake"),
-            _VPDPBUSD,
-            _float(16, 32, "vfmadd"),
-        ),
-        Isa(
             "avx_vnni",
             _x86("haswell", "+avxvnni"),
             _bytes(8, 15, "vpdpbusd", _vpdpbusd(256), lane_by_lane=_vpdpbusd_lanes(8)),
@@ -399,12 +411,6 @@ ISAS: Mapping[str, Isa] = {
             "i8mm",
             _arm("neoverse-v1", "+neon", "+dotprod", "+i8mm", "+fullfp16"),
             _SMMLA,
-            _float(4, 32, "fmla"),
-        ),
-        Isa(
-            "neon_bf16",
-            _arm("cortex-a76", "+neon", "+dotprod", "+bf16"),
-            _SDOT,
             _float(4, 32, "fmla"),
         ),
         Isa(

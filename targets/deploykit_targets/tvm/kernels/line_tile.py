@@ -72,10 +72,15 @@ class LineTile(ABC):
         """Whether a column of a tile lies in the buffer."""
         return T.And(self._column(x, column) >= 0, self._column(x, column) < self.size[1])
 
-    def read(self, line: Expr, x: Expr, ky: Expr, column: Expr) -> Expr:
-        """Where the channels of a column of a tile begin, in the window's row `ky`."""
+    def read(self, line: Expr, x: Expr, ky: Expr, column: Expr, *, within: bool = False) -> Expr:
+        """Where the channels of a column of a tile begin, in the window's row `ky`.
+
+        Args:
+            within: of rows outside the buffer, take the nearest one inside.
+        """
         height, width = self.size
-        row = line // self.shape.output[0] * height + self._row(line, ky)
+        row = self._row(line, ky)
+        row = line // self.shape.output[0] * height + (T.max(0, T.min(row, height - 1)) if within else row)
         return (row * width + self._column(x, column)) * self.shape.channels
 
     def _row(self, line: Expr, ky: Expr) -> Expr:

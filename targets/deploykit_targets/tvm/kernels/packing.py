@@ -72,24 +72,78 @@ def pack_constants(rows: list[Array], *, lanes: int, vectors: int | None = None)
     return np.ascontiguousarray(np.stack(split, axis=1))
 
 
-BIASED_ZERO = 0x4B400000
-"""The bits of 1.5 * 2**23 in float32: added to an integer below 2**22, they are those of the sum of both."""
+_ZERO = 3 << 22  # 1.5 * 2**23, whose float32 has no fraction: so have all integers less than 2**22 away from it
+_ZERO_BITS = 0x4B400000  # of that float32; a sum that starts at them is the bits of `_ZERO` plus the sum
 _LARGEST_SUM = 1 << 22
 _LARGEST_RESULT = (1 << 15) - 1
+_LARGEST_SHIFT = (1 << 24) - 1  # the last integer behind which float32 leaves some out
+_LARGEST_ERROR = 2.0**-13  # of a result, in units
+_TRIED = np.sort(np.random.default_rng(0).random(512))  # where between the smallest and the largest move
+_UNITS = (0, *(sign * units for units in range(1, 17) for sign in (1, -1)))
+_CONSTANT = 2.0**-5  # of a unit: a result that moves by less, whatever the inputs, is taken for a constant
 
 
 class Bounded(NamedTuple):
     """What becomes of a layer's sums where all of them are small, whatever the inputs.
 
+    `output = round(sum * scale + shift)`, of a sum whose bits are read as float32.
+
     Attributes:
         scale: float32, shape (columns,).
-        start: what each column's sum starts from, int32, shape (columns,): bias, and the input's zero point.
-        zero_point: of the result: `output = round(sum * scale + zero_point)`.
+        start: what each column's sum starts from, int32, shape (columns,): bias, the input's zero point, and what
+            makes a float32 of it.
+        shift: float32, shape (columns,): 1.5 * 2**23, which rounds; the result's zero point; less what makes a float32
+            of the sum.
     """
 
     scale: Array
     start: Array
-    zero_point: int
+    shift: Array
+
+
+def bounded_of(scale: Array, start: Array, zero_point: Array | int, largest: Array) -> Bounded | None:
+    """The constants of results `sum * scale + zero_point`; None where those cannot be had.
+
+    A sum is an integer, and the float32 that its bits are is `_ZERO` more. That much times the scale is to be a whole
+    number, which the shift takes off again exactly; so the start is moved to where it is one, within 2**-13.
+
+    Args:
+        scale: float32, shape (columns,).
+        start: what each column's sum starts from: bias and zero point, shape (columns,).
+        zero_point: of the result; of each column where it is an array.
+        largest: the largest magnitude that each column's sums can have, start included; shape (columns,).
+    """
+    if largest.max(initial=0) >= _LARGEST_SUM:
+        return None
+    found = [_to_whole(s, _LARGEST_SUM - 1 - int(most)) for s, most in zip(scale, largest, strict=True)]
+    if None in found:
+        return None
+    near, moves, wholes = (np.array(column) for column in zip(*found, strict=True))
+    shift = _ZERO + zero_point - wholes
+    if (np.abs(shift) > _LARGEST_SHIFT).any():
+        return None
+    bits = start.astype(np.int64) + moves + _ZERO_BITS
+    return Bounded(near.astype(np.float32), bits.astype(np.int32), shift.astype(np.float32))
+
+
+def _to_whole(scale: float, room: int) -> tuple[float, int, int] | None:
+    """A scale within a few units in its last place, a move up to `room`, and the whole number that their product is.
+
+    The product is that of `_ZERO` and the move with the scale. Close to a fraction of small numbers no move gives a
+    whole one, but then scales next to it have some.
+    """
+    for units in _UNITS:
+        near = np.float64(np.float32(scale * (1 + units * 2.0**-23)))
+        if near == 0:
+            return 0.0, 0, 0
+        wholes = np.rint((_ZERO + (2 * _TRIED - 1) * room) * near)
+        moves = np.clip(np.rint(wholes / near) - _ZERO, -room, room)
+        products = (_ZERO + moves) * near  # exact: 24 by 24 bits
+        errors = np.abs(products - np.rint(products))
+        best = int(errors.argmin())
+        if errors[best] <= _LARGEST_ERROR:
+            return float(near), int(moves[best]), int(np.rint(products[best]))
+    return None
 
 
 def fold_bounded(
@@ -104,8 +158,8 @@ def fold_bounded(
 ) -> Bounded | None:
     """Quantization parameters for a kernel whose sums start from an integer bias; None where they could be too large.
 
-    Sums must be below 2**22, and results below 2**15: then a sum that starts at `BIASED_ZERO` is the bits of a float32,
-    and a result's lowest 16 bits are the result.
+    Sums must be below 2**22, and results below 2**15: then a sum is the bits of a float32, and a result's lowest 16
+    bits are the result.
 
     Args:
         weight: int8, shape (columns, ...).
@@ -115,13 +169,16 @@ def fold_bounded(
     flat = weight.reshape(weight.shape[0], -1).astype(np.int64)
     product_scale = np.float64(input_scale) * np.broadcast_to(np.asarray(weight_scale, np.float64), (flat.shape[0],))
     start = np.rint(np.asarray(bias, np.float64) / product_scale) - input_zero_point * flat.sum(axis=1)
-    highest = start + np.maximum(flat * 127, flat * -128).sum(axis=1)
-    lowest = start + np.minimum(flat * 127, flat * -128).sum(axis=1)
-    largest = np.maximum(np.abs(highest), np.abs(lowest)) + 1
+    highest, lowest = (extreme(flat * 127, flat * -128).sum(axis=1) for extreme in (np.maximum, np.minimum))
     scale = product_scale / output_scale
-    if largest.max(initial=0) >= _LARGEST_SUM or (largest * scale).max(initial=0) + 129 >= _LARGEST_RESULT:
+    still = (highest - lowest) * scale < _CONSTANT  # as of channels that training has switched off
+    middle = np.where(still, (start + (highest + lowest) / 2) * scale, 0.0)
+    start, scale = np.where(still, 0, start), np.where(still, 0.0, scale)
+    largest = np.maximum(np.abs(start + highest), np.abs(start + lowest)) + 1
+    if (largest * scale).max(initial=0) + 129 >= _LARGEST_RESULT:
         return None
-    return Bounded(scale.astype(np.float32), start.astype(np.int32), output_zero_point)
+    zero_point = output_zero_point + np.rint(np.clip(middle, -256, 256))
+    return bounded_of(scale.astype(np.float32), start, zero_point, largest)
 
 
 def fold_requantization(

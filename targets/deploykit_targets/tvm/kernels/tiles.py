@@ -119,5 +119,7 @@ def fold_rows(count: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int, 
     def cost(length: int) -> float:
         return _cycles(length, vectors, dot, *choose_tile(length, vectors, dot, by=by)) / length
 
+    if dot.saturate is not None:  # a line begins with loading what its short ends need: of equals take the longest
+        lengths.reverse()
     length = min(lengths, key=cost, default=count)
     return count // length, length

@@ -33,7 +33,8 @@ from deploykit_targets.tvm.kernels.depthwise_dots import (
 from deploykit_targets.tvm.kernels.elementwise import add_quantized
 from deploykit_targets.tvm.kernels.expressions import Affine
 from deploykit_targets.tvm.kernels.isa import isa
-from deploykit_targets.tvm.kernels.packing import Bounded, fold_bounded
+from deploykit_targets.tvm.kernels.packing import bounded_of, fold_bounded
+from deploykit_targets.tvm.kernels.residual import Residual
 
 SHAPE = ConvShape(1, 6, 7, 16, 20, (3, 3))
 # Raspberry Pi 5, and 4, which has no dot products; QEMU has no Neoverse V1 before version 9, but all of its features.
@@ -108,6 +109,13 @@ def test_int8_convolution(name: str, channels: int, tmp_path: Path, within_one: 
     within_one(result, np.clip(np.rint(sums * scale + bias), -128, 127))
 
 
+def rounded_once(result: np.ndarray, real: np.ndarray, limits: tuple[int, int]) -> None:
+    """What small sums become is rounded exactly, but for what a scale's last places move: 2**-12 of a unit."""
+    low, high = (np.clip(np.rint(real + by), *limits).ravel() for by in (-(2.0**-12), 2.0**-12))
+    assert ((low <= result) & (result <= high)).all()
+    assert (low == high).mean() > 0.99
+
+
 @pytest.mark.parametrize("limits", [None, (-20, 90)])
 @pytest.mark.parametrize("channels", [8, 24, 128], ids=["a start for each row", "a tail", "one start"])
 @pytest.mark.parametrize("name", BOUNDED)
@@ -127,8 +135,29 @@ def test_int8_convolution_with_small_sums(
     packed = pack_conv(plan, weight), pack_bounded_constants(plan, small)
     result = emulate(conv(plan, limits=limits), name, tmp_path, x, *packed, np.zeros(plan.output_elements, np.int8))
     sums = x[: 42 * channels].reshape(42, channels).astype(np.int64) @ weight[:, :, 0, 0].T.astype(np.int64)
-    wanted = np.rint((sums + small.start) * small.scale.astype(np.float64)) - 7  # exact: no tie is rounded twice
-    np.testing.assert_array_equal(result, np.clip(wanted, *(limits or (-128, 127))).ravel())
+    start = np.rint(bias / (0.05 * scales)) - 11 * weight.reshape(22, -1).sum(axis=1, dtype=np.int64)
+    rounded_once(result, (sums + start) * (0.05 * scales / 0.03) - 7, limits or (-128, 127))
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_residual_joins_small_sums(name: str, tmp_path: Path, within_one: Any) -> None:
+    dot, rng = isa(name).int8, np.random.default_rng(0)
+    plan = plan_conv(ConvShape(1, 5, 6, 24, 20), dot, bounded=True)
+    x = rng.integers(-128, 128, plan.input_elements).astype(np.int8)
+    weight = rng.integers(-127, 128, (20, 24, 1, 1)).astype(np.int8)
+    scale, start = rng.uniform(0.001, 0.002, 20).astype("f4"), rng.integers(-5000, 5000, 20)
+    small = bounded_of(scale, start, 3, np.full(20, 1 << 20))
+    assert plan.bounded
+    assert small is not None
+    other = rng.integers(-128, 128, plan.output_elements).astype(np.int8)
+    added = Residual(Affine(0.02, 5), Affine(0.035, -7), Affine(0.03, 3), (-100, 127))
+    arrays = x, pack_conv(plan, weight), pack_bounded_constants(plan, small), other, np.zeros_like(other)
+    result = emulate(conv(plan, limits=(-110, 120), residual=added), name, tmp_path, *arrays)
+    sums = x[: 30 * 24].reshape(30, 24).astype(np.int64) @ weight[:, :, 0, 0].T.astype(np.int64)
+    own = np.clip(np.rint((sums + start) * scale.astype(np.float64) + 3), -100, 127).ravel()
+    wanted = np.clip(np.rint((own - 3) * 0.03 / 0.035 + (other - 5.0) * 0.02 / 0.035 - 7), -110, 120)
+    within_one(result, wanted)
+    assert (result == wanted).mean() > 0.99  # the rest lies at a tie, of float32 or of the scale's last places
 
 
 @pytest.mark.parametrize("name", list(CPUS))
@@ -160,6 +189,8 @@ def test_int8_depthwise(tmp_path: Path, within_one: Any) -> None:
         ((3, 3), 2, (1, 1, 1, 1), (7, 14), 21, False),
         ((5, 5), 1, (2, 2, 2, 2), (5, 7), 16, True),
         ((2, 4), 2, (0, 1, 0, 0), (4, 6), 18, True),
+        ((3, 3), 1, (1, 1, 1, 1), (7, 9), 16, True),
+        ((3, 1), 1, (1, 1, 0, 0), (1, 3), 16, False),
     ],
 )
 def test_int8_depthwise_by_dot_products(
@@ -185,14 +216,16 @@ def test_int8_depthwise_by_dot_products(
     scale, start = rng.uniform(0.001, 0.01, channels).astype("f4"), rng.integers(-3000, 3000, channels)
     constants = np.concatenate([scale, start * scale + 3]).astype("f4")
     if small:
-        constants = pack_depthwise_bounded(shape, Bounded(scale, start.astype(np.int32), 3))
+        bounded = bounded_of(scale, start, 3, np.full(channels, 1 << 20))
+        assert bounded is not None
+        constants = pack_depthwise_bounded(bounded)
     made = depthwise_dots(shape, dot, limits=(-90, 127), padding=padding, zero=zero, small=small)
     result = emulate(made, "sdot", tmp_path, x, pack_depthwise_dots(shape, weight), constants, sums.astype(np.int8))
-    wanted = np.clip(np.rint((sums + start) * scale.astype(np.float64)) + 3, -90, 127)
+    real = (sums + start) * scale.astype(np.float64) + 3
     if small:
-        np.testing.assert_array_equal(result, wanted.ravel())
+        rounded_once(result, real, (-90, 127))
     else:
-        within_one(result, wanted)
+        within_one(result, np.clip(np.rint(real), -90, 127))
 
 
 def test_int8_addition(tmp_path: Path, within_one: Any) -> None:

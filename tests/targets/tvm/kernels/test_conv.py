@@ -12,11 +12,12 @@ from deploykit.contract.errors import UsageError
 
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
-from deploykit_targets.tvm.kernels.conv import Residual, conv
+from deploykit_targets.tvm.kernels.conv import conv
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
 from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
 from deploykit_targets.tvm.kernels.isa import ISAS, Dot, Isa
+from deploykit_targets.tvm.kernels.residual import Residual
 
 few = settings(
     max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True

@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit_targets.tvm.kernels.packing import (
+    Bounded,
+    bounded_of,
+    fold_bounded,
     fold_requantization,
     pack_constants,
     pack_matrix,
@@ -97,3 +100,44 @@ def test_one_weight_scale_serves_all_columns() -> None:
         output_zero_point=0,
     )
     assert scale == pytest.approx([0.5, 0.5, 0.5])
+
+
+def results_of(bounded: Bounded, sums: np.ndarray) -> np.ndarray:
+    """What the kernels make of int32 sums: their bits are float32, and a product is rounded once, by its shift."""
+    real = (bounded.start + sums).astype(np.int32).view(np.float32).astype(np.float64)
+    return np.rint(real * bounded.scale.astype(np.float64) + bounded.shift) - 1.5 * 2**23
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    scale=st.floats(5e-7, 0.1),
+    start=st.integers(-(2**20), 2**20),
+    zero_point=st.integers(-128, 127),
+    seed=st.integers(0),
+)
+def test_small_sums_are_read_as_float32_and_rounded_once(scale: float, start: int, zero_point: int, seed: int) -> None:
+    scales, starts = np.full(2, scale, np.float32), np.array([start, 0])
+    bounded = bounded_of(scales, starts, zero_point, np.full(2, 2**21))
+    assert bounded is not None
+    sums = np.random.default_rng(seed).integers(-(2**20), 2**20, (500, 2))
+    real = (sums + starts) * scales.astype(np.float64) + zero_point
+    # a scale moves by 16 units in its last place at most: 2**-19 of a result; starts by 2**-13 of a unit
+    error = 2.0**-12 + np.abs(real) * 2.0**-19
+    found = results_of(bounded, sums)
+    assert (np.rint(real - error) <= found).all()
+    assert (found <= np.rint(real + error)).all()
+
+
+def test_sums_that_leave_no_room_are_not_read_as_float32() -> None:
+    assert bounded_of(np.full(1, 0.01, np.float32), np.zeros(1), 0, np.array([1 << 22])) is None
+
+
+def test_a_channel_that_training_has_switched_off_is_a_constant_and_the_others_stay_small() -> None:
+    weight = np.full((2, 9), 100, np.int8)
+    given = {"input_scale": 0.1, "input_zero_point": -5, "output_scale": 0.05, "output_zero_point": 4}
+    small = fold_bounded(weight, np.array([0.5, 0.6]), weight_scale=np.array([1e-9, 1e-3]), **given)  # type: ignore[arg-type]
+    assert small is not None
+    sums = np.array([[-(2**16), 700], [2**16, -400]])
+    start = 6000 + 5 * 900  # bias, and the input's zero point
+    wanted = [[14, np.rint((700 + start) * 0.002) + 4], [14, np.rint((start - 400) * 0.002) + 4]]
+    np.testing.assert_array_equal(results_of(small, sums), wanted)
