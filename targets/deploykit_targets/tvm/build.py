@@ -117,6 +117,8 @@ def build_library(
     constants: bytes,
     device: Device,
     folder: Path,
+    *,
+    processor: Processor | None = None,
 ) -> Library:
     """Compile kernels for a device, or for this machine where it is one of several, and link them; see `link_library`.
 
@@ -126,13 +128,14 @@ def build_library(
         constants: the constants of `program.constant_bytes`.
         device: the device of `devices.toml`.
         folder: takes the files.
+        processor: what to compile for, by default what the device's table says.
     Raises:
         MissingDependencyError: the C compiler of the architecture is not installed.
         ConversionError: TVM or the compiler refused, or program and constants do not fit each other.
     """
     if len(constants) != program.constant_bytes:
         raise ConversionError(f"tvm: {len(constants)} bytes of constants, the program has {program.constant_bytes}")
-    processor = processor_of(device)
+    processor = processor or processor_of(device)
     compiler_for(processor.arch).find()  # before minutes are spent
     return link_library([Variant(processor, program, compile_kernels(module, processor))], constants, device, folder)
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from deploykit.capture import unroll_recurrent
 from deploykit.contract.errors import ConversionError, UsageError
 from deploykit.contract.optional import versions
+from deploykit.contract.precision import Precision
 from deploykit.plugin.target import Payload
 from deploykit_calibration.layers import reconcile
+from deploykit_targets.tvm.bfloat16 import in_bfloat16
 from deploykit_targets.tvm.build import LIBRARY, METADATA, link_library
 from deploykit_targets.tvm.compiling import Compiler
-from deploykit_targets.tvm.disassemble import confirm
+from deploykit_targets.tvm.disassemble import Product, confirm
 from deploykit_targets.tvm.processor import processors_of, requirements_of
 from deploykit_targets.tvm.reference import build_reference, needs_reference
 from deploykit_targets.tvm.tools import compiler_for
@@ -51,15 +53,17 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
         MissingDependencyError: the C compiler for the device is not installed.
     """
     _check_shapes(prepared.captured)
-    processors = processors_of(prepared.device)
+    bfloat16 = prepared.precision is Precision.BF16
+    processors = processors_of(prepared.device, bfloat16=bfloat16)
     compiler_for(processors[-1].arch).find()  # before minutes are spent
     graph = prepared.graph_module if prepared.scheme.quantizes else None
+    graph = in_bfloat16(prepared.captured.graph_module) if bfloat16 else graph
     with Compiler() as compiler:
         variants, constants = make_variants(prepared.captured, graph, processors, compiler)
     library = link_library(variants, constants, prepared.device, folder)
     library = compared(library, folder, prepared.captured) if library.variants else library
     reference = build_reference(prepared.captured, graph, folder) if needs_reference(processors[-1]) else {}
-    found = {variant.processor.isa: confirm(variant.kernels.assembly, variant.program) for variant in variants}
+    found = {variant.processor.isa: _confirmed(variant) for variant in variants}
     return Payload(
         entry=LIBRARY,
         achieved=_achieved(prepared, variants, found),
@@ -81,6 +85,12 @@ def _check_shapes(captured: CapturedModel) -> None:
         )
 
 
+def _confirmed(variant: Variant) -> Mapping[str, Instructions]:
+    from deploykit_targets.tvm.kernels.isa_bfloat16 import mnemonics
+
+    return confirm(variant.kernels.assembly, variant.program, bfloat16=mnemonics(variant.processor.isa))
+
+
 def _instructions(found: Mapping[str, Mapping[str, Instructions]]) -> dict[str, str]:
     """Multiplying instructions of each layer; of several variants, of each."""
     (first, *others) = found
@@ -97,21 +107,28 @@ def _achieved(
     """What all variants compute in, which is the same, and how each multiplies."""
     computed = [_executed(variant.program) for variant in variants]
     if any(one != computed[0] for one in computed):
-        raise ConversionError("tvm: variants of one library differ in what is computed in integers", hint=_DEFECT)
+        raise ConversionError("tvm: variants of one library differ in what they compute in", hint=_DEFECT)
     notes = [
         f"{name}: {said}" if len(found) > 1 else said
         for name, own in found.items()
         if (said := _said(own, computed[0]))
     ]
     source = "the machine code of the kernels that the compiled program calls"
-    return reconcile(prepared, computed[0], source=source, notes=notes)
+    left = "only products are in bfloat16" if prepared.precision is Precision.BF16 else ""
+    return reconcile(prepared, computed[0], source=source, notes=notes, left=left)
 
 
 def _executed(program: Program) -> dict[str, str]:
-    return {step.node: "int8" if step.integer else "float32" for step in program.steps if step.macs}
+    return {step.node: step.computes for step in program.steps if step.macs}
 
 
 def _said(found: Mapping[str, Instructions], executed: Mapping[str, str]) -> str:
-    kinds = Counter(instructions.product.value for node, instructions in found.items() if executed[node] == "int8")
-    counted = ", ".join(f"{count} by {kind}" for kind, count in sorted(kinds.items()))
-    return f"int8 layers: {counted}" if counted else ""
+    said = []
+    for dtype in ("int8", "bfloat16"):
+        own = [instructions.product for node, instructions in found.items() if executed[node] == dtype]
+        if dtype == "bfloat16":  # widened to float32, where it has no instructions of its own
+            own = [product if product is Product.BFLOAT16 else Product.FLOAT for product in own]
+        kinds = Counter(product.value for product in own)
+        counted = ", ".join(f"{count} by {kind}" for kind, count in sorted(kinds.items()))
+        said += [f"{dtype} layers: {counted}"] if counted else []
+    return "; ".join(said)

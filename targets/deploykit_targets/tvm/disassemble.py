@@ -19,6 +19,7 @@ from deploykit_targets.tvm.program import Program, Step
 class Product(StrEnum):
     """How a kernel multiplies, best first."""
 
+    BFLOAT16 = "bfloat16 dot products"  # two or four products summed into a float32
     DOT = "integer dot products"  # several 8- or 16-bit products summed into 32 bits by one instruction
     INTEGER = "integer multiplications"  # widening products and sums (plain NEON, depthwise on Arm)
     FLOAT = "float multiplications"
@@ -28,8 +29,10 @@ class Product(StrEnum):
 # What the vector units of both architectures have; AVX forms carry a `v`.
 _DOT = r"[su]dot|usdot|[su]mmla|usmmla|vpdpbusds?|vpdpwssds?|vpmaddwd|vpmaddubsw|tdpb[su][su]d"
 _INTEGER = r"[su]ml[as]l2?|[su]mull2?|[su]adalp|vpmull[wdq]|vpmulh\w*"
-_FLOAT = r"fml[as]|fmadd|fmsub|fmul|bfdot|bfmmla|vf(?:n?m)(?:add|sub)\d+[ps][sd]|vmul[ps][sd]"
+_BFLOAT16 = r"bfdot|bfmmla|vdpbf16ps|tdpbf16ps"
+_FLOAT = r"fml[as]|fmadd|fmsub|fmul|vf(?:n?m)(?:add|sub)\d+[ps][sd]|vmul[ps][sd]"
 _KINDS = (
+    (Product.BFLOAT16, re.compile(_BFLOAT16)),
     (Product.DOT, re.compile(_DOT)),
     (Product.INTEGER, re.compile(_INTEGER)),
     (Product.FLOAT, re.compile(_FLOAT)),
@@ -108,23 +111,29 @@ def kernels_in(assembly: str, symbols: Iterable[str]) -> dict[str, Instructions]
     return found
 
 
-def confirm(assembly: str, program: Program) -> dict[str, Instructions]:
+def confirm(assembly: str, program: Program, *, bfloat16: frozenset[str] = frozenset()) -> dict[str, Instructions]:
     """The instructions of every layer with multiply-accumulates, by node.
 
+    Args:
+        bfloat16: the instructions one of which each product of bfloat16 has, but for depthwise layers, which are
+            widened; none where all are.
     Raises:
-        ConversionError: a step claims to multiply integers, and its kernel has no such instruction. A defect.
+        ConversionError: a step claims to multiply integers, or bfloat16, and its kernel has no such instruction. A
+            defect.
     """
     counted = [step for step in program.steps if step.macs]
     kernels = kernels_in(assembly, (step.symbol for step in counted))
     for step in counted:
-        _check_claim(step, kernels[step.symbol])
+        _check_claim(step, kernels[step.symbol], bfloat16)
     return {step.node: kernels[step.symbol] for step in counted}
 
 
-def _check_claim(step: Step, found: Instructions) -> None:
-    if step.integer and not found.integer:
+def _check_claim(step: Step, found: Instructions, bfloat16: frozenset[str]) -> None:
+    narrow = bool(bfloat16) and step.computes == "bfloat16" and step.kind != "depthwise"
+    if (step.integer and not found.integer) or (narrow and not bfloat16 & found.mnemonics.keys()):
         raise ConversionError(
-            f"tvm: {step.node} is to run in integers, and the machine code of {step.symbol} has {found}",
+            f"tvm: {step.node} is to run in {'bfloat16' if narrow else 'integers'}, and the machine code of"
+            f" {step.symbol} has {found}",
             hint="this is a defect of deploykit's kernels; please report it",
         )
 

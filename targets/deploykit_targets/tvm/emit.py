@@ -13,6 +13,7 @@ import numpy as np
 import tvm
 
 from deploykit_targets.tvm.expression import Expression, expression_of, table_of
+from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16
 from deploykit_targets.tvm.kernels.border import border
 from deploykit_targets.tvm.kernels.expressions import Affine
 from deploykit_targets.tvm.kernels.isa import Isa
@@ -194,6 +195,8 @@ class Emitter:
         if not (isinstance(value, Lazy) and found.costly and len(found.leaves) == 1 and into.affine is not None):
             return False
         (source,) = found.leaves
+        if BFLOAT16 in (source.dtype, into.dtype):
+            return False
         if source.affine is None or source.shape != into.shape or not into.is_dense(into.order):
             return False
         dense = self.dense(source, into.order)

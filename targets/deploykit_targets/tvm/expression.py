@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm.script import tirx as T
 
+from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, widened
 from deploykit_targets.tvm.kernels.expressions import Affine, Expr, cast, fill, limits_of
 from deploykit_targets.tvm.values import Array, Constant, Lazy, Shape, Tensor, View, elements
 
@@ -69,6 +70,9 @@ def _stored(found: Expression) -> Expression:
 
 
 def _real(found: Expression, affine: Affine) -> Expression:
+    if found.dtype == BFLOAT16:
+        return Expression(found.leaves, lambda v, n: widened(found.compute(v, n), n), f"real({found.key})", "float32")
+
     def compute(vectors: list[Expr], lanes: int) -> Expr:
         centred = cast(found.compute(vectors, lanes), "int32", lanes) - fill(affine.zero_point, "int32", lanes)
         return cast(centred, "float32", lanes) * fill(affine.scale, "float32", lanes)

@@ -23,14 +23,23 @@ X86_ISAS = (
 """Best first: the kernels' name, and what `deploykit.contract.host` calls the features."""
 ARM_ISAS = (("i8mm", ("asimddp", "i8mm")), ("sdot", ("asimddp",)), ("neon", ("asimd",)))
 """The same of Arm."""
+X86_BFLOAT16 = (
+    ("avx512_bf16", ("avx512_bf16", "avx512_vnni", "avx512bw")),
+    *((name, features) for name, features in X86_ISAS if name in ("avx512_vnni", "avx2")),
+)
+ARM_BFLOAT16 = (
+    ("neon_bf16", ("asimddp", "bf16")),
+    *((name, features) for name, features in ARM_ISAS if name == "neon"),
+)
+"""Those of a model in bfloat16: with instructions for it, and with none, where it is widened to float32."""
 _EVERY = "every"
 _ISAS = {
-    **dict((*X86_ISAS, *ARM_ISAS)),
+    **dict((*X86_ISAS, *ARM_ISAS, *X86_BFLOAT16, *ARM_BFLOAT16)),
     "avx2_7bit": ("avx2", "fma"),
 }
 _PLAINER = {
     **dict.fromkeys(("amx_int8", "avx512_vnni", "avx_vnni"), "x86-cpu-avx2:tvm"),
-    **dict.fromkeys(("sdot", "i8mm"), "arm-cpu"),
+    **dict.fromkeys(("sdot", "i8mm", "neon_bf16"), "arm-cpu"),
 }
 """The target whose kernels need less."""
 
@@ -97,31 +106,38 @@ def requirements_of(isa: str, arch: str) -> Requirements:
     return Requirements(arch=(family,), os=("Linux",), isa=_ISAS[isa], instead=_PLAINER.get(isa, ""))
 
 
-def processors_of(device: Device) -> tuple[Processor, ...]:
+def processors_of(device: Device, *, bfloat16: bool = False) -> tuple[Processor, ...]:
     """What to compile for, best first: one, or for any CPU of an architecture one of each kind.
 
+    Args:
+        bfloat16: for a model in bfloat16.
     Raises:
         DeviceError: as `processor_of`.
     """
-    best = processor_of(device)
+    best = processor_of(device, bfloat16=bfloat16)
     if device.extra["isa"] != _EVERY:
         return (best,)
-    return tuple(_one_of(device, isa) for isa, _ in _kinds(device))
+    return tuple(_one_of(device, isa) for isa, _ in _kinds(device, bfloat16))
 
 
-def _kinds(device: Device) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return X86_ISAS if device.arch == "x86-64" else ARM_ISAS
+def _kinds(device: Device, bfloat16: bool) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    if device.arch == "x86-64":
+        return X86_BFLOAT16 if bfloat16 else X86_ISAS
+    return ARM_BFLOAT16 if bfloat16 else ARM_ISAS
 
 
-def processor_of(device: Device) -> Processor:
+def processor_of(device: Device, *, bfloat16: bool = False) -> Processor:
     """What to compile for; of several, what this machine would take, or the plainest of another architecture's.
 
+    Args:
+        bfloat16: for a model in bfloat16.
     Raises:
         DeviceError: it is for CPUs of this machine's architecture, of which this one has too little.
     """
     if device.extra["isa"] != _EVERY:
-        return Processor.read(device.extra)
-    host, kinds = this_host(), _kinds(device)
+        own = device.extra.get("bfloat16_isa") if bfloat16 else None
+        return Processor.read({**device.extra, "isa": own} if own else device.extra)
+    host, kinds = this_host(), _kinds(device, bfloat16)
     if host.family != device.arch:
         return _one_of(device, kinds[-1][0])
     for isa, features in kinds:

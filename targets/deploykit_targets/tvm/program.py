@@ -57,6 +57,12 @@ class Step:
     macs: int = 0
     integer: bool = False
 
+    @property
+    def computes(self) -> str:
+        """What a layer multiplies, as `Achieved` counts it: that of both operands in memory."""
+        multiplied = {operand.dtype for operand in self.operands[:2]}
+        return "int8" if self.integer else "bfloat16" if multiplied == {"uint16"} else "float32"
+
 
 @dataclass(frozen=True)
 class Port:

@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from deploykit.contract.devices import load_devices
 from deploykit.places.qemu import EMULATOR
+from deploykit_targets.tvm.bfloat16 import is_narrowing, is_widening
 from deploykit_targets.tvm.build import METADATA, build_library
 from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower
@@ -48,17 +49,18 @@ def build_reference(captured: CapturedModel, graph_module: GraphModule | None, f
 
     Args:
         captured: the model.
-        graph_module: its q/dq graph with int8 activations; None for float.
+        graph_module: its q/dq graph with int8 activations, or the one with casts to bfloat16; None for float.
         folder: the folder of the artifact.
     Returns:
         For the manifest's metadata.
     """
     host = load_devices(Path(__file__).with_name("devices.toml"), toolchain="tvm")[_HOSTS[platform.machine()]]
     graph = None if graph_module is None else as_unsigned(graph_module)
-    finished = lower(captured, isa(processor_of(host).isa), graph)
+    processor = processor_of(host, bfloat16=graph is not None and any(map(is_narrowing, graph.graph.nodes)))
+    finished = lower(captured, isa(processor.isa), graph)
     own = folder / FOLDER
     own.mkdir()
-    library = build_library(finished.module, finished.program, finished.constants, host, own)
+    library = build_library(finished.module, finished.program, finished.constants, host, own, processor=processor)
     return {REFERENCE: library.metadata}
 
 
@@ -76,7 +78,7 @@ def as_unsigned(module: GraphModule) -> GraphModule:
     found = GraphModule(module, copy.deepcopy(module.graph))
     for node in found.graph.nodes:
         stored = is_dequantize(node) and getattr(node.args[0], "op", "") == "get_attr"
-        if (is_quantize(node) or is_dequantize(node)) and not stored:
+        if (is_quantize(node) or is_dequantize(node)) and not (stored or is_narrowing(node) or is_widening(node)):
             value, scale, zero_point, low, high, _ = node.args
             node.args = (value, scale, zero_point + _SHIFT, low + _SHIFT, high + _SHIFT, torch.uint8)
     return found

@@ -29,7 +29,7 @@ class TvmTarget(RunsCompiled):
         """See `Target.capabilities`."""
         return Capabilities(
             summary="Arm boards (and x86 CPUs) through integer kernels that TVM compiles ahead of time",
-            precisions=(Precision.INT8, Precision.FP32),
+            precisions=(Precision.INT8, Precision.BF16, Precision.FP32),
             devices=load_devices(Path(__file__).with_name("devices.toml"), toolchain=self.name),
             export_extra="tvm",
             runtime_extra="tvm-runtime",

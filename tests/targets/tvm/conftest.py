@@ -208,10 +208,10 @@ def tiles(amx_emulator: Path) -> Iterator[Tiles]:
 
 
 @pytest.fixture(scope="session")
-def export_of_variants() -> Callable[[str, Path], Any]:
-    """(target, folder) -> an int8 artifact: layers that registers fill and do not, a depthwise one."""
+def export_of_variants() -> Callable[..., Any]:
+    """(target, folder, precision=int8) -> an artifact: layers that registers fill and do not, a depthwise one."""
 
-    def export(target: str, folder: Path) -> Any:
+    def export(target: str, folder: Path, precision: str = "int8") -> Any:
         import torch
         from torch import nn
 
@@ -222,12 +222,13 @@ def export_of_variants() -> Callable[[str, Path], Any]:
             *(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1, groups=32), nn.ReLU()),
             *(nn.Conv2d(32, 72, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(72, 10)),
         ).eval()
+        given = {"calibration": [(torch.randn(1, 3, 16, 16),) for _ in range(8)]} if precision == "int8" else {}
         return deploykit.export(
             model,
             target=target,
-            precision="int8",
+            precision=precision,
             example_inputs=(torch.randn(1, 3, 16, 16),),
-            calibration=[(torch.randn(1, 3, 16, 16),) for _ in range(8)],
+            **given,
             output=folder,
             profile=False,
             progress=False,

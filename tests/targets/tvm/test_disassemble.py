@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from deploykit.contract.errors import ConversionError
@@ -100,3 +102,20 @@ def test_a_kernel_that_is_not_there() -> None:
 def test_instructions_of_avx_vnni_have_a_prefix() -> None:
     code = "\t.type\t__tvm_ffi_conv,@function\n\t{vex}\tvpdpbusd\t(%rdi), %ymm1, %ymm2\n\t.size\t__tvm_ffi_conv, 1\n"
     assert kernels_in(code, ["conv"])["conv"].product is Product.DOT
+
+
+def test_a_product_of_bfloat16_has_an_instruction_for_it_where_the_silicon_has() -> None:
+    operands = tuple(Operand(Region.ARENA, 0, 1, "uint16") for _ in range(3))
+    step = Step("conv", operands, "layer", "conv", 10)
+    assert step.computes == "bfloat16"
+    body = "\tvdpbf16ps\t%zmm1, %zmm2, %zmm0\n"
+    code = "\t.type\t__tvm_ffi_conv,@function\n{}\t.size\t__tvm_ffi_conv, 1\n"
+    narrow = frozenset({"vdpbf16ps"})
+    found = confirm(code.format(body), Program((), (), (step,), 0, 64), bfloat16=narrow)
+    assert found["layer"].product is Product.BFLOAT16
+    widened = code.format("\tvfmadd231ps\t%zmm1, %zmm2, %zmm0\n")
+    assert confirm(widened, Program((), (), (step,), 0, 64))["layer"].product is Product.FLOAT
+    with pytest.raises(ConversionError, match=r"layer is to run in bfloat16.*conv has 1 vfmadd231ps"):
+        confirm(widened, Program((), (), (step,), 0, 64), bfloat16=narrow)
+    depthwise = replace(step, kind="depthwise")
+    assert confirm(widened, Program((), (), (depthwise,), 0, 64), bfloat16=narrow)

@@ -1,6 +1,7 @@
 # mypy: disable-error-code="misc,no-untyped-def,valid-type"
 # (TVMScript: annotations are buffers, and TVM has no types)
-"""Convolution as a product of matrices: any kernel size, stride, dilation and groups; int8 or float32.
+"""Convolution as a product of matrices: any kernel size, stride, dilation and groups; int8, bfloat16 or
+float32.
 
 The input is already padded (`pad`). A convolution of 1x1 and stride 1 is seen as one line of pixels, and so is a dense
 layer. Depthwise convolutions run here, too, but `depthwise` is the kernel for them.
@@ -15,21 +16,20 @@ from collections.abc import Callable
 
 from tvm.script import tirx as T
 
+from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, real, stored
 from deploykit_targets.tvm.kernels.conv_bounded import bounded_ends
 from deploykit_targets.tvm.kernels.conv_matrices import over_matrices
 from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan
 from deploykit_targets.tvm.kernels.expressions import (
     Expr,
     cast,
-    clip,
     fill,
-    limits_of,
     on_stack,
     pick,
     prefetch,
-    quantized,
     span,
 )
+from deploykit_targets.tvm.kernels.llvm_calls import with_code
 from deploykit_targets.tvm.kernels.residual import Residual
 
 
@@ -48,7 +48,7 @@ def conv(
         residual: add one more tensor, the kernel's argument before the output; `limits` clip the sum. The output may
             not share memory with it. A bounded plan needs its `through`.
         output: dtype of residual and output, the plan's activation dtype by default; "float32" stores
-            `sum * scale + bias` of an int8 convolution as it is. Not of a bounded plan.
+            `sum * scale + bias` of an int8 convolution, or the sum of a bfloat16 one, as it is. Not of a bounded plan.
     Returns:
         A TIR function. Constants are float32.
     """
@@ -56,8 +56,10 @@ def conv(
     lanes, group, steps, runs, kernel_h = dot.lanes, dot.group, plan.steps, plan.runs, shape.kernel[0]
     columns, tasks, spans = plan.group_columns, shape.groups * plan.blocks * plan.lines, math.ceil(plan.pixels / rows)
     dtype = output or dot.activation
+    beside = (residual.dtype if residual is not None else None) or dtype
     address, finish, sums = Address(plan), _finish(plan, limits, residual, dtype), dot.sums
     narrow, wide, loaded, pair = columns < lanes, dot.read_at_once(steps), dot.loaded_at_once(steps), dot.pair
+    store_narrow = _store_narrow(columns, lanes, (dtype, beside), finish)
     start, store_bounded = bounded_ends(plan, limits, residual) if plan.bounded else (None, None)
 
     def take(a: Expr, task: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr, k: Expr) -> Expr:
@@ -70,14 +72,7 @@ def conv(
     def store(acc, c, b, y, start, first):
         """One vector of results; `b` is the residual, or None."""
         if narrow:
-            out_at: T.let = on_stack(lanes, dtype)
-            out = T.decl_buffer((lanes,), dtype, data=out_at, scope="local")
-            if b is not None:
-                for i in T.serial(columns):
-                    out[i] = b[first + i]
-            out[span(0, lanes)] = finish(acc, c, start, out[span(0, lanes)])
-            for i in T.serial(columns):
-                y[first + i] = out[i]
+            store_narrow(acc, c, b, y, start, first)
         else:
             y[span(first, lanes)] = finish(acc, c, start, None if b is None else b[span(first, lanes)])
 
@@ -134,20 +129,40 @@ def conv(
             T.func_attr({"tirx.noalias": True})
             body(a, w, c, None, y)
 
-        return kernel
+        return with_code(kernel, dot.code)
 
     @T.prim_func(s_tir=True)
     def adding(
         a: T.Buffer((plan.input_elements,), dot.activation),
         w: T.Buffer((plan.weight_elements,), dot.weight),
         c: T.Buffer((plan.constant_elements,), "float32"),
-        b: T.Buffer((plan.output_elements,), dtype),
+        b: T.Buffer((plan.output_elements,), beside),
         y: T.Buffer((plan.output_elements,), dtype),
     ):
         T.func_attr({"tirx.noalias": True})
         body(a, w, c, b, y)
 
-    return adding
+    return with_code(adding, dot.code)
+
+
+def _store_narrow(columns: int, lanes: int, dtypes: tuple[str, str], finish: Expr) -> Expr:
+    """What stores the columns of a vector that is wider than a group has; dtypes of output and residual."""
+    dtype, beside = dtypes
+
+    @T.inline
+    def store(acc, c, b, y, start, first):
+        out_at: T.let = on_stack(lanes, dtype)
+        out = T.decl_buffer((lanes,), dtype, data=out_at, scope="local")
+        other_at: T.let = on_stack(lanes, beside)
+        other = T.decl_buffer((lanes,), beside, data=other_at, scope="local")
+        if b is not None:
+            for i in T.serial(columns):
+                other[i] = b[first + i]
+        out[span(0, lanes)] = finish(acc, c, start, other[span(0, lanes)])
+        for i in T.serial(columns):
+            y[first + i] = out[i]
+
+    return store
 
 
 def _step_of(plan: ConvPlan, i: Expr) -> tuple[Expr, Expr]:
@@ -168,9 +183,8 @@ def _finish(
         else:
             value = acc + c[T.Ramp(start, 1, lanes)]
         if residual is not None:
-            value = value + other if dtype == "float32" else residual.sum(value, other, dot)
-        if dtype != "float32":
-            return quantized(value, limits or limits_of(dtype), dtype, lanes)
-        return value if limits is None else clip(value, limits, "float32", lanes)
+            whole = dtype in ("float32", BFLOAT16)
+            value = value + real(other, residual.dtype or dtype, lanes) if whole else residual.sum(value, other, dot)
+        return stored(value, limits, dtype, lanes)
 
     return finish

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="misc,no-untyped-def,valid-type"
 # (TVMScript: annotations are buffers, and TVM has no types)
-"""Depthwise convolution: one filter per channel, int8 or float32; vectors run over channels.
+"""Depthwise convolution: one filter per channel, int8, bfloat16 or float32; vectors run over channels.
 
 The input is padded by the kernel itself, or before (`pad`). Refused: more than one output per channel, which `conv`
 computes with groups.
@@ -15,11 +15,11 @@ import numpy as np
 from tvm.script import tirx as T
 
 from deploykit.contract.errors import UsageError
+from deploykit_targets.tvm.kernels.bfloat16 import real, stored
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape
 from deploykit_targets.tvm.kernels.expressions import (
     Expr,
     cast,
-    clip,
     fill,
     fma,
     limits_of,
@@ -41,11 +41,12 @@ def pack_depthwise(weight: Array, dot: Dot) -> Array:
     """Pack weights for `depthwise`.
 
     Args:
-        weight: shape (channels, 1, kernel height, kernel width), as PyTorch has it; int8 or float32.
+        weight: shape (channels, 1, kernel height, kernel width), as PyTorch has it; int8, float32, or bits of
+            bfloat16.
     Returns:
         Flat, taps by channels; int16 for int8 weights, as products are 16-bit multiplications.
     """
-    dtype = np.int16 if dot.quantized else np.float32
+    dtype = np.int16 if dot.quantized else dot.weight
     return np.ascontiguousarray(weight.reshape(weight.shape[0], -1).T.astype(dtype)).ravel()
 
 
@@ -56,6 +57,7 @@ def depthwise(
     limits: tuple[float, float] | None = None,
     padding: tuple[int, int, int, int] = (0, 0, 0, 0),
     zero: int = 0,
+    output: str | None = None,
 ) -> Expr:
     """Generate the kernel: (input, packed weights, constants, output), flat.
 
@@ -68,6 +70,7 @@ def depthwise(
         padding: top, bottom, left, right: how much of `shape` the input buffer lacks. Windows are cut there, no copy
             is made. Without it the buffer is padded (`pad`).
         zero: the value outside, for int8 the input's zero point.
+        output: of floats, float32 or bfloat16's; the activations' dtype by default.
     Raises:
         UsageError: the convolution is not depthwise.
     """
@@ -80,12 +83,12 @@ def depthwise(
     tile = _Tile(shape, padding)
     lanes, pixels = vector_lanes(channels, _LANES), tile.pixels
     vectors, lines, (first, last) = math.ceil(channels / lanes), shape.batch * height, tile.inner
-    parts = 2 if dot.quantized else 1
+    parts, dtype = 2 if dot.quantized else 1, output or dot.activation
     outside = fill(zero, dot.activation, lanes)
 
     def step(acc: Expr, a: Expr, w: Expr) -> Expr:
         if not dot.quantized:
-            return fma(a, w, acc, lanes)
+            return fma(real(a, dot.activation, lanes), real(w, dot.weight, lanes), acc, lanes)
         return dot.lane_by_lane(acc, cast(a, "int32", lanes), cast(w, "int32", lanes), lanes)
 
     def take(a: Expr, line: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr, c: Expr, cut: bool) -> Expr:
@@ -94,8 +97,7 @@ def depthwise(
 
     def finish(acc: Expr, c: Expr, start: Expr) -> Expr:
         if not dot.quantized:
-            value = acc + c[span(start, lanes)]
-            return value if limits is None else clip(value, limits, "float32", lanes)
+            return stored(acc + c[span(start, lanes)], limits, dtype, lanes)
         value = cast(acc, "float32", lanes) * c[span(start, lanes)] + c[span(channels + start, lanes)]
         return quantized(value, limits or limits_of(dot.activation), dot.activation, lanes)
 
@@ -138,9 +140,9 @@ def depthwise(
     @T.prim_func(s_tir=True)
     def kernel(
         a: T.Buffer((tile.input_elements,), dot.activation),
-        w: T.Buffer((kernel_h * kernel_w * channels,), "int16" if dot.quantized else "float32"),
+        w: T.Buffer((kernel_h * kernel_w * channels,), "int16" if dot.quantized else dot.weight),
         c: T.Buffer((parts * channels,), "float32"),
-        y: T.Buffer((lines * width * channels,), dot.activation),
+        y: T.Buffer((lines * width * channels,), dtype),
     ):
         T.func_attr({"tirx.noalias": True})
         for line in T.parallel(lines):

@@ -21,7 +21,7 @@ class Affine(NamedTuple):
 
 _SATURATED = 8  # integers
 UNSCALED = Affine(1.0, 0)
-_ELEMENT_BYTES = {"uint8": 1, "int8": 1, "int32": 4, "float32": 4, "int64": 8}
+_ELEMENT_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int32": 4, "float32": 4, "int64": 8}
 
 
 def span(start: Expr, lanes: int) -> Expr:

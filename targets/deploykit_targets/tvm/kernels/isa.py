@@ -62,6 +62,7 @@ class Dot:
             takes more than four instructions.
         saturate: 16-bit integers of `packed_lanes` columns -> int8, where columns are finished so many at a time and
             sums that are small enough take few operations (`conv_plan.ConvPlan.bounded`); else None.
+        code: functions that `step` calls, in LLVM's language (`llvm_calls`).
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
             expressions.
     """
@@ -88,6 +89,7 @@ class Dot:
     largest_weight: int = 0
     across: Callable[[Expr, Expr, Expr], Expr] | None = None
     saturate: Callable[[Expr], Expr] | None = None
+    code: str = ""
 
     @property
     def by_lane(self) -> Dot:
@@ -117,7 +119,7 @@ class Dot:
     def row(self, accumulators: Expr, row: int) -> Expr:
         """The sums of one row, of a step's accumulators."""
         if self.partial > 1:
-            return _add_neighbours(accumulators, self.lanes)
+            return _add_neighbours(accumulators, self.lanes, self.accumulator)
         if self.pair == 1:
             return accumulators
         return T.Shuffle([accumulators], self.row_places(row, self.lanes))
@@ -186,6 +188,13 @@ class Isa:
     def activations(self) -> Dot:
         """The step for products of two activations."""
         return self.products or self.int8
+
+    @property
+    def bfloat16(self) -> Dot:
+        """The step over bfloat16, in silicon or widened to float32."""
+        from deploykit_targets.tvm.kernels.isa_bfloat16 import DOTS
+
+        return DOTS[self.name]
 
 
 def _intrinsic(name: str, dtype: str, *arguments: Expr) -> Expr:
@@ -294,12 +303,12 @@ def _smull_smlal_sadalp(acc: Expr, a: Expr, w: Expr) -> Expr:
     return T.Shuffle(sums, list(range(16)))
 
 
-def _add_neighbours(accumulators: Expr, lanes: int) -> Expr:
+def _add_neighbours(accumulators: Expr, lanes: int, dtype: str) -> Expr:
     """Each two of 2 * `lanes` accumulators."""
-    name, sums = "llvm.aarch64.neon.addp.v4i32", []
+    name, sums = f"llvm.aarch64.neon.{'addp.v4i32' if dtype == 'int32' else 'faddp.v4f32'}", []
     for first in range(0, 2 * lanes, 8):
         pair = [T.Shuffle([accumulators], list(range(at, at + 4))) for at in (first, first + 4)]
-        sums.append(_intrinsic(name, "int32x4", *pair))
+        sums.append(_intrinsic(name, f"{dtype}x4", *pair))
     return T.Shuffle(sums, list(range(lanes)))
 
 
@@ -383,6 +392,12 @@ ISAS: Mapping[str, Isa] = {
             _float(16, 32, "vfmadd"),
         ),
         Isa(
+            "avx512_bf16",
+            _x86("cooperlake"),
+            _VPDPBUSD,
+            _float(16, 32, "vfmadd"),
+        ),
+        Isa(
             "avx_vnni",
             _x86("haswell", "+avxvnni"),
             _bytes(8, 15, "vpdpbusd", _vpdpbusd(256), lane_by_lane=_vpdpbusd_lanes(8)),
@@ -411,6 +426,12 @@ ISAS: Mapping[str, Isa] = {
             "i8mm",
             _arm("neoverse-v1", "+neon", "+dotprod", "+i8mm", "+fullfp16"),
             _SMMLA,
+            _float(4, 32, "fmla"),
+        ),
+        Isa(
+            "neon_bf16",
+            _arm("cortex-a76", "+neon", "+dotprod", "+bf16"),
+            _SDOT,
             _float(4, 32, "fmla"),
         ),
         Isa(

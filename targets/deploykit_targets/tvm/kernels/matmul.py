@@ -182,8 +182,8 @@ class _Operand:
 
     @property
     def total(self) -> str:
-        """Type of the sums of columns."""
-        return "int32" if self.dot.quantized else "float32"
+        """Type of the sums of columns; those of floats are not used."""
+        return "int32" if self.dot.quantized else self.dot.weight
 
     @property
     def parts(self) -> int:

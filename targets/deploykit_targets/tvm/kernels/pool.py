@@ -1,9 +1,9 @@
 # mypy: disable-error-code="misc,no-untyped-def,valid-type"
 # (TVMScript: annotations are buffers, and TVM has no types)
-"""Maximum and average pooling of NHWC data, quantized or float32; global pooling is a window as large as the input.
+"""Maximum and average pooling of NHWC data, quantized, bfloat16 or float32.
 
-Padding is part of the window's arithmetic, no copy is made. Refused: dilated windows.
-Rounding of quantized averages: exact int32 sums, float32 scale, half to even.
+Global pooling is a window as large as the input. Padding is part of the window's arithmetic, no copy is made.
+Refused: dilated windows. Rounding of quantized averages: exact int32 sums, float32 scale, half to even.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from deploykit.contract.errors import UsageError
+from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, real, stored
 from deploykit_targets.tvm.kernels.expressions import (
     UNSCALED,
     Affine,
@@ -79,7 +80,8 @@ def max_pool(shape: PoolShape, dtype: str) -> Expr:
     Positions outside are read as the nearest inside, which lies in the same window.
     """
     (kernel_h, kernel_w), (height, width), channels = shape.kernel, shape.output, shape.channels
-    lanes = vector_lanes(channels, _BYTES if dtype != "float32" else _BYTES // 4)
+    eight_bits = dtype not in ("float32", BFLOAT16)
+    lanes, kept = vector_lanes(channels, _BYTES if eight_bits else _BYTES // 4), dtype if eight_bits else "float32"
     vectors, lines, (inputs, outputs) = math.ceil(channels / lanes), shape.batch * height, shape.elements
 
     def at(line: Expr, x: Expr, ky: Expr, kx: Expr, v: Expr) -> Expr:
@@ -96,15 +98,17 @@ def max_pool(shape: PoolShape, dtype: str) -> Expr:
         for line in T.parallel(lines):
             for x in T.serial(width):
                 for v in T.serial(vectors):
-                    best_at: T.let = on_stack(lanes, dtype)
-                    best = T.decl_buffer((lanes,), dtype, data=best_at, scope="local")
-                    best[span(0, lanes)] = a[at(line, x, 0, 0, v)]
+                    best_at: T.let = on_stack(lanes, kept)
+                    best = T.decl_buffer((lanes,), kept, data=best_at, scope="local")
+                    best[span(0, lanes)] = real(a[at(line, x, 0, 0, v)], dtype, lanes)
                     for ky in T.serial(kernel_h):
                         for kx in T.serial(kernel_w):
-                            best[span(0, lanes)] = T.max(best[span(0, lanes)], a[at(line, x, ky, kx, v)])
-                    y[span((line * width + x) * channels + vector_start(v, lanes, channels), lanes)] = best[
-                        span(0, lanes)
-                    ]
+                            best[span(0, lanes)] = T.max(
+                                best[span(0, lanes)], real(a[at(line, x, ky, kx, v)], dtype, lanes)
+                            )
+                    y[span((line * width + x) * channels + vector_start(v, lanes, channels), lanes)] = (
+                        best[span(0, lanes)] if eight_bits else stored(best[span(0, lanes)], None, dtype, lanes)
+                    )
 
     return kernel
 
@@ -116,17 +120,20 @@ def average_pool(
     of: Affine = UNSCALED,
     to: Affine = UNSCALED,
     count_padding: bool = True,
+    output: str | None = None,
 ) -> Expr:
-    """Generate the kernel: (input, output), flat, both of `dtype`.
+    """Generate the kernel: (input, output), flat.
 
     Args:
         shape: sizes.
-        dtype: uint8, int8 or float32.
-        of, to: quantization of input and output; unused for float32.
+        dtype: of the input: uint8, int8, bfloat16's or float32.
+        of, to: quantization of input and output; for eight bits only.
         count_padding: divide by the whole window, not by the positions that meet data.
+        output: of floats, float32 or bfloat16's; that of the input by default.
     """
     (kernel_h, kernel_w), (height, width), channels = shape.kernel, shape.output, shape.channels
-    lanes, total = vector_lanes(channels, _BYTES // 4), "float32" if dtype == "float32" else "int32"
+    floats, written = dtype in ("float32", BFLOAT16), output or dtype
+    lanes, total = vector_lanes(channels, _BYTES // 4), "float32" if floats else "int32"
     vectors, lines, (inputs, outputs) = math.ceil(channels / lanes), shape.batch * height, shape.elements
 
     def top(line: Expr) -> Expr:
@@ -142,14 +149,17 @@ def average_pool(
         count = met(top(line), kernel_h, shape.height) * met(left(x), kernel_w, shape.width)
         divisor = kernel_h * kernel_w if count_padding or not any(shape.padding) else count
         one_over = spread(T.float32(1) / T.Cast("float32", divisor), lanes)
-        if dtype == "float32":
-            return acc * one_over
+        if floats:
+            return stored(acc * one_over, None, written, lanes)
         centred = cast(acc - spread(count * of.zero_point, lanes), "float32", lanes)
         scaled = centred * (one_over * fill(of.scale / to.scale, "float32", lanes))
         return quantized(scaled + fill(to.zero_point, "float32", lanes), limits_of(dtype), dtype, lanes)
 
+    def read(value: Expr) -> Expr:
+        return real(value, dtype, lanes) if floats else cast(value, total, lanes)
+
     @T.prim_func(s_tir=True)
-    def kernel(a: T.Buffer((inputs,), dtype), y: T.Buffer((outputs,), dtype)):
+    def kernel(a: T.Buffer((inputs,), dtype), y: T.Buffer((outputs,), written)):
         T.func_attr({"tirx.noalias": True})
         for line in T.parallel(lines):
             for x in T.serial(width):
@@ -159,7 +169,7 @@ def average_pool(
                     acc[span(0, lanes)] = fill(0, total, lanes)
                     for ky in T.serial(T.max(0, -top(line)), T.min(kernel_h, shape.height - top(line))):
                         for kx in T.serial(T.max(0, -left(x)), T.min(kernel_w, shape.width - left(x))):
-                            acc[span(0, lanes)] = acc[span(0, lanes)] + cast(
+                            acc[span(0, lanes)] = acc[span(0, lanes)] + read(
                                 a[
                                     span(
                                         ((line // height * shape.height + top(line) + ky) * shape.width + left(x) + kx)
@@ -167,9 +177,7 @@ def average_pool(
                                         + vector_start(v, lanes, channels),
                                         lanes,
                                     )
-                                ],
-                                total,
-                                lanes,
+                                ]
                             )
                     y[span((line * width + x) * channels + vector_start(v, lanes, channels), lanes)] = finish(
                         acc[span(0, lanes)], line, x

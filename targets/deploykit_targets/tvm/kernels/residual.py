@@ -36,12 +36,14 @@ class Residual:
         through: scale and zero point of the convolution's own result, where that is rounded before it is added, as the
             graph has it; then the constants lead to these. Without it they lead to those of `to`.
         through_limits: clip the convolution's own result to these, in quantized units of `through`.
+        dtype: the dtype of that tensor, float32 or bfloat16's, where it is not that of the output.
     """
 
     other: Affine = UNSCALED
     to: Affine = UNSCALED
     through: Affine | None = None
     through_limits: tuple[float, float] | None = None
+    dtype: str | None = None
 
     def sum(self, value: Expr, other: Expr, dot: Dot) -> Expr:
         """The sum in units of `to`, not yet clipped.

@@ -2,8 +2,8 @@
 # (TVMScript: annotations are buffers, and TVM has no types)
 """Softmax and normalisation along the last axis: each row needs a sum over itself before one of its results is known.
 
-Inputs are float32, results float32 or quantized. Nothing is kept between the passes over a row: what is cheap is
-computed again, so that no kernel asks for memory. Refused: other axes, which a copy brings to the end.
+Inputs are float32, results float32, bfloat16 or quantized. Nothing is kept between the passes over a row: what is
+cheap is computed again, so that no kernel asks for memory. Refused: other axes, which a copy brings to the end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from tvm.script import tirx as T
 
+from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, stored
 from deploykit_targets.tvm.kernels.expressions import (
     Affine,
     Expr,
@@ -160,7 +161,7 @@ def _new(value: Expr, v: Expr, lanes: int, columns: int) -> Expr:
 
 def _store(to: Affine | None, dtype: str, lanes: int) -> Callable[[Expr], Expr]:
     """From float32 results to what is stored."""
-    if to is None:
-        return lambda value: value
+    if to is None or dtype == BFLOAT16:
+        return lambda value: stored(value, None, dtype, lanes)
     ratio, zero = fill(1 / to.scale, "float32", lanes), fill(to.zero_point, "float32", lanes)
     return lambda value: quantized(value * ratio + zero, limits_of(dtype), dtype, lanes)

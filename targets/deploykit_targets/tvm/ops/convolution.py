@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from deploykit_targets.tvm.emit import Part, dtype_of, whole
+from deploykit_targets.tvm.emit import Emitter, Part, dtype_of, whole
+from deploykit_targets.tvm.kernels.bfloat16 import AS_FLOAT, BFLOAT16, to_bits
 from deploykit_targets.tvm.kernels.conv import conv
 from deploykit_targets.tvm.kernels.conv_plan import (
+    ConvPlan,
     ConvShape,
     pack_bounded_constants,
     pack_conv,
@@ -38,6 +40,7 @@ from deploykit_targets.tvm.ops.table import (
     Tail,
     affine_of,
     consumers,
+    is_bfloat16,
     is_dequantize,
     lowers,
     tail_of,
@@ -45,6 +48,7 @@ from deploykit_targets.tvm.ops.table import (
 from deploykit_targets.tvm.values import Array, Constant, Tensor, Value, View, elements
 
 _NHWC = (0, 2, 3, 1)
+_FLOATS = ("float32", BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,9 @@ def _side_by_side(c: Call, value: Tensor, weight: Array) -> Tensor:
     bias = c.constant("bias")
     repeated = None if bias is None else Constant(np.tile(bias.real, tall * wide))
     shape = ConvShape(batch, height, width, inputs, tall * wide * columns)
-    layer = Layer(c, shape, c.emit.isa.float32, filters, repeated, None)
-    blocks = layer.run(c.emit.dense(value, _NHWC, real=True), Tail((c.node,)))
+    dot = float_dot(c, value)
+    layer = Layer(c, shape, dot, filters, repeated, None)
+    blocks = layer.run(c.emit.dense(value, _NHWC, real=dot.activation == "float32"), Tail((c.node,)))
     # (batch, height, width, tall, wide, columns) in memory
     step = blocks.strides[3] // (tall * wide)
     strides = (blocks.strides[0], 1, blocks.strides[2], wide * step, blocks.strides[3], step)
@@ -149,7 +154,9 @@ def _spread(
         raise NotCoveredError("it cuts off more than its window")
     sizes = [(n - 1) * s + 1 for n, s in zip((height, width), stride, strict=True)]
     tall, wide = (n + 2 * f + e for n, f, e in zip(sizes, first, extra, strict=True))
-    source = c.emit.new((batch, channels, tall, wide), "float32", _NHWC)
+    dot = float_dot(c, value)
+    affine = AS_FLOAT if dot.activation == BFLOAT16 else None
+    source = c.emit.new((batch, channels, tall, wide), dot.activation, _NHWC, affine)
     c.emit.fill(source, 0)
     strides = source.strides
     offset = first[0] * strides[2] + first[1] * strides[3]
@@ -158,7 +165,12 @@ def _spread(
     per_group = weight.reshape(groups, channels // groups, *weight.shape[1:])[..., ::-1, ::-1]
     filters = Constant(per_group.swapaxes(1, 2).reshape(-1, channels // groups, *kernel).copy())
     shape = ConvShape(batch, tall, wide, channels, filters.shape[0], (kernel[0], kernel[1]), (1, 1), dilation, groups)
-    return Layer(c, shape, c.emit.isa.float32, filters, c.constant("bias"), None).finish(source)
+    return Layer(c, shape, dot, filters, c.constant("bias"), None).finish(source)
+
+
+def float_dot(c: Call, value: Tensor) -> Dot:
+    """The step for a layer over what is not held in eight bits."""
+    return c.emit.isa.bfloat16 if is_bfloat16(value) else c.emit.isa.float32
 
 
 def _pair(value: Any, flat: bool, missing: int) -> tuple[int, int]:
@@ -193,13 +205,14 @@ def _convolved(c: Call, value: Tensor, weight: Constant, window: Window, spatial
         window.dilation,
         window.groups,
     )
-    dot = c.emit.isa.int8 if of is not None else c.emit.isa.float32
+    dot = c.emit.isa.int8 if of is not None else float_dot(c, value)
+    real = dot.activation == "float32"
     rank = len(c.shape)
     order = (*range(rank - spatial - 1), *range(rank - spatial, rank), rank - spatial - 1)
     layer = Layer(c, shape, dot, weight, c.constant("bias"), of, c.shape, order, window.padding)
     if layer.depthwise:
-        return layer.finish(c.emit.dense(value, _NHWC, real=of is None))
-    if of is None and affine_of(value) is not None:
+        return layer.finish(c.emit.dense(value, _NHWC, real=real))
+    if real and affine_of(value) is not None:
         value = c.emit.dense(value, _NHWC, real=True)
     return layer.finish(c.emit.padded(value, window.padding, 0 if of is None else of.zero_point))
 
@@ -295,6 +308,7 @@ class Layer:
         first = tail if own is None else own
         bias, scale = self.constants(first.affine)
         values = self.weight.array if integer else self.weight.real.astype(np.float32)
+        values = to_bits(values) if dot.weight == BFLOAT16 else values
         result = emit.new(self.shown or self.result_shape, tail.dtype, self.order, tail.affine)
         macs = self.shape.batch * elements(self.result_shape[1:]) * elements(self.weight.shape[1:])
         if self.depthwise:
@@ -303,6 +317,7 @@ class Layer:
             small = self.bounded(first)
             plan = plan_conv(self.shape, dot, bounded=small is not None)
             residual = None if joined is None else joined.residual(tail, own)
+            finite_beyond(emit, source, plan)
             packed = pack_conv(plan, values)
             if plan.bounded and small is not None:
                 constants = pack_bounded_constants(plan, small)
@@ -315,10 +330,10 @@ class Layer:
             ]
             if joined is not None:
                 reads.append(whole(joined.view))
-            output = "float32" if integer and tail.affine is None else None
+            output = None if tail.dtype == dot.activation else tail.dtype
             emit.call(
                 "conv",
-                (plan.shape, plan.dot.mnemonic, tail.clip, residual, output, plan.bounded),
+                (plan.shape, plan.dot.mnemonic, dot.activation, tail.clip, residual, output, plan.bounded),
                 lambda: conv(plan, limits=tail.clip, residual=residual, output=output),
                 reads,
                 [whole(result)],
@@ -341,15 +356,17 @@ class Layer:
         else:
             weights = pack_depthwise(values, dot)
 
+        output = None if tail.dtype == dot.activation else tail.dtype
+
         def kernel() -> Expr:
             settings: Any = {"limits": tail.clip, "padding": self.padding, "zero": zero}
             if dots:
                 return depthwise_dots(self.shape, dot, small=small is not None, **settings)
-            return depthwise(self.shape, dot, **settings)
+            return depthwise(self.shape, dot, output=output, **settings)
 
         emit.call(
             "depthwise",
-            (self.shape, self.padding, zero, dot.mnemonic, tail.clip, dots, small is not None),
+            (self.shape, self.padding, zero, dot.mnemonic, dot.activation, tail.clip, output, dots, small is not None),
             kernel,
             [whole(source), Part(emit.constant(weights), weights.size), Part(emit.constant(constants), constants.size)],
             [whole(result)],
@@ -366,15 +383,29 @@ class Joined:
 
     def residual(self, tail: Tail, own: Tail | None) -> Residual:
         """The residual as the kernel takes it."""
-        if tail.affine is None:
-            return Residual()
+        if tail.affine is None or tail.dtype == BFLOAT16:
+            return Residual(dtype=self.view.dtype)
         assert own is not None
         return Residual(self.view.affine or UNSCALED, tail.affine, own.affine, own.clip)
+
+
+def finite_beyond(emit: Emitter, source: View, plan: ConvPlan) -> None:
+    """Zeros where a kernel reads beyond its input, and nothing else was written: no bits that zero cannot multiply."""
+    end, needed = source.offset + elements(source.shape), source.offset + plan.input_elements
+    if source.dtype != BFLOAT16 or needed == end:
+        return
+    writes = (part for step in emit.steps for part in step.writes if part.buffer is source.buffer)
+    first = max((part.offset + part.elements for part in writes), default=0)
+    if max(first, end) < needed:
+        first = max(first, end)
+        emit.fill(View(source.buffer, (needed - first,), (1,), first), 0)
 
 
 def _residual(layer: Layer, own: Tail) -> tuple[Tail, Joined] | None:
     """The addition that follows a layer, and what it adds, where that is in memory as the layer's result will be."""
     c, last = layer.call, own.last
+    if own.dtype == BFLOAT16:
+        return None
     if own.affine is not None and consumers(last) == 1 and all(is_dequantize(user) for user in last.users):
         last = next(iter(last.users))
     elif own.affine is not None or own.limits is not None:
@@ -389,12 +420,13 @@ def _residual(layer: Layer, own: Tail) -> tuple[Tail, Joined] | None:
         return None
     other = c.lowering.tensor(others[0])
     tail = tail_of(add)
+    eight_bits = tail.dtype not in _FLOATS
     if (
         other.shape != (layer.shown or layer.result_shape)
-        or (tail.affine is None) != (own.affine is None)
+        or eight_bits != (own.affine is not None)
         or isinstance(other, Constant)
     ):
         return None
-    if (affine_of(other) is None) != (tail.affine is None) or dtype_of(other) != tail.dtype:
+    if dtype_of(other) != tail.dtype if eight_bits else dtype_of(other) not in _FLOATS:
         return None
     return tail, Joined(c.emit.dense(other, layer.order))

@@ -15,9 +15,11 @@ from torch.fx import Node
 from tvm.script import tirx as T
 
 from deploykit.capture.calls import bind
+from deploykit_targets.tvm.bfloat16 import is_narrowing, is_widening
 from deploykit_targets.tvm.expression import COSTLY, truth
 from deploykit_targets.tvm.kernels import vector_math
 from deploykit_targets.tvm.kernels.expressions import Expr, fill
+from deploykit_targets.tvm.ops.quantisation import narrow
 from deploykit_targets.tvm.ops.table import Call, NotCoveredError, consumers, dtype_name, lowers
 from deploykit_targets.tvm.values import Constant, Lazy, Tensor
 
@@ -94,6 +96,10 @@ def _rule(*targets: str, inputs: bool = False, costly: bool = False) -> Callable
 
 def elementwise(c: Call) -> Tensor:
     """A lazy value over the operator's tensors."""
+    if is_narrowing(c.node):
+        return narrow(c)
+    if is_widening(c.node):
+        return c.tensor("self")
     operator = _OPERATORS[str(c.node.target)]
     names = [name for name, value in c.arguments.items() if isinstance(value, Node)]
     tensors = tuple(c.lowering.tensor(c.arguments[name]) for name in names)

@@ -13,9 +13,9 @@ from deploykit_targets.tvm.kernels.conv_plan import ConvShape
 from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine
 from deploykit_targets.tvm.kernels.matmul import pack_operand, plan_matmul
 from deploykit_targets.tvm.ops.alias import reshaped
-from deploykit_targets.tvm.ops.convolution import Layer
+from deploykit_targets.tvm.ops.convolution import Layer, finite_beyond, float_dot
 from deploykit_targets.tvm.ops.rows import rows_order
-from deploykit_targets.tvm.ops.table import Call, NotCoveredError, affine_of, lowers, tail_of
+from deploykit_targets.tvm.ops.table import Call, NotCoveredError, affine_of, codes_of, is_bfloat16, lowers, tail_of
 from deploykit_targets.tvm.values import Buffer, Constant, Tensor, View
 
 
@@ -28,11 +28,11 @@ def linear(c: Call) -> Tensor:
     value = c.tensor("input")
     of = affine_of(value) if weight.scales is not None else None
     order = rows_order(value, [-1])
-    source = c.emit.dense(value, order, real=of is None)
+    dot = c.emit.isa.int8 if of is not None else float_dot(c, value)
+    source = c.emit.dense(value, order, real=dot.activation == "float32")
     columns, inputs = weight.shape
     shape = ConvShape(1, 1, math.prod(value.shape[:-1]), inputs, columns)
     filters = replace(weight, array=weight.array.reshape(columns, inputs, 1, 1))
-    dot = c.emit.isa.int8 if of is not None else c.emit.isa.float32
     layer = Layer(c, shape, dot, filters, c.constant("bias"), of, (*value.shape[:-1], columns), order)
     return layer.finish(source)
 
@@ -86,24 +86,25 @@ _HEADS_INSIDE = (0, 2, 1, 3)
 def _product(c: Call, first: Tensor, second: Tensor) -> Tensor:
     """(batch, heads, rows, inputs) x (batch, heads, inputs, columns)."""
     emit = c.emit
-    of, by = affine_of(first), affine_of(second)
+    of, by = codes_of(first), codes_of(second)
     dot = emit.isa.activations
     middle = 128 if dot.activation == "uint8" else 0
     integer = of is not None and by is not None and by.zero_point == middle
     if not integer:
-        dot = emit.isa.float32
+        dot = emit.isa.bfloat16 if is_bfloat16(first) and is_bfloat16(second) else emit.isa.float32
+    real = dot.activation == "float32"
     batch, heads, rows, inputs = first.shape
     columns = second.shape[-1]
-    a = emit.dense(first, _HEADS_INSIDE, real=not integer)
+    a = emit.dense(first, _HEADS_INSIDE, real=real)
     b_view = emit.view(second)
     transposed = b_view.strides[2] == 1 and b_view.strides[3] != 1
-    b = emit.dense(b_view, (0, 3, 1, 2) if transposed else _HEADS_INSIDE, real=not integer)
+    b = emit.dense(b_view, (0, 3, 1, 2) if transposed else _HEADS_INSIDE, real=real)
     plan = plan_matmul(batch, rows, inputs, columns, dot, heads=heads)
     tail = tail_of(c.node)
     to = tail.affine or UNSCALED
     first_affine, second_affine = (of, by) if of and by and integer else (UNSCALED, UNSCALED)
     weights, constants = Buffer(plan.dot.weight, plan.weight_elements), Buffer("float32", plan.constant_elements)
-    packing = (plan.shape, plan.dot.mnemonic, transposed, first_affine, second_affine, to)
+    packing = (plan.shape, plan.dot.mnemonic, dot.activation, transposed, first_affine, second_affine, to)
     emit.call(
         "pack",
         packing,
@@ -112,10 +113,11 @@ def _product(c: Call, first: Tensor, second: Tensor) -> Tensor:
         [Part(weights, plan.weight_elements), Part(constants, plan.constant_elements)],
     )
     result = emit.new((batch, heads, rows, columns), tail.dtype, _HEADS_INSIDE, tail.affine)
-    output = "float32" if integer and tail.affine is None else None
+    output = None if tail.dtype == dot.activation else tail.dtype
+    finite_beyond(emit, a, plan)
     emit.call(
         "matmul",
-        (plan.shape, plan.dot.mnemonic, tail.clip, output),
+        (plan.shape, plan.dot.mnemonic, dot.activation, tail.clip, output),
         lambda: conv(plan, limits=tail.clip, output=output),
         [
             whole(a, plan.input_elements),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from deploykit_targets.tvm.emit import whole
+from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16
 from deploykit_targets.tvm.kernels.expressions import UNSCALED
 from deploykit_targets.tvm.kernels.pool import PoolShape, average_pool, max_pool
 from deploykit_targets.tvm.ops.alias import reshaped
-from deploykit_targets.tvm.ops.table import Call, NotCoveredError, affine_of, lowers, tail_of
+from deploykit_targets.tvm.ops.table import Call, NotCoveredError, codes_of, is_bfloat16, lowers, tail_of
 from deploykit_targets.tvm.values import Tensor
 
 _NHWC = (0, 2, 3, 1)
@@ -63,21 +64,22 @@ def spatial_mean(c: Call) -> Tensor:
 
 def _averaged(c: Call, value: Tensor, shape: PoolShape, *, count_padding: bool = True) -> Tensor:
     tail = tail_of(c.node)
-    of = affine_of(value)
-    integer = of is not None and tail.affine is not None and tail.limits is None
-    source = c.emit.dense(value, _NHWC, real=not integer)
-    to = tail.affine if integer else None
-    result = c.emit.new(_result_shape(value, shape), source.dtype, _NHWC, to)
+    of = codes_of(value)
+    narrow = tail.dtype == BFLOAT16 and tail.limits is None
+    integer = of is not None and tail.affine is not None and tail.limits is None and not narrow
+    source = c.emit.dense(value, _NHWC, real=not (integer or is_bfloat16(value)))
+    to, dtype = (tail.affine, tail.dtype) if integer or narrow else (None, "float32")
+    result = c.emit.new(_result_shape(value, shape), dtype, _NHWC, to)
     quantized = {"of": of, "to": to} if integer else {"of": UNSCALED, "to": UNSCALED}
     c.emit.call(
         "average_pool",
-        (shape, source.dtype, quantized["of"], quantized["to"], count_padding),
-        lambda: average_pool(shape, source.dtype, count_padding=count_padding, **quantized),
+        (shape, source.dtype, dtype, quantized["of"], quantized["to"], count_padding),
+        lambda: average_pool(shape, source.dtype, count_padding=count_padding, output=dtype, **quantized),
         [whole(source)],
         [whole(result)],
     )
     shown = reshaped(c.emit, result, c.shape)
-    for node in tail.nodes if integer else (c.node,):
+    for node in tail.nodes if integer or narrow else (c.node,):
         c.lowering.values[node] = shown
     return shown
 

@@ -1,11 +1,16 @@
-"""quantize and dequantize nodes: for activations a note on the value, for weights numbers with scales."""
+"""quantize and dequantize nodes: for activations a note on the value, for weights numbers with scales.
+
+Casts to bfloat16 are such notes, too: the value is held in 16 bits, and stands for the same kind of numbers.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from deploykit_targets.tvm.expression import rounded
-from deploykit_targets.tvm.ops.table import Call, affine_of, consumers, lowers, quantization_of
+from deploykit_targets.tvm.kernels.bfloat16 import AS_FLOAT, BFLOAT16, from_bits, narrowed, to_bits
+from deploykit_targets.tvm.ops.table import Call, affine_of, consumers, is_bfloat16, lowers, quantization_of
 from deploykit_targets.tvm.values import Constant, Lazy, Tensor
 
 
@@ -27,6 +32,26 @@ def quantize(c: Call) -> Tensor:
         f"q[{affine.scale!r},{affine.zero_point},{dtype},{codes}]",
         lambda x: target(x, *rest),  # type: ignore[operator]
         affine=affine,
+        shared=consumers(c.node) > 1,
+    )
+
+
+def narrow(c: Call) -> Tensor:
+    """A cast to bfloat16; of a weight, the rounded numbers."""
+    value = c.tensor("self")
+    if isinstance(value, Constant):
+        return Constant(from_bits(to_bits(value.real)))
+    if is_bfloat16(value):
+        return value
+    return Lazy(
+        value.shape,
+        BFLOAT16,
+        lambda v, n: narrowed(v[0], n),
+        (value,),
+        ("float32",),
+        "bfloat16",
+        lambda x: x.to(torch.bfloat16),
+        affine=AS_FLOAT,
         shared=consumers(c.node) > 1,
     )
 

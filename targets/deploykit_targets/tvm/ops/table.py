@@ -10,6 +10,8 @@ import torch
 from torch.fx import Node
 
 from deploykit.capture.calls import OperatorTable, bind
+from deploykit_targets.tvm.bfloat16 import is_narrowing, is_widening
+from deploykit_targets.tvm.kernels.bfloat16 import AS_FLOAT, BFLOAT16
 from deploykit_targets.tvm.kernels.expressions import Affine
 from deploykit_targets.tvm.values import Constant, Lazy, Tensor, Value, View
 
@@ -98,7 +100,7 @@ class Tail:
     @property
     def clip(self) -> tuple[float, float] | None:
         """Limits in units of the result."""
-        if self.affine is None:
+        if self.affine is None or self.dtype == BFLOAT16:
             return self.limits
         low, high = self.codes
         if self.limits is not None:
@@ -149,17 +151,19 @@ def tail_of(node: Node) -> Tail:
 
 
 def is_quantize(node: Node) -> bool:
-    """Whether a node rounds an activation."""
-    return str(node.target) == "quantized_decomposed.quantize_per_tensor.default"
+    """Whether a node rounds a tensor, to integers or to bfloat16."""
+    return str(node.target) == "quantized_decomposed.quantize_per_tensor.default" or is_narrowing(node)
 
 
 def is_dequantize(node: Node) -> bool:
-    """Whether a node turns an activation back to real numbers."""
-    return str(node.target) == "quantized_decomposed.dequantize_per_tensor.default"
+    """Whether a node turns a rounded tensor back to real numbers."""
+    return str(node.target) == "quantized_decomposed.dequantize_per_tensor.default" or is_widening(node)
 
 
 def quantization_of(node: Node) -> tuple[Affine, str, tuple[int, int]]:
-    """Parameters, dtype and integers of a quantize or dequantize node."""
+    """Parameters, dtype and integers of a node that rounds, or turns back; bfloat16 has no integers."""
+    if is_narrowing(node):
+        return AS_FLOAT, BFLOAT16, (0, 0)
     bound = bind(node)
     affine = Affine(float(bound["scale"]), int(bound["zero_point"]))
     return affine, dtype_name(bound["dtype"]), (int(bound["quant_min"]), int(bound["quant_max"]))
@@ -183,3 +187,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 def affine_of(value: Tensor) -> Affine | None:
     """The quantization of an activation."""
     return value.affine if isinstance(value, (View, Lazy)) else None
+
+
+def is_bfloat16(value: Tensor) -> bool:
+    """Whether a value is held, or will be, in bfloat16."""
+    return isinstance(value, (View, Lazy)) and value.dtype == BFLOAT16
+
+
+def codes_of(value: Tensor) -> Affine | None:
+    """The quantization of an activation that is held in eight bits."""
+    return None if is_bfloat16(value) else affine_of(value)

@@ -36,6 +36,7 @@ int cpu_has(const char *feature) {
   ASK("avx512dq");
   ASK("avx512vl");
   ASK("avx512vnni");
+  ASK("avx512bf16");
   ASK("avxvnni");
   if (!strcmp(feature, "amx-tile")) return has_tiles(24);
   if (!strcmp(feature, "amx-int8")) return has_tiles(25);

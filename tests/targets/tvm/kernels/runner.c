@@ -42,6 +42,7 @@ __attribute__((weak)) void *__TVMBackendParallelLaunch, *__TVMBackendAllocWorksp
 static DataType parse(const char *name) {
   if (!strcmp(name, "uint8")) return (DataType){UNSIGNED, 8, 1};
   if (!strcmp(name, "int8")) return (DataType){SIGNED, 8, 1};
+  if (!strcmp(name, "uint16")) return (DataType){UNSIGNED, 16, 1};
   if (!strcmp(name, "int16")) return (DataType){SIGNED, 16, 1};
   return (DataType){FLOATING, 32, 1};
 }
