@@ -7,9 +7,9 @@ with several results (split, LSTM) the tensors are the `getitem` nodes behind th
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from functools import cached_property
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.fx import Graph, Node
@@ -24,6 +24,7 @@ from deploykit_calibration.op_kinds import (
     shape_of,
     weight_argument,
 )
+from deploykit_calibration.products import mac_count
 
 if TYPE_CHECKING:
     from deploykit.capture.model import CapturedModel
@@ -31,6 +32,20 @@ if TYPE_CHECKING:
 _MOVES_DATA = frozenset({"reshape", "split"})
 _ELEMENTWISE = frozenset({"add", "sub", "mul"})
 _FUSES = frozenset({"conv", "conv_transpose", "linear", "matmul", "add", "mul"})
+_Answer = TypeVar("_Answer")
+
+
+def _remembered(question: Callable[[GraphView, Node], _Answer]) -> Callable[[GraphView, Node], _Answer]:
+    """Ask once for each node: the graph stays as it is, and a search plans it hundreds of times."""
+
+    @wraps(question)
+    def answer(self: GraphView, op: Node) -> _Answer:
+        known: dict[Node, _Answer] = self._answers.setdefault(question.__name__, {})
+        if op not in known:
+            known[op] = question(self, op)
+        return known[op]
+
+    return answer
 
 
 class GraphView:
@@ -40,6 +55,7 @@ class GraphView:
         self.graph = graph
         self.order = {node: position for position, node in enumerate(graph.nodes)}
         self.kinds = {node: kind_of(node) for node in graph.nodes}
+        self._answers: dict[str, dict[Node, Any]] = {}
 
     @classmethod
     def of(cls, captured: CapturedModel) -> GraphView:
@@ -62,17 +78,25 @@ class GraphView:
         """The op that computes a tensor."""
         return tensor.all_input_nodes[0] if tensor.target is operator.getitem else tensor
 
+    @_remembered
     def results(self, op: Node) -> tuple[Node, ...]:
         """The float tensors that an op computes."""
         if isinstance(op.meta.get("val"), tuple | list):
             return tuple(user for user in op.users if user.target is operator.getitem and is_float(user))
         return (op,) if is_float(op) else ()
 
+    @_remembered
     def operands(self, op: Node) -> tuple[Node, ...]:
         """The tensors that an op reads as activations: those of the table, else all its inputs."""
         known = self.kinds[op] != "other"
         return data_arguments(op) if known else tuple(op.all_input_nodes)
 
+    @_remembered
+    def macs(self, op: Node) -> int | None:
+        """Multiply-accumulates of an op at the captured input sizes; None where the operator is not known."""
+        return mac_count(op)
+
+    @_remembered
     def stored_operands(self, op: Node) -> tuple[tuple[Node, int | None], ...]:
         """What an op computes with and the model stores, with the axis of its output channels; None has none.
 

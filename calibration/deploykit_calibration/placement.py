@@ -8,7 +8,7 @@ transformers, and says of every layer that stays float why.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ from deploykit_calibration.float_between import float_activations
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.plan import PlacementPlan, Planner, is_layer, transform_of
-from deploykit_calibration.products import layer_kind, mac_count, weight_count
+from deploykit_calibration.products import layer_kind, weight_count
 from deploykit_calibration.ranges import affine_qparams
 from deploykit_calibration.rewrite import Rewriter, TensorParams
 from deploykit_calibration.same_scale import Groups, union_range
@@ -272,22 +272,36 @@ def describe_layers(
     captured: CapturedModel, view: GraphView, plan: PlacementPlan, scheme: Scheme, kept: Collection[str] = ()
 ) -> tuple[LayerPlacement, ...]:
     """Every layer in execution order, and what `plan` makes of it; `kept` are float by the user's wish."""
-    return tuple(_described(captured, op, plan, scheme, kept) for op in view.ops() if is_layer(view, op))
+    return tuple(
+        replace(
+            layer,
+            precision=_placed_as(op, plan, scheme),
+            reason=plan.reasons.get(op, ""),
+            by_request=op.name in kept or bool(transform_of(op)),
+        )
+        for op, layer in _in_float(captured, view)
+    )
 
 
-def _described(
-    captured: CapturedModel, op: Node, plan: PlacementPlan, scheme: Scheme, kept: Collection[str]
-) -> LayerPlacement:
-    macs = mac_count(op)
+def _in_float(captured: CapturedModel, view: GraphView) -> tuple[tuple[Node, LayerPlacement], ...]:
+    """Every layer as it is before any plan; counted once, as a search describes them hundreds of times."""
+    if _in_float not in captured.derived:
+        ops = (op for op in view.ops() if is_layer(view, op))
+        captured.derived[_in_float] = tuple((op, _counted(captured, view, op)) for op in ops)
+    found: tuple[tuple[Node, LayerPlacement], ...] = captured.derived[_in_float]
+    return found
+
+
+def _counted(captured: CapturedModel, view: GraphView, op: Node) -> LayerPlacement:
+    macs = view.macs(op)
     return LayerPlacement(
         name=op.name,
         module_path=captured.origins[op.name].module_path if op.name in captured.origins else "",
         kind=layer_kind(op),
         macs=macs or 0,
         weights=0 if transform_of(op) else weight_count(op),  # the numbers of a transform are no weights
-        precision=_placed_as(op, plan, scheme),
-        reason=plan.reasons.get(op, ""),
-        by_request=op.name in kept or bool(transform_of(op)),
+        precision="float",
+        reason="",
         counted=macs is not None,
     )
 

@@ -28,7 +28,7 @@ from deploykit_calibration.op_kinds import (
     shape_of,
     weight_argument,
 )
-from deploykit_calibration.products import layer_kind, mac_count, weight_count
+from deploykit_calibration.products import layer_kind, weight_count
 from deploykit_calibration.statistics import TensorStatistics
 from deploykit_calibration.transformer_residual import ResidualStream, residual_stream
 
@@ -146,7 +146,7 @@ class Planner:
 
     def _rounded_outputs(self) -> set[Node]:
         """Results of layers too large to stay float for the sake of what the graph returns, see `output_share`."""
-        macs = {op: mac_count(op) or 0 for op in self._view.ops() if self._view.kinds[op] in MACS}
+        macs = {op: self._view.macs(op) or 0 for op in self._view.ops() if self._view.kinds[op] in MACS}
         most = self.scheme.output_share * sum(macs.values())
         large = (op for op, count in macs.items() if count > most and self._rule(op).output is Output.REQUIRED)
         return {result for op in large for result in self.results(op)}
@@ -154,7 +154,7 @@ class Planner:
     def _small_heads(self) -> frozenset[Node]:
         """Linear layers whose result is returned and that are a small share of what may be quantized."""
         ops = [op for op in self._view.ops() if self._view.kinds[op] in MACS and op.name not in self._kept]
-        macs = {op: mac_count(op) or 0 for op in ops}
+        macs = {op: self._view.macs(op) or 0 for op in ops}
         least = self.scheme.float_head * sum(macs.values())
         linear = (op for op in ops if self._view.kinds[op] == "linear" and macs[op] < least)
         return frozenset(op for op in linear if not self._view.returned.isdisjoint(self._view.results(op)))
@@ -358,5 +358,5 @@ def is_layer(view: GraphView, op: Node) -> bool:
     kind = view.kinds[op]
     if kind in _TWO_OPERANDS:
         both = len(view.operands(op)) == 2 and all(tensor in view.activations for tensor in view.operands(op))
-        return both or mac_count(op) != 0
-    return kind in LAYERS or mac_count(op) != 0 or weight_count(op) > 0
+        return both or view.macs(op) != 0
+    return kind in LAYERS or view.macs(op) != 0 or weight_count(op) > 0

@@ -66,6 +66,9 @@ class CalibrationTable:
     statistics: Mapping[str, TensorStatistics] = field(default_factory=dict)
     layer_inputs: Mapping[str, ChannelSums] = field(default_factory=dict)
     from_cache: bool = field(default=False, compare=False)
+    _chosen: dict[tuple[str, str, bool, int], Range] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no calibration can have given."""
@@ -101,7 +104,10 @@ class CalibrationTable:
         given = given_range(method)
         if given is not None:
             return (-max(-given[0], given[1]), max(-given[0], given[1])) if symmetric else given
-        chosen = choose_range(statistics, method, symmetric=symmetric, bits=bits)
+        key = (tensor, method, symmetric, bits)
+        if key not in self._chosen:  # a search places the same tensors again and again
+            self._chosen[key] = choose_range(statistics, method, symmetric=symmetric, bits=bits)
+        chosen = self._chosen[key]
         if method != "default":
             return chosen
         return widened(statistics, chosen, symmetric=symmetric, bits=bits, degree=degree)

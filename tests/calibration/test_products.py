@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from deploykit.capture import capture
 from deploykit.contract.scheme import IN_FLOAT
+from deploykit_calibration import graph_view
+from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.no_products import NO_PRODUCTS
 from deploykit_calibration.placement import float_graph
 from deploykit_calibration.products import PRODUCTS, mac_count, operator_name, weight_count
@@ -207,3 +209,13 @@ def test_an_operator_of_another_library_is_unknown_and_never_nothing() -> None:
     (node,) = [node for node in captured.graph_module.graph.nodes if node.op == "call_function"]
     assert mac_count(node) is None and weight_count(node) == 0
     assert operator_name(node) == "deploykit_test_products::twice"
+
+
+def test_a_view_counts_each_operator_once(zoo: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = zoo("residual_cnn").captured
+    view = GraphView(captured.graph_module.graph)
+    counted: list[str] = []
+    monkeypatch.setattr(graph_view, "mac_count", lambda op: counted.append(op.name) or mac_count(op))
+    for _ in range(2):
+        assert [view.macs(op) for op in view.ops()] == [mac_count(op) for op in view.ops()]
+    assert counted == [op.name for op in view.ops()]

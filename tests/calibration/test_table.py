@@ -84,6 +84,29 @@ def test_ranges_come_from_the_statistics() -> None:
         table.range("rellu", method="minmax", symmetric=True)
 
 
+def test_a_range_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+    search = table_module.choose_range
+
+    def counted(statistics: TensorStatistics, method: str, **form: Any) -> tuple[float, float]:
+        searched.append(method)
+        return search(statistics, method, **form)
+
+    monkeypatch.setattr(table_module, "choose_range", counted)
+    table = make_table()
+    ranges = [
+        table.range("x", method=method, symmetric=symmetric)
+        for method in ("mse", "entropy", "mse")
+        for symmetric in (True, False, True)
+    ]
+    assert len(searched) == 4, "each method, symmetric and not"
+    assert ranges[:3] == ranges[6:]
+    assert ranges[0] == search(table.statistics["x"], "mse", symmetric=True)
+    assert ranges[1] == search(table.statistics["x"], "mse", symmetric=False)
+    wider = replace(table, statistics={"x": TensorStatistics.of(np.float32([-7.0, 7.0]))})
+    assert wider.range("x", method="mse", symmetric=True) == search(wider.statistics["x"], "mse", symmetric=True)
+
+
 def test_the_summary_says_what_is_in_it() -> None:
     assert "4 samples (synthetic), 3 tensors" in make_table(source="synthetic").summary()
     assert "from cache" in make_table().marked_from_cache().summary()

@@ -150,9 +150,19 @@ class Float16Plan:
 def plan_float16(prepared: Prepared) -> Float16Plan:
     """Decide for a model, from its samples, its example inputs and (where there is one) its calibration table; once."""
     if prepared not in _PLANS:
-        found = widened(observe(prepared.captured, prepared.samples), prepared.extremes)
+        found = widened(_observed(prepared), prepared.extremes)
         _PLANS[prepared] = _Decision(prepared.captured, found).plan()
     return _PLANS[prepared]
+
+
+def _observed(prepared: Prepared) -> dict[str, Seen]:
+    """What the float model's values are; run once for all that is prepared of one capture and the same samples."""
+    captured, samples = prepared.captured, prepared.samples
+    known = captured.derived.get(observe)
+    if known is None or known[0] is not samples:
+        captured.derived[observe] = known = (samples, observe(captured, samples))
+    found: dict[str, Seen] = known[1]
+    return found
 
 
 _PLANS: WeakKeyDictionary[Prepared, Float16Plan] = WeakKeyDictionary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from deploykit.contract.request import Request
 from deploykit.contract.scheme import IN_FLOAT
 from deploykit_calibration.prepared import Prepared
 from deploykit_targets._float16 import Float16Plan, plan_float16
+from deploykit_targets._float16 import plan as plan_module
 from deploykit_targets._float16.values import fits_float16
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
@@ -50,6 +52,22 @@ def plan(model: nn.Module, x: Tensor = X) -> Float16Plan:
     captured = capture(model.eval(), example_inputs=(x,))
     request = Request("any", "any", None, deploykit.Precision.FP16)  # type: ignore[arg-type]
     return plan_float16(Prepared(request, captured, IN_FLOAT, captured))
+
+
+def test_values_are_seen_once_for_all_that_is_prepared_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    watched = plan_module.observe
+    monkeypatch.setattr(plan_module, "observe", lambda *given: runs.append(1) or watched(*given))
+    captured = capture(Behind(lambda h: (h * 200).square().mean(-1)).eval(), example_inputs=(X,))
+    request = Request("any", "any", None, deploykit.Precision.FP16)  # type: ignore[arg-type]
+    one = Prepared(request, captured, IN_FLOAT, captured)
+    large = ({"x": X * 1e4},)
+    plans = [
+        plan_float16(each) for each in (one, replace(one, kept={"linear": "by hand"}), replace(one, samples=large))
+    ]
+    assert len(runs) == 2, "once for a set of samples"
+    assert plans[0].kept == plans[1].kept
+    assert set(plans[2].kept) > set(plans[0].kept), "samples of another size were looked at"
 
 
 OVERFLOWS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
