@@ -329,7 +329,30 @@ def test_weights_alone_are_rounded_with_data_and_widened(tmp_path: Path) -> None
     assert any(step.startswith("rounding: ") for step in steps)
     assert any(step.endswith("layers in int8-weights") for step in steps)
     widened = next(step for step in plan.ladder if "int8-weights" in step.step)
-    assert widened.sqnr_db > plan.ladder[0].sqnr_db and widened.int8_share == 1.0
+    assert widened.sqnr_db > plan.ladder[0].sqnr_db and widened.int8_share < 1.0
+    assert widened.predicted_cost > plan.ladder[0].predicted_cost
+
+
+def test_small_last_layers_of_int4_are_held_in_8_bits(tmp_path: Path) -> None:
+    """What ends an int4 network is found without a hand: a narrow head behind a norm, and no layer in float."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.manual_seed(0)
+    nn = torch.nn
+    body = [layer for _ in range(3) for layer in (nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))]
+    model = nn.Sequential(*body, nn.LayerNorm(64), nn.Linear(64, 32)).eval()
+    with torch.no_grad():
+        for number, layer in enumerate(body):
+            if isinstance(layer, nn.Linear):  # all but the head is on the grid of 4 bits already
+                values = torch.randint(-7, 8, layer.weight.shape, generator=torch.Generator().manual_seed(number))
+                values.view(-1, 8)[:, 0] = -8
+                layer.weight.copy_(values / 64)
+    data = list(torch.randn(12, 1, 64, generator=torch.Generator().manual_seed(9)))
+    plan = deploykit.tune(
+        model, "x86-cpu", "int4-weight-only", example_inputs=(data[0],), min_sqnr_db=33.0, calibration=data,
+        allow=("mixed",), output=tmp_path / "a", **PLAIN,
+    )  # fmt: skip
+    assert [layer.module_path for layer in plan.recipe.layers if layer.chosen] == ["10"]
+    assert plan.recipe.wider and plan.best.status == "verified"
 
 
 def test_a_gate_that_no_rung_changes_ends_the_climb(tmp_path: Path) -> None:

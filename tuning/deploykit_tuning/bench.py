@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit.contract.precision import Evidence
-from deploykit.contract.recipe import FLOAT, Recipe
+from deploykit.contract.recipe import FLOAT, WIDE, Recipe
 from deploykit.contract.session import FunctionSession, Session
 from deploykit.contract.tensors import Feeds
 from deploykit.judge.parity import compare_sessions
@@ -101,8 +101,10 @@ class Bench:
         one, two = self._prepared.get(_key(recipe)), self._prepared.get(_key(other))
         if one is None or two is None:
             return False
-        kept = all(getattr(one, name) is getattr(two, name) for name in ("captured", "scheme", "table"))
-        return kept and all(getattr(one, name) == getattr(two, name) for name in _CHOICES)
+        if one.scheme.is_static and one.table is not two.table:
+            return False
+        choices = all(getattr(one, name) == getattr(two, name) for name in _CHOICES)
+        return choices and one.captured.fingerprint == two.captured.fingerprint
 
     def _on_top(self, recipe: Recipe, request: Request) -> Prepared | None:
         """The last algorithm of a recipe, run over what was prepared for those before it; None where nothing was."""
@@ -110,11 +112,13 @@ class Bench:
             return None
         key = _key(replace(recipe, algorithms=recipe.algorithms[:-1]))
         before = self._prepared.get(key)
-        if before is None or (before.table is None and needs_data(request)):
+        if before is None:
+            return None
+        self._prepared.move_to_end(key)  # what the search stands on stays
+        if before.table is None and needs_data(request):
             return None
         from deploykit_calibration.algorithms import apply
 
-        self._prepared.move_to_end(key)
         last = recipe.algorithms[-1]
         return apply(replace(before, request=request), [last.name], [last.decided])
 
@@ -209,7 +213,8 @@ def _plain(run: Any) -> Any:
 def quantized_share(prepared: Prepared) -> float | None:
     """Share of the multiply-accumulates that are placed in the precision asked for; None where nothing is counted."""
     total = sum(layer.macs for layer in prepared.layers)
-    placed = sum(layer.macs for layer in prepared.layers if layer.precision != FLOAT)
+    apart = {layer.name for layer in prepared.layers if layer.precision == FLOAT} | prepared.wider.keys()
+    placed = sum(layer.macs for layer in prepared.layers if layer.name not in apart)
     return placed / total if total and prepared.scheme.quantizes else None
 
 
@@ -219,5 +224,7 @@ def predicted_cost(prepared: Prepared) -> tuple[float | None, str]:
 
     if not prepared.scheme.quantizes:
         return None, ""
-    costs = costs_of(prepared)
-    return costs.of(prepared.layers), costs.unit
+    costs, wider = costs_of(prepared), [layer for layer in prepared.layers if layer.name in prepared.wider]
+    others = (layer for layer in prepared.layers if layer.name not in prepared.wider)
+    of_wider = costs_of(prepared, WIDE).of(wider, apart=prepared.wider) if wider else 0.0
+    return costs.of(others) + of_wider, costs.unit
