@@ -18,7 +18,7 @@ from deploykit.contract.achieved import FloatActivation
 from deploykit.contract.formats import TensorScheme, placed_as
 from deploykit.contract.scheme import FixedParams, Scheme
 from deploykit_calibration.float_between import float_activations
-from deploykit_calibration.graph_view import GraphView
+from deploykit_calibration.graph_view import GraphView, is_float
 from deploykit_calibration.patterns import kept_float
 from deploykit_calibration.plan import PlacementPlan, Planner, is_layer, transform_of
 from deploykit_calibration.products import layer_kind, weight_count
@@ -237,6 +237,10 @@ def _params(view: GraphView, plan: PlacementPlan, planner: Planner, ranges: _Ran
         results = [result for result in planner.results(op) if result in plan.quantized]
         if view.kinds[op] in scheme.same_scale and results:
             groups.join([*reads, *results])
+    for op in (op for op in view.ops() if {view.kinds[op], str(op.target)} & scheme.always_same_scale):
+        operands = [tensor for tensor in op.all_input_nodes if tensor in view.activations and is_float(tensor)]
+        if operands and all(tensor in plan.hard or tensor in plan.reads.get(op, ()) for tensor in operands):
+            groups.join([*operands, *(result for result in planner.results(op) if result in plan.quantized)])
     centred = _centred(view, plan, scheme)
     found = {}
     for group in groups:

@@ -97,6 +97,8 @@ class Scheme:
         rules: the rules, by kind of op (`op_kinds`); a kind without a rule stays float.
         fused_activations: activations that kernels apply before they round their output: q goes behind them.
         same_scale: kinds whose quantized inputs and outputs share one scale.
+        always_same_scale: kinds, or names of operators, that the toolchain computes in integers wherever all that they
+            read is integers, also where they are kept in float: what they read and write shares one scale then, too.
         fixed_outputs: kinds whose output has built-in parameters.
         symmetric_second: kinds whose second operand has its zero-point in the middle, as kernels take it for a weight.
         residual_policy: `int8` or `float` for all additions of two activations; `auto` keeps the residual stream of
@@ -129,6 +131,7 @@ class Scheme:
     rules: Mapping[str, OpRule]
     fused_activations: frozenset[str] = frozenset({"relu", "relu6"})
     same_scale: frozenset[str] = frozenset({"concat", "reshape", "split", "max_pool", "resize_nearest"})
+    always_same_scale: frozenset[str] = frozenset()
     fixed_outputs: Mapping[str, FixedParams] = field(default_factory=dict)
     symmetric_second: frozenset[str] = frozenset()
     residual_policy: Literal["int8", "float", "auto"] = "auto"

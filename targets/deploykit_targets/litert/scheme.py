@@ -24,6 +24,9 @@ from deploykit.contract.scheme import (
     weights_alone,
 )
 
+_ONE_SCALE = ("aten.stack.default", "aten.where.self", "aten.maximum.default", "aten.minimum.default")
+"""Of integers, its converter makes integers, and gives all operands the scale of the first: others are cut off."""
+
 # Every tensor that an int8 kernel writes is int8, or the kernel is not chosen; built-in parameters and equal
 # scales are conditions of the file format.
 LITERT = Scheme(
@@ -47,6 +50,7 @@ LITERT = Scheme(
         "resize_linear": FOLLOW,
     },
     same_scale=frozenset({"concat", "reshape", "split", "max_pool", "avg_pool", "resize_nearest", "resize_linear"}),
+    always_same_scale=frozenset({"concat", *_ONE_SCALE}),
     fixed_outputs={
         "softmax": FixedParams(1 / 256, -128),
         "sigmoid": FixedParams(1 / 256, -128),
