@@ -18,6 +18,7 @@ from tvm.script import tirx as T
 
 from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, real, stored
 from deploykit_targets.tvm.kernels.conv_bounded import bounded_ends
+from deploykit_targets.tvm.kernels.conv_listed import over_listed_steps
 from deploykit_targets.tvm.kernels.conv_matrices import over_matrices
 from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan
 from deploykit_targets.tvm.kernels.expressions import (
@@ -116,7 +117,7 @@ def conv(
                             if pair == 2:
                                 store_row(acc[T.Ramp((r * tile + v) * sums, 1, sums)], 1, task, x, r, v, c, b, y)
 
-    body = over_matrices(plan, store_row) if dot.tiles else tiles
+    body = over_matrices(plan, store_row) if dot.tiles else over_listed_steps(plan, store_row) if plan.listed else tiles
     if residual is None:
 
         @T.prim_func(s_tir=True)

@@ -95,6 +95,7 @@ class ConvPlan:
     bounded: bool = False  # sums start from an integer bias, and are small (`packing.Bounded`)
     flat: bool = False  # a line is an image, in steps of one input pixel: those beyond the output's width are dropped
     joined: bool = False  # a line is several lines of the output, and a tile may end in another one than it starts in
+    listed: bool = False  # steps are taken in the order of a list, by the weights of their columns (`conv_listed`)
 
     @property
     def group_columns(self) -> int:
@@ -200,9 +201,19 @@ class ConvPlan:
         return lanes, self.tile * self.dot.lanes // lanes
 
     @property
+    def window_steps(self) -> int:
+        """Steps of a tile, over its whole window."""
+        return self.shape.kernel[0] * self.runs * self.steps
+
+    @property
+    def list_elements(self) -> int:
+        """Elements of a listed plan's last constants; see `conv_listed`."""
+        return self.shape.groups * self.blocks * (1 + 2 * self.window_steps) if self.listed else 0
+
+    @property
     def constant_elements(self) -> int:
         """Elements of the packed constants."""
-        return self._packed_lanes * self.constant_rows
+        return self._packed_lanes * self.constant_rows + self.list_elements
 
     @property
     def input_elements(self) -> int:
@@ -223,12 +234,15 @@ class ConvPlan:
         return self.output_elements * math.prod(self.shape.kernel) * self.shape.channels // self.shape.groups
 
 
-def plan_conv(shape: ConvShape, dot: Dot, *, weights_per_image: bool = False, bounded: bool = False) -> ConvPlan:
+def plan_conv(
+    shape: ConvShape, dot: Dot, *, weights_per_image: bool = False, bounded: bool = False, listed: bool = False
+) -> ConvPlan:
     """Choose the tile, and how much of the window is contiguous in memory.
 
     Args:
         weights_per_image: each image has packed weights of its own, one set after another (`matmul`).
         bounded: whether the sums are small (`packing.fold_bounded`); the plan is bounded where its step can use that.
+        listed: take steps in the order of a list, with the fewest columns in a tile; of a step that has `narrow`.
     """
     height, width = shape.output
     lines, pixels = shape.batch * height, width
@@ -244,11 +258,12 @@ def plan_conv(shape: ConvShape, dot: Dot, *, weights_per_image: bool = False, bo
         lines *= apart
     dot = dot.for_pixels(pixels)
     sets = shape.batch if weights_per_image else 1
-    rows, tile = choose_tile(pixels, vectors, dot, by=by)
+    held, vectors = (dot.narrow, by) if listed and dot.narrow is not None else (dot, vectors)
+    rows, tile = choose_tile(pixels, vectors, held, by=by)
     bounded = bounded and dot.saturate is not None and by * dot.lanes == dot.packed_lanes
-    plan = ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, sets, bounded)
+    plan = ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, sets, bounded, listed=held is not dot)
     if not (dot.tiles or shape.pointwise):
-        rows, tile, lines, pixels = join_lines((lines, pixels), vectors, dot, by=by, within=height)
+        rows, tile, lines, pixels = join_lines((lines, pixels), vectors, held, by=by, within=height)
         plan = replace(plan, rows=rows, tile=tile, lines=lines, pixels=pixels, joined=pixels > width)
     if dot.tiles and not shape.pointwise and shape.stride == (1, 1):
         pixels = (height - 1) * shape.width + width
@@ -415,6 +430,11 @@ class Address:
         plan, pair = self.plan, self.plan.dot.pair
         row = pair + plan.copies * plan.start_rows + r % plan.copies * pair
         return self.scale(task, v) + row * plan.packing.lanes
+
+    def listed(self, task: Expr, index: Expr) -> Expr:
+        """Element of the list of a block of columns."""
+        plan = self.plan
+        return plan.constant_elements - plan.list_elements + self._columns(task) * (1 + 2 * plan.window_steps) + index
 
     def stored(self, x: Expr, r: Expr) -> Expr:
         """Whether a pixel of a line is one of the output."""

@@ -63,6 +63,8 @@ class Dot:
         saturate: 16-bit integers of `packed_lanes` columns -> int8, where columns are finished so many at a time and
             sums that are small enough take few operations (`conv_plan.ConvPlan.bounded`); else None.
         code: functions that `step` calls, in LLVM's language (`llvm_calls`).
+        narrow: the quicker step for weights of which no pair can saturate 16 bits (`fits_narrow`), of the same layout;
+            None where `step` is the only one.
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
             expressions.
     """
@@ -90,6 +92,7 @@ class Dot:
     across: Callable[[Expr, Expr, Expr], Expr] | None = None
     saturate: Callable[[Expr], Expr] | None = None
     code: str = ""
+    narrow: Dot | None = None
 
     @property
     def by_lane(self) -> Dot:
@@ -346,7 +349,8 @@ def _bytes(lanes: int, registers: int, mnemonic: str, step: Callable[[Expr, Expr
 
 
 _VPDPBUSD = _bytes(16, 32, "vpdpbusd", _vpdpbusd(512), lane_by_lane=_vpdpbusd_lanes(16))
-_VPMADDWD = _bytes(8, 16, "vpmaddwd", _vpmaddwd, parted=True)
+_VPMADDUBSW = _bytes(8, 14, "vpmaddubsw", _vpmaddubsw, weight_bits=7)
+_VPMADDWD = _bytes(8, 16, "vpmaddwd", _vpmaddwd, parted=True, narrow=_VPMADDUBSW)
 _TDPBUSD = replace(
     _VPDPBUSD, group=MATRIX_INPUTS, mnemonic="tdpbusd", alone=_VPDPBUSD, tiles=8, interleaved=_VECTOR_INPUTS
 )
@@ -412,7 +416,7 @@ ISAS: Mapping[str, Isa] = {
         Isa(
             "avx2_7bit",
             _x86("haswell"),
-            _bytes(8, 14, "vpmaddubsw", _vpmaddubsw, weight_bits=7),
+            _VPMADDUBSW,
             _float(8, 16, "vfmadd"),
             _VPMADDWD,
         ),

@@ -14,6 +14,7 @@ from torch.fx import Node
 from deploykit_targets.tvm.emit import Emitter, Part, dtype_of, whole
 from deploykit_targets.tvm.kernels.bfloat16 import AS_FLOAT, BFLOAT16, to_bits
 from deploykit_targets.tvm.kernels.conv import conv
+from deploykit_targets.tvm.kernels.conv_listed import list_steps, plan_listed
 from deploykit_targets.tvm.kernels.conv_plan import (
     ConvPlan,
     ConvShape,
@@ -315,7 +316,8 @@ class Layer:
             self._depthwise(source, result, values, bias, scale, tail, macs)
         else:
             small = self.bounded(first)
-            plan = plan_conv(self.shape, dot, bounded=small is not None)
+            plan = plan_listed(self.shape, dot, values) if integer else None
+            plan = plan or plan_conv(self.shape, dot, bounded=small is not None)
             residual = None if joined is None else joined.residual(tail, own)
             finite_beyond(emit, source, plan)
             packed = pack_conv(plan, values)
@@ -323,6 +325,8 @@ class Layer:
                 constants = pack_bounded_constants(plan, small)
             else:
                 constants = pack_conv_constants(plan, bias, scale)
+            if plan.listed:
+                constants = np.concatenate([constants, list_steps(plan, packed)])
             reads = [
                 whole(source, plan.input_elements),
                 Part(emit.constant(packed), packed.size),
@@ -333,7 +337,7 @@ class Layer:
             output = None if tail.dtype == dot.activation else tail.dtype
             emit.call(
                 "conv",
-                (plan.shape, plan.dot.mnemonic, dot.activation, tail.clip, residual, output, plan.bounded),
+                (plan.shape, plan.dot.mnemonic, dot.activation, tail.clip, residual, output, plan.bounded, plan.listed),
                 lambda: conv(plan, limits=tail.clip, residual=residual, output=output),
                 reads,
                 [whole(result)],

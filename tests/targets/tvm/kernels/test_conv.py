@@ -13,6 +13,7 @@ from deploykit.contract.errors import UsageError
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
 from deploykit_targets.tvm.kernels.conv import conv
+from deploykit_targets.tvm.kernels.conv_listed import fits_narrow, list_steps, plan_listed
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
 from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
@@ -285,3 +286,61 @@ def test_sums_at_the_end_of_their_range_do_not_saturate(host_isa: Isa, execute: 
     inputs = x, pack_conv(plan, weight), pack_conv_constants(plan, bias, scale)
     result = execute(conv(plan), host_isa, *inputs, elements=plan.output_elements, dtype=dot.activation)
     within_one(result, np.full(result.shape, np.rint(255 - 64 * 255 * largest * 1e-4)))
+
+
+@given(a=st.tuples(*[st.integers(0, 255)] * 2), w=st.tuples(*[st.integers(-128, 127)] * 2))
+def test_pairs_that_fit_do_not_saturate(a: tuple[int, int], w: tuple[int, int]) -> None:
+    assume(fits_narrow(np.array(w)))
+    assert -(1 << 15) <= a[0] * w[0] + a[1] * w[1] < 1 << 15
+
+
+@pytest.mark.parametrize("pair", [(127, 2), (65, 64), (-128, -1), (-64, -65)])
+def test_pairs_that_do_not_fit_would_saturate(pair: tuple[int, int]) -> None:
+    assert not fits_narrow(np.array(pair))
+    assert not -(1 << 15) <= 255 * sum(pair) < 1 << 15
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ConvShape(1, 9, 9, 24, 40, (3, 3)),  # lines are joined; columns that 16 does not divide
+        ConvShape(2, 11, 12, 36, 34, (3, 3), (2, 2), (2, 2), groups=2),
+        ConvShape(1, 1, 30, 70, 33),  # a dense layer, inputs that fill no step
+        ConvShape(1, 6, 6, 20, 12, (2, 2)),  # fewer columns than lie beside each other in packed weights
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("residual", [False, True])
+def test_steps_that_saturate_are_multiplied_in_16_bits(
+    shape: ConvShape, residual: bool, execute: Any, within_one: Any
+) -> None:
+    """Inputs are at the top of their range, and a hundredth of the weights at that of theirs."""
+    avx2, rng = ISAS["avx2"], np.random.default_rng(3)
+    size = (shape.columns, shape.channels // shape.groups, *shape.kernel)
+    weight = np.clip(rng.normal(0, 30, size), -128, 127).astype(np.int8)
+    weight[rng.random(size) < 0.01] = 127
+    plan = plan_listed(shape, avx2.int8, weight)
+    assert plan is not None and plan.listed
+    x = rng.integers(200, 256, plan.input_elements).astype(np.uint8)
+    scale, packed = np.full(shape.columns, 1 / (90 * np.sqrt(np.prod(size[1:]))), np.float32), pack_conv(plan, weight)
+    sums = reference(shape, x[: shape.batch * shape.height * shape.width * shape.channels], weight)
+    bias = (128 - sums.mean(axis=(0, 1, 2)) * scale).astype(np.float32)
+    constants = np.concatenate([pack_conv_constants(plan, bias, scale), list_steps(plan, packed)])
+    counts = constants[plan.constant_elements - plan.list_elements :].view(np.int32)[:: 1 + 2 * plan.window_steps]
+    assert 0 < counts.sum() < counts.size * plan.window_steps, "some steps are narrow, and some are not"
+    expected = sums * scale + bias
+    others: tuple[np.ndarray, ...] = ()
+    if residual:
+        other = rng.integers(0, 256, plan.output_elements).astype(np.uint8)
+        others = (other,)
+        expected += other.reshape(expected.shape).astype(np.float64) - 7
+    kernel = conv(plan, residual=Residual(Affine(1.0, 7), Affine(1.0, 0)) if residual else None)
+    result = execute(kernel, avx2, x, packed, constants, *others, elements=plan.output_elements, dtype="uint8")
+    within_one(result, np.clip(np.rint(expected), 0, 255))
+
+
+def test_a_list_that_does_not_pay_is_not_read() -> None:
+    weight = np.full((32, 64, 1, 1), 100, np.int8)
+    assert plan_listed(ConvShape(1, 8, 8, 64, 32), ISAS["avx2"].int8, weight) is None
+    assert plan_listed(ConvShape(1, 8, 8, 64, 32), ISAS["avx512_vnni"].int8, weight // 4) is None
+    assert plan_listed(ConvShape(1, 1, 1, 64, 32), ISAS["avx2"].int8, weight // 4) is None
