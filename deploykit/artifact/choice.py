@@ -27,6 +27,8 @@ class Candidate:
         latency_ms: percentiles, measured in turns with the other candidates that pass, or estimated; None where it
             does not pass.
         reason: why it was refused or failed, or what installs it; "" where it passes.
+        relative_cost: multiply-accumulates, each times the bytes of its type, where the device is not here and its
+            table has no rates to estimate a latency from; no time. None elsewhere.
     """
 
     target: str
@@ -35,6 +37,7 @@ class Candidate:
     size_bytes: int | None = None
     latency_ms: Percentiles | None = None
     reason: str = ""
+    relative_cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Choice:
     Attributes:
         winner: `target` of the candidate.
         threads: the number of threads of the runtimes that were measured; 0 in an estimate.
-        evidence: the evidence level of the latencies: `device`, or `estimate` where the device is not here.
+        evidence: the evidence level of latencies or relative costs: `device`, or `estimate` where the device is not
+            here.
     """
 
     winner: str

@@ -81,6 +81,11 @@ def estimate_layers(
     )
 
 
+def relative_cost(achieved: Achieved) -> float:
+    """Multiply-accumulates, each times the bytes of its type: compares builds of one model where no rates are known."""
+    return sum(layer.macs * _width(layer) for layer in achieved.layers)
+
+
 def _width(layer: LayerAchieved) -> float:
     """Bytes of an activation."""
     return dtype_of(layer.precision).bytes

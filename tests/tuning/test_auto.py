@@ -46,6 +46,20 @@ def test_by_estimate_where_the_device_is_not_here(case: Any, tmp_path: Path, mon
     assert [row.latency_ms is None for row in artifact.choice.candidates] == [False, False]
 
 
+def test_by_relative_cost_where_the_table_has_no_rates(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed")
+    monkeypatch.setattr(auto, "PRECISIONS", ("fp32", "fp16"))
+    artifact = export(case, "coreml", tmp_path / "a")
+    choice = artifact.choice
+    assert choice is not None and choice.winner == "fp16" and choice.evidence is Evidence.ESTIMATE
+    costs = {row.target: row.relative_cost for row in choice.candidates}
+    macs = sum(layer.macs for layer in artifact.achieved.layers)
+    assert costs == {"fp16": 2.0 * macs, "fp32": 4.0 * macs}
+    assert [row.latency_ms for row in choice.candidates] == [None, None]
+
+
 def test_patterns_are_of_the_precisions_that_quantise(
     case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,10 @@ def forget(model: Any) -> None:
             parameter.mul_(3.0)
 
 
+def idle(model: Any) -> None:
+    """Trains nothing."""
+
+
 def crash(model: Any) -> None:
     forget(model)
     raise KeyboardInterrupt
@@ -100,3 +104,11 @@ def test_what_cannot_be_trained_says_why(case: Any, tmp_path: Path) -> None:
     assert "no train= was given" in reason(net(), None)
     assert "pass evaluate=" in reason(net(), learn)
     assert "has no parameters to train" in reason(case.captured, learn, evaluate=near)
+
+
+def test_a_training_that_changes_nothing_proves_nothing(tmp_path: Path) -> None:
+    """Its artifact is near to what was trained, and has the recipe of the start: the start is judged by itself."""
+    plan = tune(net(), idle, tmp_path / "a")
+    assert [step.outcome for step in plan.ladder if step.step == "train"] == ["passed over"]
+    assert plan.ladder[-1].step == "ptq: artifact"
+    assert abs(plan.best.parity.sqnr_db - plan.ladder[0].sqnr_db) < 3.0

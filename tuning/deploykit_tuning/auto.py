@@ -1,7 +1,8 @@
 """`precision="auto"`: the fastest precision of a target that passes its gates, the task metric among them.
 
 Each precision is exported, and what passes is measured in turns where the artifacts compute here as on their device;
-elsewhere latencies are estimates from the device table, and the choice says so. The two are never mixed. An int8 that
+elsewhere latencies are estimates from the device table, or, where that has no rates, what the arithmetic costs by the
+bytes of its types, and the choice says so. They are never mixed. An int8 that
 misses its gates is tuned (ranges, rounding, layers in float) before it is given up.
 """
 
@@ -22,7 +23,6 @@ from deploykit.artifact.replace import check_replaceable, replaceable
 from deploykit.artifact.storage import publish_folder, staging_folder, write_file
 from deploykit.contract.errors import (
     DeploykitError,
-    DeviceError,
     GateError,
     MissingDependencyError,
     ParityError,
@@ -35,7 +35,7 @@ from deploykit.pipeline.fastest import SUFFIX, attempt, described, is_native, ke
 from deploykit.pipeline.plan import default_output
 from deploykit.pipeline.unused import refuse_unused, used_of_each
 from deploykit.plugin.artifact import Artifact, load
-from deploykit.plugin.estimate import estimate
+from deploykit.plugin.estimate import estimate, relative_cost
 from deploykit.plugin.registry import Resolved, resolve
 from deploykit_tuning.tuning import tune
 
@@ -57,7 +57,6 @@ def export_auto(export: Export, request: Mapping[str, Any]) -> Artifact:
         UsageError: a recipe, or `device:fastest`, which choose otherwise.
         UnsupportedPrecisionError: the target has none of `PRECISIONS` here.
         ParityError: nothing passes; the message has the reason of each.
-        DeviceError: the device is not here, and its table has no rates to estimate from.
     """
     _check(request)
     resolved = resolve(request["target"])
@@ -159,18 +158,21 @@ def _chosen(passing: Mapping[str, Artifact], made: Mapping[str, Made], resolved:
     if native:
         return measured(native, made)
     rows = [_estimated(name, found, passing, resolved) for name, found in made.items()]
-    rows.sort(key=lambda row: row.latency_ms.p50 if row.latency_ms else float("inf"))
+    rows.sort(key=_estimate_of)
     return Choice(rows[0].target, 0, tuple(rows), Evidence.ESTIMATE)
 
 
 def _estimated(name: str, found: Made, passing: Mapping[str, Artifact], resolved: Resolved) -> Candidate:
+    """With a latency by the device's rates; a device that has none in its table leaves what the arithmetic costs."""
     row = described(name, found)
     if name not in passing:
         return row
-    try:
-        latency = estimate(passing[name], resolved.device).latency_ms
-    except DeviceError as error:
-        names = ", ".join(passing)
-        hint = f"export on the device, or name the precision: {names} pass"
-        raise DeviceError(f"nothing can be measured here, and {error.message}", hint=hint) from error
-    return replace(row, latency_ms=latency, reason="")
+    if not resolved.device.peak_tops:
+        return replace(row, relative_cost=relative_cost(passing[name].achieved), reason="")
+    return replace(row, latency_ms=estimate(passing[name], resolved.device).latency_ms, reason="")
+
+
+def _estimate_of(row: Candidate) -> float:
+    if row.latency_ms is not None:
+        return row.latency_ms.p50
+    return float("inf") if row.relative_cost is None else row.relative_cost

@@ -121,8 +121,14 @@ class Climb:
         return entry.figures
 
     def take_artifact(self, entry: Entry, *, new: bool = False) -> None:
-        """Take a step that made an artifact of its own, in the folder of its key."""
-        if entry.recipe is not None and entry.figures is not None and self.folder(entry.key).is_dir():
+        """Take a step that made an artifact of its own, in the folder of its key.
+
+        One that is passed over stands for no candidate: it was judged against what was trained, and a training that
+        changed nothing has the recipe of its start.
+        """
+        is_kept = entry.step.outcome == KEPT and entry.recipe is not None and entry.figures is not None
+        if is_kept and self.folder(entry.key).is_dir():
+            assert entry.recipe is not None and entry.figures is not None
             artifact = load(self.folder(entry.key))
             self._proved[bare(entry.recipe).fingerprint] = (artifact, entry.figures)
         self._take(entry, new=new)

@@ -92,7 +92,8 @@ class Training:
         folder = search.folder(key)
         artifact = trained.export(output=folder, strict=False, task=search.bench.goal.task, **self.exported)
         figures: Figures = search.bench.proved(artifact)
-        outcome = KEPT if better(figures, search.here.figures) else PASSED_OVER
+        here = search.here.figures  # its SQNR is against the float model, and that of the trained one is not
+        outcome = KEPT if better(replace(figures, sqnr_db=here.sqnr_db), here) else PASSED_OVER
         step = LadderStep.of(STEP, outcome, figures, time.perf_counter() - began)
         assert artifact.recipe is not None
         return Entry(key, step, replace(artifact.recipe, ladder=()), figures)

@@ -92,9 +92,14 @@ def choice_table(choice: Choice) -> Table:
         ]
         for row in choice.candidates
     ]
+    heads = ["tried", "status", "p50", "SQNR", "size", "why not"]
+    if any(row.relative_cost is not None for row in choice.candidates):
+        heads[2] = "MACs x bytes"
+        for cells, row in zip(rows, choice.candidates, strict=True):
+            cells[2] = figures.plain(row.relative_cost)
     measured = f"Measured in turns on {choice.threads} thread(s)"
     title = measured if choice.threads else f"By {choice.evidence}: the device is not here"
-    return grid(title, ["tried", "status", "p50", "SQNR", "size", "why not"], rows, right=["p50", "SQNR", "size"])
+    return grid(title, heads, rows, right=heads[2:5])
 
 
 def shown_path(artifact: Artifact) -> Path:
