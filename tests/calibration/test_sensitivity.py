@@ -30,7 +30,7 @@ from deploykit_calibration.sensitivity.ends import End, ends_of
 from deploykit_calibration.sensitivity.noise import saturated
 from deploykit_calibration.sensitivity.planning import Planning
 from deploykit_calibration.sensitivity.scores import DIRECTIONS, PASSES, score
-from deploykit_calibration.sensitivity.search import sequence
+from deploykit_calibration.sensitivity.search import pruned, sequence
 from deploykit_calibration.sensitivity.taps import Taps
 from deploykit_targets._schemes.gpu import TENSORRT_FP8
 from deploykit_targets._schemes.x86 import ONNX_X86
@@ -338,3 +338,24 @@ def test_a_move_that_gains_only_behind_another_is_found() -> None:
 
 def test_what_gains_nothing_is_not_kept() -> None:
     assert list(sequence([("a",), ("b",)], lambda kept: 1.0, len, 2)) == []
+
+
+def test_what_later_choices_make_superfluous_is_let_go_dearest_first() -> None:
+    powers = {"early": 1.0, "dear": 2.0, "cheap": 2.0, "loud": 8.0}
+    cost = {"early": 3.0, "dear": 9.0, "cheap": 1.0, "loud": 1.0}
+    noise = lambda kept: sum(power for name, power in powers.items() if name not in kept)  # noqa: E731
+    weight = lambda move: sum(cost[name] for name in move)  # noqa: E731
+    kept = ("early", "dear", "cheap", "loud")
+    assert pruned(kept, noise, weight, 2.0) == ("early", "cheap", "loud"), "the dear one fits, and then no other does"
+    assert pruned(kept, noise, weight, 3.5) == ("cheap", "loud")
+    assert pruned(kept, noise, weight, 0.5) == kept
+
+
+def test_a_wanted_gain_is_reached_more_cheaply(case_of: Any) -> None:
+    found = sensitivity(prepared_of(case_of(Residual(), (torch.zeros(1, 3, 24, 24),))))
+    plain = found.front()
+    wanted = plain[len(plain) // 2].gain_db
+    second = found.front(near_db=wanted)
+    cheapest = lambda front: min(each.cost for each in front if each.gain_db >= wanted)  # noqa: E731
+    assert cheapest(second) <= cheapest(plain)
+    assert all(found.predict(each.kept) == each for each in second), "what is promised is what is predicted"

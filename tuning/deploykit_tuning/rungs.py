@@ -130,10 +130,12 @@ def _rests(prepared: Prepared) -> tuple[str, ...]:
 def _mixed(search: Climb, here: Point, rest: str) -> None:
     from deploykit_calibration.sensitivity import meet
 
-    front = _front(search, search.bench.prepared(here.recipe), rest)
+    task, margin = search.bench.goal.task, here.figures.margin
+    # a metric that fell follows no prediction of noise: the bisection then begins in the middle
+    fell = task is not None and (here.figures.drop or 0.0) > task.max_drop
+    front = _front(search, search.bench.prepared(here.recipe), rest, None if fell else -margin)
     if not front:
         return
-    task, margin = search.bench.goal.task, here.figures.margin
 
     def figure(candidate: Candidate) -> float:
         step = f"mixed: {len(candidate.kept)} layers in {candidate.rest}"
@@ -144,18 +146,16 @@ def _mixed(search: Climb, here: Point, rest: str) -> None:
     def predicted(candidate: Candidate) -> float:
         return margin + candidate.gain_db
 
-    # a metric that fell follows no prediction of noise: the bisection then begins in the middle
-    fell = task is not None and (here.figures.drop or 0.0) > task.max_drop
     meet(front, figure, 0.0, predicted=None if fell else predicted, most=EVALUATIONS)
 
 
-def _front(search: Climb, prepared: Prepared, rest: str) -> Sequence[Candidate]:
+def _front(search: Climb, prepared: Prepared, rest: str, near_db: float | None) -> Sequence[Candidate]:
     from deploykit_calibration.sensitivity import sensitivity
 
     least, run = search.bench.plan.gates.min_placement, search.bench.run
     try:
         scored = sensitivity(prepared, run.judged if run is not None else (), rest=rest)
-        found = scored.front(least_share=LEAST_PLACED if least is None else least)
+        found = scored.front(least_share=LEAST_PLACED if least is None else least, near_db=near_db)
     except DeploykitError as error:
         search.skip("mixed", error.message)
         return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from deploykit_calibration.sensitivity.candidates import Candidate, front
 from deploykit_calibration.sensitivity.costs import Costs, costs_of
 from deploykit_calibration.sensitivity.ends import End, ends_of
 from deploykit_calibration.sensitivity.noise import NoiseModel
-from deploykit_calibration.sensitivity.search import Move, moves_of, sequence
+from deploykit_calibration.sensitivity.search import Move, moves_of, pruned, sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 SAMPLES = 32
 """Of the calibration data, that the simulated graph is measured on; gradients are taken of the first of them."""
+_NEAR_DB = (1.5, 3.0)
+"""How far below and above a wanted gain candidates are made cheaper: predictions are off by about as much."""
+_SPARE_DB = (1.0, 2.0, 3.0)
+"""How much less noise the sets have that are pruned down to that of a candidate."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,15 @@ class Sensitivity:
         steps = [(), *sequence(self._moves(), self._noise.relative, len, count)]
         return self._candidate(steps[-1], self.costs)
 
-    def front(self, costs: Costs | None = None, *, least_share: float = 0.0) -> tuple[Candidate, ...]:
+    def front(
+        self, costs: Costs | None = None, *, least_share: float = 0.0, near_db: float | None = None
+    ) -> tuple[Candidate, ...]:
         """The candidates that no other beats in predicted SQNR, cost and quantised share, cheapest first.
 
         Args:
             costs: others than those of the device table.
             least_share: the least share of the multiply-accumulates that must stay quantised, 0 to 1.
+            near_db: a gain that is wanted: cheaper ways to what candidates about it gain are looked for.
         """
         costs = costs if costs is not None else self.costs
         extra = {name: cost.extra for name, cost in costs.layers.items()}
@@ -114,8 +121,24 @@ class Sensitivity:
         for weight in (weigh, len):
             for kept in sequence(moves, self._noise.relative, weight, most):
                 found.setdefault(frozenset(kept), kept)
+        if near_db is not None:
+            for kept in list(self._cheaper(tuple(found.values()), weigh, near_db)):
+                found.setdefault(frozenset(kept), kept)
         candidates = (self._candidate(kept, costs) for kept in found.values())
         return front(each for each in candidates if each.quantized_share >= least_share)
+
+    def _cheaper(self, sets: Sequence[Move], weight: Callable[[Move], float], near_db: float) -> Iterator[Move]:
+        """For those of about a gain, what is left of sets of less noise that were pruned down to theirs."""
+        noise, dearness = self._noise.relative, {kept: weight(kept) for kept in sets}
+        for kept in sets:
+            gain_db = self._noise.predicted_db(kept) - self.sqnr_db
+            if not near_db - _NEAR_DB[0] <= gain_db <= near_db + _NEAR_DB[1]:
+                continue
+            for spare_db in _SPARE_DB:
+                least = noise(kept) * 10.0 ** (-spare_db / 10.0)
+                quieter = [each for each in sets if noise(each) <= least]
+                if quieter:
+                    yield pruned(min(quieter, key=dearness.__getitem__), noise, weight, noise(kept))
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, for JSON."""

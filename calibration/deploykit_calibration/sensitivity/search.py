@@ -55,6 +55,24 @@ def sequence(moves: Iterable[Move], noise: Noise, weight: Callable[[Move], float
             yield kept
 
 
+def pruned(kept: Move, noise: Noise, weight: Callable[[Move], float], most: float) -> Move:
+    """Fewer layers of no more noise: of some that are kept, the dearest are let go first, as far as the noise allows.
+
+    What was chosen early, for its gain, may be what later choices make superfluous; and of what nearly meets a goal a
+    cheap layer more and a dear one less is cheaper.
+
+    Args:
+        kept: layers of less noise than is asked for.
+        most: noise that may be left.
+    """
+    left = kept
+    for name in sorted(kept, key=lambda each: weight((each,)), reverse=True):
+        rest = tuple(each for each in left if each != name)
+        if noise(rest) <= most:
+            left = rest
+    return left
+
+
 def moves_of(layers: Sequence[str], reads: Iterable[tuple[str, ...]]) -> tuple[Move, ...]:
     """Single layers, and the sets of them that one rounding hangs on.
 
