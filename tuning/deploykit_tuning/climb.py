@@ -73,13 +73,16 @@ class Climb:
         assert self.best is not None
         return self.best
 
-    def attempt(self, step: str, make: Make, *, parent: Recipe | None = None, detail: object = "") -> Figures | None:
+    def attempt(
+        self, step: str, make: Make, *, parent: Recipe | None = None, detail: object = "", worth_db: float = 0.0
+    ) -> Figures | None:
         """Make a candidate and measure it; the best one is kept.
 
         Args:
             step: its name in the ladder.
             make: gives the recipe. What it refuses is told in the ladder; what the metric raises passes.
             parent, detail: what it is made from and how, by which the step is known again.
+            worth_db: what it must gain to be kept where it does not meet the goal, and no task tells.
         Returns:
             Its figures; None where it came to no candidate, or the budget is spent.
         """
@@ -91,9 +94,9 @@ class Climb:
         if known is not None:
             return self._take(known)
         self.line.show(step, self.best)
-        return self._take(self._measured(step, make, key), new=True)
+        return self._take(self._measured(step, make, key, worth_db), new=True)
 
-    def _measured(self, step: str, make: Make, key: str) -> Entry:
+    def _measured(self, step: str, make: Make, key: str, worth_db: float) -> Entry:
         began = time.perf_counter()
         try:
             recipe = self.bench.settled(make())
@@ -106,8 +109,9 @@ class Climb:
             seconds = time.perf_counter() - began
             return Entry(key, LadderStep.of(step, PASSED_OVER, None, seconds, "it found nothing to change"))
         figures = self.bench.simulated(recipe)
-        outcome = KEPT if self.best is None or better(figures, self.best.figures) else PASSED_OVER
-        return Entry(key, LadderStep.of(step, outcome, figures, time.perf_counter() - began), recipe, figures)
+        is_kept = self.best is None or better(figures, self.best.figures, worth_db)
+        told = LadderStep.of(step, KEPT if is_kept else PASSED_OVER, figures, time.perf_counter() - began)
+        return Entry(key, told, recipe, figures)
 
     def _take(self, entry: Entry, *, new: bool = False) -> Figures | None:
         if new:

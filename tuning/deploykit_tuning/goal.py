@@ -61,13 +61,19 @@ class Goal:
         return [value - least for value, least in pairs if value is not None and least is not None]
 
 
-def better(one: Figures, other: Figures) -> bool:
+def better(one: Figures, other: Figures, worth_db: float = 0.0) -> bool:
     """Whether `one` is to be preferred: it meets the goal, or is nearer; of two that meet it, the cheaper.
 
     The task decides as far as it is missed, because the SQNR alone can mis-rank; the SQNR decides between equals: of
     two that keep the metric, a higher one by chance is not nearer to what is asked for.
+
+    Args:
+        worth_db: least gain where the SQNR decides and neither meets the goal: less is a matter of the samples.
     """
-    return _rank(one) > _rank(other)
+    first, second = _rank(one), _rank(other)
+    if first[:-1] == second[:-1]:
+        return first[-1] > second[-1] + (0.0 if one.met else worth_db)
+    return first > second
 
 
 def _rank(found: Figures) -> tuple[bool, float, float, float]:

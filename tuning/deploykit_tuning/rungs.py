@@ -32,6 +32,9 @@ NAMES = ("ptq", "rounding", "mixed", "train")
 EVALUATIONS = 4
 """Real evaluations of mixed precision: sixteen candidates are told apart."""
 
+WORTH_DB = 0.3
+"""What an algorithm over the model must gain: less is the draw's, and every candidate on top pays its seconds."""
+
 
 def rungs(allow: Sequence[str], base: Callable[[], Recipe], train: Callable[[Climb], None]) -> Iterator[Rung]:
     """The rungs that are allowed, cheapest first; the plain export is always the start.
@@ -68,7 +71,8 @@ def rounding(search: Climb) -> None:
     """Every registered algorithm over the model, each on top of those that were kept."""
     for found in _offered(search, choices=False):
         here = search.here.recipe
-        search.attempt(f"rounding: {found.name}", partial(_with, here, found), parent=here)
+        make = partial(_with, here, found)
+        search.attempt(f"rounding: {found.name}", make, parent=here, worth_db=WORTH_DB)
         if search.here.figures.met:
             return
 
