@@ -219,6 +219,19 @@ def test_the_cheapest_candidate_is_met_in_four_evaluations(first: int, offset: f
     assert met.best.cost == min(first, 15)
 
 
+@pytest.mark.parametrize("first", range(2, 62), ids="goal met from {}".format)
+@pytest.mark.parametrize("slope", [0.8, 1.0, 1.2])
+def test_what_is_measured_corrects_what_is_predicted(first: int, slope: float) -> None:
+    """Sixty-four candidates, steps of a quarter decibel, gains that are a fifth more or less than predicted."""
+    candidates = [candidate(at, 20.0 + at / 4) for at in range(64)]
+    met = meet(
+        candidates, lambda each: 21.0 + slope * (each.sqnr_db - 20.0), 21.0 + slope * first / 4,
+        predicted=lambda each: each.sqnr_db,
+    )  # fmt: skip
+    assert met.meets and len(met.tried) <= 4
+    assert first <= met.best.cost <= first + 1
+
+
 def test_a_goal_that_nothing_meets_leaves_the_best() -> None:
     candidates = [candidate(at, 20.0) for at in range(5)]
     met = meet(candidates, lambda each: float("nan") if each.cost == 3 else each.cost, 100.0)

@@ -116,7 +116,7 @@ def _with(here: Recipe, found: Algorithm) -> Recipe:
 
 
 def mixed(search: Climb) -> None:
-    """Some layers wider or in float: ranked by sensitivity, and found by bisection over the Pareto front."""
+    """Some layers wider or in float: ranked by sensitivity, and found by few evaluations over the Pareto front."""
     here = search.here
     for rest in _rests(search.bench.prepared(here.recipe)):
         _mixed(search, here, rest)

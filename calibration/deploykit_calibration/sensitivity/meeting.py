@@ -1,7 +1,12 @@
-"""The cheapest candidate that meets a goal, by few real evaluations: bisection over a front."""
+"""The cheapest candidate that meets a goal, by few real evaluations over a front.
+
+Predictions are off by much the same for neighbours: each evaluation tells how far, and the next is of the cheapest
+candidate that should meet the goal by that. Without predictions it is bisection.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +14,8 @@ from deploykit_calibration.sensitivity.candidates import Candidate
 
 MOST = 4
 """Evaluations: sixteen candidates are told apart."""
+_OFF_DB = 1.0
+"""How far a prediction may be off that was corrected by a neighbour: what is expected to miss by more is not tried."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +64,15 @@ def meet(
         raise ValueError("there is no candidate")
     tried: list[Tried] = []
     low, high = 0, len(candidates) - 1  # the cheapest that meets the goal lies between, or nothing does
-    at = _start(candidates, goal, predicted)
-    while low <= high and len(tried) < most:
+    at: int | None = _start(candidates, goal, predicted)
+    while at is not None and len(tried) < most:
         figure = evaluate(candidates[at])
         tried.append(Tried(candidates[at], figure, figure >= goal))
         if tried[-1].meets:
             high = at - 1
         else:
             low = at + 1
-        at = _next(low, high, at, meets=tried[-1].meets, first=len(tried) == 1, informed=predicted is not None)
+        at = _next(candidates, range(low, high + 1), goal, predicted, tried)
     met = [each for each in tried if each.meets]
     if met:
         return Met(min(met, key=lambda each: each.candidate.cost).candidate, True, tuple(tried))
@@ -80,9 +87,24 @@ def _start(candidates: Sequence[Candidate], goal: float, predicted: Callable[[Ca
     return next(expected, len(candidates) - 1)
 
 
-def _next(low: int, high: int, at: int, *, meets: bool, first: bool, informed: bool) -> int:
-    """The middle of what is left; right behind an informed start, a point near to it, for it will be nearly right."""
-    if not first or not informed:
-        return (low + high) // 2
-    span = max((high - low + 1) // 4, 0)
-    return max(high - span, low) if meets else min(low + span, high)
+def _next(
+    candidates: Sequence[Candidate],
+    left: range,
+    goal: float,
+    predicted: Callable[[Candidate], float] | None,
+    tried: Sequence[Tried],
+) -> int | None:
+    """Which of those that are left to try: the middle without predictions; None where it is not worth one."""
+    if not left:
+        return None
+    last = tried[-1]
+    if predicted is None or math.isnan(last.figure):
+        return left[(len(left) - 1) // 2]
+    off = last.figure - predicted(last.candidate)
+    expected = {at: predicted(candidates[at]) + off for at in left}
+    meeting = [at for at in left if expected[at] >= goal]
+    if meeting:
+        return meeting[0]
+    nearest = max(left, key=lambda at: expected[at])
+    is_hopeless = any(each.meets for each in tried) and expected[nearest] < goal - _OFF_DB
+    return None if is_hopeless else nearest
