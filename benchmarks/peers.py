@@ -85,11 +85,16 @@ def ort_runner(path: Path, threads: int) -> Runner:
     return lambda feeds: session.run(None, feeds)
 
 
-def openvino_runner(path: Path, threads: int) -> Runner:
-    """A plain OpenVINO request with the plugin's defaults (which may compute leftovers in bf16)."""
+def openvino_runner(path: Path, threads: int, precision: str = "") -> Runner:
+    """A plain OpenVINO request with the plugin's defaults (which may compute leftovers in bf16).
+
+    Args:
+        precision: what floats are to be computed in instead: `bf16`.
+    """
     import openvino
 
     config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    config |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
     compiled = openvino.Core().compile_model(str(path), "CPU", config)
     request = compiled.create_infer_request()
     ports = compiled.outputs

@@ -44,7 +44,7 @@ from deploykit_targets.tvm.processor import processor_of
 DEVICES = Path(deploykit_targets.tvm.__file__).with_name("devices.toml")
 Run = Callable[[], Any]
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "bert_encoder", "vit_small")
-PRECISIONS = ("int8", "fp32")
+PRECISIONS = ("int8", "bf16", "fp32")
 LABELS = {"tvm": "deploykit TVM", "": "deploykit ONNX Runtime", "openvino": "deploykit OpenVINO"}
 PACKAGES = {"": ("onnxruntime",), "openvino": ("openvino",), "litert": ("ai_edge_litert", "litert_torch")}
 LITERT = "litert"
@@ -58,11 +58,11 @@ def targets(avx2: bool) -> dict[str, str]:
 
 
 def export(name: str, target: str, folder: Path) -> None:
-    """Both precisions of a model for one target, and the seconds of each; what exists is kept."""
+    """All precisions of a model that a target has, and the seconds of each; what exists is kept."""
     model, example = getattr(models, name)()
     for precision in PRECISIONS:
         path = _artifact(folder, name, target, precision)
-        if path.exists():
+        if path.exists() or (precision == "bf16" and target != "x86-cpu:tvm"):
             continue
         began = time.perf_counter()
         deploykit.export(
@@ -120,9 +120,14 @@ def opened(name: str, precision: str, folder: Path, threads: int, avx2: bool) ->
             sessions.append(session)
             feeds = {session.inputs[0].name: x}
             made[label] = lambda s=session, f=feeds: s.run(f)  # type: ignore[misc]
-    file = folder / (f"{name}-static.onnx" if precision == "int8" else f"{name}.onnx")
-    ort = peers.ort_runner(file, threads)
-    made["ORT quantize_static" if precision == "int8" else "ORT"] = lambda: ort({"x": x})
+    if precision == "bf16":
+        if importlib.util.find_spec("openvino"):
+            openvino = peers.openvino_runner(folder / f"{name}.onnx", threads, "bf16")
+            made["deploykit OpenVINO"] = lambda: openvino({"x": x})
+    else:
+        file = folder / (f"{name}-static.onnx" if precision == "int8" else f"{name}.onnx")
+        ort = peers.ort_runner(file, threads)
+        made["ORT quantize_static" if precision == "int8" else "ORT"] = lambda: ort({"x": x})
     if precision == "fp32":
         torch.set_num_threads(threads)
         made["torch eager"] = lambda: _eager(model, example)
@@ -140,18 +145,20 @@ def measure(name: str, folder: Path, turns: int, avx2: bool, counts: Sequence[in
     """One row per precision and count of threads; milliseconds are minima, ratios are between minima."""
     rows: list[dict[str, Any]] = []
     for precision in PRECISIONS:
-        made = json.loads(_artifact(folder, name, targets(avx2)["tvm"], precision).with_suffix(".json").read_text())
+        own = _artifact(folder, name, targets(avx2)["tvm"], precision)
+        if not own.exists():
+            continue
+        made = json.loads(own.with_suffix(".json").read_text())
         for threads in counts:
             clock = time.thread_time if threads == 1 else time.perf_counter
             with opened(name, precision, folder, threads, avx2) as functions:
                 times = interleaved_ms(functions, turns, clock=clock)
             best = {label: min(found) for label, found in times.items()}
-            rival = min(best[label] for label in RIVALS if label in best)
+            rival = min((best[label] for label in RIVALS if label in best), default=None)
             row: dict[str, Any] = {"model": name, "precision": precision, "threads": threads}
             row |= {"TVM ms": round(best[OWN], 2), "TVM median ms": round(float(np.median(times[OWN])), 2)}
-            row |= {"ORT ms": round(rival, 2), "x ORT": round(best[OWN] / rival, 3)}
-            for column in ("OpenVINO", "LiteRT"):
-                other = best.get(f"deploykit {column}")
+            others = {"ORT": rival} | {column: best.get(f"deploykit {column}") for column in ("OpenVINO", "LiteRT")}
+            for column, other in others.items():
                 row |= {f"{column} ms": other and round(other, 2), f"x {column}": other and round(best[OWN] / other, 3)}
             row["torch eager ms"] = round(best["torch eager"], 2) if "torch eager" in best else None
             rows.append(row | {"export s": made["seconds"]})
@@ -159,14 +166,20 @@ def measure(name: str, folder: Path, turns: int, avx2: bool, counts: Sequence[in
 
 
 def gains(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How much faster int8 is than float32, per model and count of threads, and two threads than one."""
+    """How much faster each precision is than float32, per model and count of threads, and two threads than one."""
     ms = {(row["model"], row["threads"], row["precision"]): row["TVM ms"] for row in rows}
     pairs = {(name, threads) for name, threads, _ in ms}
-    times = {pair: ms[*pair, "fp32"] / ms[*pair, "int8"] for pair in pairs}
-    found = [f"{name}, {threads} thread(s): fp32 / int8 {times[name, threads]:.2f}" for name, threads in sorted(pairs)]
+    found = []
+    for name, threads in sorted(pairs):
+        faster = {p: ms[name, threads, "fp32"] / ms[name, threads, p] for p in PRECISIONS if (name, threads, p) in ms}
+        times = ", ".join(
+            f"fp32 / {precision} {ratio:.2f}" for precision, ratio in faster.items() if precision != "fp32"
+        )
+        found.append(f"{name}, {threads} thread(s): {times}")
     for name in sorted({name for name, threads in pairs if threads == 2 and (name, 1) in pairs}):
-        one, two = ([ms[name, threads, precision] for precision in PRECISIONS] for threads in (1, 2))
-        ratios = ", ".join(f"{p} {a / b:.2f}" for p, a, b in zip(PRECISIONS, one, two, strict=True))
+        had = [precision for precision in PRECISIONS if (name, 1, precision) in ms]
+        one, two = ([ms[name, threads, precision] for precision in had] for threads in (1, 2))
+        ratios = ", ".join(f"{p} {a / b:.2f}" for p, a, b in zip(had, one, two, strict=True))
         found.append(f"{name}: one thread / two {ratios}")
     return found
 
@@ -202,6 +215,7 @@ def main() -> None:
         "batch 1, images of 224 x 224, 128 tokens, seeded random weights; minima of calls in turns in one process:"
         " processor time on one thread, time on two",
         "ORT of int8: the faster of deploykit's own QDQ artifact and quantize_static; of float32: the exported graph",
+        "bf16: OpenVINO runs the exported graph with INFERENCE_PRECISION_HINT=bf16; ONNX Runtime has no kernels for it",
         "LiteRT: deploykit's own artifact, which XNNPACK runs; export: the whole of deploykit.export for TVM",
     ]
     if os.environ.get("MASK_PATCHED"):

@@ -24,6 +24,7 @@ X86_ISAS = (
 ARM_ISAS = (("i8mm", ("asimddp", "i8mm")), ("sdot", ("asimddp",)), ("neon", ("asimd",)))
 """The same of Arm."""
 X86_BFLOAT16 = (
+    ("amx_bf16", ("amx_tile", "amx_bf16", "avx512_bf16", "avx512_vnni", "avx512bw")),
     ("avx512_bf16", ("avx512_bf16", "avx512_vnni", "avx512bw")),
     *((name, features) for name, features in X86_ISAS if name in ("avx512_vnni", "avx2")),
 )
@@ -141,7 +142,7 @@ def processor_of(device: Device, *, bfloat16: bool = False) -> Processor:
     if host.family != device.arch:
         return _one_of(device, kinds[-1][0])
     for isa, features in kinds:
-        if all(map(host.has, features)) and (isa != "amx_int8" or tiles_granted()):
+        if all(map(host.has, features)) and (not isa.startswith("amx") or tiles_granted()):
             return _one_of(device, isa)
     raise DeviceError(
         f"{device.name} is proved on this machine, and {host} has none of {', '.join(n for n, _ in kinds)}",

@@ -65,9 +65,14 @@ def store(tile: Expr, buffer: Expr, index: Expr, stride_bytes: int) -> Expr:
     return _call("tilestored64", _number(tile), T.address_of(buffer[index]), T.int64(stride_bytes))
 
 
-def multiply(sums: Expr, activations: Expr, weights: Expr) -> Expr:
-    """sums[m, n] += activations[m, 4k + i] * weights[k, 4n + i]; uint8 times int8, exact in int32."""
-    return _call("tdpbusd", _number(sums), _number(activations), _number(weights))
+def multiply(instruction: str, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+    """sums[m, n] += activations[m, g * k + i] * weights[k, g * n + i] for `g` inputs that lie beside each other.
+
+    Args:
+        instruction: `tdpbusd`, four bytes, unsigned times signed, exact in int32; or `tdpbf16ps`, two of bfloat16,
+            whose sums are float32.
+    """
+    return _call(instruction, _number(sums), _number(activations), _number(weights))
 
 
 def _number(tile: Expr) -> Expr:

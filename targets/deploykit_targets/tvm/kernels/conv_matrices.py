@@ -51,11 +51,11 @@ def over_matrices(plan: ConvPlan, store_row: Expr) -> Expr:
                     first_a + r,
                     a,
                     address.read(task, x, r * TILE_ROWS, ky, kx) + k * dot.group,
-                    plan.pixel_elements,
+                    plan.pixel_elements * (amx.ROW_BYTES // dot.group),
                 )
             )
             for v in T.unroll(tile):
-                T.evaluate(amx.multiply(r * tile + v, first_a + r, first_w + v))
+                T.evaluate(amx.multiply(dot.mnemonic, r * tile + v, first_a + r, first_w + v))
 
     @T.inline
     def finish_row(acc, row, q, turn, c, b, y):

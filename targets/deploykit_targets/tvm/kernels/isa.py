@@ -29,9 +29,13 @@ _MOST_FILLING = 1.25  # times the inputs of a stretch, with which a step that ta
 _FEWEST_TILE_ROWS = 4  # below, loading a tile of weights takes as long as multiplying vectors
 
 
-def fills_matrices(run: int) -> bool:
-    """Whether a stretch of `run` inputs takes matrices no longer than vectors, two of which start each cycle."""
-    return math.ceil(run / MATRIX_INPUTS) <= math.ceil(run / _VECTOR_INPUTS) / 2
+def fills_matrices(run: int, matrix: int = MATRIX_INPUTS, vector: int = _VECTOR_INPUTS) -> bool:
+    """Whether a stretch of `run` inputs takes matrices no longer than vectors, two of which start each cycle.
+
+    Args:
+        matrix, vector: inputs that one instruction of each sums: those of bytes, or half as many of 16 bits.
+    """
+    return math.ceil(run / matrix) <= math.ceil(run / vector) / 2
 
 
 @dataclass(frozen=True)
@@ -140,21 +144,30 @@ class Dot:
         """This step, or its `alone` where a stretch of `run` inputs fills too little of what this one takes."""
         if self.alone is None or not (self.tiles or self.partial > 1):
             return self
-        filled = fills_matrices(run) if self.tiles else math.ceil(run / self.group) * self.group <= _MOST_FILLING * run
-        return self if filled else self.alone
+        if self.tiles:
+            return self if fills_matrices(run, self.group, self.interleaved) else self.alone
+        return self if math.ceil(run / self.group) * self.group <= _MOST_FILLING * run else self.alone
 
     def packed_run(self, run: int) -> int:
         """Inputs of a stretch of `run` in shared packed weights: filled up to what the widest step of these takes."""
         if self.activation == "int8":
             group = _FILLED_ARM
         else:
-            group = MATRIX_INPUTS if self.quantized and fills_matrices(run) else self.interleaved or self.group
+            matrix, group = self._matrix_inputs, self.interleaved or self.group
+            group = matrix if matrix and fills_matrices(run, matrix, group) else group
         return math.ceil(run / group) * group
 
     def together(self, columns: int) -> list[int]:
         """Where what two rows have one after the other comes from, for each of a step's sums of both."""
         places = [(row, column) for first in range(0, columns, 2) for row in range(2) for column in (first, first + 1)]
         return [row * columns + column for row, column in places]
+
+    @property
+    def _matrix_inputs(self) -> int:
+        """Inputs of a row of a tile register, where weights are packed for instruction sets that have these; else 0."""
+        if self.quantized:
+            return MATRIX_INPUTS
+        return MATRIX_INPUTS // 2 if self.weight == "uint16" and self.packed_lanes == _PACKED else 0
 
     def read_at_once(self, steps: int) -> int:
         """Steps whose activations one load brings, of a stretch of that many."""
@@ -392,6 +405,12 @@ ISAS: Mapping[str, Isa] = {
         Isa(
             "avx512_vnni",
             _x86("cascadelake"),
+            _VPDPBUSD,
+            _float(16, 32, "vfmadd"),
+        ),
+        Isa(
+            "amx_bf16",
+            _x86("cooperlake", "+amx-tile", "+amx-bf16"),
             _VPDPBUSD,
             _float(16, 32, "vfmadd"),
         ),

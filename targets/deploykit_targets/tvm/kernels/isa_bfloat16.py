@@ -7,12 +7,13 @@ there: the same rounded numbers, summed in another order. So one artifact runs o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from tvm.script import tirx as T
 
 from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, halves
 from deploykit_targets.tvm.kernels.expressions import Expr, fma
-from deploykit_targets.tvm.kernels.isa import Dot
+from deploykit_targets.tvm.kernels.isa import MATRIX_INPUTS, Dot
 from deploykit_targets.tvm.kernels.llvm_calls import Call
 
 _KINDS = (BFLOAT16, BFLOAT16, "float32")
@@ -78,11 +79,15 @@ def _widened(lanes: int, registers: int) -> Dot:
 
 
 _VDPBF16PS = Dot(16, 2, *_KINDS, 32, "vdpbf16ps", _vdpbf16ps, packed_lanes=_PACKED, code=_DPBF16PS.code)
+_TDPBF16PS = replace(
+    _VDPBF16PS, group=MATRIX_INPUTS // 2, mnemonic="tdpbf16ps", alone=_VDPBF16PS, tiles=8, interleaved=2, code=""
+)
 _BFDOT = Dot(8, 4, *_KINDS, 32, "bfdot", _bfdot, partial=2, packed_lanes=_PACKED_ARM, code=_DOT.code)
 _BFMMLA = Dot(*(4, 4, *_KINDS, 29, "bfmmla", _bfmmla), pair=2, alone=_BFDOT, packed_lanes=_PACKED_ARM, code=_MMLA.code)
 _FMLA = Dot(8, 4, *_KINDS, 32, "fmla", _widening_neon, partial=2, packed_lanes=_PACKED_ARM)
 
 DOTS: Mapping[str, Dot] = {
+    "amx_bf16": _TDPBF16PS,
     "avx512_bf16": _VDPBF16PS,
     "amx_int8": _widened(16, 32),
     "avx512_vnni": _widened(16, 32),
@@ -101,4 +106,4 @@ def mnemonics(name: str) -> frozenset[str]:
     """The instructions over bfloat16 that the kernels of an instruction set may have; none where it is widened."""
     dot = DOTS[name]
     steps = [dot, *([dot.alone] if dot.alone else [])]
-    return frozenset(step.mnemonic for step in steps if step.code)
+    return frozenset(step.mnemonic for step in steps if step.code or step.tiles)

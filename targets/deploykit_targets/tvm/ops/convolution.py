@@ -394,8 +394,12 @@ class Joined:
 
 
 def finite_beyond(emit: Emitter, source: View, plan: ConvPlan) -> None:
-    """Zeros where a kernel reads beyond its input, and nothing else was written: no bits that zero cannot multiply."""
-    end, needed = source.offset + elements(source.shape), source.offset + plan.input_elements
+    """Zeros where a kernel reads beyond its input, and nothing else was written: no bits that zero cannot multiply.
+
+    As many as the kernel of any variant reads, so that all have the same steps.
+    """
+    end = source.offset + elements(source.shape)
+    needed = end + plan.dot.packed_run(plan.run) - plan.run
     if source.dtype != BFLOAT16 or needed == end:
         return
     writes = (part for step in emit.steps for part in step.writes if part.buffer is source.buffer)

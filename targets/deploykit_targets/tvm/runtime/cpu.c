@@ -40,6 +40,7 @@ int cpu_has(const char *feature) {
   ASK("avxvnni");
   if (!strcmp(feature, "amx-tile")) return has_tiles(24);
   if (!strcmp(feature, "amx-int8")) return has_tiles(25);
+  if (!strcmp(feature, "amx-bf16")) return has_tiles(22);
   return 0;
 }
 

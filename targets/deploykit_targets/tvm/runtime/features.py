@@ -11,7 +11,7 @@ from collections.abc import Mapping
 CHECKED: Mapping[str, tuple[str, ...]] = {
     "x86_64": (
         *("avx2", "fma", "bmi2", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni"),
-        *("avx512bf16", "avxvnni", "amx-tile", "amx-int8"),
+        *("avx512bf16", "avxvnni", "amx-tile", "amx-int8", "amx-bf16"),
     ),
     "aarch64": ("neon", "lse", "fullfp16", "rdm", "dotprod", "sve", "sve2", "i8mm", "bf16"),
 }

@@ -44,6 +44,7 @@ CONVOLUTIONS = {
     "lines that tiles do not divide": ConvShape(1, 6, 7, 16, 20, (3, 3)),
     "an odd stretch, and columns that no vector fills": ConvShape(2, 5, 5, 3, 5, (3, 3), (2, 2)),
     "one row": ConvShape(1, 1, 1, 40, 24),
+    "stretches that matrices fill": ConvShape(1, 5, 6, 33, 40, (3, 3), dilation=(2, 2)),
     "groups": ConvShape(1, 4, 5, 12, 48, (1, 3), groups=2),
 }
 
@@ -61,10 +62,13 @@ def test_bits_are_pytorchs() -> None:
     assert np.array_equal(from_bits(to_bits(values)), wanted.float().numpy(), equal_nan=True)
 
 
-@pytest.fixture(params=["avx512_bf16", "avx2"])
+@pytest.fixture(params=["amx_bf16", "avx512_bf16", "avx2"])
 def host_isa(request: pytest.FixtureRequest) -> Isa:
-    """In silicon, and widened to float32."""
-    missing = [feature for feature in dict(X86_BFLOAT16)[request.param] if not this_host().has(feature)]
+    """In silicon, and widened to float32; tiles of AMX are emulated where the CPU has what runs beside them."""
+    beside = "avx512_bf16" if request.param == "amx_bf16" else request.param
+    missing = [feature for feature in dict(X86_BFLOAT16)[beside] if not this_host().has(feature)]
+    if request.param == "amx_bf16" and not missing:
+        request.getfixturevalue("tiles")
     if missing:
         pytest.skip(f"this machine has no {', '.join(missing)}")
     return isa(request.param)
@@ -182,10 +186,12 @@ def test_x86_instruction_of_one_operation() -> None:
     assert not re.search(r"^\s+(vfmadd\w+|call.*deploykit_)", assembly, re.MULTILINE)
 
 
-@pytest.mark.parametrize("names", [("avx512_bf16", "avx512_vnni", "avx2"), ("neon_bf16", "neon")], ids=["x86", "arm"])
+@pytest.mark.parametrize(
+    "names", [("amx_bf16", "avx512_bf16", "avx512_vnni", "avx2"), ("neon_bf16", "neon")], ids=["x86", "arm"]
+)
 def test_instruction_sets_share_packed_weights(names: tuple[str, ...]) -> None:
-    shape = ConvShape(1, 8, 8, 40, 56, (3, 3))
-    weight = to_bits(numbers(56, 40, 3, 3))
+    shape = ConvShape(1, 8, 8, 40, 64, (3, 3))
+    weight = to_bits(numbers(64, 40, 3, 3))
     first, *others = (pack_conv(plan_conv(shape, DOTS[name]), weight).tobytes() for name in names)
     assert all(other == first for other in others)
     assert len(first) < 1.2 * weight.nbytes

@@ -215,6 +215,29 @@ def test_arm_takes_the_best_that_the_host_has(
     assert [processor.isa for processor in processors_of(DEVICES["arm-cpu"])] == ["i8mm", "sdot", "neon"]
 
 
+@pytest.mark.parametrize(
+    ("arch", "features", "isa"),
+    [
+        ("x86_64", ("avx2", "fma", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"), "amx_bf16"),
+        ("x86_64", ("avx2", "fma", "avx512bw", "avx512_vnni", "avx512_bf16"), "avx512_bf16"),
+        ("x86_64", ("avx2", "fma", "avx512bw", "avx512_vnni", "amx_tile", "amx_int8"), "avx512_vnni"),
+        ("x86_64", ("avx2", "fma", "avx_vnni"), "avx2"),
+        ("aarch64", ("asimd", "asimddp", "bf16", "i8mm"), "neon_bf16"),
+        ("aarch64", ("asimd", "asimddp", "i8mm"), "neon"),
+    ],
+)
+def test_bfloat16_takes_silicon_that_has_it_and_any_other(
+    arch: str, features: tuple[str, ...], isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploykit_targets.tvm.processor.this_host", lambda: Host(arch, features, 2, "Linux"))
+    monkeypatch.setattr("deploykit_targets.tvm.processor.tiles_granted", lambda: True)
+    device = DEVICES["x86-cpu" if arch == "x86_64" else "arm-cpu"]
+    assert processor_of(device, bfloat16=True).isa == isa
+    assert [processor.isa for processor in processors_of(device, bfloat16=True)][-1] in ("avx2", "neon")
+    assert processor_of(DEVICES["graviton3"], bfloat16=True).isa == "neon_bf16"
+    assert processor_of(DEVICES["graviton3"]).isa == "i8mm"
+
+
 def test_a_host_without_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploykit_targets.tvm.processor.this_host", lambda: Host("x86_64", (), 2, "Linux"))
     with pytest.raises(DeviceError, match="has none of amx_int8, avx512_vnni, avx_vnni, avx2"):
