@@ -1,7 +1,7 @@
 """The ladder: what each rung brings in dB, the share of multiply-accumulates that stays in int8, and seconds.
 
     python benchmarks/ladder.py [--networks vit swin convnext lstm llama] [--targets x86-cpu] [--min-sqnr-db 30]
-                                [--large] [--nncf] [--modelopt PYTHON]
+                                [--precision int8] [--large] [--nncf] [--modelopt PYTHON]
 
 Random weights, seeded inputs (`ladder_networks.py`): 24 samples for calibration, of which some are held out and judged.
 `ptq` is the plain export, `artifact` the confirmation of what was kept; `all` has the SQNR of what was kept on 16 fresh
@@ -60,17 +60,18 @@ def captured_once(made: Network) -> Shared:
 
 
 def climbed(
-    name: str, made: Network, shared: Shared, target: str, least: float, folder: Path
+    name: str, made: Network, shared: Shared, target: str, precision: str, least: float, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """Every rung of one search; seconds are of the CPU for the whole, and of the clock for each rung."""
     captured, run, before = shared
     began = cpu_s()
     with quiet():
         plan = deploykit.tune(
-            captured, target, "int8", calibration=run, min_sqnr_db=least, strict=False,
+            captured, target, precision, calibration=run, min_sqnr_db=least, strict=False,
             output=folder / f"{name}-{target}".replace(":", "-"), profile=False, progress=False,
         )  # fmt: skip
     spent = cpu_s() - began + before
+    target = target if precision == "int8" else f"{target} {precision}"
     start = plan.ladder[0].sqnr_db
     for step in plan.ladder:
         gained = None if step.sqnr_db is None or start is None else step.sqnr_db - start
@@ -96,7 +97,7 @@ def rows_of(arguments: argparse.Namespace, name: str, folder: Path) -> Iterator[
     shared = captured_once(made) if arguments.targets else None
     for target in arguments.targets:
         assert shared is not None
-        yield list(climbed(name, made, shared, target, least, folder))
+        yield list(climbed(name, made, shared, target, arguments.precision, least, folder))
     if arguments.nncf:
         yield [peers.tried(name, peers.NNCF, partial(peers.nncf, name, made, least, folder))]
     for method in ("gradient", "kl_div") if arguments.modelopt else ():
@@ -132,6 +133,7 @@ def main() -> None:
     )
     parser.add_argument("--targets", nargs="*", default=["x86-cpu"])
     parser.add_argument("--min-sqnr-db", type=float, default=30.0)
+    parser.add_argument("--precision", default="int8", help="of the rows of targets; peers are asked for int8")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--nncf", action="store_true")
     parser.add_argument("--modelopt", metavar="PYTHON", help="a Python that has nvidia-modelopt and transformers")

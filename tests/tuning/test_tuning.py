@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import deploykit
+from deploykit.testing.models import ZOO
 from deploykit_calibration.algorithms import SAMPLES, Algorithm
 from deploykit_tuning.journal import code_of
 
@@ -399,3 +400,14 @@ def test_an_algorithm_is_run_once_for_all_that_stand_on_it(case: Any, tmp_path: 
     assert ran == ["a", "b", "c"]
     proved = next(step for step in plan.ladder if step.step == "rounding: a: artifact")
     assert proved.sqnr_db == pytest.approx(plan.ladder[1].sqnr_db, abs=3.0)
+
+
+def test_recurrent_layers_are_refused_with_the_precision_that_has_them(tmp_path: Path) -> None:
+    model, example = ZOO["lstm_classifier"]()
+    asked: dict[str, Any] = {"example_inputs": example, "calibration": [example] * 4, "min_sqnr_db": 20.0}
+    with pytest.raises(deploykit.PlacementError, match="recurrent layers have no static int8 kernel") as caught:
+        deploykit.tune(model, "x86-cpu", "int8", output=tmp_path / "a", **asked, **PLAIN)
+    assert 'precision="int8-dynamic"' in caught.value.hint
+    assert [step.outcome for step in caught.value.ladder[2:]] == ["skipped"] * 4, "no rung changes what has a kernel"
+    plan = deploykit.tune(model, "x86-cpu", "int8-dynamic", output=tmp_path / "a", **asked, **PLAIN)
+    assert plan.met and plan.best.achieved.as_asked_fraction == 1.0

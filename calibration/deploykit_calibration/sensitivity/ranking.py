@@ -26,7 +26,7 @@ SAMPLES = 32
 """Of the calibration data, that the simulated graph is measured on; gradients are taken of the first of them."""
 _NEAR_DB = (1.5, 3.0)
 """How far below and above a wanted gain candidates are made cheaper: predictions are off by about as much."""
-_SPARE_DB = (1.0, 2.0, 3.0)
+_SPARE_DB = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 """How much less noise the sets have that are pruned down to that of a candidate."""
 
 
