@@ -104,6 +104,11 @@ class Dot:
         return self.alone if self.tiles and self.alone is not None else self
 
     @property
+    def fills_lines(self) -> bool:
+        """Whether packed weights of a step fill a cache line; those of x86 do."""
+        return self.packed_lanes == _PACKED
+
+    @property
     def sums(self) -> int:
         """Accumulators of a step for one vector of columns."""
         return self.lanes * self.pair * self.partial

@@ -15,6 +15,7 @@ TILE_ROWS = 16
 _TILE_OVERHEAD = 4  # cycles of a step of tiles that neither loads nor products hide
 _JOINED = 256  # pixels of joined lines at most, so that threads find enough of them
 _ONE_LINE = 64  # pixels of an image that may all be one line: others are shared by two threads
+_STREAMS = 4  # columns of cache lines that one row reads beside each other: the CPU fetches no more of them ahead
 _POINTERS = 10  # rows whose addresses stay in registers, where they are not one distance apart
 
 
@@ -34,6 +35,7 @@ def choose_tile(rows: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int,
         Rows (at most `rows`, a multiple of the step's) and vectors of the tile.
     """
     counts = range(dot.pair, rows + 1, dot.pair)
+    vectors = min(vectors, _STREAMS * by) if rows == 1 and dot.fills_lines else vectors
     if dot.tiles:
         tiles = [(r, v) for v in range(by, vectors + 1, by) for r in counts if _tiles_held(r, v) <= dot.tiles]
     else:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows, join_lines
 
+PLAIN: dict[str, Any] = {"parted": False, "partial": 1, "saturate": None}
 VNNI, SDOT, SMMLA, AMX = (
-    SimpleNamespace(registers=32, wide=w, pair=p, tiles=t, parted=False, partial=1, pipeline=8)
-    for w, p, t in ((1, 1, 0), (4, 1, 0), (1, 2, 0), (1, 1, 8))
+    SimpleNamespace(registers=32, wide=w, pair=p, tiles=t, pipeline=8, fills_lines=x86, **PLAIN)
+    for w, p, t, x86 in ((1, 1, 0, True), (4, 1, 0, False), (1, 2, 0, False), (1, 1, 8, True))
 )
 
 
@@ -26,7 +27,12 @@ def test_a_tile_fits_the_registers_and_the_result(rows: int, vectors: int, dot: 
 
 
 def test_a_single_row_is_spread_over_many_columns() -> None:
-    assert choose_tile(1, 63, VNNI)[1] >= 8  # else the latency of the multiply-accumulate shows
+    assert choose_tile(1, 63, SDOT)[1] >= 8  # else the latency of the multiply-accumulate shows
+
+
+def test_a_single_row_reads_few_columns_of_cache_lines_beside_each_other() -> None:
+    assert choose_tile(1, 63, VNNI) == (1, 4)
+    assert choose_tile(2, 63, VNNI)[1] > 4
 
 
 @pytest.mark.parametrize("count", [1, 49, 97, 196, 3136, 12544])
@@ -47,7 +53,9 @@ def test_joined_lines_hold_all_pixels_of_images_that_stay_apart(images: int, hei
 
 
 def test_lines_are_joined_where_a_tile_does_not_divide_them() -> None:
-    avx2 = SimpleNamespace(registers=16, wide=1, pair=1, tiles=0, parted=False, partial=1, pipeline=12)
+    avx2 = SimpleNamespace(
+        registers=16, wide=1, pair=1, tiles=0, parted=False, partial=1, pipeline=12, fills_lines=True
+    )
     assert join_lines((7, 7), 64, avx2, by=2, within=7) == (6, 2, 1, 49)  # 9 tiles of six, and not 14
     assert join_lines((12, 12), 8, avx2, by=2, within=12)[3] == 12
 
