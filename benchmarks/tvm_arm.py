@@ -6,8 +6,11 @@ No Arm machine is measured here; every figure is an estimate. The kernels are th
 calibrated, quantised, lowered and compiled for the device, and the innermost loop with the most multiplications of each
 convolution and product is given to `llvm-mca`, which plays it on its model of the core's pipelines. Data are taken to
 be in the first-level cache; what surrounds the loops (rescaling, borders, other operators) is not in these figures.
-`--qemu` adds whole networks, with all that: the program for boards runs under emulation, which tells each block that it
+`--qemu` adds whole networks, with all that: the program for boards runs under emulation on an image that calibration
+did not see, and its outputs are compared with those of the simulated q/dq graph. The emulator tells each block that it
 executes, and stretches of every function are played in the same model (`arm_trace.py`).
+
+With `--network`, `--device` or `--precision` only these are estimated anew; other rows of the results stay.
 
 `ideal` is what the instruction's rate in the same model allows; `of_ideal` is the share that the loop reaches. Means
 over a network are weighted by the layers' multiply-accumulates, as times.
@@ -16,22 +19,25 @@ over a network are weighted by the layers' multiply-accumulates, as times.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import models
+import numpy as np
 import torch
 from arm_trace import Disassembly, cycles_of, trace
-from harness import quiet, report
+from harness import RESULTS, quiet, report
 
 import deploykit
 from deploykit.capture import capture
+from deploykit.contract.decibels import sqnr_db
 from deploykit.contract.devices import Device
 from deploykit.contract.precision import Precision
 from deploykit.pipeline import steps
@@ -42,13 +48,14 @@ from deploykit_targets.tvm import build
 from deploykit_targets.tvm import convert as conversion
 from deploykit_targets.tvm.build import CONSTANTS, RUNNER
 from deploykit_targets.tvm.disassemble import code_of, functions_of
-from deploykit_targets.tvm.runtime.table import port_bytes
 
 ITERATIONS = 200
 WHOLE_NOTES = (
     "estimate, not measured: all that one thread executes, traced under emulation, in llvm-mca; data in the"
     " first-level cache, branches foreseen",
     "ms at the device's clock; weights and activations that come from memory take longer",
+    "of_ideal: the time at the ideal rate of the device's best instruction, over that of the layers with"
+    " multiply-accumulates; what the program computes on an unseen image is compared with the simulated q/dq graph",
 )
 # Multiply-accumulates of one instruction.
 MACS = {"sdot": 16, "smmla": 32, "fmla": 4, "smull": 8, "smull2": 8, "smlal": 8, "smlal2": 8}
@@ -242,8 +249,17 @@ def prepare(make: Any) -> tuple[Any, Any]:
         return captured, deploykit.calibrate(model, data, example_inputs=example, progress=False)
 
 
-def compile_for(device: Device, captured: Any, table: Any, precision: Precision, folder: Path) -> tuple[Any, Any]:
-    """Export up to the library, into a folder: (what was built, its program)."""
+@dataclass(frozen=True)
+class Built:
+    """An export up to the library."""
+
+    library: Any
+    program: Any
+    prepared: Any
+
+
+def compile_for(device: Device, captured: Any, table: Any, precision: Precision, folder: Path) -> Built:
+    """Export up to the library, into a folder."""
     made: list[tuple[Any, Any]] = []
     link = conversion.link_library
 
@@ -259,15 +275,14 @@ def compile_for(device: Device, captured: Any, table: Any, precision: Precision,
         mock.patch.object(build, "_RUNNER", named),
     ):
         run = None if table is None else CalibrationRun(table)
-        steps.lower(steps.prepare(make_request(f"{device.name}:tvm", precision), captured, run), folder)
-    return made[0]
+        prepared = steps.prepare(make_request(f"{device.name}:tvm", precision), captured, run)
+        steps.lower(prepared, folder)
+    return Built(*made[0], prepared)
 
 
-def rows_of(
-    core: Core, device: str, network: str, precision: Precision, built: tuple[Any, Any]
-) -> Iterator[dict[str, Any]]:
+def rows_of(core: Core, device: str, network: str, precision: Precision, built: Built) -> Iterator[dict[str, Any]]:
     """One row per distinct kernel."""
-    library, program = built
+    library, program = built.library, built.program
     steps: dict[str, list[Any]] = {}
     for step in program.steps:
         if step.macs:
@@ -296,27 +311,55 @@ def rows_of(
 
 
 def whole_row(
-    core: Core, device: Device, network: str, precision: Precision, built: tuple[Any, Any], traced: Traced
+    core: Core, device: Device, network: str, precision: Precision, built: Built, traced: Traced
 ) -> dict[str, Any]:
     """The whole network, by what its program executes."""
-    (library, program), code = built, Disassembly(traced.folder / RUNNER, traced.objdump)
+    library, program, code = built.library, built.program, Disassembly(traced.folder / RUNNER, traced.objdump)
     inputs, outputs = traced.folder / "inputs", traced.folder / "outputs"
-    inputs.write_bytes(bytes(sum(map(port_bytes, program.inputs))))
+    image = models.images(3)[2][None].numpy()
+    inputs.write_bytes(image.tobytes())
     words = [str(traced.folder / CONSTANTS), "1", str(inputs), str(outputs)]
     found = trace([traced.qemu, "-cpu", traced.cpu], traced.folder / RUNNER, words, code)
-    kinds = {step.symbol: step.kind for step in program.steps}
-    spent: dict[str, float] = {}
-    for symbol, kind in kinds.items():
+    cycles: dict[str, float] = {}
+    for symbol in {step.symbol for step in program.steps}:
         own = [found[name] for name in functions_of(library.assembly, symbol) if name in found]
-        cycles = sum(cycles_of(function, code, core.trace_cycles) for function in own)
-        spent[kind] = spent.get(kind, 0.0) + cycles
-    total, macs = sum(spent.values()), sum(step.macs for step in program.steps)
-    layers = {step.kind for step in program.steps if step.macs}
+        cycles[symbol] = sum(cycles_of(function, code, core.trace_cycles) for function in own)
+    kinds, layers = {step.symbol: step.kind for step in program.steps}, {s.symbol for s in program.steps if s.macs}
+    spent = {
+        kind: sum(cycles[symbol] for symbol, its in kinds.items() if its == kind)
+        for kind in sorted(set(kinds.values()))
+    }
+    total, macs = sum(cycles.values()), sum(step.macs for step in program.steps)
     row = {"network": network, "device": device.name, "precision": str(precision)}
     row |= {"mega_cycles": total / 1e6, "ms_at_clock": total / device.extra["clock_ghz"] / 1e6}
-    row |= {"macs_per_cycle": macs / total, "conv_share": spent.get("conv", 0.0) / total}
-    row |= {"depthwise_share": spent.get("depthwise", 0.0) / total}
-    return {**row, "other_share": sum(cycles for kind, cycles in spent.items() if kind not in layers) / total}
+    row |= {
+        "macs_per_cycle": macs / total,
+        "of_ideal": macs / ideal_rate(core, precision) / sum(map(cycles.get, layers)),
+    }
+    row |= {f"{kind}_share": spent.get(kind, 0.0) / total for kind in ("conv", "depthwise")}
+    row |= {"other_share": sum(cycles[symbol] for symbol in kinds.keys() - layers) / total}
+    return row | compared(built, image, outputs)
+
+
+def ideal_rate(core: Core, precision: Precision) -> float:
+    """Multiply-accumulates a cycle of the best instruction that the kernels use on a core."""
+    integer = {"neoverse-n1": "sdot", "cortex-a72": "smull", "neoverse-v1": "smmla"}[core.name]
+    return core.ideal(integer if precision is Precision.INT8 else "fmla")
+
+
+def compared(built: Built, image: np.ndarray[Any, Any], outputs: Path) -> dict[str, float]:
+    """How far the program's outputs are from the simulated q/dq graph's, or of float32 from the model's."""
+    ((name, _),) = built.prepared.captured.example_feeds().items()
+    feeds = {name: torch.from_numpy(image)}
+    simulation = built.prepared.simulation
+    with quiet():
+        wanted = built.prepared.captured.run(feeds) if simulation is None else simulation.run({name: image})
+    (values,) = (np.asarray(value, np.float64).ravel() for value in wanted.values())
+    found = np.fromfile(outputs, np.float32).astype(np.float64)
+    return {
+        "sqnr_db": sqnr_db(float((values**2).sum()), float(((values - found) ** 2).sum())),
+        "largest_difference": float(np.abs(values - found).max() / np.abs(values).max()),
+    }
 
 
 @dataclass(frozen=True)
@@ -367,7 +410,7 @@ def mean_share(rows: Sequence[Mapping[str, Any]], share: str) -> float | None:
 
 
 def summary_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Per network and device: the mean rates and the two goals."""
+    """Per network and device: the mean rates and the two goals; None for what there are no rows of."""
     for network, device in dict.fromkeys((row["network"], row["device"]) for row in rows):
         own = [row for row in rows if (row["network"], row["device"]) == (network, device)]
         integer, floating = ([r for r in own if r["precision"] == p] for p in ("int8", "fp32"))
@@ -375,10 +418,12 @@ def summary_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         yield {
             "network": network,
             "device": device,
-            "int8_macs_per_cycle": mean_rate(integer),
-            "fp32_macs_per_cycle": mean_rate(floating),
-            "int8_over_fp32": mean_rate(integer) / mean_rate(floating),
-            "dot_product_share_of_macs": sum(r["macs"] for r in dots) / sum(r["macs"] for r in integer),
+            "int8_macs_per_cycle": mean_rate(integer) if integer else None,
+            "fp32_macs_per_cycle": mean_rate(floating) if floating else None,
+            "int8_over_fp32": mean_rate(integer) / mean_rate(floating) if integer and floating else None,
+            "dot_product_share_of_macs": sum(r["macs"] for r in dots) / sum(r["macs"] for r in integer)
+            if integer
+            else None,
             "dot_products_of_ideal": mean_share(dots, "of_ideal"),
             "the_same_at_llvm_width": mean_share(dots, "of_ideal_narrow"),
             "worst_dot_product_kernel_of_ideal": min((r["of_ideal"] for r in dots), default=None),
@@ -394,6 +439,7 @@ def main() -> None:
     arguments.add_argument("--qemu", default="", help="qemu-aarch64-static; 9 or newer knows Neoverse V1")
     arguments.add_argument("--network", choices=sorted(MODELS), action="append")
     arguments.add_argument("--device", choices=sorted(CORES), action="append")
+    arguments.add_argument("--precision", choices=("int8", "fp32"), action="append")
     given = arguments.parse_args()
     torch.set_num_threads(1)
     version = subprocess.run([given.llvm_mca, "--version"], capture_output=True, text=True, check=True).stdout
@@ -403,21 +449,45 @@ def main() -> None:
         captured, table = prepare(MODELS[network])
         for name in given.device or CORES:
             core, device = Core(given.llvm_mca, CORES[name]), resolve(f"{name}:tvm").device
-            for precision in (Precision.INT8, Precision.FP32):
+            for precision in map(Precision, given.precision or ("int8", "fp32")):
                 with tempfile.TemporaryDirectory() as folder:
                     built = compile_for(device, captured, table, precision, Path(folder))
                     rows += rows_of(core, name, network, precision, built)
                     if given.qemu:
                         traced = Traced(Path(folder), given.qemu, device.extra["emulators"][0], given.objdump)
                         wholes.append(whole_row(core, device, network, precision, built, traced))
+                        print(wholes[-1], flush=True)
     if given.litert:
         code = xnnpack_code(given.litert, given.objdump)
         theirs = [r for d in given.device or CORES for r in xnnpack_rows(Core(given.llvm_mca, CORES[d]), d, code)]
         report("tvm_arm_xnnpack", theirs, notes=[*notes(version), "XNNPACK's fastest loop per core and precision"])
     if wholes:
-        report("tvm_arm_whole", wholes, notes=[notes(version)[1], *WHOLE_NOTES])
-    report("tvm_arm_kernels", grouped(rows), notes=notes(version))
-    report("tvm_arm", list(summary_of(rows)), notes=notes(version))
+        report("tvm_arm_whole", with_kept("tvm_arm_whole", wholes), notes=[notes(version)[1], *WHOLE_NOTES])
+    report("tvm_arm_kernels", with_kept("tvm_arm_kernels", grouped(rows)), notes=notes(version))
+    report("tvm_arm", with_kept("tvm_arm", summary_of(rows)), notes=notes(version))
+
+
+def with_kept(name: str, rows: Collection[dict[str, Any]] | Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows, and those of the results there are that are of other networks, devices and precisions; in one order.
+
+    A summary's figures of a precision that was not estimated anew stay, too.
+    """
+    path, made = RESULTS / f"{name}.json", list(rows)
+    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    kept = {_key(row): row for row in before}
+    merged = [{**kept.get(_key(row), {}), **{k: v for k, v in row.items() if v is not None}} for row in made]
+    own = {_key(row) for row in made}
+    touched = {key[:3] for key in own}
+    others = [row for key, row in kept.items() if key[:3] not in touched]
+    for row in merged:
+        if {"int8_macs_per_cycle", "fp32_macs_per_cycle"} <= row.keys():
+            row["int8_over_fp32"] = row["int8_macs_per_cycle"] / row["fp32_macs_per_cycle"]
+    order = [(network, device) for network in MODELS for device in CORES]
+    return sorted([*others, *merged], key=lambda row: order.index((row["network"], row["device"])))
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in ("network", "device", "precision", "kind", "instruction"))
 
 
 def notes(version: str) -> list[str]:
