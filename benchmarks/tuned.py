@@ -7,7 +7,8 @@ bits. `int8`: convolutional networks with random weights, 3 dB (MobileNetV2) and
 plain export, once with nothing but int8 and once with layers in float. `digits`: a trained network, and the same with
 channels that are log-normally far apart, within half a point of float on every target that runs here. Figures of `int4`
 and `digits` are of the artifact, of `int8` as simulated on the held-out samples; seconds are of the process, without
-capture and calibration. Rows of other targets stay in the file.
+capture and calibration. A row replaces that of its network, target and
+goal in the file.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import models
 import numpy as np
 import torch
 from harness import RESULTS, quiet, record, report, scratch
@@ -86,9 +89,11 @@ def plain_db(captured: Any, run: Any, target: str, precision: str) -> float:
     return made.parity.sqnr_db if made.parity.spread is None else made.parity.spread.low_db
 
 
-def int4(targets: Sequence[str]) -> Iterator[dict[str, Any]]:
+def int4(targets: Sequence[str], networks: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Transformers in int4 weights, some of them in 8 bits."""
     for name, make in (("vit", _of(vit_case)), ("bert", _of(bert_case)), ("llama", _llama)):
+        if networks and name not in networks:
+            continue
         captured, run = shared(*make())
         for target in targets or ("x86-cpu",):
             plain = plain_db(captured, run, target, "int4-weight-only")
@@ -113,10 +118,18 @@ def _llama() -> tuple[Any, Sequence[Any]]:
     return model.eval(), data
 
 
-def int8(targets: Sequence[str]) -> Iterator[dict[str, Any]]:
+IMAGES: dict[str, Callable[[], Case]] = {
+    "mobilenet_v2": lambda: image_case("mobilenet_v2"),
+    "efficientnet_b0": lambda: replace(image_case("mobilenet_v2"), model=models.efficientnet_b0(settled=True)[0]),
+}
+
+
+def int8(targets: Sequence[str], networks: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Convolutional networks with random weights, in nothing but int8, and with layers in float."""
     for name, more in (("mobilenet_v2", 3.0), ("efficientnet_b0", 2.0)):
-        captured, run = shared(*_of(lambda name=name: image_case(name))())  # type: ignore[misc]
+        if networks and name not in networks:
+            continue
+        captured, run = shared(*_of(IMAGES[name])())
         for target in targets or INT8_TARGETS:
             plain = plain_db(captured, run, target, "int8")
             for allow in (("ptq", "rounding"), ("ptq", "rounding", "mixed")):
@@ -124,8 +137,9 @@ def int8(targets: Sequence[str]) -> Iterator[dict[str, Any]]:
                 yield {"network": name, "asked": f"+{more:g} dB", "allow": " ".join(allow), **found}
 
 
-def digits(targets: Sequence[str]) -> Iterator[dict[str, Any]]:
+def digits(targets: Sequence[str], networks: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A trained network, and the same function with channels far apart, within half a point of float."""
+    del networks
     case = digits_case("mobilenet", seed=0)
     labels = case.labels
     assert labels is not None
@@ -150,13 +164,17 @@ def digits(targets: Sequence[str]) -> Iterator[dict[str, Any]]:
                 yield {**row, "target": target, "missing": str(error).splitlines()[0][:160]}
 
 
-PARTS: dict[str, Callable[[Sequence[str]], Iterator[dict[str, Any]]]] = {"int4": int4, "int8": int8, "digits": digits}
+Part = Callable[[Sequence[str], Sequence[str]], Iterator[dict[str, Any]]]
+PARTS: dict[str, Part] = {"int4": int4, "int8": int8, "digits": digits}
 
 
-def _known(name: str, targets: Sequence[str]) -> list[dict[str, Any]]:
+def _known(name: str) -> list[dict[str, Any]]:
     path = RESULTS / f"{name}.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() and targets else []
-    return [row for row in rows if row["target"] not in targets]
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+
+
+def _of_row(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in ("network", "target", "asked", "allow"))
 
 
 def main() -> None:
@@ -164,13 +182,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=sorted(PARTS), default=list(PARTS))
     parser.add_argument("--targets", nargs="+", default=())
+    parser.add_argument("--networks", nargs="+", default=())
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for part in arguments.parts:
-        rows = _known(f"tuned_{part}", arguments.targets)
-        for row in PARTS[part](arguments.targets):
+        rows = _known(f"tuned_{part}")
+        for row in PARTS[part](arguments.targets, arguments.networks):
             print(row, flush=True)
-            rows.append(row)
+            rows = [*(each for each in rows if _of_row(each) != _of_row(row)), row]
             record(f"tuned_{part}", rows, notes=NOTES)  # a run that is cut keeps its rows
         report(f"tuned_{part}", rows, notes=NOTES)
 

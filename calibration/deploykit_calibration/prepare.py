@@ -51,7 +51,8 @@ def prepare(
     if request.recipe is not None:
         check_recipe(request.recipe, captured)
         kept, wider = kept_layers(request, captured, scheme, table)
-        prepared = replace(prepared, kept=kept, wider=wider, methods=checked_methods(request.recipe, table))
+        methods, in_float32 = checked_methods(request.recipe, table), request.recipe.in_float32
+        prepared = replace(prepared, kept=kept, wider=wider, methods=methods, in_float32=in_float32)
     if scheme.is_static:
         _ = prepared.statistics  # refused here, before an algorithm asks for them
     if request.recipe is not None:

@@ -55,6 +55,7 @@ class Prepared:
         decided: while an algorithm runs, what it is to take as found; it puts there what it finds from the data.
         decisions: what each of `applied` found.
         kept: layers that stay in float beside those that the scheme and the patterns keep, by node name, and why.
+        in_float32: float layers that compute in float32 where the file has float16 beside them, by node name, and why.
         wider: layers whose weight is held in 8 bits where the scheme has fewer, by node name, and why.
         methods: how the ranges of single tensors are chosen, by node name, where that is not `method`.
         unrounded: the float graph before an algorithm rounded its weights, which `captured` has on the target's grid.
@@ -76,6 +77,7 @@ class Prepared:
     is_baseline: bool = False
     trained: Runnable | None = None
     kept: Mapping[str, str] = field(default_factory=dict)
+    in_float32: Mapping[str, str] = field(default_factory=dict)
     wider: Mapping[str, str] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
     unrounded: CapturedModel | None = None

@@ -17,7 +17,17 @@ import msgspec
 from deploykit._version import __version__
 from deploykit.capture.fingerprint import structure
 from deploykit.contract.errors import UsageError
-from deploykit.contract.recipe import FLOAT, WIDE, AlgorithmStep, LayerChoice, ModelIdentity, RangeChoice, Recipe
+from deploykit.contract.precision import Precision
+from deploykit.contract.recipe import (
+    FLOAT,
+    FLOAT32,
+    WIDE,
+    AlgorithmStep,
+    LayerChoice,
+    ModelIdentity,
+    RangeChoice,
+    Recipe,
+)
 from deploykit_calibration.algorithms import Algorithm, algorithm
 from deploykit_calibration.placement import LayerPlacement, float_graph, plan_layers
 from deploykit_calibration.ranges import given_range, parse_method
@@ -61,7 +71,11 @@ def recipe_of(prepared: Prepared) -> Recipe:
 
 
 def _choice(prepared: Prepared, layer: LayerPlacement) -> LayerChoice:
-    chosen = layer.name in prepared.wider or (layer.name in prepared.kept and layer.precision == FLOAT)
+    is_float = layer.precision == FLOAT
+    chosen = layer.name in prepared.wider or (layer.name in prepared.kept and is_float)
+    if is_float and layer.name in prepared.in_float32:
+        why = layer.reason or prepared.in_float32[layer.name]
+        return LayerChoice(layer.name, layer.module_path, layer.kind, FLOAT32, why, chosen=True)
     return LayerChoice(layer.name, layer.module_path, layer.kind, layer.precision, layer.reason, chosen)
 
 
@@ -165,6 +179,9 @@ def kept_layers(
     recipe = request.recipe
     assert recipe is not None
     kept, wider = recipe.kept, recipe.wider
+    _check_float32(request, recipe)
+    if request.precision is Precision.FP16:
+        kept = {name: why for name, why in kept.items() if name not in recipe.in_float32}
     if not scheme.quantizes or (scheme.is_static and table is None):
         if kept or wider:
             raise UsageError(
@@ -172,24 +189,33 @@ def kept_layers(
                 " none to choose",
                 hint="use exclude=",
             )
+        for other in recipe.layers if not scheme.quantizes else ():
+            if other.precision not in (FLOAT, FLOAT32):
+                _refuse(other, f"a layer of {request.precision} is {FLOAT} or {FLOAT32}")
         return {}, {}
     is_narrow = request.precision.row.weights.bits < 8
     told = {layer.name: layer for layer in recipe.layers}
     planned = partial(plan_layers, captured, table, scheme, include=request.include, exclude=request.exclude)
     for layer in planned(kept=kept, wider=wider):
         wanted = told[layer.name]
-        if layer.precision != FLOAT and wanted.precision == FLOAT:
+        if layer.precision != FLOAT and wanted.precision in (FLOAT, FLOAT32):
             kept[layer.name] = wanted.reason or _EDITED
             wider.pop(layer.name, None)
         elif layer.precision not in (FLOAT, wanted.precision) and wanted.precision == WIDE and is_narrow:
             wider[layer.name] = wanted.reason or _WIDENED
         elif layer.precision not in (FLOAT, wanted.precision):
-            _refuse(wanted, f"a layer of {request.precision} is {layer.precision} or {FLOAT}")
+            _refuse(wanted, f"a layer of {request.precision} is {layer.precision}, {FLOAT} or {FLOAT32}")
     plain = {layer.name: layer for layer in planned(wider=wider)}
     for wanted in recipe.layers:
-        if wanted.precision != FLOAT and plain[wanted.name].precision == FLOAT:
+        if wanted.precision not in (FLOAT, FLOAT32) and plain[wanted.name].precision == FLOAT:
             _refuse(wanted, plain[wanted.name].reason)
     return kept, wider
+
+
+def _check_float32(request: Request, recipe: Recipe) -> None:
+    if recipe.in_float32 and request.precision.row.rest == "bfloat16":
+        layer = next(each for each in recipe.layers if each.precision == FLOAT32)
+        _refuse(layer, f"{request.precision} is bfloat16 throughout")
 
 
 def _refuse(layer: LayerChoice, why: str) -> None:

@@ -16,6 +16,8 @@ import msgspec
 
 SCHEMA_VERSION = 1
 FLOAT = "float"
+FLOAT32 = "float32"
+"""What a layer computes in that is kept from the float16 that the target's file has beside it."""
 WIDE = "int8-weights"
 """What a layer holds that is kept wider than others in a precision of narrower weights."""
 
@@ -36,7 +38,8 @@ class LayerChoice(_Whole):
         name: the name of its node in the captured graph.
         module_path: dotted path of the module, "" for the root.
         kind: such as `conv`, `linear`, `add`.
-        precision: `float` (what the target computes in beside quantised layers), or what it was quantised to.
+        precision: `float` (what the target computes in beside quantised layers), `float32` where that is float16 and
+            shall not be, or what it was quantised to.
         reason: why it is float, or its weight wider than others; "" where neither is so.
         chosen: it is so because this recipe says so. The others are what scheme and patterns make of the graph.
     """
@@ -171,7 +174,12 @@ class Recipe(_Whole):
     @property
     def kept(self) -> dict[str, str]:
         """Layers that this recipe keeps in float, by node name, and why."""
-        return {each.name: each.reason for each in self.layers if each.chosen and each.precision == FLOAT}
+        return {each.name: each.reason for each in self.layers if each.chosen and each.precision in (FLOAT, FLOAT32)}
+
+    @property
+    def in_float32(self) -> dict[str, str]:
+        """Layers that compute in float32, whatever type is beside them, by node name, and why."""
+        return {each.name: each.reason for each in self.layers if each.precision == FLOAT32}
 
     @property
     def wider(self) -> dict[str, str]:

@@ -115,7 +115,20 @@ def lower(prepared: Prepared, folder: Path, *, target: Target | None = None) -> 
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", hint="lower into a folder of its own")
-    return target.lower(prepared, folder)
+    payload = target.lower(prepared, folder)
+    _check_float32(prepared, payload)
+    return payload
+
+
+def _check_float32(prepared: Prepared, payload: Payload) -> None:
+    """A layer that a recipe has in float32 is so in the file, or the recipe would say what is not there."""
+    for layer in payload.achieved.layers:
+        if layer.name in prepared.in_float32 and layer.precision != "float32":
+            raise UsageError(
+                f"the recipe wants {layer.name} ({layer.op} of {layer.module_path or 'the root module'}) in float32,"
+                f" and {prepared.request.toolchain} has it in {layer.precision}",
+                hint='write precision = "float" for it, or take another precision or toolchain',
+            )
 
 
 def judge(

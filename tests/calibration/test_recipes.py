@@ -101,7 +101,7 @@ def test_a_layer_that_the_scheme_keeps_float_is_refused(first: deploykit.Artifac
     excluded = recipe_in(export(net(), tmp_path / "a", exclude=["2"]))
     with pytest.raises(deploykit.UsageError, match=r"conv2d_1 .* in int8, which it cannot have: excluded by pattern"):
         prepared(edited(excluded, "conv2d_1", "int8"))
-    with pytest.raises(deploykit.UsageError, match="a layer of int8 is int8 or float"):
+    with pytest.raises(deploykit.UsageError, match="a layer of int8 is int8, float or float32"):
         prepared(edited(recipe_in(first), "conv2d_1", "int3"))
 
 

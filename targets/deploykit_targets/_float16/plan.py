@@ -151,7 +151,9 @@ def plan_float16(prepared: Prepared) -> Float16Plan:
     """Decide for a model, from its samples, its example inputs and (where there is one) its calibration table; once."""
     if prepared not in _PLANS:
         found = widened(_observed(prepared), prepared.extremes)
-        _PLANS[prepared] = _Decision(prepared.captured, found).plan()
+        plan = _Decision(prepared.captured, found).plan()
+        chosen = {name: why or "float32 by the recipe" for name, why in prepared.in_float32.items()}
+        _PLANS[prepared] = replace(plan, kept={**plan.kept, **chosen})
     return _PLANS[prepared]
 
 
