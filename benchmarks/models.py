@@ -272,6 +272,34 @@ def vit_small(size: int = 224) -> Example:
     return model.eval().requires_grad_(False), (images(1, size),)
 
 
+class LastStep(nn.Module):
+    """Two recurrent layers of 256 over a sequence of 128 features, and 32 classes of its last step."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layers, self.head = getattr(nn, kind)(128, 256, 2, batch_first=True), nn.Linear(256, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x)[0][:, -1])
+
+
+def lstm(length: int = 32) -> Example:
+    """0.9 M parameters; float32 (1, length, 128)."""
+    return _recurrent("LSTM", length)
+
+
+def gru(length: int = 32) -> Example:
+    """0.7 M parameters; float32 (1, length, 128)."""
+    return _recurrent("GRU", length)
+
+
+def _recurrent(kind: str, length: int) -> Example:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        model = LastStep(kind)
+    return model.eval().requires_grad_(False), (sequences(1, length)[0],)
+
+
 class TextLogits(nn.Module):
     """A text classifier's logits alone, instead of the library's output object."""
 
@@ -309,6 +337,12 @@ def hidden_states(count: int, length: int = 128, *, seed: int = 0) -> list[Tenso
     """Seeded embeddings as a layer normalisation leaves them, each float32 (1, length, 768)."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(1, length, 768, generator=generator) for _ in range(count)]
+
+
+def sequences(count: int, length: int = 32, *, seed: int = 0) -> list[Tensor]:
+    """Seeded sequences of 128 normal features, each float32 (1, length, 128)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, length, 128, generator=generator) for _ in range(count)]
 
 
 def token_batches(count: int, length: int = 128, *, seed: int = 0) -> list[tuple[Tensor, ...]]:

@@ -13,13 +13,17 @@ Feeds = dict[str, np.ndarray]
 Runner = Callable[[Feeds], list[np.ndarray]]
 
 
-def torch_onnx(model: Any, example: Sequence[Any], names: Sequence[str], path: Path) -> Path:
-    """`torch.onnx.export(dynamo=True)`; stale inner shapes are removed, because ORT's quantizers trip over them."""
+def torch_onnx(model: Any, example: Sequence[Any], names: Sequence[str], path: Path, *, dynamo: bool = True) -> Path:
+    """`torch.onnx.export`; stale inner shapes are removed, because ORT's quantizers trip over them.
+
+    Args:
+        dynamo: the exporter; weights of recurrent layers are constants, which quantizers want, of the older one alone.
+    """
     import onnx
     import torch
 
     with quiet(), torch.no_grad():
-        torch.onnx.export(model, tuple(example), str(path), dynamo=True, verbose=False, input_names=list(names))
+        torch.onnx.export(model, tuple(example), str(path), dynamo=dynamo, verbose=False, input_names=list(names))
     proto = onnx.load(str(path))
     del proto.graph.value_info[:]
     onnx.save(proto, str(path))
