@@ -94,6 +94,25 @@ def test_what_products_read_is_rounded_once_and_nothing_else() -> None:
     assert not is_widening(norm.args[0]), "what no product reads stays float32"
 
 
+def test_what_is_added_to_a_normalised_stream_is_not_rounded() -> None:
+    class PostNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.second = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.first(x) + x)
+            return self.second(x) + x
+
+    captured = capture(PostNorm(), example_inputs=(torch.randn(2, 8),))
+    nodes = list(in_bfloat16(captured.graph_module).graph.nodes)
+    sums = [node for node in nodes if "add" in str(node.target)]
+    products = [node for node in nodes if "linear" in str(node.target)]
+    assert len(sums) == len(products) == 2
+    assert not any(is_widening(source) for node in sums for source in node.all_input_nodes)
+    assert all(is_widening(node.args[0]) and is_widening(node.args[1]) for node in products)
+
+
 def test_the_precision_is_declared_where_the_silicon_may_have_it() -> None:
     capabilities = TvmTarget().capabilities()
     names = {name for name, device in capabilities.devices.items() if "bf16" in device.precisions}
