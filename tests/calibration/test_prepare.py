@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from deploykit.contract.devices import Device
 from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit.contract.precision import Precision
 from deploykit.contract.request import Request
-from deploykit.contract.scheme import Scheme
+from deploykit.contract.scheme import IN_FLOAT, Scheme
 from deploykit_calibration.algorithms.best import CANDIDATES
 from deploykit_calibration.placement import QuantizedGraph
 from deploykit_calibration.prepare import prepare
@@ -91,3 +93,25 @@ def test_patterns_and_methods_reach_the_placement(zoo: Any) -> None:
 def test_without_a_table_there_is_no_int8(zoo: Any) -> None:
     with pytest.raises(CalibrationError, match="int8 needs a calibration table"):
         quantized(zoo("residual_cnn"), ONNX_X86, table=None)
+
+
+@pytest.mark.parametrize("scheme", [ONNX_X86, IN_FLOAT], ids=lambda scheme: scheme.name or "float")
+def test_what_a_search_is_done_with_is_freed_without_a_collection(zoo: Any, scheme: Scheme) -> None:
+    case = zoo("residual_cnn")
+    device = Device("any", "any", "any", "x86-64", (Precision.INT8,))
+    request = Request("any", "any", device, Precision.INT8)
+    prepared = prepare(request, case.captured, scheme, table=case.table, samples=case.feeds)
+    stored = {name: value.clone() for name, value in prepared.captured.graph_module.state_dict().items()}
+    before, held = quality(case, prepared.placed), None
+    if prepared.simulation is not None:
+        held = weakref.ref(next(iter(prepared.simulation.graph_module.buffers())))
+    gc.disable()
+    try:
+        prepared.release()
+        assert held is None or held() is None
+    finally:
+        gc.enable()
+    assert quality(case, prepared.placed) == before, "asked for again, it is made again"
+    left = prepared.captured.graph_module.state_dict()
+    assert left.keys() == stored.keys(), "the float model keeps its own"
+    assert all(torch.equal(left[name], value) for name, value in stored.items())

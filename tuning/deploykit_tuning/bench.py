@@ -77,7 +77,7 @@ class Bench:
             self._prepared[key] = made
         self._prepared.move_to_end(key)
         while len(self._prepared) > _KEPT:
-            self._prepared.popitem(last=False)
+            self._prepared.popitem(last=False)[1].release()
         made = self._prepared[key]
         if with_data and made.table is None and self.run is not None:
             return replace(made, table=self.run.table, samples=self.run.samples)

@@ -5,12 +5,14 @@ No single method is best for every network. Each candidate is judged by the SQNR
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deploykit.contract.decibels import SQNR_CAP_DB
 from deploykit.judge.parity import OutputComparison
 from deploykit_calibration.algorithms import RANGES, STATISTICS, Algorithm
+from deploykit_calibration.graph_view import GraphView
 
 if TYPE_CHECKING:
     from deploykit_calibration.algorithms import Samples
@@ -27,13 +29,21 @@ def choose_method(prepared: Prepared, samples: Samples) -> Prepared:
         return prepared
     judged = list(samples[: affordable_samples(prepared)]) or [prepared.captured.example_feeds()]
     wanted = [prepared.captured.run(feeds) for feeds in judged]
-    candidates = (replace(prepared, method=method) for method in CANDIDATES)
-    return max(candidates, key=lambda candidate: worst_sqnr_db(candidate, judged, wanted))
+    best, reached = prepared, -math.inf
+    for method in CANDIDATES:
+        candidate = replace(prepared, method=method)
+        figure = worst_sqnr_db(candidate, judged, wanted)
+        loser, best = (best, candidate) if figure > reached else (candidate, best)
+        reached = max(reached, figure)
+        if loser is not prepared:
+            loser.release()
+    return best
 
 
 def affordable_samples(prepared: Prepared) -> int:
     """How many samples each candidate is judged on: all that were kept of a small network, few of a large one."""
-    macs = sum(layer.macs for layer in replace(prepared, method=CANDIDATES[0]).layers)
+    view = GraphView.of(prepared.captured)
+    macs = sum(view.macs(op) or 0 for op in view.ops())
     return max(_LEAST_SAMPLES, int(_MACS // max(macs, 1)))
 
 

@@ -67,11 +67,17 @@ def _best_share(prepared: Prepared, samples: Samples, sets: Sequence[ScaledChann
     judged = judged[: affordable_samples(prepared)]
     wanted = [prepared.captured.run(feeds) for feeds in judged]
     reach = _reach(prepared, fitted, sets)
-    figures = {share: worst_sqnr_db(_scaled(prepared, fitted, sets, reach, share), judged, wanted) for share in _SHARES}
+
+    def figure(candidate: Prepared) -> float:
+        found = worst_sqnr_db(candidate, judged, wanted)
+        candidate.release()
+        return found
+
+    figures = {share: figure(_scaled(prepared, fitted, sets, reach, share)) for share in _SHARES}
     best = max(_SHARES, key=figures.__getitem__)
     changed = {tensor.name for each in sets for tensor in each.tensors}
     plain = observed_again(prepared, fitted, changed)  # it has seen no more than they have
-    return best if figures[best] >= worst_sqnr_db(plain, judged, wanted) + _WORTH_DB else 0.0
+    return best if figures[best] >= figure(plain) + _WORTH_DB else 0.0
 
 
 def _halves(samples: Samples) -> tuple[Samples, Samples]:
