@@ -5,10 +5,9 @@
 `int4`: weight-only transformers for `x86-cpu`, 5 dB (and for a BERT 15 dB) above their plain export; some layers in 8
 bits. `int8`: convolutional networks with random weights, 3 dB (MobileNetV2) and 2 dB (EfficientNet-B0) above their
 plain export, once with nothing but int8 and once with layers in float. `digits`: a trained network, and the same with
-channels that are log-normally far apart, within half a point of float on every target that runs here. Figures of `int4`
-and `digits` are of the artifact, of `int8` as simulated on the held-out samples; seconds are of the process, without
-capture and calibration. A row replaces that of its network, target and
-goal in the file.
+channels that are log-normally far apart, within half a point of float on every target that runs here. Plain figures
+are simulated on the held-out samples, tuned ones are of the artifact; seconds are of the process, without capture and
+calibration. A row replaces that of its network, target and goal in the file.
 """
 
 from __future__ import annotations
@@ -149,7 +148,7 @@ def digits(targets: Sequence[str], networks: Sequence[str]) -> Iterator[dict[str
         logits = np.concatenate([session.run({key: sample[0].numpy()})[out] for sample in case.test])
         return (logits.argmax(1) == labels).tolist()
 
-    for spread in (False, True):
+    for spread in (True, False):
         model = case.model
         if spread:
             with quiet():

@@ -154,6 +154,16 @@ def test_what_an_algorithm_finds_is_in_the_recipe(case: Any, tmp_path: Path, onl
     assert found == [{}, {"number": 7}]
 
 
+def test_a_candidate_that_misses_the_cosine_alone_is_no_success(case: Any, tmp_path: Path) -> None:
+    """Its SQNR is enough, and what has no margin in dB must not end the search among cheaper candidates."""
+    gate = deploykit.Tolerance(min_sqnr_db=1.0, min_cosine=1.0 - 1e-9)
+    plan = tune(case, tmp_path / "a", tolerance=gate, min_placement=0.0, allow=("mixed",), strict=False)
+    tried = [step for step in plan.ladder if step.step.startswith("mixed: ") and step.on == "simulation"]
+    shares = [step.int8_share for step in tried]
+    assert all("cosine" in step.reason and "SQNR" not in step.reason for step in tried)
+    assert len(tried) > 1 and shares == sorted(shares, reverse=True)  # dearer ones, until no evaluation is left
+
+
 def test_the_budget_ends_the_climb(case: Any, tmp_path: Path) -> None:
     plan = tune(case, tmp_path / "a", min_sqnr_db=180.0, budget_s=0.0, strict=False)
     measured = [step.step for step in plan.ladder if step.outcome != "skipped"]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Rung = tuple[str, Callable[[Climb], None]]
 NAMES = ("ptq", "rounding", "mixed", "train")
+_SOME = 1e-6
 EVALUATIONS = 4
 """Real evaluations of mixed precision: sixteen candidates are told apart."""
 
@@ -145,7 +146,9 @@ def _mixed(search: Climb, here: Point, rest: str) -> None:
         step = f"mixed: {len(candidate.kept)} layers in {candidate.rest}"
         make = partial(keep, here.recipe, candidate)
         found = search.attempt(step, make, parent=here.recipe, detail=candidate.kept)
-        return float("nan") if found is None else found.margin
+        if found is None:
+            return float("nan")
+        return found.margin if found.met else min(found.margin, -_SOME)  # a cosine that is missed has no margin
 
     def predicted(candidate: Candidate) -> float:
         return margin + candidate.gain_db
