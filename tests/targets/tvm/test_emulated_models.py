@@ -64,6 +64,23 @@ def test_without_an_emulator_parity_is_that_of_this_machine(tmp_path: Path, monk
     assert artifact.profile is not None and artifact.profile.evidence is Evidence.ESTIMATE
 
 
+def test_without_an_emulator_bfloat16_is_that_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploykit.places.qemu.EMULATOR", _Missing())
+    monkeypatch.setattr("deploykit_targets.tvm.reference.EMULATOR", _Missing())
+    module, example = ZOO["mlp"]()
+    artifact = deploykit.export(
+        module,
+        target="graviton3",
+        precision="bf16",
+        example_inputs=example,
+        output=tmp_path / "out",
+        profile=False,
+        progress=False,
+    )
+    assert artifact.parity is not None and artifact.parity.evidence is Evidence.REFERENCE
+    assert artifact.parity.passed and artifact.parity.sqnr_db < 70, "eight bits"
+
+
 class _Missing:
     """An emulator that is not installed."""
 
