@@ -22,7 +22,7 @@ _MOST = 512  # instructions of a block of QEMU
 _STRETCH = 4000  # instructions
 _TRACED = re.compile(rb"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/")
 _SYMBOL = re.compile(r"^([0-9a-f]+) <([^>]+)>:$")
-_CODE = re.compile(r"^ *([0-9a-f]+):\t[0-9a-f]{8} +\t([^/]*)")
+_CODE = re.compile(r"^ *([0-9a-f]+):\t[0-9a-f]{8} +\t(.*?)(?:\s*//.*)?$")  # SVE has `p0/m`
 _BRANCH = re.compile(r"^(b|br|bl|blr|ret|b\.\w+|cbn?z|tbn?z|svc)\b")
 _TARGET = re.compile(r"\b([0-9a-f]+) <[^>]*>")
 

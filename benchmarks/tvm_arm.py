@@ -205,7 +205,7 @@ XNNPACK = {
     "graviton3": {"int8": r"xnn_qs8_qc8w_i?gemm_.*4x16c8__neoni8mm", "fp32": r"xnn_f32_i?gemm_minmax_.*"},
 }
 _SYMBOL = re.compile(r"^[0-9a-f]+ <(xnn_\w+)>:$")
-_DISASSEMBLED = re.compile(r"^ *([0-9a-f]+):\t[0-9a-f]{8} +\t([^/]*)")
+_DISASSEMBLED = re.compile(r"^ *([0-9a-f]+):\t[0-9a-f]{8} +\t(.*?)(?:\s*//.*)?$")
 _TARGET = re.compile(r"\b([0-9a-f]+) <[^>]*>")
 
 
