@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from deploykit.capture import scatter
+from deploykit.capture import plain, scatter
 from deploykit.capture.editor import Call, Editor, is_static, rank_of, shape_of, with_defaults
 
 aten = torch.ops.aten
@@ -105,8 +105,31 @@ _OWN_KERNELS: dict[Any, Callable[..., Tensor]] = {
     aten.pdist.default: _pdist,
     aten.cosine_similarity.default: _cosine_similarity,
     aten.index_add.default: scatter.index_add,
+    aten.index_copy.default: plain.index_copy,
+    aten.index_fill.int_Scalar: plain.index_fill,
+    aten.index_fill.int_Tensor: plain.index_fill,
+    aten.as_strided.default: plain.as_strided,
+    aten.hypot.default: plain.hypot,
+    aten.copysign.Tensor: plain.copysign,
+    aten.copysign.Scalar: plain.copysign,
+    aten.kthvalue.default: plain.kthvalue,
+    aten.median.dim: plain.median,
+    aten.median.default: plain.median,
+    aten.cumprod.default: plain.cumprod,
+    aten.searchsorted.Tensor: plain.searchsorted,
+    aten.bucketize.Tensor: plain.bucketize,
+    aten.rrelu.default: plain.leaky_in_evaluation,
 }
-"""Op -> the same with plain products: PyTorch has kernels of their own for them, so that nothing is left to trace."""
+"""Op -> the same with plain ones: PyTorch has kernels of their own for them, so that nothing is left to trace."""
+
+_VALUES: dict[Any, Callable[..., Tensor]] = {
+    aten.adaptive_max_pool1d.default: plain.adaptive_max_pool,
+    aten.adaptive_max_pool2d.default: plain.adaptive_max_pool,
+    aten.adaptive_max_pool3d.default: plain.adaptive_max_pool,
+    aten.cummax.default: plain.cummax,
+    aten.cummin.default: plain.cummin,
+}
+"""The same for ops that also tell where each value was, where nobody reads that."""
 
 
 def positional_arguments(editor: Editor) -> None:
@@ -128,6 +151,10 @@ def expand_composites(editor: Editor) -> None:
         expand(editor, node)
     for node in editor.calls(*_OWN_KERNELS):
         expand(editor, node, _OWN_KERNELS[node.target])
+    for node in editor.calls(*_VALUES):
+        if all(user.args[1] == 0 for user in node.users):
+            values = _VALUES[node.target]
+            expand(editor, node, lambda *args, of=values, **kwargs: (of(*args, **kwargs),))
 
 
 def expand(editor: Editor, node: Call, function: Callable[..., Any] | None = None, *, any_shape: bool = False) -> None:
@@ -283,6 +310,26 @@ def _addmm(editor: Editor, node: Call) -> None:
     editor.swap(node, editor.call(aten.add.Tensor, product, bias, before=node))
 
 
+def _factor(editor: Editor, node: Call) -> None:
+    """The factor of the second term, which some converters refuse and some leave out, as a product."""
+    alpha = node.kwargs.get("alpha", 1)
+    if alpha != 1:
+        scaled = editor.call(aten.mul.Tensor, node.args[1], alpha, before=node)
+        editor.swap(node, editor.call(node.target, node.args[0], scaled, before=node))
+
+
+def _pad(editor: Editor, node: Call) -> None:
+    """Circular padding, and padding that cuts, from pieces."""
+    widths = node.args[1]
+    mode = node.args[2] if node.target is aten.pad.default and len(node.args) > 2 else "constant"
+    if not all(isinstance(width, int) for width in widths) or (mode != "circular" and min(widths, default=0) >= 0):
+        return
+    if node.target is aten.pad.default:
+        expand(editor, node, plain.pad)
+    else:
+        expand(editor, node, lambda x, widths, value=0: plain.pad(x, widths, value=value))
+
+
 def _one_hot(editor: Editor, node: Call) -> None:
     """One comparison with every class: what PyTorch runs asserts and scatters."""
     indices, classes = with_defaults(node, 1, -1)
@@ -390,6 +437,10 @@ def _rename(target: Any) -> Callable[[Editor, Call], None]:
 
 
 _RULES: dict[Any, Callable[[Editor, Call], None]] = {
+    aten.add.Tensor: _factor,
+    aten.sub.Tensor: _factor,
+    aten.pad.default: _pad,
+    aten.constant_pad_nd.default: _pad,
     aten.addmm.default: _addmm,
     aten.atan2.default: _atan2,
     aten.arctan2.default: _atan2,

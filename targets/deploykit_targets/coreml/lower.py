@@ -17,16 +17,14 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch._decomp import get_decompositions
 from torch.fx import Graph, GraphModule, Node
 
-from deploykit.capture import scatter
 from deploykit.contract.quiet import quiet
+from deploykit_targets.coreml.simpler import simpler
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
 
 _KEY = "deploykit_node"
 _UNROLLED = [torch.ops.aten.gru.input, torch.ops.aten.rnn_tanh.input, torch.ops.aten.rnn_relu.input]
-_COMPARED = {torch.ops.aten.scatter_reduce.two: scatter.scatter_reduce}
-"""coremltools has a scatter that adds, and takes no other."""
 _NARROW = (torch.int8, torch.uint8, torch.int16, torch.uint16)
 HANDLE = "debug_handle"
 """Key of node metadata that coremltools keeps with the ops it makes."""
@@ -53,9 +51,12 @@ def exported(captured: CapturedModel, graph_module: GraphModule | None = None) -
         graph_module: a q/dq copy of its graph; the float graph itself where not given.
     """
     program = captured.export_program(_tagged(graph_module or captured.graph_module))
-    decompositions: dict[Any, Any] = {**get_decompositions(_UNROLLED), **_COMPARED}
     with quiet(), torch.no_grad():
+        decompositions: dict[Any, Any] = {**get_decompositions(_UNROLLED), **simpler(program.graph)}
         program = program.run_decompositions(decompositions)
+        while new := {op: form for op, form in simpler(program.graph).items() if op not in decompositions}:
+            decompositions |= new
+            program = program.run_decompositions(decompositions)
     _without_aliases(program.graph)
     names: dict[str, int] = {}
     for node in program.graph.nodes:

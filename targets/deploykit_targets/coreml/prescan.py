@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.errors import ConversionError
+from deploykit_targets.coreml.simpler import has_converter
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -65,17 +66,12 @@ def check(captured: CapturedModel, lowered: Exported) -> None:
                 f"Core ML takes no input without axes, which {spec.name!r} is",
                 hint="take it as an array of shape (1,), and use its element in forward",
             )
-    missing = [node for node in lowered.program.graph.nodes if node.op == "call_function" and not _has_converter(node)]
+    missing = [
+        node for node in lowered.program.graph.nodes if node.op == "call_function" and not has_converter(node.target)
+    ]
     if missing:
         listed = "; ".join(dict.fromkeys(described(captured, lowered, node.meta, str(node.target)) for node in missing))
         raise ConversionError(f"Core ML has no form for {listed}", hint=HINT)
-
-
-def _has_converter(node: Any) -> bool:
-    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as REGISTRY
-
-    name = node.target.name() if hasattr(node.target, "name") else node.target.__name__
-    return REGISTRY.get_func(name) is not None
 
 
 def described(captured: CapturedModel, lowered: Exported, meta: Any, op: str) -> str:

@@ -106,12 +106,17 @@ def _by_line(message: str, origins: Iterable[HasSource]) -> str:
     return ""
 
 
+def _plain(op: str) -> str:
+    """An operator's name without namespace and overload; that of a Python function has neither."""
+    return (*op.split("."), "")[1] or op
+
+
 def _by_error(text: str, origins: Sequence[HasSource]) -> str:
     """The user's line that the converter's passes name, with the operator where only one of it fits."""
     for error in _ERROR_AT.finditer(text):
         line = f"{error['file'].rsplit('/', 1)[-1]}:{error['line']} "
         here = [origin for origin in origins if (origin.source or "").startswith(line)]
-        named = [origin for origin in here if f".{origin.op.split('.')[1]}" in error["said"]] if len(here) > 1 else here
+        named = [origin for origin in here if f".{_plain(origin.op)}" in error["said"]] if len(here) > 1 else here
         if len({origin.op for origin in named}) == 1:
             return f", a part of {named[0]}"
         if here:

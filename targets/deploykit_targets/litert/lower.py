@@ -1,7 +1,7 @@
 """What litert-torch lowers wrongly, or into what LiteRT's runtime does not have, in forms that it lowers well.
 
     sort, argsort, msort        top-k of all elements, in their order
-    top-k without its indices   a lookup by the indices
+    top-k                       of the rows of a matrix, its values a lookup by the indices
     floor and trunc division    division, then floor or trunc
     one index of an axis        a slice of one, without the axis
     lengths of vectors          roots of sums of squares
@@ -9,6 +9,7 @@
     nearest-neighbour resizing  to sizes that are no multiples: a lookup of rows and columns
     transposed convolutions     with output padding: without any padding, then cut to size
     biases in int32             the floats that they stand for
+    erfc, exp2, col2im, ...     plain arithmetic, and a transposed convolution that adds up windows
     scatters that reduce        comparison of places and indices; of whole rows, a matrix product
 
 What has no such form is refused here, where the converter's own words do not name the layer.
@@ -24,7 +25,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 from torch import fx
 
-from deploykit.capture import scatter
+from deploykit.capture import plain, scatter
 from deploykit.capture.calls import bind, stored
 from deploykit.capture.editor import Call, Editor, is_static, rank_of, shape_of
 from deploykit.capture.rewrite_ops import expand
@@ -112,7 +113,10 @@ def _sort(editor: Editor, node: Call) -> None:
 
 
 def _top(editor: Editor, node: Call) -> None:
-    """The converter drops what nobody reads of a top-k, and has no form for the rest."""
+    """Of rows: the converter takes an axis of an image for another, drops what nobody reads, and has no form then."""
+    if rank_of(node.args[0]) > 2 and is_static(shape_of(node.args[0])):
+        expand(editor, node, plain.top_of_rows)
+        return
     if any(user.args[1] == 1 for user in node.users):
         return
     for values in list(node.users):
@@ -262,11 +266,26 @@ def _others(shape: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
     return (*shape[:axis], *shape[axis + 1 :])
 
 
+def _plain(editor: Editor, node: Call) -> None:
+    expand(editor, node, _PLAIN[node.target])
+
+
 _BINARY = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 _SCATTERS: Mapping[Any, Callable[..., Any]] = {
     aten.scatter_add.default: scatter.scatter_add,
     aten.scatter_reduce.two: scatter.scatter_reduce,
 }
+_PLAIN: Mapping[Any, Callable[..., Any]] = {
+    aten.col2im.default: plain.fold,
+    aten.unfold.default: plain.unfold,
+    aten.erfc.default: plain.erfc,
+    aten.special_erfc.default: plain.erfc,
+    aten.exp2.default: plain.exp2,
+    aten.special_exp2.default: plain.exp2,
+    aten.logaddexp2.default: plain.logaddexp2,
+    aten.logcumsumexp.default: plain.logcumsumexp,
+}
+"""Operators that neither the converter nor the runtime has."""
 _PAIRS = (aten.sort.default, aten.sort.stable)
 _NEAREST = (
     *(aten.upsample_nearest1d.default, aten.upsample_nearest1d.vec, aten.upsample_nearest2d.default),
@@ -279,6 +298,7 @@ _RULES: Mapping[Any, Callable[[Editor, Call], None]] = {
     aten.linalg_vector_norm.default: _length,
     **dict.fromkeys((aten.expand.default, aten.expand_as.default), _spread),
     **dict.fromkeys(_SCATTERS, _scatter),
+    **dict.fromkeys(_PLAIN, _plain),
     _WIDE_CONSTANT: _bias,
     **dict.fromkeys((aten.floor_divide.default, aten.div.Tensor_mode, aten.div.Scalar_mode), _divide),
     **dict.fromkeys((aten.logical_xor.default, aten.bitwise_xor.Tensor), _exclusive),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ def test_refusal_of_the_native_converter_carries_its_reason_and_the_log() -> Non
     log = "line one\nmodel.py:9:0: error: 'tfl.padv2' op operand #0 must be tensor\n"
     error = translated("Failed to run converter passes", log, {})
     assert "'tfl.padv2' op operand #0 must be tensor" in str(error)
+
+
+def test_a_line_of_several_operators_is_named_where_one_is_no_operator_of_pytorch() -> None:
+    picked = replace(ORIGIN, op="getitem")
+    log = 'x/model.py:7:0: error: failed to legalize operation "tfl.pad"'
+    error = translated("Failed to run converter passes", log, {"thing": ORIGIN, "getitem": picked})
+    assert "model.py:7" in str(error)
 
 
 def test_crash_says_by_which_signal() -> None:

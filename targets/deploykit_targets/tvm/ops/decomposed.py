@@ -15,11 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deploykit.capture import scatter
+from deploykit.capture import plain, scatter
 
 aten = torch.ops.aten
 Decomposition = Callable[..., Any]
-DECOMPOSITIONS: dict[Any, Decomposition] = {}
+DECOMPOSITIONS: dict[Any, Decomposition] = {
+    aten.col2im.default: plain.fold,
+    aten.erfc.default: plain.erfc,
+    aten.asinh.default: plain.asinh,
+    aten.acosh.default: plain.acosh,
+    aten.round.decimals: plain.round_to,
+    aten.isinf.default: plain.isinf,
+    aten.logaddexp.default: plain.logaddexp,
+    aten.logaddexp2.default: plain.logaddexp2,
+    aten.logcumsumexp.default: plain.logcumsumexp,
+}
 """By overload."""
 
 

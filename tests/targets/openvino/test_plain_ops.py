@@ -1,0 +1,18 @@
+"""Operators that converters lack or get wrong, through the whole pipeline."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="exporting needs PyTorch")
+pytest.importorskip("openvino", reason="openvino is not installed")
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from plain_ops import check
+
+
+def test_operators_are_pytorchs(tmp_path: Path) -> None:
+    check("x86-cpu:openvino", tmp_path)
