@@ -51,7 +51,7 @@ def median(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
 
 def adaptive_max_pool(x: Tensor, output_size: int | Sequence[int]) -> Tensor:
     """The values of `aten.adaptive_max_pool1d`, `2d` and `3d`: the largest of each of the regions along every axis."""
-    sizes = list(output_size) if isinstance(output_size, list | tuple) else [output_size]
+    sizes = [output_size] if isinstance(output_size, int) else list(output_size)
     for axis, regions in zip(range(x.dim() - len(sizes), x.dim()), sizes, strict=True):
         length = x.shape[axis]
         if length % regions == 0:

@@ -98,7 +98,7 @@ def _cosine_similarity(left: Tensor, right: Tensor, dim: int = 1, eps: float = 1
     return (left * right).sum(dim) / (next(lengths) * next(lengths))
 
 
-_OWN_KERNELS: dict[Any, Callable[..., Tensor]] = {
+_OWN_KERNELS: dict[Any, Callable[..., Any]] = {
     aten.baddbmm.default: _baddbmm,
     aten.addbmm.default: _addbmm,
     aten.conv_tbc.default: _conv_tbc,
