@@ -93,8 +93,8 @@ def _gelu(x: Tensor, *, approximate: str = "none") -> Any:
 def _where(condition: Tensor, chosen: Any, other: Any) -> Tensor:
     """Numbers in the dtype of the tensor beside them, which coremltools asks of both."""
     dtype = next(each.dtype for each in (chosen, other) if isinstance(each, Tensor))
-    branches = (each if isinstance(each, Tensor) else torch.full((), each, dtype=dtype) for each in (chosen, other))
-    return torch.where(condition, *branches)
+    taken, left = (each if isinstance(each, Tensor) else torch.full((), each, dtype=dtype) for each in (chosen, other))
+    return torch.where(condition, taken, left)
 
 
 def _sinc(x: Tensor) -> Tensor:
