@@ -35,3 +35,20 @@ def test_a_target_has_its_environment(target: str) -> None:
     (command,) = lines_of("commands", name)
     assert re.search(rf"tests/targets/{target}\b", command)
     assert name in lines_of("extras", name)
+
+
+def test_every_test_is_in_an_environment_that_ci_runs() -> None:
+    text = (ROOT / "tox.ini").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^env_list = (.*)$", text, re.MULTILINE)
+    commands = "\n".join(line for name in listed.split(", ") for line in _commands(name))
+    named = {word.rstrip("/") for word in re.findall(r"(?<!--ignore=)tests/[\w/.]+", commands)}
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")]
+    left = [file for file in files if not any(file == name or file.startswith(f"{name}/") for name in named)]
+    assert files and not left
+
+
+def _commands(name: str) -> list[str]:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "tox.ini")
+    own = f"testenv:{name}"
+    return config[own]["commands"].splitlines() if config.has_section(own) else lines_of("commands", name)

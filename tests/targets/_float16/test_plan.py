@@ -16,6 +16,7 @@ import deploykit
 from deploykit.capture import capture
 from deploykit.contract.request import Request
 from deploykit.contract.scheme import IN_FLOAT
+from deploykit.plugin.registry import resolve
 from deploykit_calibration.prepared import Prepared
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._float16 import plan as plan_module
@@ -147,31 +148,27 @@ def test_weights_fit_or_do_not() -> None:
     assert not fits_float16(np.array([1.0, 7e4], np.float32))
 
 
-TARGETS = {
-    "x86-cpu": "onnxruntime",
-    "x86-cpu:openvino": "openvino",
-    "jetson-orin": "tensorrt",
-    "amd-mi300x": "migraphx",
-    "iphone-15": "coreml",
-    "x86-cpu:aotinductor": "aotinductor",
-    "android": "litert",
-}
+TARGETS = (
+    *("x86-cpu", "x86-cpu:openvino", "jetson-orin", "amd-mi300x", "iphone-15", "x86-cpu:aotinductor", "android"),
+)
 CASES = {"rms": rms, "silent channel": silent}
 
 
 @pytest.mark.parametrize("function", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_keeps_it(target: str, function: Callable[[Tensor], Any], tmp_path: Path) -> None:
-    toolchain = TARGETS[target]
-    missing = [one for one in deploykit.targets() if one.toolchain == toolchain and not one.can_export]
-    if missing:
-        pytest.skip(f"{toolchain} is not installed: {missing[0].export_command}")
+    try:
+        resolve(target).target.check_installed(export=True)
+    except deploykit.MissingDependencyError as error:
+        pytest.skip(str(error))
     artifact = deploykit.export(
         Behind(function), target, "fp16", example_inputs=(X,), output=tmp_path / "a", profile=False, progress=False,
         min_placement=0.0,
     )  # fmt: skip
     assert artifact.parity is not None
-    assert artifact.parity.sqnr_db > 60.0
+    # without units for float16 OpenVINO computes in float32, or in bfloat16 where the CPU has that, and says so
+    narrower = artifact.achieved.macs_fraction("bfloat16") > 0
+    assert artifact.parity.sqnr_db > (40.0 if narrower else 60.0)
     reasons = " ".join(layer.reason for layer in artifact.achieved.not_as_requested)
     said = reasons + " ".join(artifact.achieved.notes)
     assert "guards a denominator" in said or "float16 ends at 65504" in said
