@@ -135,10 +135,20 @@ def report_error(error: DeploykitError, *, as_json: bool, debug: bool) -> int:
     if isinstance(error, GateError) and error.candidate is not None:
         document["candidate"] = str(error.candidate.path)
         lines.append(f"  -> the candidate is kept: deploykit inspect {error.candidate.path}")
+    if not as_json:
+        _print_ladder(error)
     _print_block(lines)
     if as_json:
         write_answer(Answer({"error": document}, ()), as_json=True)
     return error.exit_code
+
+
+def _print_ladder(error: DeploykitError) -> None:
+    """What a search tried before it missed, above the error."""
+    if sys.stderr is not None and isinstance(error, GateError) and error.ladder:
+        from deploykit.cli.commands.tune import search_table
+
+        make_console(sys.stderr).print(search_table(error.ladder))
 
 
 def report_defect(error: Exception, *, as_json: bool) -> int:

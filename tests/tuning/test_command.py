@@ -69,6 +69,17 @@ def test_a_miss_has_the_ladder_in_its_document(run: Callable[..., Any]) -> None:
     assert "deploykit tune look" not in shown
 
 
+def test_a_miss_shows_the_ladder_and_writes_the_recipe_of_the_nearest_model(
+    run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["tune", "own_net:factory", "--calibration", "data.npz", "--no-profile", "--min-sqnr-db", "170"]
+    code = app.run([*asked, "--allow", "ptq", "--budget-s", "0", "-o", "out/a", "--save-recipe", "near.toml"])
+    shown = capsys.readouterr().err
+    assert code == deploykit.ParityError.exit_code
+    assert shown.index("Ladder") < shown.index("error: ") and "ptq: artifact" in shown and "near.toml" in shown
+    assert deploykit.Recipe.read("near.toml") == deploykit.load("out/a.failed").recipe
+
+
 @pytest.mark.parametrize("path", ["own_net", "own_net:absent", "absent_module:f", "own_net:sys"])
 def test_a_function_that_is_none_is_refused(run: Callable[..., Any], path: str) -> None:
     code, found, _ = run("tune", "--evaluate", path, "-o", "out/a")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploykit.cli.output import Answer
+from deploykit.cli.output import Answer, note
 from deploykit.cli.parameters import (
     Algorithms,
     CacheDir,
@@ -43,6 +43,7 @@ from deploykit.cli.parameters import (
     search_current_folder,
     tolerance_from,
 )
+from deploykit.contract.errors import GateError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -107,33 +108,39 @@ def tune(
     from deploykit_tuning.rungs import NAMES
     from deploykit_tuning.tuning import tune as search
 
-    plan = search(
-        model,
-        target,
-        precision,
-        calibration=calibration,
-        calibration_method=method,
-        evaluate=function_of("--evaluate", evaluate),
-        max_drop=max_drop,
-        tolerance=tolerance_from(precision, min_sqnr_db, min_cosine, min_top1_agreement),
-        allow=tuple(NAMES if allow is None else allow),
-        train=function_of("--train", train),
-        budget_s=budget,
-        dynamic_batch=dynamic_batch,
-        dynamic_shapes=shapes,
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        options=options or None,
-        min_placement=min_placement,
-        min_speedup=min_speedup,
-        profile=not no_profile,
-        strict=not no_strict,
-        output=output,
-        cache_dir=cache_dir,
-        progress=listener(progress),
-        algorithms=tuple(algorithm or ()),
-        recipe=followed,
-    )
+    try:
+        plan = search(
+            model,
+            target,
+            precision,
+            calibration=calibration,
+            calibration_method=method,
+            evaluate=function_of("--evaluate", evaluate),
+            max_drop=max_drop,
+            tolerance=tolerance_from(precision, min_sqnr_db, min_cosine, min_top1_agreement),
+            allow=tuple(NAMES if allow is None else allow),
+            train=function_of("--train", train),
+            budget_s=budget,
+            dynamic_batch=dynamic_batch,
+            dynamic_shapes=shapes,
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            options=options or None,
+            min_placement=min_placement,
+            min_speedup=min_speedup,
+            profile=not no_profile,
+            strict=not no_strict,
+            output=output,
+            cache_dir=cache_dir,
+            progress=listener(progress),
+            algorithms=tuple(algorithm or ()),
+            recipe=followed,
+        )
+    except GateError as error:
+        if save_recipe is not None and error.candidate is not None and error.candidate.recipe is not None:
+            error.candidate.recipe.write(save_recipe)
+            note(f"the recipe of the nearest model is in {save_recipe}")
+        raise
     if save_recipe is not None:
         plan.recipe.write(save_recipe)
     return Answer(plan.to_dict(), list(_page(plan, save_recipe)))
