@@ -18,10 +18,10 @@ def test_every_instruction_and_every_fault(amx_emulator: Path, tmp_path: Path) -
     assert (done.stdout, done.returncode) == ("ok\n", 0)
 
 
-def test_without_it_the_instructions_are_illegal_or_silicon_has_them(amx_emulator: Path, tmp_path: Path) -> None:
+def test_without_it_the_instructions_are_illegal(amx_emulator: Path, tmp_path: Path) -> None:
     """What the test above passes by is the emulator, and nothing beneath it."""
     del amx_emulator  # skips where the other test does
     program = compiled("instructions.c", tmp_path, "-O1", "-mamx-tile", "-mamx-int8", "-mamx-bf16")
     plain = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", EMULATED)}
     found = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False, env=plain)
-    assert (found.stdout == "ok\n") == ("amx_int8" in Path("/proc/cpuinfo").read_text().split())
+    assert found.returncode != 0 and "ok" not in found.stdout
