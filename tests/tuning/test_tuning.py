@@ -17,6 +17,7 @@ import pytest
 import deploykit
 from deploykit.testing.models import ZOO
 from deploykit_calibration.algorithms import SAMPLES, Algorithm
+from deploykit_tuning import rungs
 from deploykit_tuning.journal import code_of
 
 PLAIN = {"profile": False, "progress": False}
@@ -212,6 +213,43 @@ def test_a_simulation_that_promises_too_much_is_climbed_past(
         ("ranges: finer: artifact", "kept"),
     ]
     assert plan.met and plan.recipe.kept
+
+
+def test_a_dearer_candidate_stands_in_where_the_artifact_falls_short(
+    case: Any, tmp_path: Path, only: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cheapest that met the goal in simulation misses it by a hair in the runtime: what met it by more is there."""
+    from deploykit_tuning.bench import Bench
+    from deploykit_tuning.climb import Climb
+
+    only()
+    honest, fallen = Bench.proved, []
+    plain = tune(case, tmp_path / "plain", allow=()).ladder[0].sqnr_db
+
+    def proved(self: Any, artifact: Any) -> Any:
+        found = honest(self, artifact)
+        if fallen and fallen[0] != artifact.recipe.kept:
+            return found
+        fallen.append(artifact.recipe.kept)
+        return replace(found, met=False, failures=("a hair",), margin=-0.01)
+
+    def mixed(search: Climb) -> None:
+        """Two that meet the goal, the dearer first, as a search by few evaluations finds them."""
+        start = search.here.recipe
+        layers = [each.name for each in start.layers if each.precision != "float"]
+        for count in (len(layers), len(layers) - 1):
+            kept = [
+                replace(each, precision="float", chosen=True) if each.name in layers[-count:] else each
+                for each in start.layers
+            ]
+            search.attempt(f"mixed: {count}", functools.partial(replace, start, layers=tuple(kept)), detail=count)
+
+    monkeypatch.setattr(Bench, "proved", proved)
+    monkeypatch.setattr(rungs, "mixed", mixed)
+    plan = tune(case, tmp_path / "a", min_sqnr_db=plain + 0.5, min_placement=0.0, allow=("mixed",))
+    proofs = [step for step in plan.ladder if step.step.endswith(": artifact")]
+    assert [step.outcome for step in proofs] == ["failed", "kept"]
+    assert plan.met and len(plan.recipe.kept) > len(fallen[0])
 
 
 def test_the_metric_must_not_be_of_calibration_data(case: Any, tmp_path: Path) -> None:

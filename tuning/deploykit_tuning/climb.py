@@ -21,6 +21,8 @@ from deploykit_tuning.ladder import ARTIFACT, FAILED, KEPT, PASSED_OVER, SKIPPED
 from deploykit_tuning.line import Line
 
 Make = Callable[[], Recipe]
+_PROOFS = 3
+"""Artifacts that are made where the first falls short of its simulation."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Climb:
     ladder: list[LadderStep] = field(default_factory=list)
     hopeless: str = ""
     _proved: dict[str, tuple[Artifact, Figures]] = field(default_factory=dict)
+    _met: list[Candidate] = field(default_factory=list)
 
     @property
     def spent_s(self) -> float:
@@ -91,10 +94,13 @@ class Climb:
             return None
         key = key_of(step, "" if parent is None else bare(parent).fingerprint, detail)
         known = self.journal.recall(key)
-        if known is not None:
-            return self._take(known)
-        self.line.show(step, self.best)
-        return self._take(self._measured(step, make, key, worth_db), new=True)
+        if known is None:
+            self.line.show(step, self.best)
+        entry = known or self._measured(step, make, key, worth_db)
+        figures = self._take(entry, new=known is None)
+        if figures is not None and figures.met and entry.recipe is not None:
+            self._met.append(Candidate(entry.step.step, entry.recipe, figures))
+        return figures
 
     def _measured(self, step: str, make: Make, key: str, worth_db: float) -> Entry:
         began = time.perf_counter()
@@ -144,15 +150,37 @@ class Climb:
     def confirmed(self) -> bool:
         """Whether the best candidate meets the goal, and its artifact does, too.
 
-        One whose artifact does not is no longer taken to meet it, and the climb goes on from there.
+        Where the artifact falls short of the simulation, dearer candidates that met the goal there by more are proved.
+        If none does, what came nearest is no longer taken to meet the goal, and the climb goes on from there.
         """
         if self.best is None or not self.best.figures.met:
             return False
-        _, figures = self.prove(self.best)
-        if not figures.met:
-            self.best = replace(self.best, figures=figures)
-            self.hopeless = "; ".join(figures.failures) if figures.is_hopeless else ""
-        return figures.met
+        tried: Candidate | None = self.best
+        nearest: Candidate | None = None
+        for _ in range(_PROOFS):
+            assert tried is not None
+            _, figures = self.prove(tried)
+            if figures.met:
+                self.best = tried
+                return True
+            if nearest is None or better(figures, nearest.figures):
+                nearest = replace(tried, figures=figures)
+            tried = None if figures.is_hopeless or self.is_spent else self._dearer(tried, figures)
+            if tried is None:
+                break
+        assert nearest is not None
+        self.best = nearest
+        self.hopeless = "; ".join(nearest.figures.failures) if nearest.figures.is_hopeless else ""
+        return False
+
+    def _dearer(self, tried: Candidate, proved: Figures) -> Candidate | None:
+        """The cheapest that should meet the goal if it falls as far, or else what met it by most."""
+        more = [each for each in self._met if each.figures.margin > tried.figures.margin]
+        fell = tried.figures.margin - proved.margin
+        enough = [each for each in more if each.figures.margin >= fell]
+        if enough:
+            return min(enough, key=lambda each: each.figures.predicted_cost or 0.0)
+        return max(more, key=lambda each: each.figures.margin, default=None)
 
     def prove(self, candidate: Candidate) -> tuple[Artifact, Figures]:
         """The artifact of a candidate, measured; made once.
