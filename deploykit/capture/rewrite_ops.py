@@ -150,11 +150,19 @@ def expand_composites(editor: Editor) -> None:
     for node in editor.calls(*_COMPOSITES):
         expand(editor, node)
     for node in editor.calls(*_OWN_KERNELS):
-        expand(editor, node, _OWN_KERNELS[node.target])
+        if not any(
+            source.meta["val"].is_complex() for source in node.all_input_nodes
+        ):  # pairs are written by themselves
+            expand(editor, node, _OWN_KERNELS[node.target])
     for node in editor.calls(*_VALUES):
         if all(user.args[1] == 0 for user in node.users):
             values = _VALUES[node.target]
             expand(editor, node, lambda *args, of=values, **kwargs: (of(*args, **kwargs),))
+
+
+def _is_complex(node: Call) -> bool:
+    value = node.meta["val"]
+    return isinstance(value, Tensor) and value.is_complex()
 
 
 def expand(editor: Editor, node: Call, function: Callable[..., Any] | None = None, *, any_shape: bool = False) -> None:
