@@ -21,7 +21,7 @@ from emulated import with_tiles
 from test_variant import MODELS, SCRIPT
 
 
-@pytest.mark.parametrize("name", ["ragged", "transformer"])
+@pytest.mark.parametrize("name", ["ragged", pytest.param("transformer", marks=pytest.mark.nightly)])
 def test_tiles_compute_what_vectors_do(
     name: str, amx_emulator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

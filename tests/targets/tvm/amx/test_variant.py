@@ -68,7 +68,9 @@ def examples(example: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]
     return [(torch.randint(0, 64, x.shape, generator=generator),) for _ in range(8)]
 
 
-@pytest.mark.parametrize("name", ["residual", "transformer"])  # the tests of kernels have more shapes, emulated, too
+@pytest.mark.parametrize(
+    "name", [pytest.param("residual", marks=pytest.mark.nightly), "transformer"]
+)  # the tests of kernels have more shapes, emulated, too
 def test_tiles_compute_the_same_bits(
     name: str, amx_emulator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
