@@ -18,14 +18,12 @@ from torch._decomp import core_aten_decompositions
 from torch.fx import Graph
 
 from deploykit.capture import plain, scatter
-from deploykit_targets.coreml.mil_evaluator.milproto import import_coremltools
 
 aten = torch.ops.aten
 
 
 def has_converter(target: Any) -> bool:
     """Whether coremltools converts an operator."""
-    import_coremltools()  # whole, and first: its operators are registered in the order in which it imports them
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as REGISTRY
 
     name = target.name() if hasattr(target, "name") else target.__name__
