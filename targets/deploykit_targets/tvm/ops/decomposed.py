@@ -227,12 +227,7 @@ def _min(x: Tensor) -> Tensor:
     return x.amin(_axes(x, None))
 
 
-@_stands_for(aten.prod.dim_int)
-def _prod(x: Tensor, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
-    result = x.select(dim, 0)
-    for index in range(1, x.shape[dim]):
-        result = result * x.select(dim, index)
-    return result.unsqueeze(dim) if keepdim else result
+_stands_for(aten.prod.dim_int)(plain.product)
 
 
 @_stands_for(aten.cumsum.default)
@@ -324,10 +319,7 @@ def _adaptive_average(x: Tensor, output_size: Sequence[int]) -> Tensor:
 
 @_stands_for(aten.adaptive_max_pool2d.default)
 def _adaptive_maximum(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, None]:
-    for axis, count in zip((2, 3), output_size, strict=True):
-        parts = [x.narrow(axis, a, b - a).amax(axis, True) for a, b in _windows(x.shape[axis], count)]
-        x = torch.cat(parts, axis)
-    return x, None
+    return plain.adaptive_max_pool(x, output_size), None
 
 
 @_stands_for(aten.group_norm.default)
