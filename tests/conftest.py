@@ -3,7 +3,8 @@
 With pytest-xdist (`-n 2`) each worker gets a core of its own. Set before PyTorch is imported anywhere. Properties are
 tested on a busy machine, too: how long drawing an example takes is no finding. A run in a shell's background ignores
 Ctrl-C, and what tests start would inherit that. Under QEMU's user-mode emulation PyTorch's oneDNN is left out: its LSTM
-is wrong there, and right on the CPUs that are emulated.
+is wrong there, and right on the CPUs that are emulated. tox tells its programs the width of the terminal it was
+started in, and terminals ask for colours: what is printed is tested as in a file, unless a test says otherwise.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ if hasattr(os, "sched_setaffinity"):
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[_worker % len(_cores)]})
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _told in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(_told, None)
 if emulator():
     with contextlib.suppress(ImportError):
         import torch

@@ -22,9 +22,7 @@ class Result:
 
 
 @pytest.fixture
-def cli(capfd, monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)
-
+def cli(capfd):
     def call(*arguments: object) -> Result:
         capfd.readouterr()
         code = main([str(argument) for argument in arguments])

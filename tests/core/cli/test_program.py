@@ -20,7 +20,6 @@ COMMANDS = ["export", "build", "targets", "inspect", "verify", "profile", "compa
 
 def deploykit_process(arguments, toy_path, **options):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, toy_path), *filter(None, sys.path)])}
-    environment.pop("COLUMNS", None)
     environment.update(options.pop("env", {}))
     command = [sys.executable, "-m", "deploykit", *map(str, arguments)]
     return subprocess.run(command, env=environment, check=False, stderr=subprocess.PIPE, **options)
