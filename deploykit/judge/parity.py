@@ -9,7 +9,8 @@ Nothing here imports a framework: the links are `Session`s.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from deploykit.contract.host import Host
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.session import Session
 from deploykit.contract.tensors import Feeds, TensorSpec
+from deploykit.judge.margins import InDecibels, margin_db, of_cosine, of_share, of_size, of_sqnr
 from deploykit.judge.parts import Part, PartSearch
 from deploykit.judge.scores import Fall
 from deploykit.judge.spread import Spread, spread_of
@@ -54,6 +56,23 @@ class Tolerance:
         Args:
             of_others: judge the SQNR by what the samples tell of other samples.
         """
+        return tuple(
+            f"{name} {value:.4g}{unit} is below {gate:.4g}{unit}"
+            for name, value, gate, unit, _ in self._gated(metrics, of_others)
+            if not value >= gate
+        )
+
+    def margins_db(self, metrics: Metrics, *, of_others: bool = False) -> tuple[float, ...]:
+        """By how many dB each figure that is gated passes, or misses (below 0); see `deploykit.judge.margins`.
+
+        Args:
+            of_others: as `misses` has it.
+        """
+        gated = self._gated(metrics, of_others)
+        return tuple(margin_db(value, gate, in_decibels) for _, value, gate, _, in_decibels in gated)
+
+    def _gated(self, metrics: Metrics, of_others: bool) -> Iterator[tuple[str, float, float, str, InDecibels]]:
+        """The figures that are gated: what each is called, figure, gate, unit, and how it counts in dB."""
         part, spread = metrics.part, metrics.spread if of_others else None
         of_whole = (
             ("SQNR", metrics.sqnr_db)
@@ -65,17 +84,15 @@ class Tolerance:
         )
         least = self.min_sqnr_db if self.min_part_sqnr_db is None else self.min_part_sqnr_db
         gates = (
-            (*of_whole, self.min_sqnr_db, " dB"),
-            (f"SQNR of {part}", part.sqnr_db if part else None, least, " dB"),
-            ("cosine", metrics.cosine, self.min_cosine, ""),
-            ("top-1 agreement", metrics.top1_agreement, self.min_top1_agreement, ""),
-            ("share of equal elements", metrics.equal, self.min_equal, ""),
+            (*of_whole, self.min_sqnr_db, " dB", of_sqnr),
+            (f"SQNR of {part}", part.sqnr_db if part else None, least, " dB", of_sqnr),
+            ("cosine", metrics.cosine, self.min_cosine, "", of_cosine),
+            ("top-1 agreement", metrics.top1_agreement, self.min_top1_agreement, "", of_share),
+            ("share of equal elements", metrics.equal, self.min_equal, "", of_share),
         )
-        return tuple(
-            f"{name} {value:.4g}{unit} is below {gate:.4g}{unit}"
-            for name, value, gate, unit in gates
-            if gate is not None and value is not None and not value >= gate
-        )
+        for name, value, gate, unit, in_decibels in gates:
+            if gate is not None and value is not None:
+                yield name, value, gate, unit, in_decibels
 
 
 def tolerance_of(precision: Precision) -> Tolerance:
@@ -456,16 +473,30 @@ def failures_of(link: Link, tolerance: Tolerance, *, of_others: bool = False) ->
     An output that is zero everywhere has no SQNR. It may differ by as much of the largest value of the model's outputs
     (of 1, where all are zero) as the SQNR gate allows of noise.
     """
-    scale = link.worst.largest or 1.0
-    allowed = scale * 10.0 ** (-(tolerance.min_sqnr_db or 0.0) / 20.0)
-    gated = tolerance.min_sqnr_db is not None
     zeros = tuple(
-        f"{name} is zero everywhere in {link.reference}, and differs by up to {found.max_abs:.3g}"
-        f" ({allowed:.3g} is allowed)"
-        for name, found in link.outputs.items()
-        if gated and found.constant == 0.0 and found.max_abs > allowed
+        f"{name} is zero everywhere in {link.reference}, and differs by up to {differs:.3g} ({allowed:.3g} is allowed)"
+        for name, differs, allowed in _zeros(link, tolerance)
+        if differs > allowed
     )
     return tolerance.misses(link.worst, of_others=of_others) + zeros
+
+
+def margin_of(link: Link, tolerance: Tolerance, *, of_others: bool = False) -> float:
+    """By how many dB the nearest gate of a comparison is passed, or missed (below 0); infinite where none is set.
+
+    Args:
+        of_others: as `failures_of` has it, which names a gate wherever this is below 0.
+    """
+    zeros = (margin_db(allowed, differs, of_size) for _, differs, allowed in _zeros(link, tolerance))
+    return min((*tolerance.margins_db(link.worst, of_others=of_others), *zeros), default=math.inf)
+
+
+def _zeros(link: Link, tolerance: Tolerance) -> Iterator[tuple[str, float, float]]:
+    """Outputs that are zero everywhere: by how much each differs, and may."""
+    allowed = (link.worst.largest or 1.0) * 10.0 ** (-(tolerance.min_sqnr_db or 0.0) / 20.0)
+    for name, found in link.outputs.items():
+        if tolerance.min_sqnr_db is not None and found.constant == 0.0:
+            yield name, found.max_abs, allowed
 
 
 def remarks_on(link: Link) -> tuple[str, ...]:

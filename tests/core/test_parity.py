@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.session import FunctionSession
 from deploykit.contract.tensors import TensorSpec
+from deploykit.judge import margins
 from deploykit.judge.parity import (
     SQNR_CAP_DB,
     Metrics,
@@ -21,6 +22,8 @@ from deploykit.judge.parity import (
     Tolerance,
     compare_chain,
     compare_sessions,
+    failures_of,
+    margin_of,
     sqnr_db,
     tolerance_of,
     worst_of,
@@ -306,3 +309,36 @@ def test_nothing_but_nan_proves_nothing():
     comparison = OutputComparison("output")
     comparison.add(np.full((2, 3), np.nan), np.full((2, 3), np.nan))
     assert comparison.metrics.sqnr_db == -SQNR_CAP_DB
+
+
+# -- margins ----------------------------------------------------------------------------------------------------
+
+
+def test_a_cosine_counts_in_db_as_the_noise_that_it_is_of() -> None:
+    noise = 10 ** (-20 / 10)  # at right angles to the reference
+    assert margins.of_cosine((1.0 + noise) ** -0.5) == pytest.approx(20.0)
+    assert margins.of_cosine(1.0) == SQNR_CAP_DB
+    assert margins.of_cosine(0.0) == margins.of_cosine(-0.5) == margins.of_cosine(np.nan) == -SQNR_CAP_DB
+    assert margins.of_share(0.99) == pytest.approx(20.0)
+
+
+@given(
+    st.sampled_from([margins.of_sqnr, margins.of_cosine, margins.of_share, margins.of_size]),
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 1.0),
+)
+def test_a_margin_is_below_nothing_exactly_where_the_gate_is_missed(in_decibels, value, gate):
+    assert (margins.margin_db(value, gate, in_decibels) < 0.0) == (value < gate)
+
+
+@given(arrays(np.float32, (4, 3), elements=st.floats(-4, 4, width=32)), st.floats(0.0, 3.0), st.floats(-20, 60))
+@settings(max_examples=60)
+def test_the_margin_of_a_comparison_agrees_with_its_words(reference, off, gate):
+    want = FunctionSession(lambda feeds: {"output": reference}, [], [TensorSpec("output", (4, 3), "float32")])
+    got = FunctionSession(
+        lambda feeds: {"output": reference + np.float32(off)}, [], [TensorSpec("output", (4, 3), "float32")]
+    )
+    link = compare_sessions(want, got, [{}])
+    for tolerance in (Tolerance(gate), Tolerance(gate, 0.99), Tolerance(min_top1_agreement=0.9), Tolerance()):
+        assert (margin_of(link, tolerance) < 0.0) == bool(failures_of(link, tolerance))
+    assert margin_of(link, Tolerance()) == np.inf

@@ -155,14 +155,80 @@ def test_what_an_algorithm_finds_is_in_the_recipe(case: Any, tmp_path: Path, onl
     assert found == [{}, {"number": 7}]
 
 
-def test_a_candidate_that_misses_the_cosine_alone_is_no_success(case: Any, tmp_path: Path) -> None:
-    """Its SQNR is enough, and what has no margin in dB must not end the search among cheaper candidates."""
-    gate = deploykit.Tolerance(min_sqnr_db=1.0, min_cosine=1.0 - 1e-9)
-    plan = tune(case, tmp_path / "a", tolerance=gate, min_placement=0.0, allow=("mixed",), strict=False)
+def test_a_cosine_is_searched_for_like_an_sqnr(case: Any, tmp_path: Path) -> None:
+    """Its SQNR is enough: the cosine's own margin in dB says how many layers to keep, and that it is missed."""
+    noise = 10 ** (-55 / 10)
+    gate = deploykit.Tolerance(min_sqnr_db=1.0, min_cosine=(1.0 + noise) ** -0.5)
+    plan = tune(case, tmp_path / "a", tolerance=gate, min_placement=0.0, allow=("mixed",))
+    assert "cosine" in plan.ladder[0].reason and "SQNR" not in plan.ladder[0].reason
     tried = [step for step in plan.ladder if step.step.startswith("mixed: ") and step.on == "simulation"]
-    shares = [step.int8_share for step in tried]
-    assert all("cosine" in step.reason and "SQNR" not in step.reason for step in tried)
-    assert len(tried) > 1 and shares == sorted(shares, reverse=True)  # dearer ones, until no evaluation is left
+    assert 1 <= len(tried) <= 4 and plan.met and 0.0 < tried[-1].int8_share < 1.0
+
+
+def _falling(monkeypatch: pytest.MonkeyPatch, fall_db: float) -> list[Any]:
+    """Artifacts fall this far short of their simulations; gives the recipes that were made, in their order."""
+    from deploykit_tuning.bench import Bench
+
+    honest, made = Bench.proved, []
+
+    def proved(self: Any, artifact: Any) -> Any:
+        made.append(artifact.recipe)
+        found = honest(self, artifact)
+        margin = found.margin_db - fall_db
+        failures = () if margin >= 0.0 else ("the runtime",)
+        return replace(found, met=not failures, failures=failures, margin_db=margin, sqnr_db=found.sqnr_db - fall_db)
+
+    monkeypatch.setattr(Bench, "proved", proved)
+    return made
+
+
+def test_the_search_goes_on_behind_an_artifact_that_falls_short(
+    case: Any, tmp_path: Path, only: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The goal is raised by what the artifact fell short, and the next artifact meets it."""
+    only()
+    plain = tune(case, tmp_path / "plain", allow=(), min_sqnr_db=1.0).ladder[0].sqnr_db
+    made = _falling(monkeypatch, fall_db=10.0)
+    plan = tune(case, tmp_path / "a", min_sqnr_db=plain + 1.0, min_placement=0.0, allow=("mixed",))
+    proofs = [step for step in plan.ladder if step.step.endswith(": artifact")]
+    assert plan.met and proofs[0].outcome == "failed" and proofs[-1].outcome == "kept"
+    assert proofs[-1].int8_share < proofs[0].int8_share
+    measured = [step.step for step in plan.ladder if step.on == "simulation" and step.outcome != "skipped"]
+    after = measured.index(proofs[0].step.removesuffix(": artifact")) + 1
+    assert measured[after:], "something was looked for behind it"
+    assert made[-1].kept == plan.recipe.kept and plan.best.status == "verified"
+
+
+def test_a_search_without_hope_ends_and_says_what_was_expected(
+    case: Any, tmp_path: Path, only: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No mix is 80 dB better than asked for: few artifacts are made, and the start is what is left."""
+    only()
+    made = _falling(monkeypatch, fall_db=80.0)
+    plan = tune(
+        case, tmp_path / "a", min_sqnr_db=45.0, min_placement=0.5, allow=("mixed",), strict=False,
+    )  # fmt: skip
+    assert not plan.met and len(made) <= 4
+    assert any("its artifact is expected to miss: the last one fell 80 dB short" in step.reason for step in plan.ladder)
+    figures = [step.sqnr_db for step in plan.ladder if step.step.endswith(": artifact")]
+    assert plan.best.parity.sqnr_db - 80.0 == pytest.approx(max(figures))
+
+
+def test_a_budget_ends_the_search_behind_an_artifact(
+    case: Any, tmp_path: Path, only: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploykit_tuning.climb import Climb
+
+    only()
+    plain = tune(case, tmp_path / "plain", allow=(), min_sqnr_db=1.0).ladder[0].sqnr_db
+    made = _falling(monkeypatch, fall_db=10.0)
+    monkeypatch.setattr(Climb, "is_spent", property(lambda self: bool(made)))
+    plan = tune(
+        case, tmp_path / "a", min_sqnr_db=plain + 1.0, min_placement=0.0, allow=("mixed",), strict=False, budget_s=1e9,
+    )  # fmt: skip
+    assert not plan.met and len(made) <= 2  # what was made, and the start to compare it with
+    steps = [step.step for step in plan.ladder if step.outcome != "skipped"]
+    assert sum(step.startswith("mixed: ") and not step.endswith("artifact") for step in steps) <= 4
 
 
 def test_the_budget_ends_the_climb(case: Any, tmp_path: Path) -> None:
@@ -201,7 +267,7 @@ def test_a_simulation_that_promises_too_much_is_climbed_past(
 
     def proved(self: Any, artifact: Any) -> Any:
         found = honest(self, artifact)
-        return found if artifact.recipe.kept else replace(found, met=False, failures=("the runtime",), margin=-1.0)
+        return found if artifact.recipe.kept else replace(found, met=False, failures=("the runtime",), margin_db=-1.0)
 
     monkeypatch.setattr(Bench, "proved", proved)
     plan = tune(case, tmp_path / "a", min_sqnr_db=20.0, min_placement=0.0, allow=("ptq",))
@@ -231,7 +297,7 @@ def test_a_dearer_candidate_stands_in_where_the_artifact_falls_short(
         if fallen and fallen[0] != artifact.recipe.kept:
             return found
         fallen.append(artifact.recipe.kept)
-        return replace(found, met=False, failures=("a hair",), margin=-0.01)
+        return replace(found, met=False, failures=("a hair",), margin_db=-0.01)
 
     def mixed(search: Climb) -> None:
         """Two that meet the goal, the dearer first, as a search by few evaluations finds them."""

@@ -26,7 +26,7 @@ from deploykit.pipeline.staging import draft
 from deploykit.pipeline.steps import lower, prepare
 from deploykit.pipeline.watch import Watch, rows_of
 from deploykit.plugin.artifact import Artifact
-from deploykit_tuning.goal import Goal
+from deploykit_tuning.goal import LEAST, Goal, scored
 from deploykit_tuning.ladder import ARTIFACT, SIMULATION, Figures
 
 if TYPE_CHECKING:
@@ -178,19 +178,14 @@ class Bench:
         report, profile = artifact.parity, artifact.profile
         assert report is not None
         found = self.goal.judge(report.chain[-1], None)
-        metric = report.metric
-        if metric is not None:
-            fall = metric.fall
-            short = 0.0 if metric.passed else max(0.0, metric.drop - metric.max_drop)
-            found = replace(found, metric=metric.artifact, drop=metric.drop, short=short)
-            found = replace(found, drop_low=fall.low, drop_high=fall.high) if fall is not None else found
+        found = found if report.metric is None else scored(found, report.metric)
         here = profile is not None and profile.evidence is Evidence.DEVICE
         met = artifact.status != "failed"
         return replace(
             found,
             met=met,
             failures=tuple(miss.message for miss in self.plan.gates.misses(artifact.achieved, report, profile)),
-            margin=found.margin if met else min(found.margin, 0.0),
+            margin_db=found.margin_db if met or found.margin < 0.0 else -LEAST,
             int8_share=artifact.achieved.as_asked_fraction,
             on=ARTIFACT,
             measured_cost=profile.latency_ms.p50 if here and profile is not None else None,

@@ -15,6 +15,7 @@ from deploykit.contract.errors import ConversionError, DeploykitError
 from deploykit.contract.recipe import Recipe
 from deploykit.plugin.artifact import Artifact, load
 from deploykit_tuning.bench import Bench
+from deploykit_tuning.fall import NO_FALL, Fall
 from deploykit_tuning.goal import better
 from deploykit_tuning.journal import Entry, Journal, key_of
 from deploykit_tuning.ladder import ARTIFACT, FAILED, KEPT, PASSED_OVER, SKIPPED, Figures, LadderStep
@@ -22,16 +23,28 @@ from deploykit_tuning.line import Line
 
 Make = Callable[[], Recipe]
 _PROOFS = 3
-"""Artifacts that are made where the first falls short of its simulation."""
+"""Artifacts that are made of what one rung found, where the first falls short of its simulation."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe that was measured, and the step that led to it."""
+    """A recipe that was measured, and the step that led to it.
+
+    Attributes:
+        step: its name in the ladder.
+        recipe: what it decides.
+        figures: what is expected of its artifact, or what that was measured to have.
+        simulated: what was measured of its simulation.
+    """
 
     step: str
     recipe: Recipe
     figures: Figures
+    simulated: Figures
+
+
+Proof = tuple[Candidate, Artifact, Figures]
+"""A candidate, its artifact, and what that was measured to have."""
 
 
 @dataclass(eq=False)
@@ -47,6 +60,8 @@ class Climb:
         ladder: steps, in order.
         hopeless: the gate that an artifact missed although it computes what it should: placement or speed, which no
             rung changes for the better; "" until then.
+        fall: how far the last artifact that missed fell short of its simulation: what later simulations are expected
+            to fall, too.
     """
 
     bench: Bench
@@ -57,7 +72,8 @@ class Climb:
     best: Candidate | None = None
     ladder: list[LadderStep] = field(default_factory=list)
     hopeless: str = ""
-    _proved: dict[str, tuple[Artifact, Figures]] = field(default_factory=dict)
+    fall: Fall = NO_FALL
+    _proved: dict[str, Proof] = field(default_factory=dict)
     _met: list[Candidate] = field(default_factory=list)
 
     @property
@@ -87,7 +103,7 @@ class Climb:
             parent, detail: what it is made from and how, by which the step is known again.
             worth_db: what it must gain to be kept where it does not meet the goal, and no task tells.
         Returns:
-            Its figures; None where it came to no candidate, or the budget is spent.
+            What is expected of its artifact; None where it came to no candidate, or the budget is spent.
         """
         if self.is_spent:
             self.skip(step, f"the budget of {self.budget_s:g} s is spent")
@@ -97,10 +113,10 @@ class Climb:
         if known is None:
             self.line.show(step, self.best)
         entry = known or self._measured(step, make, key, worth_db)
-        figures = self._take(entry, new=known is None)
-        if figures is not None and figures.met and entry.recipe is not None:
-            self._met.append(Candidate(entry.step.step, entry.recipe, figures))
-        return figures
+        found = self._take(entry, new=known is None)
+        if found is not None and found.simulated.met:
+            self._met.append(found)
+        return None if found is None else found.figures
 
     def _measured(self, step: str, make: Make, key: str, worth_db: float) -> Entry:
         began = time.perf_counter()
@@ -115,20 +131,23 @@ class Climb:
             seconds = time.perf_counter() - began
             return Entry(key, LadderStep.of(step, PASSED_OVER, None, seconds, "it found nothing to change"))
         figures = self.bench.simulated(recipe)
-        is_kept = self.best is None or better(figures, self.best.figures, worth_db)
-        told = LadderStep.of(step, KEPT if is_kept else PASSED_OVER, figures, time.perf_counter() - began)
+        expected = self.fall.expected(figures)
+        is_kept = self.best is None or better(expected, self.best.figures, worth_db)
+        seconds = time.perf_counter() - began
+        told = LadderStep.of(step, KEPT if is_kept else PASSED_OVER, figures, seconds, "; ".join(expected.failures))
         return Entry(key, told, recipe, figures)
 
-    def _take(self, entry: Entry, *, new: bool = False) -> Figures | None:
+    def _take(self, entry: Entry, *, new: bool = False) -> Candidate | None:
         if new:
             self.journal.add(entry)
         self.ladder.append(entry.step)
         if entry.recipe is None or entry.figures is None:
             return None
+        found = Candidate(entry.step.step, entry.recipe, self.fall.expected(entry.figures), entry.figures)
         if entry.step.outcome == KEPT:
-            self.best = Candidate(entry.step.step, entry.recipe, entry.figures)
-            self.start = self.start or self.best
-        return entry.figures
+            self.best = found
+            self.start = self.start or found
+        return found
 
     def take_artifact(self, entry: Entry, *, new: bool = False) -> None:
         """Take a step that made an artifact of its own, in the folder of its key.
@@ -140,7 +159,8 @@ class Climb:
         if is_kept and self.folder(entry.key).is_dir():
             assert entry.recipe is not None and entry.figures is not None
             artifact = load(self.folder(entry.key))
-            self._proved[bare(entry.recipe).fingerprint] = (artifact, entry.figures)
+            made = Candidate(entry.step.step, entry.recipe, entry.figures, entry.figures)
+            self._proved[bare(entry.recipe).fingerprint] = (made, artifact, entry.figures)
         self._take(entry, new=new)
 
     def skip(self, step: str, reason: str) -> None:
@@ -148,10 +168,11 @@ class Climb:
         self.ladder.append(LadderStep.of(step, SKIPPED, None, 0.0, reason))
 
     def confirmed(self) -> bool:
-        """Whether the best candidate meets the goal, and its artifact does, too.
+        """Whether the best candidate is expected to meet the goal, and its artifact does.
 
-        Where the artifact falls short of the simulation, dearer candidates that met the goal there by more are proved.
-        If none does, what came nearest is no longer taken to meet the goal, and the climb goes on from there.
+        Where the artifact falls short of the simulation, so are others expected to: the cheapest that is still expected
+        to meet the goal is proved in its place. If none does, what came nearest is no longer taken to meet the goal,
+        and the climb goes on from there with what simulations have to reach.
         """
         if self.best is None or not self.best.figures.met:
             return False
@@ -159,13 +180,13 @@ class Climb:
         nearest: Candidate | None = None
         for _ in range(_PROOFS):
             assert tried is not None
-            _, figures = self.prove(tried)
+            figures = self._confirmed(tried)
             if figures.met:
-                self.best = tried
+                self.best = replace(tried, figures=figures)
                 return True
             if nearest is None or better(figures, nearest.figures):
                 nearest = replace(tried, figures=figures)
-            tried = None if figures.is_hopeless or self.is_spent else self._dearer(tried, figures)
+            tried = None if figures.is_hopeless or self.is_spent else self._next()
             if tried is None:
                 break
         assert nearest is not None
@@ -173,16 +194,26 @@ class Climb:
         self.hopeless = "; ".join(nearest.figures.failures) if nearest.figures.is_hopeless else ""
         return False
 
-    def _dearer(self, tried: Candidate, proved: Figures) -> Candidate | None:
-        """The cheapest that should meet the goal if it falls as far, or else what met it by most."""
-        more = [each for each in self._met if each.figures.margin > tried.figures.margin]
-        fell = tried.figures.margin - proved.margin
-        enough = [each for each in more if each.figures.margin >= fell]
-        if enough:
-            return min(enough, key=lambda each: each.figures.predicted_cost or 0.0)
-        return max(more, key=lambda each: each.figures.margin, default=None)
+    def _confirmed(self, candidate: Candidate) -> Figures:
+        """The figures of its artifact; how far it fell is what the next are expected to fall."""
+        figures = self.prove(candidate)[2]
+        if not figures.met and not figures.is_hopeless:
+            self.fall = Fall.between(candidate.simulated, figures)
+        return figures
 
-    def prove(self, candidate: Candidate) -> tuple[Artifact, Figures]:
+    def _next(self, *, expected: bool = True) -> Candidate | None:
+        """Of what met the goal in simulation and was not made yet, the cheapest that is expected to as an artifact.
+
+        Args:
+            expected: False takes what met it by most, whatever is expected of it.
+        """
+        left = [each for each in self._met if bare(each.recipe).fingerprint not in self._proved]
+        if not expected:
+            return max(left, key=lambda each: each.simulated.margin, default=None)
+        enough = [each for each in left if self.fall.expected(each.simulated).met]
+        return min(enough, key=lambda each: each.simulated.predicted_cost or 0.0, default=None)
+
+    def prove(self, candidate: Candidate) -> Proof:
         """The artifact of a candidate, measured; made once.
 
         Raises:
@@ -190,7 +221,7 @@ class Climb:
         """
         name = bare(candidate.recipe).fingerprint
         if name not in self._proved:
-            self._proved[name] = self._recalled(candidate, name) or self._made(candidate, name)
+            self._proved[name] = (candidate, *(self._recalled(candidate, name) or self._made(candidate, name)))
         return self._proved[name]
 
     def folder(self, name: str) -> Path:
@@ -219,15 +250,22 @@ class Climb:
         return artifact, figures
 
     def finished(self) -> tuple[Candidate, Artifact, Figures]:
-        """The best candidate as an artifact; the start's, where that is better."""
+        """The best artifact of the search; the start's, where none is better."""
         if self.best is None or self.start is None:
             reason = "; ".join(step.reason for step in self.ladder if step.reason)
             raise ConversionError(f"nothing could be measured: {reason}", hint="export without tune to see the error")
-        found = (self.best, *self.prove(self.best))
-        if found[2].met or self.best.recipe == self.start.recipe or better(found[2], self.start.figures):
+        found = self.prove(self.best)
+        if not found[2].met:
+            last = None if self.hopeless or self.is_spent else self._next(expected=False)
+            for known in (*self._proved.values(), *(() if last is None else (self.prove(last),))):
+                found = _preferred(found, known)
+        if found[2].met or self.best.recipe == self.start.recipe or better(found[2], self.start.simulated):
             return found
-        start = (self.start, *self.prove(self.start))
-        return found if better(found[2], start[2]) else start
+        return _preferred(found, self.prove(self.start))
+
+
+def _preferred(one: Proof, other: Proof) -> Proof:
+    return other if better(other[2], one[2]) else one
 
 
 def bare(recipe: Recipe) -> Recipe:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 
 from deploykit.contract.errors import UsageError
-from deploykit.judge.parity import Link, Tolerance, failures_of
+from deploykit.judge.parity import Link, TaskMetric, Tolerance, failures_of, margin_of
 from deploykit.judge.scores import Scores
 from deploykit.pipeline.evidence import Task, task_metric
 from deploykit_tuning.ladder import Figures
+
+LEAST = 1e-6
+"""The margin of what is missed by less than figures resolve: never 0."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +36,30 @@ class Goal:
             scores: the scores of the candidate; None without a task.
         """
         failures = failures_of(link, self.tolerance, of_others=True)
-        margins = list(self._margins(link))
-        found = Figures(False, failures, math.inf, link.worst.sqnr_db)
-        if self.task is not None and scores is not None:
-            assert self.task.known is not None
-            metric = task_metric(self.task, self.task.known, scores)
-            margins.append((self.task.max_drop - metric.drop) / (abs(self.task.max_drop) or 1.0))
-            missed = () if metric.passed else (f"task metric fell {metric.described}",)
-            fall = metric.fall
-            found = replace(
-                found,
-                failures=failures + missed,
-                metric=metric.artifact,
-                drop=metric.drop,
-                short=0.0 if metric.passed else max(0.0, metric.drop - self.task.max_drop),
-                drop_low=None if fall is None else fall.low,
-                drop_high=None if fall is None else fall.high,
-            )
-        margin = min(margins, default=math.inf)
-        margin = margin if not found.failures else min(margin, 0.0)
-        return replace(found, met=not found.failures, margin=margin)
+        margin = margin_of(link, self.tolerance, of_others=True)
+        found = Figures(not failures, failures, margin if math.isfinite(margin) else None, link.worst.sqnr_db)
+        if self.task is None or scores is None:
+            return found
+        assert self.task.known is not None
+        return scored(found, task_metric(self.task, self.task.known, scores))
 
-    def _margins(self, link: Link) -> list[float]:
-        worst, gate = link.worst, self.tolerance
-        reached = worst.sqnr_db if worst.spread is None else worst.spread.low_db
-        part = gate.min_sqnr_db if gate.min_part_sqnr_db is None else gate.min_part_sqnr_db
-        pairs = ((reached, gate.min_sqnr_db), (worst.part.sqnr_db if worst.part else None, part))
-        return [value - least for value, least in pairs if value is not None and least is not None]
+
+def scored(found: Figures, metric: TaskMetric) -> Figures:
+    """Figures with a task metric added: its gate is one more, and its margin a share of what it may fall."""
+    missed = () if metric.passed else (f"task metric fell {metric.described}",)
+    margin = (metric.max_drop - metric.drop) / (abs(metric.max_drop) or 1.0)
+    margin = -sys.float_info.max if math.isnan(margin) else margin
+    return replace(
+        found,
+        met=found.met and metric.passed,
+        failures=found.failures + missed,
+        margin_share=margin if metric.passed else min(margin, -LEAST),
+        metric=metric.artifact,
+        drop=metric.drop,
+        short=0.0 if metric.passed else max(0.0, metric.drop - metric.max_drop),
+        drop_low=None if metric.fall is None else metric.fall.low,
+        drop_high=None if metric.fall is None else metric.fall.high,
+    )
 
 
 def better(one: Figures, other: Figures, worth_db: float = 0.0) -> bool:

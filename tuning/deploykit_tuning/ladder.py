@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ class Figures:
     Attributes:
         met: whether it passes every gate of the goal.
         failures: those that it misses, in words.
-        margin: by how much it passes, or misses (negative), the gate that is nearest: dB of an SQNR, else a share of
-            what the metric may fall.
+        margin_db: by how many dB it passes, or misses (negative), the gate of parity that is nearest; None where there
+            is none.
         sqnr_db: the SQNR of the worst output against the float model; None where it says nothing.
         metric, drop, drop_low, drop_high: the task metric, how far it fell, and the 95 % interval of that.
         short: how much further the metric fell than it may, in its own unit; 0 where that gate holds or there is none.
@@ -33,11 +34,13 @@ class Figures:
         predicted_cost, cost_unit: the cost that the device table predicts, and its unit.
         measured_cost: median latency in ms on the device; None where it was not measured there.
         is_hopeless: what is missed is placement or speed, which no rung changes for the better.
+        margin_share: by how much it passes, or misses (negative), the gate of the metric, as a share of what that may
+            fall; None without a metric.
     """
 
     met: bool
     failures: tuple[str, ...]
-    margin: float
+    margin_db: float | None
     sqnr_db: float | None
     metric: float | None = None
     drop: float | None = None
@@ -50,6 +53,12 @@ class Figures:
     measured_cost: float | None = None
     is_hopeless: bool = False
     short: float = 0.0
+    margin_share: float | None = None
+
+    @property
+    def margin(self) -> float:
+        """That of the two that is nearer to a miss; below 0 wherever a gate is missed, infinite without any."""
+        return min((each for each in (self.margin_db, self.margin_share) if each is not None), default=math.inf)
 
 
 @dataclass(frozen=True)

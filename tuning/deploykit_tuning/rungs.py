@@ -11,8 +11,9 @@ change is a choice that a recipe records.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,17 +22,19 @@ from deploykit.contract.recipe import FLOAT, WIDE, AlgorithmStep, Recipe
 from deploykit.pipeline.placement import LEAST_PLACED
 from deploykit_tuning.climb import Candidate as Point
 from deploykit_tuning.climb import Climb
+from deploykit_tuning.ladder import Figures
 
 if TYPE_CHECKING:
     from deploykit_calibration.algorithms import Algorithm
     from deploykit_calibration.prepared import Prepared
-    from deploykit_calibration.sensitivity import Candidate
+    from deploykit_calibration.sensitivity import Candidate, Sensitivity
 
 Rung = tuple[str, Callable[[Climb], None]]
 NAMES = ("ptq", "rounding", "mixed", "train")
-_SOME = 1e-6
 EVALUATIONS = 4
 """Real evaluations of mixed precision: sixteen candidates are told apart."""
+ROUNDS = 4
+"""Of them, where artifacts fall short of their simulations."""
 
 WORTH_DB = 0.3
 """What an algorithm over the model must gain: less is the draw's, and every candidate on top pays its seconds."""
@@ -120,8 +123,15 @@ def mixed(search: Climb) -> None:
     """Some layers wider or in float: ranked by sensitivity, and found by few evaluations over the Pareto front."""
     here = search.here
     for rest in _rests(search.bench.prepared(here.recipe)):
-        _mixed(search, here, rest)
-        if search.here.figures.met:
+        scored = _scored(search, here, rest)
+        if scored is None:
+            continue
+        mix = Mix(search, here, scored)
+        for _ in range(ROUNDS):  # what an artifact fell short by is asked of the next on top
+            mix.find()
+            if not search.here.figures.met or search.confirmed() or search.hopeless or search.is_spent:
+                break
+        if search.here.figures.met or search.hopeless:
             return
 
 
@@ -132,44 +142,70 @@ def _rests(prepared: Prepared) -> tuple[str, ...]:
     return (WIDE, "") if widens else ("",)
 
 
-def _mixed(search: Climb, here: Point, rest: str) -> None:
-    from deploykit_calibration.sensitivity import meet
-
-    task, margin = search.bench.goal.task, here.figures.margin
-    # a metric that fell follows no prediction of noise: the bisection then begins in the middle
-    fell = task is not None and (here.figures.drop or 0.0) > task.max_drop
-    front = _front(search, search.bench.prepared(here.recipe), rest, None if fell else -margin)
-    if not front:
-        return
-
-    def figure(candidate: Candidate) -> float:
-        step = f"mixed: {len(candidate.kept)} layers in {candidate.rest}"
-        make = partial(keep, here.recipe, candidate)
-        found = search.attempt(step, make, parent=here.recipe, detail=candidate.kept)
-        if found is None:
-            return float("nan")
-        return found.margin if found.met else min(found.margin, -_SOME)  # a cosine that is missed has no margin
-
-    def predicted(candidate: Candidate) -> float:
-        return margin + candidate.gain_db
-
-    meet(front, figure, 0.0, predicted=None if fell else predicted, most=EVALUATIONS)
-
-
-def _front(search: Climb, prepared: Prepared, rest: str, near_db: float | None) -> Sequence[Candidate]:
+def _scored(search: Climb, here: Point, rest: str) -> Sensitivity | None:
     from deploykit_calibration.sensitivity import sensitivity
 
-    least, run = search.bench.plan.gates.min_placement, search.bench.run
+    run = search.bench.run
     try:
-        scored = sensitivity(prepared, run.judged if run is not None else (), rest=rest)
-        found = scored.front(least_share=LEAST_PLACED if least is None else least, near_db=near_db)
+        return sensitivity(search.bench.prepared(here.recipe), run.judged if run is not None else (), rest=rest)
     except DeploykitError as error:
         search.skip("mixed", error.message)
-        return ()
-    kept = [candidate for candidate in found if candidate.kept]
-    if not kept:
-        search.skip("mixed", "no layer can be kept without missing the placement gate")
-    return kept
+        return None
+
+
+@dataclass(eq=False)
+class Mix:
+    """The search for the cheapest mix that meets the goal.
+
+    Attributes:
+        search: what measures.
+        base: the candidate that it keeps layers of.
+        scored: the layers' noise.
+    """
+
+    search: Climb
+    base: Point
+    scored: Sensitivity
+    _known: dict[tuple[str, ...], Figures] = field(default_factory=dict)
+    _off_db: float = 0.0
+
+    def find(self) -> None:
+        """Measure the candidates that are predicted to meet the goal, cheapest first, until no cheaper one does.
+
+        A candidate that was measured before is not again; predictions begin where the last one was found to be off.
+        """
+        from deploykit_calibration.sensitivity import meet
+
+        figures = self.search.fall.expected(self.base.simulated)
+        task = self.search.bench.goal.task
+        # a metric that fell follows no prediction of noise: the bisection then begins in the middle
+        fell = task is not None and (figures.drop or 0.0) > task.max_drop
+        front = self._front(None if fell else -figures.margin)
+
+        def predicted(candidate: Candidate) -> float:
+            return figures.margin + candidate.gain_db + self._off_db
+
+        if front:
+            measure = partial(self._measured, predicted)
+            meet(front, measure, 0.0, predicted=None if fell else predicted, most=EVALUATIONS)
+
+    def _front(self, near_db: float | None) -> Sequence[Candidate]:
+        least = self.search.bench.plan.gates.min_placement
+        found = self.scored.front(least_share=LEAST_PLACED if least is None else least, near_db=near_db)
+        kept = [candidate for candidate in found if candidate.kept]
+        if not kept:
+            self.search.skip("mixed", "no layer can be kept without missing the placement gate")
+        return [candidate for candidate in kept if candidate.kept not in self._known]
+
+    def _measured(self, predicted: Callable[[Candidate], float], candidate: Candidate) -> float:
+        step = f"mixed: {len(candidate.kept)} layers in {candidate.rest}"
+        base = self.base.recipe
+        found = self.search.attempt(step, partial(keep, base, candidate), parent=base, detail=candidate.kept)
+        if found is None:
+            return math.nan
+        self._known[candidate.kept] = found
+        self._off_db += found.margin - predicted(candidate)
+        return found.margin
 
 
 def keep(recipe: Recipe, candidate: Candidate) -> Recipe:
