@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,21 @@ def test_issue_forms_ask_for_something(name: str) -> None:
     assert form["name"] and form["description"]
     ids = [part["id"] for part in form["body"]]
     assert len(ids) == len(set(ids)) and all(part["attributes"]["label"] for part in form["body"])
+
+
+def test_no_folder_of_tests_passes_for_a_package() -> None:
+    """`tests/targets` on the path makes `import tvm` succeed where TVM is not installed: its folder is a namespace."""
+    pytest_options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"][
+        "ini_options"
+    ]
+    found = {ROOT / path for path in pytest_options["pythonpath"]}
+    for file in (ROOT / "tests").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        found |= {file.parents[int(up)] for up in re.findall(r"sys\.path.*Path\(__file__\)\.parents\[(\d)\]\)", text)}
+        found |= {file.parent for _ in re.findall(r"sys\.path.*Path\(__file__\)\.parent\)", text)}
+    assert len(found) > 5 and all(folder.is_dir() for folder in found)
+    targets = {folder.name for folder in (ROOT / "targets/deploykit_targets").iterdir() if folder.is_dir()}
+    named = {
+        folder / name for folder in found for name in targets if not name.startswith("_") and (folder / name).exists()
+    }
+    assert not named

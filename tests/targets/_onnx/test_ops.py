@@ -14,7 +14,6 @@ from torch import nn
 from deploykit_targets._onnx.lower import to_onnx
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from lowering import flat, run_onnx, sqnr_db
 from op_cases import CASES, Apply, X, draw
 

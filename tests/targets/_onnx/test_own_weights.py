@@ -23,7 +23,6 @@ from deploykit_targets._onnx.runtime import EXACT
 from deploykit_targets._schemes.x86 import ONNX_X86
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from cpu_cases import CASES
 from lowering import sqnr_db
 

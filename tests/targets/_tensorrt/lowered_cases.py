@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
+from op_cases import CASES, Apply
 
 from deploykit.capture import capture
 from deploykit.contract.errors import ConversionError
@@ -17,9 +17,6 @@ from deploykit_calibration.prepare import prepare
 from deploykit_targets._onnx.explicit import lower_explicit
 from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets.tensorrt.scheme import opset_of, scheme_of
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from op_cases import CASES, Apply
 
 Placed = list[tuple[str, str]]
 

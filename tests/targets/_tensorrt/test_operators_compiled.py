@@ -13,15 +13,13 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from lowered_cases import lowered_cases
+from op_cases import CASES
 
 from deploykit.contract.errors import ConversionError
 from deploykit_targets._onnx.lint import lint, load_rules
 from deploykit_targets._tensorrt import compiler
 from deploykit_targets._tensorrt.listing import parse_listing
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from lowered_cases import lowered_cases
-from op_cases import CASES
 
 HERE = Path(__file__).parent
 ARCH = "sm_86"

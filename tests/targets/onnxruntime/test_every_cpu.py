@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import pytest
 pytest.importorskip("torch", reason="exporting needs PyTorch")
 pytest.importorskip("onnxruntime", reason="these exports run in ONNX Runtime")
 
-import deploykit
-from deploykit.contract.host import this_host
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import cpu_cases
 from other_cpu import without_vnni
+
+import deploykit
+from deploykit.contract.host import this_host
 
 # Emulated, each case takes seconds: those that a kernel of its own computes, and those whose weights are shared.
 _EMULATED = ("linear", "attention", "groups", "shared_conv")

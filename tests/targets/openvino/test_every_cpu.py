@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,11 @@ import pytest
 pytest.importorskip("torch", reason="exporting needs PyTorch")
 pytest.importorskip("openvino", reason="these exports run in OpenVINO")
 
-import deploykit
-from deploykit.contract.host import this_host
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import cpu_cases
 from other_cpu import without_vnni
+
+import deploykit
+from deploykit.contract.host import this_host
 
 _WITHIN_DB = 1.0
 _RIGHT = (

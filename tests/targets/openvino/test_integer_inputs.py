@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 pytest.importorskip("torch", reason="exporting needs PyTorch")
 pytest.importorskip("openvino", reason="openvino is not installed")
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import integer_inputs
 
 

@@ -33,7 +33,6 @@ from deploykit_targets.tvm.processor import ARM_BFLOAT16, X86_BFLOAT16
 from deploykit_targets.tvm.session import NativeSession
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import execution
 from other_cpu import without_vnni
 

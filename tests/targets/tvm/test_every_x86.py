@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,14 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
+from other_cpu import without_vnni
+
 from deploykit.contract.errors import DeviceError
 from deploykit.contract.host import Host, this_host
 from deploykit_targets.tvm.build import CONSTANTS, recorded
 from deploykit_targets.tvm.native import Model
 from deploykit_targets.tvm.processor import X86_ISAS, tiles_granted
 from deploykit_targets.tvm.session import NativeSession
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from other_cpu import without_vnni
 
 NAMES = [name for name, _ in X86_ISAS]
 pytestmark = pytest.mark.skipif(not this_host().has("avx2"), reason="this is no x86 CPU with AVX2")

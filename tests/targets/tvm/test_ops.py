@@ -17,7 +17,6 @@ from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from execution import execute, host_isa, sqnr_db
 from op_cases import CASES, Apply
 

@@ -17,7 +17,7 @@ from deploykit.contract.cpuid import emulator
 from deploykit.contract.host import this_host
 
 EMULATOR = "qemu-x86_64-static"
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 
 
 def command_without_vnni() -> list[str]:
