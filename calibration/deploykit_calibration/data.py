@@ -127,7 +127,7 @@ def _checked(data: CalibrationData, captured: CapturedModel, by_rows: bool) -> I
     from deploykit_calibration.graph_view import masking_inputs
 
     seen, masks = -1, masking_inputs(captured)
-    for seen, batch in enumerate(_guarded(data)):
+    for seen, batch in enumerate(guarded(data.make)):
         try:
             feeds = captured.input_tree.feeds(batch, captured.inputs, any_batch=by_rows)
             _check_batch(feeds, by_rows, masks)
@@ -146,11 +146,11 @@ def _checked(data: CalibrationData, captured: CapturedModel, by_rows: bool) -> I
         )
 
 
-def _guarded(data: CalibrationData) -> Iterator[Any]:
+def guarded(make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
     """Iterate user code; what it raises becomes a CalibrationError that says at which batch."""
     count = 0
     try:
-        for batch in data.make():
+        for batch in make():
             yield batch
             count += 1
     except DeploykitError:

@@ -232,7 +232,8 @@ def _lookup(arguments: Mapping[str, Any], leaf: Leaf) -> Any:
             found = _child(found, step)
         except (KeyError, IndexError, TypeError, AttributeError) as e:
             got = ", ".join(map(str, arguments)) or "nothing"
-            raise CalibrationError(f"a batch has no input {leaf.name!r}; it has {got}") from e
+            hint = f"give a batch as the model is called, or a dict with {leaf.name!r}"
+            raise CalibrationError(f"a batch has no input {leaf.name!r}; it has {got}", hint=hint) from e
     return found
 
 
@@ -256,6 +257,9 @@ def _fitting(value: Any, spec: TensorSpec, *, any_batch: bool) -> Tensor:
     """Check one value against its spec; a detached CPU tensor of the spec's dtype."""
     if not _is_tensor(value):
         raise CalibrationError(f"input {spec.name!r} must be a tensor, not {type(value).__name__}")
+    if isinstance(value, Tensor) and _unreadable(value):
+        message = f"input {spec.name!r} is {_unreadable(value)}, and plain values are expected"
+        raise CalibrationError(message, hint="pass dense tensors that hold values, such as x.to_dense()")
     tensor = (_from_numpy(value, spec) if isinstance(value, np.ndarray) else value).detach().cpu()
     wanted = getattr(torch, spec.dtype)
     if tensor.dtype != wanted:
@@ -274,6 +278,17 @@ def _fitting(value: Any, spec: TensorSpec, *, any_batch: bool) -> Tensor:
             hint="give data shaped like example_inputs; an axis that varies needs dynamic_batch= or dynamic_shapes=",
         )
     return tensor
+
+
+def _unreadable(value: Tensor) -> str:
+    """What a tensor is whose values cannot be read as an array; "" for any other."""
+    if value.is_meta:
+        return "a tensor on the device `meta`, which holds no values"
+    if value.is_nested:
+        return "a nested tensor"
+    if value.is_quantized:
+        return "a tensor of PyTorch's quantized types"
+    return "" if value.layout == torch.strided else f"a tensor of the layout {value.layout}"
 
 
 def _from_numpy(value: np.ndarray[Any, Any], spec: TensorSpec) -> Tensor:

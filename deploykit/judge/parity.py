@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
+from deploykit.contract.arguments import number
 from deploykit.contract.decibels import SQNR_CAP_DB, sqnr_db
 from deploykit.contract.host import Host
 from deploykit.contract.precision import Evidence, Precision
@@ -49,6 +50,17 @@ class Tolerance:
     min_top1_agreement: float | None = None
     min_part_sqnr_db: float | None = None
     min_equal: float | None = None
+
+    def __post_init__(self) -> None:
+        """Plain floats, whatever kind of number was given.
+
+        Raises:
+            UsageError: a bound is no finite number.
+        """
+        for each in fields(self):
+            such = f"{each.name}={30.0 if each.name.endswith('_db') else 0.99}"
+            value = number(each.name, getattr(self, each.name), f"pass a number, such as {such}, or None for no gate")
+            object.__setattr__(self, each.name, value)
 
     def misses(self, metrics: Metrics, *, of_others: bool = False) -> tuple[str, ...]:
         """Say in words which figures of `metrics` are below the gate; empty where all pass.

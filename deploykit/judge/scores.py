@@ -83,9 +83,12 @@ def scores_of(found: Any) -> Scores:
 
 
 def _array_of(found: Any) -> NDArray[Any]:
-    """The array that NumPy makes of it; objects where it is no number, such as text that would read as one."""
+    """The array that NumPy makes of it, also of a tensor with a gradient; objects where it is no number.
+
+    Text that would read as a number is none.
+    """
     try:
-        array = np.asarray(found)
+        array = np.asarray(found.detach() if hasattr(found, "detach") else found)
         return np.asarray(float(found)) if array.dtype.kind == "O" and array.ndim == 0 else array
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return np.empty(0, dtype=object)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploykit.contract.arguments import number
 from deploykit.contract.errors import UsageError
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.session import FunctionSession, Session
@@ -46,7 +46,7 @@ class Samples:
     @property
     def seen(self) -> str:
         """Which of the others calibration saw; "" for none."""
-        return next((name for name in self.others if name.endswith(_SEEN)), "")
+        return next((name for name in self.others if is_seen(name)), "")
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Task:
     def __post_init__(self) -> None:
         if not callable(self.evaluate):
             raise UsageError(f"evaluate is {self.evaluate!r}", hint="pass a function: fn(session) -> float")
-        if not isinstance(self.max_drop, int | float) or not math.isfinite(self.max_drop):
-            raise UsageError(f"max_drop is {self.max_drop!r}", hint="pass a number in the metric's unit, like 0.01")
+        hint = "pass a number in the metric's unit, like 0.01"
+        object.__setattr__(self, "max_drop", number("max_drop", self.max_drop, hint))
 
     def measure(self, session: Session) -> Scores:
         """The metric of one session; what the user's function raises passes.
@@ -111,6 +111,13 @@ def task_of(evaluate: Callable[[Session], Any] | None, max_drop: float | None) -
 
 
 _SEEN = "that its ranges were taken from"
+
+
+def is_seen(data: str) -> bool:
+    """Whether samples, as they are described, are those that calibration saw."""
+    return data.endswith(_SEEN)
+
+
 HELD_OUT, SEEN, EXAMPLE = "held-out {}", f"{{}} {_SEEN}", "example inputs"
 
 
@@ -166,7 +173,7 @@ def prove(
         The artifact with its golden data, and the report, with remarks where data were few.
     """
     begins_with, reference = _reference(prepared)
-    foreseen = _foreseen(prepared)
+    foreseen = foreseen_of(prepared)
     judged = Validation(
         reference,
         samples.feeds,
@@ -204,7 +211,7 @@ def _remarks(report: ParityReport, run: CalibrationRun | None) -> Iterator[str]:
     """What the samples could not show, or showed: too few to calibrate with, or to judge by."""
     if run is None or not run.samples:
         return
-    seen = next((o.worst.sqnr_db for o in report.other_samples if o.data.endswith(_SEEN)), None)
+    seen = next((o.worst.sqnr_db for o in report.other_samples if is_seen(o.data)), None)
     if not run.held_out:
         yield "nothing could be held back of one sample: the figures are of the sample that the ranges were taken from"
     elif seen is not None and report.sqnr_db is not None and seen - report.sqnr_db >= _CLIPPED_DB:
@@ -216,7 +223,8 @@ def _remarks(report: ParityReport, run: CalibrationRun | None) -> Iterator[str]:
         yield f"judged on {len(run.held_out)} held-out sample(s): pass more calibration data for a figure that is sure"
 
 
-def _foreseen(prepared: Prepared) -> Foreseen | None:
+def foreseen_of(prepared: Prepared) -> Foreseen | None:
+    """The simulation as it would meet further samples; None where nothing is known of them, or no value is wild."""
     if prepared.table is None:
         return None
     from deploykit_calibration.foreseen import foresee

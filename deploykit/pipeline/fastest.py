@@ -114,8 +114,14 @@ def _of_this_architecture(device: str, having: list[Resolved]) -> list[Resolved]
 
 
 def kept(calibration: Any) -> Any:
-    """Data that can be read once are read once, for every toolchain."""
-    return list(calibration) if isinstance(calibration, Iterator) else calibration
+    """Data that can be read once are read once, for every toolchain.
+
+    Raises:
+        CalibrationError: the iterator raised; the message says at which batch.
+    """
+    from deploykit_calibration.data import guarded
+
+    return list(guarded(lambda: calibration)) if isinstance(calibration, Iterator) else calibration
 
 
 def attempt(export: Callable[..., Artifact], request: Mapping[str, Any]) -> Artifact | DeploykitError:

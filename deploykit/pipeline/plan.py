@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.artifact.replace import replaceable
+from deploykit.contract.arguments import names, number
 from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit.contract.near import near, question
 from deploykit.contract.precision import Precision, registered
@@ -125,18 +126,18 @@ def make_request(
         aimed(recipe, target, precision)
         options = options_of(recipe, resolved, options)
         method, include, exclude = recipe.method, recipe.include, recipe.exclude
-        algorithms = [step.name for step in recipe.algorithms]
-    kind, _, argument = method.partition(":")
+        algorithms = tuple(step.name for step in recipe.algorithms)
+    kind, _, argument = str(method).partition(":")
     if kind not in _METHODS or (argument and kind != "percentile"):
         raise UsageError(f"unknown calibration_method {method!r}", hint=f"one of {', '.join(_METHODS)}")
-    if isinstance(algorithms, str):
-        raise UsageError("algorithms must be a list of names, not one string", hint=f"algorithms=[{algorithms!r}]")
+    algorithms = names("algorithms", algorithms, "bias-correction")
     for name in algorithms:
         algorithm(name)
     resolved.target.check_precision(wanted, resolved.device)
     parsed = resolved.target.parse_options(options)
     resolved.target.check_options(parsed, resolved.device)
-    include, exclude = _patterns("include", include), _patterns("exclude", exclude)
+    include = names("include", include, "layer1.*", "patterns")
+    exclude = names("exclude", exclude, "layer1.*", "patterns")
     given = {"include": include, "exclude": exclude, METHOD: method, ALGORITHMS: algorithms, OPTIONS: parsed}
     refuse_unused(resolved.target, wanted, given)
     return Request(
@@ -148,7 +149,7 @@ def make_request(
         include=include,
         exclude=exclude,
         options=parsed,
-        algorithms=tuple(algorithms),
+        algorithms=algorithms,
         recipe=recipe,
     )
 
@@ -185,30 +186,20 @@ def _precision(name: str) -> Precision:
         ) from None
 
 
-def _patterns(name: str, given: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(given, str):
-        raise UsageError(f"{name} must be a list of patterns, not one string", hint=f"{name}=[{given!r}]")
-    patterns = tuple(given)
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise UsageError(f"{name} holds something that is no pattern: {list(patterns)!r}", hint=f'{name}=["layer1.*"]')
-    return patterns
-
-
 def _gates(precision: Precision, goals: Goals, resolved: Resolved, *, profile: bool) -> Gates:
     if goals.min_speedup is not None and not profile:
         raise UsageError("min_speedup needs profile=True", hint="drop profile=False or min_speedup")
-    if goals.min_placement is not None and not 0.0 <= goals.min_placement <= 1.0:
-        raise UsageError(f"min_placement is a share from 0 to 1, not {goals.min_placement}")
-    if goals.min_speedup is not None and not 0.0 < goals.min_speedup < math.inf:
-        raise UsageError(f"min_speedup is a factor above 0, not {goals.min_speedup}")
+    share, factor = "it is a share from 0 to 1, such as 0.9", "it is a factor above 0, such as 1.5"
+    min_placement = number("min_placement", goals.min_placement, share, least=0.0, most=1.0)
+    min_speedup = number("min_speedup", goals.min_speedup, factor, least=math.ulp(0.0))
     tolerance = tolerance_of(precision) if goals.tolerance is None else goals.tolerance
     if not isinstance(tolerance, Tolerance):
         raise UsageError(f"tolerance is {tolerance!r}", hint="tolerance=deploykit.Tolerance(min_sqnr_db=20.0)")
     return Gates(
         precision=precision,
         tolerance=tolerance,
-        min_placement=goals.min_placement,
-        min_speedup=goals.min_speedup,
+        min_placement=min_placement,
+        min_speedup=min_speedup,
         instead=_first(precision.row.gentler, resolved),
         reaches_further=_first(precision.row.further, resolved),
     )

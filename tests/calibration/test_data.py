@@ -231,6 +231,12 @@ def test_values_that_are_not_finite_name_batch_and_tensor(value: float, word: st
     check(one, [ROWS, ROWS, bad], rf"batch 2: input 'input' holds {word}, first at \(2, 1\)")
 
 
+def test_tensors_whose_values_cannot_be_read_say_what_they_are(one: CapturedModel) -> None:
+    check(one, [ROWS.to_sparse()], "batch 0: input 'input' is a tensor of the layout torch.sparse_coo")
+    check(one, [ROWS, ROWS.to("meta")], "batch 1: input 'input' is a tensor on the device `meta`")
+    check(one, [torch.nested.nested_tensor([ROWS], layout=torch.jagged)], "batch 0: .*nested tensor")
+
+
 def test_wrong_shape_dtype_and_name_say_what_was_expected(one: CapturedModel, two: CapturedModel) -> None:
     check(one, [ROWS, torch.zeros(4, 5)], r"batch 1: input 'input' has shape \(4, 5\); input: float32\[4, 3\]")
     check(one, [ROWS[0]], r"batch 0: input 'input' has shape \(3,\)")

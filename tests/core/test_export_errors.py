@@ -96,8 +96,18 @@ def test_options_take_strings_and_their_own_dataclass(toy):
 
 def test_gates_that_contradict_or_make_no_sense(refused):
     refused(UsageError, "min_speedup needs profile=True", min_speedup=2.0, profile=False)
-    for share in (-0.1, 1.1, 90, float("nan")):
+    for share in (-0.1, 1.1, 90, float("nan"), "0.5", True):
         refused(UsageError, "min_placement", min_placement=share)
+    for factor in (0.0, -1.0, float("inf"), "2", True):
+        refused(UsageError, "min_speedup", min_speedup=factor, profile=True)
+    for drop in (float("nan"), "0.01", True, 10**400):
+        refused(UsageError, "max_drop is ", max_drop=drop, evaluate=lambda session: 1.0)
+
+
+@pytest.mark.parametrize("value", [None, 5, "a", [1], {"a": 1}])
+@pytest.mark.parametrize("name", ["include", "exclude", "algorithms"])
+def test_what_is_no_list_of_names_is_refused_by_name(refused, name, value):
+    refused(UsageError, f"{name} ", **{name: value})
 
 
 # -- where to -----------------------------------------------------------------------------------------------------
@@ -144,8 +154,8 @@ def test_the_default_output_is_a_safe_name(tmp_path, monkeypatch, model, target,
         ({"exclude": [3]}, "exclude holds something that is no pattern"),
         ({"tolerance": 20.0}, "tolerance is 20.0"),
         ({"tolerance": {"min_sqnr_db": 20.0}}, "tolerance is "),
-        ({"min_speedup": float("nan")}, "min_speedup is a factor above 0"),
-        ({"min_speedup": -1.0}, "min_speedup is a factor above 0"),
+        ({"min_speedup": float("nan")}, "min_speedup is nan"),
+        ({"min_speedup": -1.0}, "min_speedup is -1.0"),
         ({"evaluate": 3}, "evaluate is 3"),
         ({"evaluate": len, "max_drop": float("nan")}, "max_drop is nan"),
         ({"evaluate": len, "max_drop": "1%"}, "max_drop is '1%'"),

@@ -28,6 +28,12 @@ def test_a_list_is_a_score_for_each_sample(found: Any) -> None:
     assert scores_of(found).value == pytest.approx(2 / 3) and scores_of(found).each.size == 3
 
 
+def test_a_tensor_that_has_a_gradient_is_one_like_any_other() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    assert scores_of(torch.tensor(0.5, requires_grad=True)).value == 0.5
+    assert scores_of(torch.tensor([1.0, 0.0], requires_grad=True)).each.tolist() == [1.0, 0.0]
+
+
 @pytest.mark.parametrize("found", [None, "0.5", [], [[0.5]], {"a": 1}, [1, [2]], object()])
 def test_anything_else_is_refused(found: Any) -> None:
     with pytest.raises(UsageError, match="evaluate= returned") as caught:

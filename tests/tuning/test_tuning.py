@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import deploykit
+from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit.testing.models import ZOO
 from deploykit_calibration.algorithms import SAMPLES, Algorithm
 from deploykit_tuning import rungs
@@ -229,6 +230,46 @@ def test_a_budget_ends_the_search_behind_an_artifact(
     assert not plan.met and len(made) <= 2  # what was made, and the start to compare it with
     steps = [step.step for step in plan.ladder if step.outcome != "skipped"]
     assert sum(step.startswith("mixed: ") and not step.endswith("artifact") for step in steps) <= 4
+
+
+def test_a_simulation_is_judged_as_its_artifact_is_by_what_calibration_saw_too(case: Any, tmp_path: Path) -> None:
+    """A sample far out of the ranges among those that calibration saw: held-out ones meet the gate, and it does not."""
+    far = [{name: 50.0 * tensor for name, tensor in feeds.items()} for feeds in case.run.samples[:1]]
+    run = replace(case.run, samples=[*far, *case.run.samples[1:]])
+    arguments: dict[str, Any] = {"min_sqnr_db": 30.0, "allow": ("ptq",), "strict": False, **PLAIN}
+    plan = deploykit.tune(case.captured, calibration=run, output=tmp_path / "a", **arguments)
+    first, proved = plan.ladder[0], plan.ladder[-1]
+    assert first.sqnr_db > 30.0 and "on samples that calibration saw" in first.reason
+    assert proved.outcome == "failed" and "that its ranges were taken from" in proved.reason
+    assert [step.on for step in plan.ladder if step.on == "artifact"] == ["artifact"], (
+        "one that cannot pass is not made"
+    )
+
+
+def test_goals_may_be_of_numpy_and_lists_may_be_read_once(case: Any, tmp_path: Path) -> None:
+    goals: dict[str, Any] = {
+        "min_sqnr_db": np.float64(180.0),
+        "budget_s": np.float32(1e6),
+        "min_placement": np.float32(0),
+    }
+    task = {"evaluate": case.right, "max_drop": np.float32(0.5)}
+    allow = (name for name in ("mixed",))
+    plan = tune(case, tmp_path / "a", allow=allow, strict=False, **goals, **task)
+    assert any(step.step.startswith("mixed: ") for step in plan.ladder)
+    for wrong in ({"allow": None}, {"allow": 5}, {"budget_s": "5"}, {"max_drop": True, "evaluate": case.right}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            tune(case, tmp_path / "b", **wrong)
+    assert not (tmp_path / "b.tune").exists()
+
+
+def test_an_iterator_that_raises_says_at_which_batch(case: Any, tmp_path: Path) -> None:
+    def broken() -> Any:
+        yield case.captured.example_inputs[0]
+        raise OSError("the disk is gone")
+
+    for call in (deploykit.tune, functools.partial(deploykit.export, target="x86-cpu:fastest"), deploykit.export):
+        with pytest.raises(CalibrationError, match="failed at batch 1: OSError: the disk is gone"):
+            call(case.captured, calibration=broken(), output=tmp_path / "a", **PLAIN)
 
 
 def test_the_budget_ends_the_climb(case: Any, tmp_path: Path) -> None:

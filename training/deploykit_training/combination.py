@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,13 @@ from torch import nn
 
 from deploykit.capture import capture
 from deploykit.capture.sources import load_model
+from deploykit.contract.arguments import number
 from deploykit.contract.errors import ParityError, UsageError
 from deploykit.contract.precision import Precision
 from deploykit.contract.session import Session
+from deploykit.judge.scores import scores_of
 from deploykit.pipeline.export import export
+from deploykit.pipeline.fastest import kept
 from deploykit.pipeline.plan import make_request
 from deploykit.pipeline.reference import reference_session
 from deploykit_training.distillation.distiller import distill
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from deploykit.plugin.artifact import Artifact
     from deploykit_training.trained import Trained
 
-Metric = Callable[[Session], float]
+Metric = Callable[[Session], Any]
 Train = Callable[[nn.Module], Any] | Iterable[Any]
 
 NOT_NEEDED = 0.01
@@ -126,6 +129,9 @@ def compress(
         ParityError: more than `max_drop` was lost; the message has every step, `.candidate` the artifact.
     """
     make_request(target, precision)
+    max_drop = number("max_drop", max_drop, "pass a number in the metric's unit, like 0.01")
+    if evaluate is not None and not callable(evaluate):
+        raise UsageError(f"evaluate is {evaluate!r}", hint="pass a function: fn(session) -> float")
     found, offered = load_model(model)
     if not isinstance(found, nn.Module):
         raise UsageError("an exported program can be neither pruned nor trained", hint="pass the nn.Module")
@@ -135,7 +141,7 @@ def compress(
         copy.deepcopy(found),
         found,
         offered if example_inputs is None else example_inputs,
-        list(calibration) if isinstance(calibration, Iterator) else calibration,
+        kept(calibration),
         evaluate,
         dynamic_batch,
         progress,
@@ -193,7 +199,7 @@ class _Job:
         if self.evaluate is None:
             return None
         captured = capture(self.model, example_inputs=self.example, dynamic_batch=self.dynamic_batch)
-        return float(self.evaluate(reference_session(captured)))
+        return scores_of(self.evaluate(reference_session(captured))).value
 
 
 def _prune(job: _Job, report: list[PruneReport], ratio: Any, kind: str, target: str, pruning: Mapping[str, Any]) -> str:
@@ -229,7 +235,7 @@ def _quantised(
         return _exported(job, None, asked, options)
     with_data = {"example_inputs": job.example, "calibration": job.calibration, "progress": job.progress}
     trained = qat(job.model, *asked, **with_data)
-    metric = lambda: None if job.evaluate is None else float(job.evaluate(trained.session()))  # noqa: E731
+    metric = lambda: None if job.evaluate is None else scores_of(job.evaluate(trained.session())).value  # noqa: E731
     before = job.last
     job.measure("quantise", lambda: f"{asked[1]} as {asked[0]} computes it", metric)
     allowed = NOT_NEEDED if max_drop is None else max_drop
@@ -257,7 +263,7 @@ def _exported(job: _Job, trained: Trained | None, asked: tuple[str, str], option
     metric = None
     if job.evaluate is not None:
         with artifact.open() as session:
-            metric = float(job.evaluate(session))
+            metric = scores_of(job.evaluate(session)).value
     detail = f"{artifact.size_bytes:,} bytes at {artifact.path}"
     job.steps.append(Step("export", metric, time.perf_counter() - start, detail))
     return artifact

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +16,8 @@ from deploykit.contract.precision import Evidence
 from deploykit.contract.recipe import FLOAT, WIDE, Recipe
 from deploykit.contract.session import FunctionSession, Session
 from deploykit.contract.tensors import Feeds
-from deploykit.judge.parity import compare_sessions
-from deploykit.pipeline.evidence import Samples, choose_samples
+from deploykit.judge.parity import Link, compare_sessions
+from deploykit.pipeline.evidence import Samples, choose_samples, foreseen_of, is_seen
 from deploykit.pipeline.plan import Plan, make_request, needs_data
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.publishing import published
@@ -147,9 +147,22 @@ class Bench:
     def _judged(self, prepared: Prepared, session: Session) -> Figures:
         samples = self._samples or choose_samples(prepared, self.run, self.data)
         self._samples = samples
-        link = compare_sessions(self._remembered(prepared.reference), session, samples.feeds)
-        task = self.goal.task
-        return self.goal.judge(link, None if task is None else task.measure(session))
+        reference, task = self._remembered(prepared.reference), self.goal.task
+        link, seen = compare_sessions(reference, session, samples.feeds), None
+        if self.goal.passes(link):  # as the verdict on its artifact will have it
+            known = samples.others.get(samples.seen, ())
+            link = self._bounded(link, prepared, reference, (*samples.feeds, *known))
+            seen = compare_sessions(reference, session, known).worst if known else None
+        return self.goal.judge(link, None if task is None else task.measure(session), seen)
+
+    @staticmethod
+    def _bounded(link: Link, prepared: Prepared, reference: Session, known: Sequence[Feeds]) -> Link:
+        """The link with what is expected of other samples bounded by what is foreseen of them."""
+        foreseen = foreseen_of(prepared)
+        if foreseen is None:
+            return link
+        drawn = FunctionSession(_plain(foreseen.simulation.run), reference.inputs, reference.outputs)
+        return link.bounded(compare_sessions(reference, drawn, known))
 
     def _remembered(self, captured: CapturedModel) -> Session:
         """The float model, which computes each sample once for all candidates."""
@@ -177,7 +190,8 @@ class Bench:
         """Figures of an artifact, as its report has them."""
         report, profile = artifact.parity, artifact.profile
         assert report is not None
-        found = self.goal.judge(report.chain[-1], None)
+        seen = next((other.worst for other in report.other_samples if is_seen(other.data)), None)
+        found = self.goal.judge(report.chain[-1], None, seen)
         found = found if report.metric is None else scored(found, report.metric)
         here = profile is not None and profile.evidence is Evidence.DEVICE
         met = artifact.status != "failed"

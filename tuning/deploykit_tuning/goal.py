@@ -6,8 +6,7 @@ import math
 import sys
 from dataclasses import dataclass, replace
 
-from deploykit.contract.errors import UsageError
-from deploykit.judge.parity import Link, TaskMetric, Tolerance, failures_of, margin_of
+from deploykit.judge.parity import Link, Metrics, TaskMetric, Tolerance, failures_of, margin_of
 from deploykit.judge.scores import Scores
 from deploykit.pipeline.evidence import Task, task_metric
 from deploykit_tuning.ladder import Figures
@@ -28,20 +27,31 @@ class Goal:
     tolerance: Tolerance
     task: Task | None = None
 
-    def judge(self, link: Link, scores: Scores | None) -> Figures:
+    def passes(self, link: Link) -> bool:
+        """Whether what is compared on held-out samples meets the parity gate."""
+        return not failures_of(link, self.tolerance, of_others=True)
+
+    def judge(self, link: Link, scores: Scores | None, seen: Metrics | None = None) -> Figures:
         """The figures of a candidate that was compared and, where there is a task, scored.
 
         Args:
             link: float model against the candidate.
             scores: the scores of the candidate; None without a task.
+            seen: the worst figures on samples that calibration saw, which must pass the gate, too; None where there are
+                none, or what was held out misses it already.
         """
-        failures = failures_of(link, self.tolerance, of_others=True)
-        margin = margin_of(link, self.tolerance, of_others=True)
+        failures = failures_of(link, self.tolerance, of_others=True) or self._failures_of_seen(seen)
+        of_seen = self.tolerance.margins_db(seen) if seen else ()
+        margin = min((margin_of(link, self.tolerance, of_others=True), *of_seen))
         found = Figures(not failures, failures, margin if math.isfinite(margin) else None, link.worst.sqnr_db)
         if self.task is None or scores is None:
             return found
         assert self.task.known is not None
         return scored(found, task_metric(self.task, self.task.known, scores))
+
+    def _failures_of_seen(self, seen: Metrics | None) -> tuple[str, ...]:
+        found = self.tolerance.misses(seen) if seen else ()
+        return tuple(f"{failure}, on samples that calibration saw" for failure in found)
 
 
 def scored(found: Figures, metric: TaskMetric) -> Figures:
@@ -81,15 +91,3 @@ def _rank(found: Figures) -> tuple[bool, float, float, float]:
     sqnr_db = -math.inf if found.sqnr_db is None else found.sqnr_db
     cheap = -(found.predicted_cost or 0.0) if found.met else 0.0
     return (found.met, cheap, -found.short, sqnr_db)
-
-
-def check_number(name: str, value: float | None, *, least: float = -math.inf) -> None:
-    """Refuse a goal that is no number.
-
-    Raises:
-        UsageError: names the argument.
-    """
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
-        raise UsageError(f"{name} is {value!r}", hint=f"pass a number, such as {name}=30")

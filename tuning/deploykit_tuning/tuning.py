@@ -13,6 +13,7 @@ import msgspec
 from deploykit._version import __version__
 from deploykit.artifact.replace import check_replaceable, failed_path
 from deploykit.artifact.storage import publish_folder
+from deploykit.contract.arguments import names, number
 from deploykit.contract.errors import GateError, ParityError, UsageError
 from deploykit.contract.progress import Progress
 from deploykit.contract.recipe import Recipe
@@ -33,7 +34,7 @@ from deploykit.pipeline.watch import MOST_SEEN, Watch
 from deploykit.plugin.artifact import Artifact, load
 from deploykit_tuning.bench import Bench
 from deploykit_tuning.climb import Climb, climb
-from deploykit_tuning.goal import Goal, check_number
+from deploykit_tuning.goal import Goal
 from deploykit_tuning.journal import Journal, code_of, key_of
 from deploykit_tuning.ladder import TunePlan
 from deploykit_tuning.line import Line
@@ -100,7 +101,10 @@ def tune(
     """
     recipe = opened(recipe)
     target, precision = aimed(recipe, target, precision)
-    _check(precision, allow, train, evaluate, max_drop, min_sqnr_db, budget_s)
+    allow = names("allow", allow, NAMES[0])
+    min_sqnr_db = number("min_sqnr_db", min_sqnr_db, "pass a number, such as min_sqnr_db=30")
+    budget_s = number("budget_s", budget_s, "pass a number of seconds, such as budget_s=300", least=0.0)
+    _check(precision, allow, train, evaluate, max_drop)
     request = make_request(
         target,
         precision,
@@ -164,14 +168,10 @@ def _check(
     train: Any,
     evaluate: Any,
     max_drop: float | None,
-    min_sqnr_db: float | None,
-    budget_s: float | None,
 ) -> None:
     if precision == "auto":
         hint = 'deploykit.export(precision="auto", evaluate=..., max_drop=...) chooses between precisions'
         raise UsageError("tune searches within one precision", hint=hint)
-    if isinstance(allow, str):
-        raise UsageError("allow must be a list of names, not one string", hint=f"allow=[{allow!r}]")
     unknown = [name for name in allow if name not in NAMES]
     if unknown:
         raise UsageError(f"allow has {unknown[0]!r}", hint=f"of {', '.join(NAMES)}")
@@ -179,8 +179,6 @@ def _check(
         raise UsageError(f"train is {train!r}", hint="pass a function that trains the model that it is given")
     if max_drop is not None and evaluate is None:
         raise UsageError("max_drop needs evaluate=: a metric that may fall", hint="or say min_sqnr_db=")
-    check_number("min_sqnr_db", min_sqnr_db)
-    check_number("budget_s", budget_s, least=0.0)
 
 
 def _gate(precision: str, tolerance: Tolerance | None, min_sqnr_db: float | None) -> Tolerance | None:

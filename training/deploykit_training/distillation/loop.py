@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.contract.errors import UsageError
+from deploykit.judge.scores import scores_of
 from deploykit_training.distillation import batches
 from deploykit_training.distillation.watch import evaluating
 
@@ -164,7 +165,7 @@ class _Best:
         if self.evaluate is None:
             return
         with evaluating(self.student), torch.no_grad():
-            metric = float(self.evaluate(self.student))
+            metric = scores_of(self.evaluate(self.student)).value
         self.history.metrics.append(metric)
         if self.weights is None or metric > self.history.metrics[self.history.kept or 0]:
             self.weights, self.history.kept = _weights(self.student), len(self.history.metrics) - 1
