@@ -22,6 +22,7 @@ from deploykit.contract.tensors import TensorSpec
 from deploykit.pipeline.staging import list_files
 from deploykit_targets.tvm.program import ALIGNMENT, Operand, Port, Program, Region, Step
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "amx"))
 from emulated import Tiles, compile_emulator
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,9 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
+import execution
 import torch
+from old_cpu import opened_without_vnni
 from torch import Tensor, nn
 
 import deploykit
@@ -31,10 +31,6 @@ from deploykit_targets.tvm.lower import lower
 from deploykit_targets.tvm.native import Model
 from deploykit_targets.tvm.processor import ARM_BFLOAT16, X86_BFLOAT16
 from deploykit_targets.tvm.session import NativeSession
-
-sys.path.insert(0, str(Path(__file__).parent))
-import execution
-from other_cpu import without_vnni
 
 X86_NAMES, ARM_NAMES = ([name for name, _ in kinds] for kinds in (X86_BFLOAT16, ARM_BFLOAT16))
 IS_X86 = this_host().has("avx2")
@@ -162,19 +158,9 @@ def test_instructions_are_in_the_manifest(on_x86: Any) -> None:
 
 
 def test_a_cpu_without_bfloat16_widens_it(on_x86: Any, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import json, sys\nfrom pathlib import Path\nimport numpy as np\n"
-        "from deploykit_targets.tvm.native import Model\n"
-        "model = Model(Path(sys.argv[1]), 1, json.loads(sys.argv[2]))\n"
-        "found = model.run(dict(np.load(sys.argv[3])))\n"
-        "print(json.dumps([model.variant, {name: array.tolist() for name, array in found.items()}]))\n",
-        encoding="utf-8",
-    )
-    np.savez(tmp_path / "feeds.npz", **on_x86.golden().inputs[0])
-    variant, found = json.loads(without_vnni(script, on_x86.path, json.dumps(X86_NAMES), tmp_path / "feeds.npz"))
+    variant, found = opened_without_vnni(on_x86, X86_NAMES, tmp_path)
     assert variant == "avx2"
-    _check(on_x86, {name: np.asarray(array, np.float32) for name, array in found.items()})
+    _check(on_x86, found)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
-from other_cpu import without_vnni
+from old_cpu import opened_without_vnni
 
 from deploykit.contract.errors import DeviceError
 from deploykit.contract.host import Host, this_host
@@ -61,19 +60,9 @@ def test_variants_agree(artifact: Any, name: str) -> None:
 
 
 def test_a_cpu_without_vnni_takes_the_kernels_for_avx2(artifact: Any, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import json, sys\nfrom pathlib import Path\nimport numpy as np\n"
-        "from deploykit_targets.tvm.native import Model\n"
-        "model = Model(Path(sys.argv[1]), 1, json.loads(sys.argv[2]))\n"
-        "found = model.run(dict(np.load(sys.argv[3])))\n"
-        "print(json.dumps([model.variant, {name: array.tolist() for name, array in found.items()}]))\n",
-        encoding="utf-8",
-    )
-    np.savez(tmp_path / "feeds.npz", **artifact.golden().inputs[0])
-    variant, found = json.loads(without_vnni(script, artifact.path, json.dumps(NAMES), tmp_path / "feeds.npz"))
+    variant, found = opened_without_vnni(artifact, NAMES, tmp_path)
     assert variant == "avx2"
-    _check(artifact, {name: np.asarray(array, np.float32) for name, array in found.items()})
+    _check(artifact, found)
 
 
 def test_a_cpu_without_avx2_is_told_so_before_anything_is_opened(

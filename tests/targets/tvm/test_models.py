@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
 import torch
+from execution import execute, host_isa, sqnr_db
 from torch import Tensor, nn
 
 import deploykit
@@ -27,9 +27,6 @@ from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower
 from deploykit_targets.tvm.program import Program, Region
 from deploykit_targets.tvm.scheme import TVM, TVM_X86
-
-sys.path.insert(0, str(Path(__file__).parent))
-from execution import execute, host_isa, sqnr_db
 
 
 def vit_like() -> Any:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
+from execution import execute, host_isa, sqnr_db
+from op_cases import CASES, Apply
+
 from deploykit.capture import capture
 from deploykit.contract.errors import ConversionError
 from deploykit_targets.tvm.kernels.isa import isa
 from deploykit_targets.tvm.lower import lower
-
-sys.path.insert(0, str(Path(__file__).parent))
-from execution import execute, host_isa, sqnr_db
-from op_cases import CASES, Apply
 
 REFUSED = {name: f"aten.{name}" for name in ("topk", "sort", "scatter", "index_put")}
 """Cases that no kernel computes; their error names the operator and the line."""

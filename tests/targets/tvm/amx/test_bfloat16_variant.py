@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,13 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
+from emulated import with_tiles
+from test_variant import MODELS, SCRIPT
+
 import deploykit
 from deploykit.contract.decibels import sqnr_db
 from deploykit_targets.tvm import processor
 from deploykit_targets.tvm.build import recorded
-
-sys.path.insert(0, str(Path(__file__).parent))
-from emulated import with_tiles
-from test_variant import MODELS, SCRIPT
 
 
 @pytest.mark.parametrize("name", ["ragged", pytest.param("transformer", marks=pytest.mark.nightly)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
 import torch
+from emulated import with_tiles
 from torch import nn
 
 import deploykit
@@ -21,9 +21,6 @@ from deploykit.testing import models
 from deploykit_targets.tvm import processor
 from deploykit_targets.tvm.build import recorded
 from deploykit_targets.tvm.session import NativeSession
-
-sys.path.insert(0, str(Path(__file__).parent))
-from emulated import with_tiles
 
 SCRIPT = """
 import ctypes, json, sys
