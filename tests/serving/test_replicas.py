@@ -14,6 +14,7 @@ from deploykit.contract.errors import MissingDependencyError
 
 PROGRAM = """
 import json, sys, urllib.request
+from pathlib import Path
 import ray
 from ray import serve
 from deploykit_serving.replicas import replicated
@@ -38,13 +39,13 @@ def refusal(*names, **how):
     except Exception as error:
         return type(error).__name__
 
-print(json.dumps([
+Path(sys.argv[2]).write_text(json.dumps([
     ask("/v2/health/ready"),
     ask("/v2/models/words/infer", {"inputs": [tensor], "id": "a"}),
     ask("/v2/models/words/infer", {"inputs": [{**tensor, "data": [1]}]}),
     ask("/v2/models/words/infer", {"inputs": [{**tensor, "shape": [9, 4], "data": [1] * 36}]}),
     [refusal("a", replicas=0), refusal()],
-]))
+]))  # not printed: Ray prints, too, until it has ended
 serve.shutdown()
 """
 
@@ -56,13 +57,15 @@ def test_replicas_answer_as_the_server_does(artifacts, tmp_path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     alone = ["unshare", "--map-root-user", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     done = subprocess.run(
-        [*alone, sys.executable, str(tmp_path / "program.py"), str(artifacts.words)],
+        [*alone, sys.executable, str(tmp_path / "program.py"), str(artifacts.words), str(tmp_path / "answers.json")],
         capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
     )  # fmt: skip
     if "unshare" in done.stderr and done.returncode:
         pytest.skip(f"no network of its own here: {done.stderr.strip()[:100]}")
-    ready, answered, malformed, large, refused = json.loads(done.stdout.splitlines()[-1])
+    answers = tmp_path / "answers.json"
+    assert answers.exists(), done.stderr[-3000:]
+    ready, answered, malformed, large, refused = json.loads(answers.read_text())
     assert ready == [200, {"ready": True}]
     assert answered[0] == 200 and answered[1]["id"] == "a"
     assert malformed[0] == 400 and malformed[1]["error"].startswith("inputs[0].data")
