@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit.contract.arguments import path
 from deploykit.contract.progress import Advance
 from deploykit_calibration.batching import Batch, DataDigest
 from deploykit_calibration.cache import TableCache
@@ -175,7 +176,9 @@ def _finished(captured: CapturedModel, data: Any) -> CalibrationRun | None:
 def _cache_of(captured: CapturedModel, folder: str | Path | None, seed: int) -> TableCache | None:
     if folder is None:
         return None
-    return TableCache(folder, captured.fingerprint, f"v3 seed={seed} sample={SAMPLE_SIZE} bins={BINS}")
+    return TableCache(
+        path("cache_dir", folder), captured.fingerprint, f"v3 seed={seed} sample={SAMPLE_SIZE} bins={BINS}"
+    )
 
 
 def _from_cache(

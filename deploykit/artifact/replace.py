@@ -13,6 +13,7 @@ from deploykit.artifact import manifest as layout
 from deploykit.artifact.manifest import Manifest
 from deploykit.artifact.seal import unlisted
 from deploykit.artifact.storage import sha256_of
+from deploykit.contract.arguments import path as path_of
 from deploykit.contract.errors import ArtifactError
 from deploykit.contract.reading import MAX_JSON_BYTES, read_bytes
 
@@ -28,7 +29,7 @@ def replaceable(output: str | Path) -> Path:
         ArtifactError: there, or where a failed candidate would be kept, is something else than an artifact; or no
             folder can have that name.
     """
-    path = Path(output)
+    path = path_of("output", output)
     try:
         path = path.parent.resolve() / path.name
         if path.name in ("", "..") or "\0" in path.name:

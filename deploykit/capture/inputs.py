@@ -257,8 +257,8 @@ def _fitting(value: Any, spec: TensorSpec, *, any_batch: bool) -> Tensor:
     """Check one value against its spec; a detached CPU tensor of the spec's dtype."""
     if not _is_tensor(value):
         raise CalibrationError(f"input {spec.name!r} must be a tensor, not {type(value).__name__}")
-    if isinstance(value, Tensor) and _unreadable(value):
-        message = f"input {spec.name!r} is {_unreadable(value)}, and plain values are expected"
+    if isinstance(value, Tensor) and unreadable(value):
+        message = f"input {spec.name!r} is {unreadable(value)}, and plain values are expected"
         raise CalibrationError(message, hint="pass dense tensors that hold values, such as x.to_dense()")
     tensor = (_from_numpy(value, spec) if isinstance(value, np.ndarray) else value).detach().cpu()
     wanted = getattr(torch, spec.dtype)
@@ -280,7 +280,7 @@ def _fitting(value: Any, spec: TensorSpec, *, any_batch: bool) -> Tensor:
     return tensor
 
 
-def _unreadable(value: Tensor) -> str:
+def unreadable(value: Tensor) -> str:
     """What a tensor is whose values cannot be read as an array; "" for any other."""
     if value.is_meta:
         return "a tensor on the device `meta`, which holds no values"

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from deploykit.capture.borrowed import as_cpu_float32, borrowed
 from deploykit.capture.dynamic import Axes, axes_of, batch_axes, dim_of, doubled
 from deploykit.capture.failures import Place, first_line, translated
-from deploykit.capture.inputs import Leaf, flatten_inputs, key_of, register_dataclasses, unique_name
+from deploykit.capture.inputs import Leaf, flatten_inputs, key_of, register_dataclasses, unique_name, unreadable
 from deploykit.capture.sources import Source
 from deploykit.capture.transforms import UNTRACED, clean_stack, mapped_to_the_front
 from deploykit.contract.errors import CaptureError, UsageError
@@ -133,7 +133,15 @@ def _plain_module(module: nn.Module) -> nn.Module:
 
 
 def _plain_tensor(tensor: Tensor, *, cast: bool) -> Tensor:
-    """A detached CPU copy; float32 if the model was cast, or where half precision was given."""
+    """A detached CPU copy; float32 if the model was cast, or where half precision was given.
+
+    Raises:
+        UsageError: its values cannot be read, or it has no sample: nothing can be traced, cut or gathered by it.
+    """
+    odd = unreadable(tensor) or ("an empty batch" if tensor.ndim and not len(tensor) else "")
+    if odd:
+        message = f"an example input of shape {tuple(tensor.shape)} is {odd}, and plain values are expected"
+        raise UsageError(message, hint="pass dense tensors with one sample or more")
     plain = tensor.detach().cpu().clone()
     halves = (torch.float16, torch.bfloat16)
     return plain.float() if plain.is_floating_point() and (cast or plain.dtype in halves) else plain

@@ -1,4 +1,4 @@
-"""Arguments that users give: numbers and lists of names, as plain values, or a refusal that says which argument.
+"""Arguments that users give: numbers, paths and lists of names, as plain values, or a refusal that says which argument.
 
 NumPy's scalars are numbers (a goal is often computed), truth values are none. A string is no list of names.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
+from os import PathLike, fspath
+from pathlib import Path
 from typing import overload
 
 from deploykit.contract.errors import UsageError
@@ -46,6 +48,22 @@ def _finite(value: object) -> float | None:
     except OverflowError:  # an integer of hundreds of digits
         return None
     return found if math.isfinite(found) else None
+
+
+def path(name: str, value: object) -> Path:
+    """A path as a `Path`.
+
+    Args:
+        name: of the argument.
+        value: what was given: a string, or what says its path.
+    Raises:
+        UsageError: it is none.
+    """
+    if isinstance(value, str | PathLike):
+        found = fspath(value)
+        if isinstance(found, str):
+            return Path(found)
+    raise UsageError(f"{name} is {_shown(value)}", hint=f'pass a path, such as {name}="out/model"')
 
 
 def names(name: str, value: object, example: str, what: str = "names") -> tuple[str, ...]:

@@ -7,7 +7,7 @@ machine that is not the device this is refused. The losers' figures stay beside 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,7 @@ from deploykit.contract.errors import (
     ConversionError,
     DeploykitError,
     DeviceError,
+    GateError,
     MissingDependencyError,
     UnknownTargetError,
 )
@@ -30,9 +31,9 @@ from deploykit.contract.precision import Evidence
 from deploykit.judge.profiling import DEFAULT_EFFORT, Percentiles, measure_interleaved
 from deploykit.pipeline.plan import default_output
 from deploykit.plugin.artifact import Artifact, load
-from deploykit.plugin.registry import Resolved, resolve, toolchains
+from deploykit.plugin.registry import FASTEST, Resolved, resolve, toolchains
 
-SUFFIX = ":fastest"
+SUFFIX = f":{FASTEST}"
 
 
 def export_fastest(export: Callable[..., Artifact], request: Mapping[str, Any]) -> Artifact:
@@ -62,6 +63,7 @@ def export_fastest(export: Callable[..., Artifact], request: Mapping[str, Any]) 
         made.update(missing)
         passing = {name: found for name, found in made.items() if isinstance(found, Artifact) and passes(found)}
         if not passing:
+            raise_common(found for name, found in made.items() if name not in missing)
             reasons = "; ".join(f"{name}: {described(name, found).reason}" for name, found in made.items())
             raise ConversionError(
                 f"no toolchain of {device} makes an artifact that passes: {reasons}",
@@ -130,6 +132,14 @@ def attempt(export: Callable[..., Artifact], request: Mapping[str, Any]) -> Arti
         return export(**{**request, "strict": False})
     except DeploykitError as error:
         return error
+
+
+def raise_common(made: Iterable[Artifact | DeploykitError]) -> None:
+    """Raise the error that every attempt ended with, if it is one: model, data or arguments are what is wrong then."""
+    found = list(made)
+    errors = [each for each in found if isinstance(each, DeploykitError) and not isinstance(each, GateError)]
+    if len(errors) == len(found) and len({(type(each), each.message) for each in errors}) == 1:
+        raise errors[0]
 
 
 def passes(artifact: Artifact) -> bool:

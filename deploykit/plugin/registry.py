@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from deploykit.artifact.manifest import Manifest
 
 GROUP = "deploykit.targets"
+FASTEST = "fastest"
+"""Stands for a toolchain where `deploykit.export` chooses it: `device:fastest`."""
 _KIND = "toolchain"
 
 
@@ -172,6 +174,10 @@ def resolve(typed: str) -> Resolved:
         raise UnknownTargetError(f"a target is a string, not {typed!r}", hint='such as target="x86-cpu"')
     name, colon, chosen = typed.partition(":")
     if colon:
+        if chosen == FASTEST and chosen not in toolchains():
+            known = ", ".join(f"{name}:{plugin.name}" for plugin, _ in _serving(name)) or _suggestion(name)
+            message = f"{typed!r} is what deploykit.export finds by measuring, and no toolchain"
+            raise UnknownTargetError(message, hint=f"name one: {known}")
         plugin = toolchain(chosen)
         devices = plugin.capabilities().devices
         if name not in devices:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deploykit.contract.arguments import names, number
+from deploykit.contract.arguments import names, number, path
 from deploykit.contract.errors import UsageError
 from deploykit.judge.parity import Tolerance
 
@@ -50,3 +51,11 @@ def test_what_is_no_list_of_names_is_refused_with_what_would_be(value: Any) -> N
     with pytest.raises(UsageError, match="allow ") as caught:
         names("allow", value, "ptq")
     assert caught.value.hint == "allow=['ptq']"
+
+
+def test_a_path_is_a_string_or_says_its_own() -> None:
+    assert path("output", "a/b") == Path("a/b") == path("output", Path("a/b"))
+    for value in (3, None, b"a", ["a"], True):
+        with pytest.raises(UsageError, match="output is ") as caught:
+            path("output", value)
+        assert caught.value.hint == 'pass a path, such as output="out/model"'

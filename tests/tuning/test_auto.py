@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import deploykit
+from deploykit.contract.errors import CalibrationError
 from deploykit.contract.precision import Evidence
 from deploykit_tuning import auto
 
@@ -36,6 +38,19 @@ def test_the_fastest_that_passes_here(case: Any, tmp_path: Path, monkeypatch: py
     assert artifact.precision == choice.winner.partition(",")[0]
     assert artifact.parity is not None and artifact.parity.metric is not None
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(("target", "precision"), [("x86-cpu", "auto"), ("x86-cpu:fastest", "int8")])
+def test_what_is_wrong_with_the_data_is_no_verdict_on_the_candidates(
+    target: str, precision: str, case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "PRECISIONS", ("int8", "fp32"))
+    broken = [torch.full_like(case.captured.example_inputs[0], float("nan"))]
+    with pytest.raises(CalibrationError, match="holds NaN"):
+        deploykit.export(
+            case.captured, target, precision, calibration=broken, output=tmp_path / "a", profile=False, progress=False
+        )
+    assert not (tmp_path / "a").exists()
 
 
 def test_by_estimate_where_the_device_is_not_here(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.contract.errors import CalibrationError, UsageError
+from deploykit.contract.errors import CalibrationError, DeploykitError, UnknownTargetError, UsageError
 from deploykit.testing.models import ZOO
 from deploykit_calibration.algorithms import SAMPLES, Algorithm
 from deploykit_tuning import rungs
@@ -260,6 +260,23 @@ def test_goals_may_be_of_numpy_and_lists_may_be_read_once(case: Any, tmp_path: P
         with pytest.raises(UsageError, match=next(iter(wrong))):
             tune(case, tmp_path / "b", **wrong)
     assert not (tmp_path / "b.tune").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"include": ["zzz"]}, {"exclude": ["zzz"]}, {"exclude": ["["]}])
+def test_a_start_that_cannot_be_made_is_the_error_of_an_export(case: Any, tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(DeploykitError) as of_export:
+        deploykit.export(case.captured, calibration=case.run, output=tmp_path / "a", **wrong, **PLAIN)
+    with pytest.raises(type(of_export.value)) as caught:
+        tune(case, tmp_path / "b", min_sqnr_db=90.0, **wrong)
+    assert str(caught.value) == str(of_export.value)
+    assert not (tmp_path / "b.tune").exists()
+
+
+@pytest.mark.parametrize("call", [deploykit.tune, deploykit.sensitivity])
+def test_a_search_is_of_one_toolchain(call: Any, case: Any) -> None:
+    with pytest.raises(UnknownTargetError, match="finds by measuring") as caught:
+        call(case.captured, "x86-cpu:fastest", calibration=case.run, progress=False)
+    assert "x86-cpu:onnxruntime" in (caught.value.hint or "")
 
 
 def test_an_iterator_that_raises_says_at_which_batch(case: Any, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from deploykit.contract.errors import (
 )
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.pipeline.capturing import captured_of
-from deploykit.pipeline.fastest import SUFFIX, attempt, described, is_native, kept, measured, passes
+from deploykit.pipeline.fastest import SUFFIX, attempt, described, is_native, kept, measured, passes, raise_common
 from deploykit.pipeline.plan import default_output
 from deploykit.pipeline.unused import refuse_unused, used_of_each
 from deploykit.plugin.artifact import Artifact, load
@@ -74,6 +74,7 @@ def export_auto(export: Export, request: Mapping[str, Any]) -> Artifact:
         passing = {name: found for name, found in made.items() if isinstance(found, Artifact) and _ready(found)}
         if not passing:
             _raise_missing(made)
+            raise_common(made.values())
             reasons = "; ".join(f"{name}: {described(name, found).reason}" for name, found in made.items())
             hint = "export in one of them to see its report, or allow a larger max_drop"
             raise ParityError(f"no precision of {request['target']} passes: {reasons}", hint=hint)

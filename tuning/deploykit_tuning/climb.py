@@ -123,6 +123,8 @@ class Climb:
         try:
             recipe = self.bench.settled(make())
         except DeploykitError as error:
+            if self.best is None:  # what the user asked for cannot be made: there is nothing to search from
+                raise
             return Entry(key, LadderStep.of(step, FAILED, None, time.perf_counter() - began, error.message))
         if self.best is not None and bare(recipe) == bare(self.best.recipe):
             seconds = time.perf_counter() - began

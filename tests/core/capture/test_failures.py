@@ -166,6 +166,20 @@ def test_no_tensor_output() -> None:
         capture(Outer(lambda m, x: 3), example_inputs=(X,))
 
 
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (lambda: torch.randn(0, 3), r"shape \(0, 3\) is an empty batch"),
+        (lambda: torch.randn(1, 3).to_sparse(), "the layout torch.sparse_coo"),
+        (lambda: torch.randn(1, 3, device="meta"), "holds no values"),
+    ],
+)
+def test_examples_that_nothing_can_be_traced_or_cut_by(example, words):
+    """An empty batch once let calibration loop without end: no number of samples fills a batch of none."""
+    with pytest.raises(UsageError, match=words):
+        capture(torch.nn.Linear(3, 2), example_inputs=(example(),))
+
+
 def test_no_tensor_input() -> None:
     with pytest.raises(UsageError, match="holds no tensor"):
         capture(Outer(lambda m, x: torch.ones(2) * x), example_inputs=(3,))
