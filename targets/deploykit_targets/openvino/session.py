@@ -102,11 +102,13 @@ class OpenVinoSession(Session):
             for info in request.profiling_info:
                 kinds[info.node_name] = info.node_type
                 spent.setdefault(info.node_name, []).append(info.real_time.total_seconds() * 1e6)
-        paths = self._module_paths
-        times = (
-            OpTime(name, kinds[name], paths.get(name.split("/")[0], ""), median(each)) for name, each in spent.items()
-        )
+        times = (OpTime(name, kinds[name], self._module_of(name), median(each)) for name, each in spent.items())
         return tuple(sorted((time for time in times if time.median_us > 0.0), key=lambda time: -time.median_us))
+
+    def _module_of(self, name: str) -> str:
+        """The module of an operator, or of a part of one: `linear_1/WithoutBiases`, `linear_1.matmul_1`."""
+        layer, paths = name.split("/", maxsplit=1)[0], self._module_paths
+        return paths.get(layer) or paths.get(layer.partition(".")[0], "")
 
     def _close(self) -> None:
         del self._ports, self._request, self._compiled
@@ -116,6 +118,7 @@ _PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float32", "f16": "float16", "
 
 
 _RECURRENT = frozenset({"RNNSeq", "RNNCell"})
+_PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution", "Deconvolution"})
 
 
 def executed_precisions(
@@ -141,6 +144,7 @@ def executed_precisions(
     wanted = set(layers)
     found: dict[str, str] = {}
     taken_in: dict[str, str] = {}
+    products: dict[str, set[str]] = {}
     sequences: set[str] = set()
     for node in compiled.get_runtime_model().get_ordered_ops():
         facts = node.get_rt_info()
@@ -154,10 +158,14 @@ def executed_precisions(
             layer = name.split("/")[0]
             if layer in wanted:
                 found.setdefault(layer, runs_in)
+            elif (owner := layer.partition(".")[0]) in wanted and kind in _PRODUCTS:
+                products.setdefault(owner, set()).add(runs_in)
             if folded and layer in folded:
                 taken_in[folded[layer]] = runs_in
     everywhere = dict.fromkeys(recurrent, sequences.pop()) if len(sequences) == 1 else {}
-    return {**everywhere, **taken_in, **found}
+    # of a layer in parts the product counts, and not what adds its bias; of several products the widest
+    multiplied = {layer: max(each, key=lambda runs: runs != "int8") for layer, each in products.items()}
+    return {**everywhere, **taken_in, **found, **multiplied}
 
 
 def _text(value: Any) -> str:

@@ -56,3 +56,33 @@ def test_no_layer_is_unknown(model: str, options: dict[str, Any], tmp_path: Path
     )
     found = {layer.name: layer.precision for layer in artifact.achieved.layers if layer.macs}
     assert found and "unknown" not in found.values(), found
+
+
+class _Pixels(nn.Module):
+    """Linear layers of images with channels last, as ConvNeXt has them: a product and an addition of the bias each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(16), nn.Linear(16, 64), nn.Linear(64, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.narrow(nn.functional.gelu(self.wide(self.norm(x))))
+
+
+def test_a_layer_in_parts_is_in_what_its_product_is_in(tmp_path: Path) -> None:
+    data = list(torch.randn(6, 1, 5, 5, 16, generator=torch.Generator().manual_seed(0)))
+    arguments: dict[str, Any] = {"target": "x86-cpu:openvino", "example_inputs": (data[0],), "progress": False}
+    artifact = deploykit.export(
+        _Pixels().eval(), calibration=data, output=tmp_path / "a", profile=False, **arguments
+    )  # fmt: skip
+    assert artifact.achieved.as_asked_fraction == 1.0
+    kept = deploykit.export(
+        _Pixels().eval(), calibration=data, exclude=["wide"], output=tmp_path / "b", profile=False, strict=False,
+        **arguments,
+    )  # fmt: skip
+    found = {layer.module_path: layer.precision for layer in kept.achieved.layers if layer.macs}
+    assert found == {"wide": "float32", "narrow": "int8"}
+    with artifact.open() as session:
+        times = session.op_times({artifact.inputs[0].name: data[0].numpy()}, runs=3)
+    assert {"wide", "narrow"} <= {time.module_path for time in times if time.op == "FullyConnected"}
