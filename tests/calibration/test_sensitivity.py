@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from schemes import SCHEMES
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ from deploykit_calibration.prepared import Prepared
 from deploykit_calibration.sensitivity import costs_of, measured, meet, sensitivity
 from deploykit_calibration.sensitivity.candidates import Candidate, front
 from deploykit_calibration.sensitivity.ends import End, ends_of
+from deploykit_calibration.sensitivity.exchange import exchanged
 from deploykit_calibration.sensitivity.noise import saturated
 from deploykit_calibration.sensitivity.planning import Planning
 from deploykit_calibration.sensitivity.scores import DIRECTIONS, PASSES, score
@@ -371,4 +374,60 @@ def test_a_wanted_gain_is_reached_more_cheaply(case_of: Any) -> None:
     second = found.front(near_db=wanted)
     cheapest = lambda front: min(each.cost for each in front if each.gain_db >= wanted)  # noqa: E731
     assert cheapest(second) <= cheapest(plain)
-    assert all(found.predict(each.kept) == each for each in second), "what is promised is what is predicted"
+    predicted = [found.predict(each.kept) for each in second]
+    figures = [(each.kept, each.cost, each.quantized_share) for each in second]
+    assert figures == [(each.kept, each.cost, each.quantized_share) for each in predicted]
+
+
+def test_neighbours_of_a_wanted_gain_differ_by_powers_alone(case_of: Any) -> None:
+    """The luck that each has along random directions is shared: none is preferred for its own."""
+    found = sensitivity(prepared_of(case_of(Residual(), (torch.zeros(1, 3, 24, 24),))))
+    near = sorted(each.gain_db for each in found.front() if 0.0 < each.gain_db < 100.0)[1]
+    about = [each for each in found.front(near_db=near) if near - 0.2 <= each.gain_db <= near + 0.7]
+    powers = [-10.0 * np.log10(found._noise.relative(each.kept)) for each in about]
+    beyond = [each.gain_db - by_power for each, by_power in zip(about, powers, strict=True)]
+    assert about and max(beyond) - min(beyond) < 1e-6
+    by_itself = [found.predict(each.kept).gain_db for each in about]
+    assert all(abs(one - each.gain_db) <= 2.0 for one, each in zip(by_itself, about, strict=True))
+
+
+NOISES = st.lists(st.floats(0.01, 1.0), min_size=4, max_size=7)
+
+
+@given(NOISES, st.lists(st.integers(1, 9), min_size=7, max_size=7), st.data())
+@settings(max_examples=60, deadline=None)
+def test_an_exchange_never_weighs_more_nor_has_more_noise(noises: list[float], weights: list[int], data: Any) -> None:
+    """Against each single exchange, tried by hand: none is left that would save something."""
+    names = [f"layer{at}" for at in range(len(noises))]
+    left = lambda kept: sum(noise for name, noise in zip(names, noises, strict=True) if name not in kept)  # noqa: E731
+    weight = lambda kept: float(sum(weights[names.index(name)] for name in kept))  # noqa: E731
+    kept = tuple(data.draw(st.lists(st.sampled_from(names), unique=True, max_size=len(names))))
+    most = left(kept) + data.draw(st.floats(0.0, 0.5))
+    found = exchanged(kept, names, left, weight, most)
+    assert left(found) <= most and weight(found) <= weight(kept) and len(set(found)) == len(found)
+    others = [name for name in names if name not in found]
+    for out in found:
+        rest = tuple(name for name in found if name != out)
+        for into in ((), *((name,) for name in others)):
+            assert weight((*rest, *into)) >= weight(found) or left((*rest, *into)) > most
+
+
+def test_a_dear_layer_is_exchanged_for_two_cheap_ones() -> None:
+    noise = {"dear": 0.5, "one": 0.3, "other": 0.3, "rest": 0.1}
+    weight = {"dear": 9.0, "one": 2.0, "other": 2.0, "rest": 20.0}
+    left = lambda kept: sum(value for name, value in noise.items() if name not in kept)  # noqa: E731
+    found = exchanged(("dear",), list(noise), left, lambda kept: sum(weight[name] for name in kept), left(("dear",)))
+    assert set(found) == {"one", "other"}
+
+
+def test_candidates_about_a_wanted_gain_are_cheaper_by_exchanges(case_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every predicted SQNR the front costs at most what it costs without, and somewhere less."""
+    from deploykit_calibration.sensitivity import ranking
+
+    found = sensitivity(prepared_of(case_of(Residual(), (torch.zeros(1, 3, 24, 24),))))
+    gains = sorted(each.gain_db for each in found.front() if 0.0 < each.gain_db < 100.0)
+    near = gains[len(gains) // 2]
+    with_them = found.front(near_db=near)
+    monkeypatch.setattr(ranking, "exchanged", lambda kept, *_: kept)
+    for each in found.front(near_db=near):
+        assert any(one.cost <= each.cost and one.sqnr_db >= each.sqnr_db - 1e-9 for one in with_them)

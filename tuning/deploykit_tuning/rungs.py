@@ -22,12 +22,11 @@ from deploykit.contract.recipe import FLOAT, WIDE, AlgorithmStep, Recipe
 from deploykit.pipeline.placement import LEAST_PLACED
 from deploykit_tuning.climb import Candidate as Point
 from deploykit_tuning.climb import Climb
-from deploykit_tuning.ladder import Figures
 
 if TYPE_CHECKING:
     from deploykit_calibration.algorithms import Algorithm
     from deploykit_calibration.prepared import Prepared
-    from deploykit_calibration.sensitivity import Candidate, Sensitivity
+    from deploykit_calibration.sensitivity import Candidate, Met, Sensitivity
 
 Rung = tuple[str, Callable[[Climb], None]]
 NAMES = ("ptq", "rounding", "mixed", "train")
@@ -166,28 +165,37 @@ class Mix:
     search: Climb
     base: Point
     scored: Sensitivity
-    _known: dict[tuple[str, ...], Figures] = field(default_factory=dict)
+    _known: set[frozenset[str]] = field(default_factory=set)
     _off_db: float = 0.0
 
     def find(self) -> None:
         """Measure the candidates that are predicted to meet the goal, cheapest first, until no cheaper one does.
 
-        A candidate that was measured before is not again; predictions begin where the last one was found to be off.
+        A candidate that was measured before is not again. What the first evaluations found predictions to be off by
+        moves the gain that is wanted, and with it where on the front cheaper ways are looked for.
         """
         from deploykit_calibration.sensitivity import meet
 
         figures = self.search.fall.expected(self.base.simulated)
         task = self.search.bench.goal.task
-        # a metric that fell follows no prediction of noise: the bisection then begins in the middle
-        fell = task is not None and (figures.drop or 0.0) > task.max_drop
-        front = self._front(None if fell else -figures.margin)
+        if task is not None and (figures.drop or 0.0) > task.max_drop:
+            # a metric that fell follows no prediction of noise: the bisection begins in the middle
+            front = self._front(None)
+            if front:
+                meet(front, partial(self._measured, lambda _: math.nan), 0.0, most=EVALUATIONS)
+            return
 
         def predicted(candidate: Candidate) -> float:
             return figures.margin + candidate.gain_db + self._off_db
 
-        if front:
-            measure = partial(self._measured, predicted)
-            meet(front, measure, 0.0, predicted=None if fell else predicted, most=EVALUATIONS)
+        found: Met | None = None
+        for _ in range(2):
+            front = self._front(-figures.margin - self._off_db)
+            if found is not None and found.meets:  # what is left to find is cheaper
+                front = [each for each in front if each.cost < found.best.cost and predicted(each) >= 0.0]
+            if front:
+                measured = partial(self._measured, predicted)
+                found = meet(front, measured, 0.0, predicted=predicted, most=EVALUATIONS // 2)
 
     def _front(self, near_db: float | None) -> Sequence[Candidate]:
         least = self.search.bench.plan.gates.min_placement
@@ -195,16 +203,17 @@ class Mix:
         kept = [candidate for candidate in found if candidate.kept]
         if not kept:
             self.search.skip("mixed", "no layer can be kept without missing the placement gate")
-        return [candidate for candidate in kept if candidate.kept not in self._known]
+        return [candidate for candidate in kept if frozenset(candidate.kept) not in self._known]
 
     def _measured(self, predicted: Callable[[Candidate], float], candidate: Candidate) -> float:
         step = f"mixed: {len(candidate.kept)} layers in {candidate.rest}"
         base = self.base.recipe
-        found = self.search.attempt(step, partial(keep, base, candidate), parent=base, detail=candidate.kept)
+        found = self.search.attempt(step, partial(keep, base, candidate), parent=base, detail=sorted(candidate.kept))
         if found is None:
             return math.nan
-        self._known[candidate.kept] = found
-        self._off_db += found.margin - predicted(candidate)
+        self._known.add(frozenset(candidate.kept))
+        off_db = found.margin - predicted(candidate)
+        self._off_db += 0.0 if math.isnan(off_db) else off_db
         return found.margin
 
 

@@ -114,7 +114,7 @@ class NoiseModel:
             saturated(self._rate(scores, *total, planned), total[0], end)
             for end, scores, total in zip(self.ends, self._scored.scores, self._total, strict=True)
         )
-        return [min(end.sqnr_db - _decibels(rate), SQNR_CAP_DB) for end, rate in zip(self.ends, rates, strict=True)]
+        return [min(end.sqnr_db - decibels(rate), SQNR_CAP_DB) for end, rate in zip(self.ends, rates, strict=True)]
 
     def _powers(self, scores: Scores, planned: Planned) -> float:
         wide = [name for name in planned.widened if name not in self._before]
@@ -161,5 +161,6 @@ def saturated(rate: float, scored: float, end: End) -> float:
     return rate * excess / (1.0 + rate * (excess - 1.0))
 
 
-def _decibels(rate: float) -> float:
+def decibels(rate: float) -> float:
+    """10 log10 of a share of the noise; twice the cap below 0 where none is left."""
     return 10.0 * math.log10(rate) if rate > 0.0 else -2 * SQNR_CAP_DB

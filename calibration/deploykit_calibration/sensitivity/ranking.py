@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.decibels import SQNR_CAP_DB
@@ -13,7 +14,8 @@ from deploykit.contract.recipe import WIDE
 from deploykit_calibration.sensitivity.candidates import Candidate, front
 from deploykit_calibration.sensitivity.costs import Costs, costs_of
 from deploykit_calibration.sensitivity.ends import End, ends_of
-from deploykit_calibration.sensitivity.noise import NoiseModel
+from deploykit_calibration.sensitivity.exchange import exchanged
+from deploykit_calibration.sensitivity.noise import NoiseModel, decibels
 from deploykit_calibration.sensitivity.search import Move, moves_of, pruned, sequence
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ SAMPLES = 32
 """Of the calibration data, that the simulated graph is measured on; gradients are taken of the first of them."""
 _NEAR_DB = (1.5, 3.0)
 """How far below and above a wanted gain candidates are made cheaper: predictions are off by about as much."""
+_ABOUT_DB = (-0.25, 0.0, 0.25, 0.75)
+"""How far beyond a wanted gain the candidates are whose layers are exchanged for cheaper ones."""
 _SPARE_DB = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 """How much less noise the sets have that are pruned down to that of a candidate."""
 
@@ -124,8 +128,41 @@ class Sensitivity:
         if near_db is not None:
             for kept in list(self._cheaper(tuple(found.values()), weigh, near_db)):
                 found.setdefault(frozenset(kept), kept)
-        candidates = (self._candidate(kept, costs) for kept in found.values())
+        candidates = [self._candidate(kept, costs) for kept in found.values()]
+        if near_db is not None:
+            candidates = self._steadied(candidates, near_db)
+            candidates += self._exchanged(front(candidates), costs, weigh, near_db)
         return front(each for each in candidates if each.quantized_share >= least_share)
+
+    def _steadied(self, candidates: Sequence[Candidate], near_db: float) -> list[Candidate]:
+        """The candidates about a gain with what random directions tell of all of them, in place of each one's luck.
+
+        Neighbours differ by powers; what errors have in common with each other they have alike.
+        """
+        low, high = near_db - 2 * _NEAR_DB[0], near_db + 2 * _NEAR_DB[1]
+        about = {id(each) for each in candidates if each.kept and low <= each.gain_db <= high}
+        powers_db = {id(each): -decibels(self._noise.relative(each.kept)) for each in candidates}
+        beyond = [each.gain_db - powers_db[id(each)] for each in candidates if id(each) in about]
+        middle = statistics.median(beyond) if beyond else 0.0
+        return [self._gaining(each, powers_db[id(each)] + middle) if id(each) in about else each for each in candidates]
+
+    def _gaining(self, candidate: Candidate, gain_db: float) -> Candidate:
+        sqnr_db = min(self.sqnr_db + gain_db, SQNR_CAP_DB)
+        return replace(candidate, sqnr_db=sqnr_db, gain_db=sqnr_db - self.sqnr_db)
+
+    def _exchanged(
+        self, candidates: Sequence[Candidate], costs: Costs, weight: Callable[[Move], float], near_db: float
+    ) -> Iterator[Candidate]:
+        """What exchanges of layers make of candidates that gain enough, at gains about the one that is wanted."""
+        names, noise = [layer.name for layer in self.layers], self._noise.relative
+        for wanted in (near_db + more for more in _ABOUT_DB):
+            start = next((each for each in candidates if each.gain_db >= wanted), None)
+            if start is None or not start.kept:
+                continue
+            allowed = noise(start.kept) * 10.0 ** ((start.gain_db - wanted) / 10.0)
+            kept = exchanged(start.kept, names, noise, weight, allowed)
+            more_db = decibels(noise(start.kept)) - decibels(noise(kept))
+            yield self._gaining(self._candidate(kept, costs), start.gain_db + more_db)
 
     def _cheaper(self, sets: Sequence[Move], weight: Callable[[Move], float], near_db: float) -> Iterator[Move]:
         """For those of about a gain, what is left of sets of less noise that were pruned down to theirs."""
