@@ -1,7 +1,7 @@
 """By how many decibels a figure passes its gate, or (negative) misses it, so that figures of any kind can be compared.
 
 Decibels of an SQNR are taken as they are. A cosine is the noise at right angles to the reference, (1/c)^2 - 1 of the
-signal; a share of equal elements or classes is the noise of those that differ. Where a figure equals its gate the
+signal; of a share of equal elements or classes, the noise that makes so many differ. Where a figure equals its gate the
 margin is 0 and the gate is passed: what is missed is always below 0.
 """
 
@@ -14,6 +14,7 @@ from deploykit.contract.decibels import SQNR_CAP_DB, sqnr_db
 
 InDecibels = Callable[[float], float]
 """A figure as decibels: growing with it, and within ±`SQNR_CAP_DB`."""
+_SHARE_CAP_DB = 60.0
 _LEAST_DB = 1e-6  # a miss that decibels do not resolve
 
 
@@ -28,8 +29,12 @@ def of_cosine(value: float) -> float:
 
 
 def of_share(value: float) -> float:
-    """All over those that differ, in dB, of a share of equal ones from 0 to 1; NaN is the worst."""
-    return sqnr_db(1.0, 1.0 - value) if not math.isnan(value) else -SQNR_CAP_DB
+    """The noise that leaves such a share from 0 to 1 equal, in dB below the noise that leaves none; NaN is the worst.
+
+    What differs is in proportion to the amplitude of small noise, so that ten times fewer are 20 dB. At most 60 dB, one
+    in a thousand: samples tell no more, and a gate of 1 is at no infinite distance.
+    """
+    return min(2.0 * sqnr_db(1.0, 1.0 - value), _SHARE_CAP_DB) if value <= 1.0 else -SQNR_CAP_DB
 
 
 def of_size(value: float) -> float:

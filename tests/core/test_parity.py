@@ -319,7 +319,14 @@ def test_a_cosine_counts_in_db_as_the_noise_that_it_is_of() -> None:
     assert margins.of_cosine((1.0 + noise) ** -0.5) == pytest.approx(20.0)
     assert margins.of_cosine(1.0) == SQNR_CAP_DB
     assert margins.of_cosine(0.0) == margins.of_cosine(-0.5) == margins.of_cosine(np.nan) == -SQNR_CAP_DB
-    assert margins.of_share(0.99) == pytest.approx(20.0)
+
+
+def test_a_share_counts_in_db_as_the_amplitude_that_makes_so_many_differ() -> None:
+    assert margins.of_share(0.99) == pytest.approx(40.0)
+    assert margins.margin_db(0.97, 0.99, margins.of_share) == pytest.approx(-9.54, abs=0.01)
+    assert margins.margin_db(0.9, 1.0, margins.of_share) == pytest.approx(-40.0), "all equal is no infinite distance"
+    assert margins.margin_db(0.9999, 1.0, margins.of_share) < 0.0 == margins.margin_db(1.0, 1.0, margins.of_share)
+    assert margins.of_share(np.nan) == -SQNR_CAP_DB
 
 
 @given(
