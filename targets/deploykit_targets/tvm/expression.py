@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tvm.script import tirx as T
 
 from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, widened
 from deploykit_targets.tvm.kernels.expressions import Affine, Expr, cast, fill, limits_of
+from deploykit_targets.tvm.kernels.script import T
 from deploykit_targets.tvm.values import Array, Constant, Lazy, Shape, Tensor, View, elements
 
 if TYPE_CHECKING:

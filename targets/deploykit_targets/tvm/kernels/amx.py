@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from tvm.script import tirx as T
 
 from deploykit_targets.tvm.kernels.expressions import Expr
+from deploykit_targets.tvm.kernels.script import T
 
 ROW_BYTES = 64
 WORDS = 8

@@ -7,10 +7,10 @@ arithmetic on integers, the same on every CPU, so that variants of a library rou
 from __future__ import annotations
 
 import numpy as np
-from tvm.script import tirx as T
 
 from deploykit_targets.tvm.kernels.expressions import Affine, Expr, cast, clip, fill, limits_of, quantized
 from deploykit_targets.tvm.kernels.packing import Array
+from deploykit_targets.tvm.kernels.script import T
 
 BFLOAT16 = "uint16"
 """The dtype in memory; no other value of a program has it."""

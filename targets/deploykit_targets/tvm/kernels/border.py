@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels.expressions import Expr, fill
+from deploykit_targets.tvm.kernels.script import T
 
 
 def border(

@@ -14,8 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, real, stored
 from deploykit_targets.tvm.kernels.conv_bounded import bounded_ends
 from deploykit_targets.tvm.kernels.conv_listed import over_listed_steps
@@ -32,6 +30,7 @@ from deploykit_targets.tvm.kernels.expressions import (
 )
 from deploykit_targets.tvm.kernels.llvm_calls import with_code
 from deploykit_targets.tvm.kernels.residual import Residual
+from deploykit_targets.tvm.kernels.script import T
 
 
 def conv(

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan
 from deploykit_targets.tvm.kernels.expressions import Expr, bounded, limits_of, saturated
 from deploykit_targets.tvm.kernels.residual import Residual
+from deploykit_targets.tvm.kernels.script import T
 
 
 def bounded_ends(plan: ConvPlan, limits: tuple[float, float] | None, residual: Residual | None) -> tuple[Any, Any]:

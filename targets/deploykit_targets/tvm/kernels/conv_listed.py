@@ -18,12 +18,12 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from tvm.script import tirx as T
 
 from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan, ConvShape, pack_conv, plan_conv
 from deploykit_targets.tvm.kernels.expressions import Expr, fill, on_stack
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Array
+from deploykit_targets.tvm.kernels.script import T
 
 _LARGEST_PAIR = 128  # 255 * 128 = 32640
 _WORTH = 0.3  # of the steps, with which the list pays for being read

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels import amx
 from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan
 from deploykit_targets.tvm.kernels.expressions import Expr, on_stack, prefetch, span
+from deploykit_targets.tvm.kernels.script import T
 from deploykit_targets.tvm.kernels.tiles import TILE_ROWS
 
 _TURNS = 32  # of all threads together: enough for eight to end at about the same time

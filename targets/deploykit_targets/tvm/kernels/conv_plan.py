@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from tvm.script import tirx as T
 
 from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import Expr, vector_start
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Array, Bounded, pack_constants, pack_matrix
+from deploykit_targets.tvm.kernels.script import T
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows, join_lines, tile_cycles
 
 _CACHE_LINE = 64  # bytes

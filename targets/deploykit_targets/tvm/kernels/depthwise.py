@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from tvm.script import tirx as T
 
 from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.bfloat16 import real, stored
@@ -32,6 +31,7 @@ from deploykit_targets.tvm.kernels.expressions import (
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.line_tile import LineTile
 from deploykit_targets.tvm.kernels.packing import Array
+from deploykit_targets.tvm.kernels.script import T
 
 _LANES = 16  # channels per vector; narrower instruction sets take it in pieces
 _PIXELS = 8  # that share the weights in registers

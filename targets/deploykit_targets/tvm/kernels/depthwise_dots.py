@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from tvm.script import tirx as T
 
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape
 from deploykit_targets.tvm.kernels.expressions import (
@@ -35,6 +34,7 @@ from deploykit_targets.tvm.kernels.expressions import (
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.line_tile import LineTile
 from deploykit_targets.tvm.kernels.packing import Array, Bounded
+from deploykit_targets.tvm.kernels.script import T
 
 _CHANNELS = 16  # of a vector: bytes of a register
 _TAPS = 4  # that one dot product sums

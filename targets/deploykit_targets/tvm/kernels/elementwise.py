@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels.expressions import (
     Affine,
     Expr,
@@ -25,6 +23,7 @@ from deploykit_targets.tvm.kernels.expressions import (
     vector_start,
     widen,
 )
+from deploykit_targets.tvm.kernels.script import T
 
 _LANES = 16
 _VECTORS_PER_TASK = 256  # a thread's share is 4096 elements: less costs more to hand out than to compute

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tvm.ir import PointerType, PrimType
-from tvm.script import tirx as T
 from tvm.tirx import call_intrin
+
+from deploykit_targets.tvm.kernels.script import T
 
 Expr = Any  # a tvm PrimExpr or Buffer; TVM ships no types
 

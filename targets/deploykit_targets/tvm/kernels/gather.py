@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import math
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels.expressions import Expr, span, vector_lanes, vector_start
+from deploykit_targets.tvm.kernels.script import T
 
 _LANES = 16
 

@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tvm.script import tirx as T
-
 from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import Expr, fill, fma, spread
+from deploykit_targets.tvm.kernels.script import T
 
 
 def _multiply_add(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:

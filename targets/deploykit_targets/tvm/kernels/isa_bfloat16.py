@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, halves
 from deploykit_targets.tvm.kernels.expressions import Expr, fma
 from deploykit_targets.tvm.kernels.isa import MATRIX_INPUTS, Dot
 from deploykit_targets.tvm.kernels.llvm_calls import Call
+from deploykit_targets.tvm.kernels.script import T
 
 _KINDS = (BFLOAT16, BFLOAT16, "float32")
 _PACKED, _PACKED_ARM = 16, 8  # columns beside each other, as for bytes

@@ -6,10 +6,9 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape
 from deploykit_targets.tvm.kernels.expressions import Expr, vector_start
+from deploykit_targets.tvm.kernels.script import T
 
 
 @dataclass(frozen=True)

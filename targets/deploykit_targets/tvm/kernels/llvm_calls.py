@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tvm.ir import StringImm
-from tvm.script import tirx as T
 from tvm.tirx import AttrStmt, IntImm
 
 from deploykit_targets.tvm.kernels.expressions import Expr
+from deploykit_targets.tvm.kernels.script import T
 
 
 @dataclass(frozen=True)

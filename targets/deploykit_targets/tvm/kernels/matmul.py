@@ -16,12 +16,11 @@ import math
 import operator
 from dataclasses import dataclass
 
-from tvm.script import tirx as T
-
 from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.conv_plan import ConvPlan, ConvShape, plan_conv
 from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine, Expr, cast, fill, fold, on_stack, span
 from deploykit_targets.tvm.kernels.isa import Dot
+from deploykit_targets.tvm.kernels.script import T
 
 
 def plan_matmul(batch: int, rows: int, inputs: int, columns: int, dot: Dot, *, heads: int = 1) -> ConvPlan:

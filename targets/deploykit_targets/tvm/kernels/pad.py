@@ -7,10 +7,9 @@ Refused: padding of channels, which the convolution needs none of.
 
 from __future__ import annotations
 
-from tvm.script import tirx as T
-
 from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import Expr, fill
+from deploykit_targets.tvm.kernels.script import T
 
 
 def pad(

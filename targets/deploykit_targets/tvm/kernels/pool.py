@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tvm.script import tirx as T
-
 from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, real, stored
 from deploykit_targets.tvm.kernels.expressions import (
@@ -29,6 +27,7 @@ from deploykit_targets.tvm.kernels.expressions import (
     vector_lanes,
     vector_start,
 )
+from deploykit_targets.tvm.kernels.script import T
 
 _BYTES = 64
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import math
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels.expressions import (
     Expr,
     fill,
@@ -18,6 +16,7 @@ from deploykit_targets.tvm.kernels.expressions import (
     vector_lanes,
     vector_start,
 )
+from deploykit_targets.tvm.kernels.script import T
 
 _LANES = 16
 _LARGEST = 3.4028234663852886e38

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels.expressions import (
     UNSCALED,
     Affine,
@@ -21,6 +19,7 @@ from deploykit_targets.tvm.kernels.expressions import (
     widen,
 )
 from deploykit_targets.tvm.kernels.isa import Dot
+from deploykit_targets.tvm.kernels.script import T
 
 _ZERO = 1.5 * 2**23  # in float32 the next number is one more
 _ZERO_BITS = 0x4B400000

@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, stored
 from deploykit_targets.tvm.kernels.expressions import (
     Affine,
@@ -27,6 +25,7 @@ from deploykit_targets.tvm.kernels.expressions import (
     vector_lanes,
     vector_start,
 )
+from deploykit_targets.tvm.kernels.script import T
 from deploykit_targets.tvm.kernels.vector_math import exp
 
 _LANES = 16

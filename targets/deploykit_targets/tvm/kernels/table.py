@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from tvm.script import tirx as T
 
 from deploykit_targets.tvm.kernels.expressions import Affine, Expr, limits_of
 from deploykit_targets.tvm.kernels.packing import Array
+from deploykit_targets.tvm.kernels.script import T
 
 ENTRIES = 256
 _SHARE = 4096  # elements of a task

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 
-from tvm.script import tirx as T
-
 from deploykit_targets.tvm.kernels.expressions import Expr, clip, fill, fma
+from deploykit_targets.tvm.kernels.script import T
 
 _EXP_LIMITS = (-87.3, 88.7)  # beyond, float32 has no normal number
 _LN2_HIGH, _LN2_LOW = 0.693359375, math.log(2) - 0.693359375  # the first has nine bits: products with it are exact

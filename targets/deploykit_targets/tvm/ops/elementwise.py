@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from tvm.script import tirx as T
 
 from deploykit.capture.calls import bind
 from deploykit_targets.tvm.bfloat16 import is_narrowing, is_widening
 from deploykit_targets.tvm.expression import COSTLY, truth
 from deploykit_targets.tvm.kernels import vector_math
 from deploykit_targets.tvm.kernels.expressions import Expr, fill
+from deploykit_targets.tvm.kernels.script import T
 from deploykit_targets.tvm.ops.quantisation import narrow
 from deploykit_targets.tvm.ops.table import Call, NotCoveredError, consumers, dtype_name, lowers
 from deploykit_targets.tvm.values import Constant, Lazy, Tensor
