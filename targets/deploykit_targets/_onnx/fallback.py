@@ -1,11 +1,17 @@
 """An operator outside our table: PyTorch's own exporter writes it alone, and the result is spliced in.
 
-Slow (a second or so each) but as wide as `torch.onnx`; only its public interface is used.
+Slow (some tenths of a second each) but as wide as `torch.onnx`; its public interface is used, and beside that its table
+of translations is kept from one call to the next: PyTorch makes it anew each time, which took most of the time.
 """
 
 from __future__ import annotations
 
+import copy
 import operator
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import onnx
@@ -52,12 +58,48 @@ def export_alone(node: Node, opset: int, log: list[str]) -> tuple[onnx.ModelProt
     graph.output(tuple(parts))
     module = GraphModule({}, graph)
     examples = tuple(_example(source) for source in sources)
-    with kept_quiet(log), torch.no_grad():
+    with kept_quiet(log), torch.no_grad(), _kept_translations():
         program = torch.export.export(module, examples, dynamic_shapes=tuple(_dynamic(source) for source in sources))
         exported = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, optimize=True)
         assert exported is not None
         model = onnx.inliner.inline_local_functions(exported.model_proto)
     return model, list(sources)
+
+
+_TRANSLATIONS = threading.RLock()
+
+
+@contextmanager
+def _kept_translations() -> Iterator[None]:
+    """Each call of PyTorch's exporter gets a copy of one table; where PyTorch has moved it, it makes its own."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        registry: Any = ONNXRegistry
+        make = registry.__dict__["from_torchlib"]
+    except (ImportError, KeyError):
+        yield
+        return
+
+    def copied(cls: Any, *given: Any, **named: Any) -> Any:
+        kept = _translations(make.__get__(None, cls), given, tuple(named.items()))
+        if not isinstance(getattr(kept, "functions", None), dict):
+            return make.__get__(None, cls)(*given, **named)
+        found = copy.copy(kept)
+        found.functions = {target: list(translations) for target, translations in kept.functions.items()}
+        return found
+
+    with _TRANSLATIONS:
+        registry.from_torchlib = classmethod(copied)
+        try:
+            yield
+        finally:
+            registry.from_torchlib = make
+
+
+@cache
+def _translations(make: Any, given: tuple[Any, ...], named: tuple[tuple[str, Any], ...]) -> Any:
+    return make(*given, **dict(named))
 
 
 def _example(source: Node) -> torch.Tensor:
