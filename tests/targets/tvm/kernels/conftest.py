@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit.contract.host import this_host
 from deploykit_targets.tvm.processor import tiles_granted
+
+sys.path.insert(0, str(Path(__file__).parent))
+from registers import FEATURES, TILES, WIDTHS
 
 os.environ.setdefault("TVM_NUM_THREADS", "2")  # tasks of a kernel must not depend on each other
 
-HOST_FLAGS = {
-    "amx_int8": {"amx_int8", "amx_tile", "avx512_vnni", "avx512bw", "avx512vl"},
-    "avx512_vnni": {"avx512_vnni", "avx512bw", "avx512vl"},
-    "avx_vnni": {"avx_vnni", "avx2", "fma"},
-    "avx2": {"avx2", "fma"},
-    "avx2_7bit": {"avx2", "fma"},
-}
 TOLERANCE = 1e-5  # of float32, relative to the largest result: sums of a few hundred terms in another order
 
 Execute = Callable[..., np.ndarray]
-
-
-def _host_flags() -> set[str]:
-    info = Path("/proc/cpuinfo")
-    return set(info.read_text().split()) if info.exists() else set()
 
 
 def compiled(kernel: Any, isa_name: str) -> Any:
@@ -39,18 +32,39 @@ def compiled(kernel: Any, isa_name: str) -> Any:
     return tvm.compile(module, target=tvm.target.Target(dict(isa(isa_name).target)))
 
 
-@pytest.fixture(params=sorted(HOST_FLAGS))
-def host_isa(request: pytest.FixtureRequest) -> Any:
-    """Each instruction set that this machine has; tiles of AMX are emulated where it has all but these."""
+def here(name: str, request: pytest.FixtureRequest) -> Any:
+    """An instruction set, where this machine has it; tiles of AMX are emulated where it has all but these."""
     pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
     from deploykit_targets.tvm.kernels.isa import isa
 
-    missing = HOST_FLAGS[request.param] - _host_flags()
-    if request.param == "amx_int8" and (missing or not tiles_granted()):
-        request.getfixturevalue("tiles")
-    elif missing:
+    missing = {feature for feature in FEATURES[name] if not this_host().has(feature)}
+    if missing - TILES or (missing and name != "amx_int8"):
         pytest.skip(f"this machine has no {', '.join(sorted(missing))}")
-    return isa(request.param)
+    if name == "amx_int8" and (missing or not tiles_granted()):
+        request.getfixturevalue("tiles")
+    return isa(name)
+
+
+@pytest.fixture(params=sorted(FEATURES))
+def host_isa(request: pytest.FixtureRequest) -> Any:
+    """Each instruction set that this machine has."""
+    return here(request.param, request)
+
+
+@pytest.fixture(params=WIDTHS)
+def host_width(request: pytest.FixtureRequest) -> Any:
+    """One instruction set of each width of registers: enough for kernels that multiply no bytes."""
+    return here(request.param, request)
+
+
+@pytest.fixture(
+    params=[*((name, "int8") for name in sorted(FEATURES)), *((name, "float32") for name in WIDTHS)], ids="-".join
+)
+def host_dot(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """(instruction set, step) of all that multiply bytes, and of one of each width that multiplies float32."""
+    name, precision = request.param
+    found = here(name, request)
+    return found, getattr(found, precision)
 
 
 @pytest.fixture

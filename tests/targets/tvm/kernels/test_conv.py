@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,9 @@ from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
 from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
 from deploykit_targets.tvm.kernels.isa import ISAS, Dot, Isa
 from deploykit_targets.tvm.kernels.residual import Residual
+
+sys.path.insert(0, str(Path(__file__).parent))
+from registers import FEATURES, WIDTHS
 
 few = settings(
     max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
@@ -86,11 +92,10 @@ def test_int8(shape: ConvShape, host_isa: Isa, execute: Any, close: Any, within_
 
 @few
 @given(shape=shapes())
-def test_float32(shape: ConvShape, host_isa: Isa, execute: Any, close: Any, within_one: Any) -> None:
-    check(shape, host_isa.float32, host_isa, execute, close, within_one)
+def test_float32(shape: ConvShape, host_width: Isa, execute: Any, close: Any, within_one: Any) -> None:
+    check(shape, host_width.float32, host_width, execute, close, within_one)
 
 
-@pytest.mark.parametrize("precision", ["int8", "float32"])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -103,9 +108,10 @@ def test_float32(shape: ConvShape, host_isa: Isa, execute: Any, close: Any, with
     ids=str,
 )
 def test_layers_of_real_models(
-    shape: ConvShape, precision: str, host_isa: Isa, execute: Any, close: Any, within_one: Any
+    shape: ConvShape, host_dot: tuple[Isa, Dot], execute: Any, close: Any, within_one: Any
 ) -> None:
-    check(shape, getattr(host_isa, precision), host_isa, execute, close, within_one)
+    isa, dot = host_dot
+    check(shape, dot, isa, execute, close, within_one)
 
 
 @pytest.mark.parametrize(
@@ -125,16 +131,15 @@ def test_a_tile_may_end_in_another_line_than_it_starts_in(
     check(shape, avx2.int8, avx2, execute, close, within_one)
 
 
-@pytest.mark.parametrize("precision", ["int8", "float32"])
-def test_fused_activation_clips(precision: str, host_isa: Isa, execute: Any) -> None:
-    dot = getattr(host_isa, precision)
+def test_fused_activation_clips(host_dot: tuple[Isa, Dot], execute: Any) -> None:
+    isa, dot = host_dot
     plan = plan_conv(ConvShape(1, 4, 4, 8, 20), dot)
     x, weight, bias, scale = random_data(plan.shape, dot, plan.input_elements)
     inputs = x, pack_conv(plan, weight), pack_conv_constants(plan, bias, scale)
     size = {"elements": plan.output_elements, "dtype": dot.activation}
-    free = execute(conv(plan), host_isa, *inputs, **size)
+    free = execute(conv(plan), isa, *inputs, **size)
     limits = (90, 110) if dot.quantized else (-0.5, 0.5)
-    clipped = execute(conv(plan, limits=limits), host_isa, *inputs, **size)
+    clipped = execute(conv(plan, limits=limits), isa, *inputs, **size)
     np.testing.assert_array_equal(clipped, np.clip(free, *limits))
     assert (clipped != free).any()
 
@@ -164,7 +169,7 @@ def test_depthwise_with_padding(
     padding: tuple[int, int, int, int],
     size: tuple[int, int],
     window: tuple[int, int, int, int],
-    host_isa: Isa,
+    host_dot: tuple[Isa, Dot],
     execute: Any,
     close: Any,
     within_one: Any,
@@ -175,45 +180,52 @@ def test_depthwise_with_padding(
     shape = ConvShape(2, height, width, channels, channels, kernel, stride, groups=channels)
     cut = 2, height - top - bottom, width - left - right, channels
     assume(min(cut) > 0)
-    for dot, zero in ((host_isa.int8, 119), (host_isa.float32, 0)):
-        x, weight, bias, scale = random_data(shape, dot, math.prod(cut))
-        constants = bias if scale is None else np.concatenate([scale, bias])
-        inputs = x, pack_depthwise(weight, dot), constants.astype(np.float32)
-        whole = np.pad(x.reshape(cut), ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=zero)
-        sums = reference(shape, whole, weight)
-        result_kernel = depthwise(shape, dot, padding=padding, zero=zero)
-        result = execute(result_kernel, host_isa, *inputs, elements=sums.size, dtype=dot.activation)
-        if dot.quantized:
-            within_one(result, np.clip(np.rint(sums * scale + bias), *limits_of(dot.activation)))
-        else:
-            close(result, sums + bias)
+    (isa, dot), zero = host_dot, 119 if host_dot[1].quantized else 0
+    x, weight, bias, scale = random_data(shape, dot, math.prod(cut))
+    constants = bias if scale is None else np.concatenate([scale, bias])
+    inputs = x, pack_depthwise(weight, dot), constants.astype(np.float32)
+    whole = np.pad(x.reshape(cut), ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=zero)
+    sums = reference(shape, whole, weight)
+    result_kernel = depthwise(shape, dot, padding=padding, zero=zero)
+    result = execute(result_kernel, isa, *inputs, elements=sums.size, dtype=dot.activation)
+    if dot.quantized:
+        within_one(result, np.clip(np.rint(sums * scale + bias), *limits_of(dot.activation)))
+    else:
+        close(result, sums + bias)
 
 
 @few
 @given(data=st.data())
-def test_depthwise(data: st.DataObject, host_isa: Isa, execute: Any, close: Any, within_one: Any) -> None:
+def test_depthwise(data: st.DataObject, host_dot: tuple[Isa, Dot], execute: Any, close: Any, within_one: Any) -> None:
     base, channels = data.draw(shapes()), data.draw(st.integers(1, 40))
     sizes = base.batch, base.height, base.width, channels, channels
     shape = ConvShape(*sizes, base.kernel, base.stride, base.dilation, groups=channels)
-    for dot in (host_isa.int8, host_isa.float32):
-        x, weight, bias, scale = random_data(shape, dot, shape.batch * shape.height * shape.width * channels)
-        constants = bias if scale is None else np.concatenate([scale, bias])
-        inputs = x, pack_depthwise(weight, dot), constants.astype(np.float32)
-        sums = reference(shape, x, weight)
-        result = execute(depthwise(shape, dot), host_isa, *inputs, elements=sums.size, dtype=dot.activation)
-        if dot.quantized:
-            within_one(result, np.clip(np.rint(sums * scale + bias), *limits_of(dot.activation)))
-        else:
-            close(result, sums + bias)
+    isa, dot = host_dot
+    x, weight, bias, scale = random_data(shape, dot, shape.batch * shape.height * shape.width * channels)
+    constants = bias if scale is None else np.concatenate([scale, bias])
+    inputs = x, pack_depthwise(weight, dot), constants.astype(np.float32)
+    sums = reference(shape, x, weight)
+    result = execute(depthwise(shape, dot), isa, *inputs, elements=sums.size, dtype=dot.activation)
+    if dot.quantized:
+        within_one(result, np.clip(np.rint(sums * scale + bias), *limits_of(dot.activation)))
+    else:
+        close(result, sums + bias)
 
 
-def test_shapes_that_cannot_be_are_refused(host_isa: Isa) -> None:
+def test_widths_have_the_same_steps() -> None:
+    """What `host_width` and `host_dot` leave out is compiled alike: for LLVM's same processor, with the same step."""
+    seen = {name: (ISAS[name].target["mcpu"], replace(ISAS[name].float32, step=max)) for name in FEATURES}
+    assert {name for name in FEATURES if seen[name] in [seen[width] for width in WIDTHS]} == FEATURES.keys()
+    assert len({steps.lanes for _, steps in seen.values()}) == len(WIDTHS)
+
+
+def test_shapes_that_cannot_be_are_refused() -> None:
     with pytest.raises(UsageError, match="groups do not divide"):
         ConvShape(1, 4, 4, 6, 8, groups=4)
     with pytest.raises(UsageError, match="larger than the padded"):
         ConvShape(1, 4, 4, 6, 8, (5, 5))
     with pytest.raises(UsageError, match="not depthwise"):
-        depthwise(ConvShape(1, 4, 4, 6, 12, groups=6), host_isa.int8)
+        depthwise(ConvShape(1, 4, 4, 6, 12, groups=6), ISAS["avx2"].int8)
 
 
 def residual_reference(
@@ -246,14 +258,14 @@ def test_int8_with_a_residual(
 
 
 @pytest.mark.parametrize("columns", [70, 5], ids=["vectors", "narrow"])
-def test_float32_with_a_residual(columns: int, host_isa: Isa, execute: Any, close: Any) -> None:
-    dot, shape = host_isa.float32, ConvShape(1, 6, 9, 24, columns, (3, 3))
+def test_float32_with_a_residual(columns: int, host_width: Isa, execute: Any, close: Any) -> None:
+    dot, shape = host_width.float32, ConvShape(1, 6, 9, 24, columns, (3, 3))
     plan = plan_conv(shape, dot)
     x, weight, bias, _ = random_data(shape, dot, plan.input_elements)
     other = np.random.default_rng(3).normal(size=plan.output_elements).astype("f4")
     inputs = x, pack_conv(plan, weight), pack_conv_constants(plan, bias), other
     kernel = conv(plan, limits=(0, 1e9), residual=Residual())
-    result = execute(kernel, host_isa, *inputs, elements=plan.output_elements, dtype="float32")
+    result = execute(kernel, host_width, *inputs, elements=plan.output_elements, dtype="float32")
     sums = reference(shape, x, weight)
     close(result, np.maximum(sums + bias + other.reshape(sums.shape), 0))
 

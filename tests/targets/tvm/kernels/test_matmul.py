@@ -59,11 +59,11 @@ def test_int8(sizes: tuple[int, ...], transposed: bool, host_isa: Isa, within_on
 
 @pytest.mark.parametrize("transposed", [True, False], ids=["keys", "values"])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_float32(sizes: tuple[int, ...], transposed: bool, host_isa: Isa, close: Any) -> None:
+def test_float32(sizes: tuple[int, ...], transposed: bool, host_width: Isa, close: Any) -> None:
     batch, rows, inputs, columns, heads = sizes
-    plan, rng = plan_matmul(batch, rows, inputs, columns, host_isa.float32, heads=heads), np.random.default_rng(1)
+    plan, rng = plan_matmul(batch, rows, inputs, columns, host_width.float32, heads=heads), np.random.default_rng(1)
     a, b = (rng.normal(size=n).astype("f4") for n in (plan.input_elements, batch * heads * inputs * columns))
-    result = run(plan, pack_operand(plan, transposed=transposed), host_isa, a, b)
+    result = run(plan, pack_operand(plan, transposed=transposed), host_width, a, b)
     close(result, product(plan, a.astype(np.float64), b.astype(np.float64), transposed))
 
 

@@ -43,20 +43,20 @@ def windows(shape: PoolShape, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_max(shape: PoolShape, dtype: str, host_isa: Isa, execute: Any) -> None:
+def test_max(shape: PoolShape, dtype: str, host_width: Isa, execute: Any) -> None:
     x = data(shape, dtype)
-    result = execute(max_pool(shape, dtype), host_isa, x, elements=shape.elements[1], dtype=dtype)
+    result = execute(max_pool(shape, dtype), host_width, x, elements=shape.elements[1], dtype=dtype)
     np.testing.assert_array_equal(result, np.nanmax(windows(shape, x), axis=(3, 4)).ravel().astype(dtype))
 
 
 @pytest.mark.parametrize("count_padding", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_average_of_int8(shape: PoolShape, count_padding: bool, host_isa: Isa, execute: Any, within_one: Any) -> None:
+def test_average_of_int8(shape: PoolShape, count_padding: bool, host_width: Isa, execute: Any, within_one: Any) -> None:
     of, to = Affine(0.03, 7), Affine(0.02571, 12)  # a ratio without ties
-    dtype = host_isa.int8.activation
+    dtype = host_width.int8.activation
     x = data(shape, dtype)
     kernel = average_pool(shape, dtype, of=of, to=to, count_padding=count_padding)
-    result = execute(kernel, host_isa, x, elements=shape.elements[1], dtype=dtype)
+    result = execute(kernel, host_width, x, elements=shape.elements[1], dtype=dtype)
     real = (windows(shape, x) - of.zero_point) * of.scale
     mean = np.nan_to_num(real).mean((3, 4)) if count_padding else np.nanmean(real, (3, 4))
     within_one(result, np.clip(np.rint(mean / to.scale + to.zero_point), *limits_of(dtype)))
@@ -64,10 +64,10 @@ def test_average_of_int8(shape: PoolShape, count_padding: bool, host_isa: Isa, e
 
 @pytest.mark.parametrize("count_padding", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_average_of_float32(shape: PoolShape, count_padding: bool, host_isa: Isa, execute: Any, close: Any) -> None:
+def test_average_of_float32(shape: PoolShape, count_padding: bool, host_width: Isa, execute: Any, close: Any) -> None:
     x = data(shape, "float32")
     kernel = average_pool(shape, "float32", count_padding=count_padding)
-    result = execute(kernel, host_isa, x, elements=shape.elements[1], dtype="float32")
+    result = execute(kernel, host_width, x, elements=shape.elements[1], dtype="float32")
     found = windows(shape, x)
     close(result, np.nan_to_num(found).mean((3, 4)) if count_padding else np.nanmean(found, (3, 4)))
 

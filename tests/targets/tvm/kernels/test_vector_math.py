@@ -16,22 +16,22 @@ from deploykit_targets.tvm.kernels.mapped import Access, mapped
 ERF = np.vectorize(math.erf)
 
 
-def _computed(name: str, x: np.ndarray, host_isa: Any, execute: Any) -> np.ndarray:
+def _computed(name: str, x: np.ndarray, host_width: Any, execute: Any) -> np.ndarray:
     function = getattr(vector_math, name)
     access = Access("float32", (1,))
     kernel = mapped((x.size,), [access], access, lambda v, lanes: function(v[0], lanes))
-    found: np.ndarray = execute(kernel, host_isa, x, elements=x.size, dtype="float32").astype(np.float64)
+    found: np.ndarray = execute(kernel, host_width, x, elements=x.size, dtype="float32").astype(np.float64)
     return found
 
 
-def test_exp(host_isa: Any, execute: Any) -> None:
+def test_exp(host_width: Any, execute: Any) -> None:
     x = np.linspace(-87, 88, 4001, dtype=np.float32)
     wanted = np.exp(x.astype(np.float64))
-    assert np.max(np.abs(_computed("exp", x, host_isa, execute) / wanted - 1)) < 3e-7
+    assert np.max(np.abs(_computed("exp", x, host_width, execute) / wanted - 1)) < 3e-7
 
 
-def test_exp_beyond_float32_stays_finite(host_isa: Any, execute: Any) -> None:
-    found = _computed("exp", np.array([-1e30, -200, 0, 200, 1e30] * 4, np.float32), host_isa, execute)
+def test_exp_beyond_float32_stays_finite(host_width: Any, execute: Any) -> None:
+    found = _computed("exp", np.array([-1e30, -200, 0, 200, 1e30] * 4, np.float32), host_width, execute)
     assert np.isfinite(found).all() and found.min() < 1e-37 and found.max() > 1e38
 
 
@@ -43,6 +43,6 @@ def test_exp_beyond_float32_stays_finite(host_isa: Any, execute: Any) -> None:
         ("erf", ERF, 5e-7),
     ],
 )
-def test_bounded_functions(name: str, reference: Any, limit: float, host_isa: Any, execute: Any) -> None:
+def test_bounded_functions(name: str, reference: Any, limit: float, host_width: Any, execute: Any) -> None:
     x = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-6, -1e-6]]).astype(np.float32)
-    assert np.max(np.abs(_computed(name, x, host_isa, execute) - reference(x.astype(np.float64)))) < limit
+    assert np.max(np.abs(_computed(name, x, host_width, execute) - reference(x.astype(np.float64)))) < limit
