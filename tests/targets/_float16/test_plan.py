@@ -151,7 +151,7 @@ def test_weights_fit_or_do_not() -> None:
 TARGETS = (
     *("x86-cpu", "x86-cpu:openvino", "jetson-orin", "amd-mi300x", "iphone-15", "x86-cpu:aotinductor", "android"),
 )
-CASES = {"rms": rms, "silent channel": silent}
+CASES = {"rms": rms, "silent": silent}
 
 
 @pytest.mark.parametrize("function", CASES.values(), ids=CASES)
