@@ -17,8 +17,10 @@ from other_cpu import without_vnni
 import deploykit
 from deploykit.contract.host import this_host
 
-# Emulated, each case takes seconds: those that a kernel of its own computes, and those whose weights are shared.
-_EMULATED = ("linear", "attention", "groups", "shared_conv")
+# Emulated, each case takes seconds, and so does the start: those that a kernel of its own computes, and one of weights
+# that are shared; all others at night.
+_EMULATED = {"int8": ("linear", "attention", "shared_conv"), "int8-dynamic": ("lstm",)}
+_AT_NIGHT = {"int8": ("groups",), "int8-dynamic": ("attention",)}
 _WITHIN_DB = 1.0
 _DYNAMIC_DB = 30.0  # all of them have 36 to 50 dB; saturated, 9 to 31
 
@@ -39,17 +41,18 @@ def test_here(name: str, precision: str, tmp_path: Path) -> None:
     assert artifact.verify().sqnr_db > 60.0
 
 
-@pytest.mark.parametrize(("precision", "names"), [("int8", _EMULATED), ("int8-dynamic", ("lstm", "attention"))])
-def test_without_vnni_and_back(precision: str, names: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("cases", [_EMULATED, pytest.param(_AT_NIGHT, marks=pytest.mark.nightly)], ids=["some", "more"])
+def test_without_vnni_and_back(cases: dict[str, tuple[str, ...]], tmp_path: Path) -> None:
     """Made on a CPU without VNNI: right there, and its golden outputs are reproduced here."""
-    lines = without_vnni(cpu_cases.__file__, "x86-cpu", precision, tmp_path, *names).splitlines()
-    found = {case["name"]: case for case in map(json.loads, lines)}
-    assert found.keys() == set(names)
-    for name, case in found.items():
+    words = [f"{precision}:{name}" for precision, names in cases.items() for name in names]
+    lines = without_vnni(cpu_cases.__file__, "x86-cpu", tmp_path, *words).splitlines()
+    found = {f"{case['precision']}:{case['name']}": case for case in map(json.loads, lines)}
+    assert list(found) == words
+    for case in found.values():
         assert not case["vnni"], "the CPU was not asked itself"
         check_case(case)
         assert any("no vnni" in note and "x86-cpu-avx2" in note for note in case["notes"]), case
-        assert deploykit.load(tmp_path / name).verify().sqnr_db > 60.0
+        assert deploykit.load(tmp_path / case["precision"] / case["name"]).verify().sqnr_db > 60.0
 
 
 _VERIFY = """

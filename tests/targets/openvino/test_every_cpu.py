@@ -45,13 +45,13 @@ def test_here(name: str, target: str, tmp_path: Path) -> None:
 def test_without_vnni_and_back(tmp_path: Path) -> None:
     """Made on a CPU without VNNI: right there in float32, which it says, and in integers here."""
     names = ("linear", "attention")
-    lines = without_vnni(cpu_cases.__file__, "x86-cpu:openvino", "int8", tmp_path, *names).splitlines()
+    lines = without_vnni(cpu_cases.__file__, "x86-cpu:openvino", tmp_path, *(f"int8:{n}" for n in names)).splitlines()
     found = {case["name"]: case for case in map(json.loads, lines)}
     assert found.keys() == set(names)
     for name, case in found.items():
         assert case["artifact"] > case["simulated"] - _WITHIN_DB, case
         assert case["evidence"] == "reference"
         assert any("float32" in note and "x86-cpu-avx2:openvino" in note for note in case["notes"]), case
-        artifact = deploykit.load(tmp_path / name)
+        artifact = deploykit.load(tmp_path / "int8" / name)
         assert artifact.verify().sqnr_db > 60.0
         assert artifact.preflight().native == this_host().has("vnni")

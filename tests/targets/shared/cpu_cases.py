@@ -1,6 +1,6 @@
 """Tiny models whose int8 products saturate on a CPU without VNNI unless sums are exact. As a program it exports them.
 
-    python cpu_cases.py TARGET PRECISION FOLDER NAME [NAME ...]     one JSON line per model
+    python cpu_cases.py TARGET FOLDER PRECISION:NAME [...]     one JSON line per model, in FOLDER/PRECISION/NAME
 
 Weights of a normal distribution, whose largest are at 127, and a row or two of input are enough: pairs of products
 reach 2 x 255 x 127, and 16 bits end at 32767.
@@ -192,12 +192,12 @@ def figures(artifact: deploykit.Artifact) -> dict[str, Any]:
 
 def main() -> None:
     """See the top of this file."""
-    target, precision, folder, *names = sys.argv[1:]
+    target, folder, *cases = sys.argv[1:]
     if emulator():  # PyTorch's oneDNN has an LSTM that is wrong under QEMU, and right on a Haswell
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-    for name in names:
-        artifact = export(name, target, precision, Path(folder), samples=4)
-        print(json.dumps({"name": name, **figures(artifact)}), flush=True)
+    for precision, name in (case.split(":") for case in cases):
+        artifact = export(name, target, precision, Path(folder) / precision, samples=4)
+        print(json.dumps({"name": name, "precision": precision, **figures(artifact)}), flush=True)
 
 
 if __name__ == "__main__":
