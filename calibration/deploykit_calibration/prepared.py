@@ -20,7 +20,7 @@ from deploykit.contract.request import Request
 from deploykit.contract.scheme import Scheme
 from deploykit_calibration.graph_view import GraphView
 from deploykit_calibration.placement import LayerPlacement, QuantizedGraph, float_graph, place
-from deploykit_calibration.simulate import SimulatedModel
+from deploykit_calibration.simulate import SimulatedModel, free
 
 if TYPE_CHECKING:
     import numpy as np
@@ -180,9 +180,7 @@ class Prepared:
         made = [self.__dict__.pop(name, None) for name in ("placed", "simulation")]
         for module in (each.graph_module for each in made if each is not None):
             if module is not self.captured.graph_module:
-                for part in module.modules():
-                    part._buffers.clear()
-                    part._parameters.clear()
+                free(module)
 
     @property
     def graph_module(self) -> GraphModule:

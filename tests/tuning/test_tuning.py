@@ -583,3 +583,32 @@ def test_recurrent_layers_are_refused_with_the_precision_that_has_them(tmp_path:
     assert [step.outcome for step in caught.value.ladder[2:]] == ["skipped"] * 4, "no rung changes what has a kernel"
     plan = deploykit.tune(model, "x86-cpu", "int8-dynamic", output=tmp_path / "a", **asked, **PLAIN)
     assert plan.met and plan.best.achieved.as_asked_fraction == 1.0
+
+
+def test_simulations_that_a_target_makes_are_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float16 beside the integers is another graph with all the weights, made for each candidate."""
+    pytest.importorskip("onnx", reason="ONNX is not installed")
+    from deploykit.plugin.registry import toolchain
+    from deploykit_tuning.bench import Bench
+
+    kind, made, held = type(toolchain("tensorrt")), list[Any](), list[int]()
+    honest, simulated = kind.simulate, Bench.simulated
+
+    def simulate(self: Any, prepared: Any) -> Any:
+        made.append(honest(self, prepared))
+        return made[-1]
+
+    def measured(self: Any, recipe: Any) -> Any:
+        found = simulated(self, recipe)
+        held.append(sum(buffer.numel() for buffer in made[-1].graph_module.buffers()))
+        assert made[-1] is not self.prepared(recipe).simulation, "another one"
+        return found
+
+    monkeypatch.setattr(kind, "simulate", simulate)
+    monkeypatch.setattr(Bench, "simulated", measured)
+    model, example = ZOO["transformer_encoder"]()
+    deploykit.tune(
+        model, "jetson-orin", "int8", example_inputs=example, calibration=[example] * 4, min_sqnr_db=1.0, allow=(),
+        output=tmp_path / "a", strict=False, **PLAIN,
+    )  # fmt: skip
+    assert held and not any(held)
