@@ -19,6 +19,9 @@ for module in ("mkdocs", "material", "mkdocstrings", "nbclient", "ipykernel", "t
     pytest.importorskip(module, reason=f"{module} is not installed: tox -e docs has it")
 
 
+pytestmark = pytest.mark.xdist_group("site")  # one process builds it, while others run pages
+
+
 @pytest.fixture(scope="module")
 def site() -> Path:
     """The site as tox has just built it; built here where it is not there."""
