@@ -28,7 +28,7 @@ from deploykit_targets.tvm.kernels.expressions import (
     prefetch,
     span,
 )
-from deploykit_targets.tvm.kernels.llvm_calls import with_code
+from deploykit_targets.tvm.kernels.llvm_calls import FINISHED, with_code
 from deploykit_targets.tvm.kernels.residual import Residual
 from deploykit_targets.tvm.kernels.script import T
 
@@ -117,6 +117,7 @@ def conv(
                                 store_row(acc[T.Ramp((r * tile + v) * sums, 1, sums)], 1, task, x, r, v, c, b, y)
 
     body = over_matrices(plan, store_row) if dot.tiles else over_listed_steps(plan, store_row) if plan.listed else tiles
+    code = FINISHED if plan.listed else dot.code
     if residual is None:
 
         @T.prim_func(s_tir=True)
@@ -129,7 +130,7 @@ def conv(
             T.func_attr({"tirx.noalias": True})
             body(a, w, c, None, y)
 
-        return with_code(kernel, dot.code)
+        return with_code(kernel, code)
 
     @T.prim_func(s_tir=True)
     def adding(
@@ -142,7 +143,7 @@ def conv(
         T.func_attr({"tirx.noalias": True})
         body(a, w, c, b, y)
 
-    return with_code(adding, dot.code)
+    return with_code(adding, code)
 
 
 def _store_narrow(columns: int, lanes: int, dtypes: tuple[str, str], finish: Expr) -> Expr:

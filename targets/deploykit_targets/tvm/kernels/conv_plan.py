@@ -19,6 +19,8 @@ from deploykit_targets.tvm.kernels.script import T
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows, join_lines, tile_cycles
 
 _CACHE_LINE = 64  # bytes
+_LISTED_REGISTERS = 12  # for sums, one vector of weights and one of inputs; the others hold what is between them
+_PARTS = 4  # of the list of a block of columns (`conv_listed`)
 _NEAR_BYTES = 24 << 10  # weights of a block that stay in a first-level cache from one tile of rows to the next
 _SHORT_WINDOW = 16  # steps
 _STAYS_BYTES = 256 << 10  # weights of fewer bytes stay in a second-level cache from one run of a model to the next
@@ -211,9 +213,19 @@ class ConvPlan:
         return self.shape.kernel[0] * self.runs * self.steps
 
     @property
+    def packed_steps(self) -> int:
+        """Steps of packed weights, over a whole window, with those that only fill a stretch."""
+        return self.shape.kernel[0] * self.runs * self.packing.steps
+
+    @property
     def list_elements(self) -> int:
         """Elements of a listed plan's last constants; see `conv_listed`."""
-        return self.shape.groups * self.blocks * (1 + 2 * self.window_steps) if self.listed else 0
+        return self.packed_steps + self.shape.groups * self.blocks * self.block_list if self.listed else 0
+
+    @property
+    def block_list(self) -> int:
+        """Elements of the list of a block of columns."""
+        return self.dot.lanes + _PARTS + self.window_steps
 
     @property
     def constant_elements(self) -> int:
@@ -247,7 +259,7 @@ def plan_conv(
     Args:
         weights_per_image: each image has packed weights of its own, one set after another (`matmul`).
         bounded: whether the sums are small (`packing.fold_bounded`); the plan is bounded where its step can use that.
-        listed: take steps in the order of a list, with the fewest columns in a tile; of a step that has `narrow`.
+        listed: take steps in the order of a list, with one vector of columns in a tile; of a step that has `pairs`.
     """
     height, width = shape.output
     lines, pixels = shape.batch * height, width
@@ -256,17 +268,20 @@ def plan_conv(
     run = shape.channels // shape.groups * (shape.kernel[1] if contiguous else 1)
     dot = dot.for_inputs(run)
     vectors, by = vectors_of(shape.columns // shape.groups, dot)
+    listed = listed and dot.pairs is not None
+    if listed:
+        vectors, by = 1, 1
     if shape.pointwise:
         apart = shape.batch if weights_per_image else 1
         dot = dot.for_pixels(lines * pixels // apart)
-        lines, pixels = fold_rows(lines * pixels // apart, vectors, dot, by=by)
+        lines, pixels = fold_rows(lines * pixels // apart, vectors, _listed(dot) if listed else dot, by=by)
         lines *= apart
     dot = dot.for_pixels(pixels)
     sets = shape.batch if weights_per_image else 1
-    held, vectors = (dot.narrow, by) if listed and dot.narrow is not None else (dot, vectors)
+    held = _listed(dot) if listed else dot
     rows, tile = choose_tile(pixels, vectors, held, by=by)
     bounded = bounded and dot.saturate is not None and by * dot.lanes == dot.packed_lanes
-    plan = ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, sets, bounded, listed=held is not dot)
+    plan = ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, sets, bounded, listed=listed)
     if not (dot.tiles or shape.pointwise):
         rows, tile, lines, pixels = join_lines((lines, pixels), vectors, held, by=by, within=height)
         plan = replace(plan, rows=rows, tile=tile, lines=lines, pixels=pixels, joined=pixels > width)
@@ -276,6 +291,11 @@ def plan_conv(
         flat = replace(plan, rows=rows, tile=tile, lines=shape.batch, pixels=pixels, flat=True)
         plan = min(plan, flat, key=_tile_cycles)
     return plan
+
+
+def _listed(dot: Dot) -> Dot:
+    """What the tile of a listed plan is chosen for: only additions, of one cycle, follow one another there."""
+    return replace(dot, parted=False, registers=_LISTED_REGISTERS, pipeline=0)
 
 
 def vectors_of(columns: int, dot: Dot) -> tuple[int, int]:
@@ -397,6 +417,8 @@ class Address:
         if not plan.dot.packed_lanes:
             return self._group(task) * packing.blocks + block, v, 0
         by = packing.lanes // plan.dot.lanes  # divides the tile and the number of vectors
+        if plan.listed:  # but for a tile of one vector
+            return self._group(task) * packing.blocks + block // by, 0, block % by * plan.dot.lanes
         first = vector_start(block, plan.tile // by, packing.blocks)
         return self._group(task) * packing.blocks + first + v // by, 0, v % by * plan.dot.lanes
 
@@ -436,10 +458,21 @@ class Address:
         row = pair + plan.copies * plan.start_rows + r % plan.copies * pair
         return self.scale(task, v) + row * plan.packing.lanes
 
+    def listed_ahead(self, task: Expr, x: Expr, number: Expr) -> Expr:
+        """What loop `number` of a listed plan's tile prefetches: a part of the weights of the columns after these."""
+        plan, packing = self.plan, self.plan.packing
+        by, spans = packing.lanes // plan.dot.lanes, math.ceil(plan.pixels / plan.rows)
+        part = math.ceil(plan.packed_steps / (by * spans))  # of the steps
+        line = (self._columns(task) % by * spans + x) * part + number
+        return self.weight(task, 0, 0, 0, 0) + by * plan.vector_elements + line * packing.lanes * packing.group
+
+    def step_inputs(self, step: Expr) -> Expr:
+        """Element of the list that says how far the inputs of a step are from those of the first."""
+        return self.plan.constant_elements - self.plan.list_elements + step
+
     def listed(self, task: Expr, index: Expr) -> Expr:
         """Element of the list of a block of columns."""
-        plan = self.plan
-        return plan.constant_elements - plan.list_elements + self._columns(task) * (1 + 2 * plan.window_steps) + index
+        return self.step_inputs(self.plan.packed_steps) + self._columns(task) * self.plan.block_list + index
 
     def stored(self, x: Expr, r: Expr) -> Expr:
         """Whether a pixel of a line is one of the output."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.expressions import Expr, fill, fma, spread
@@ -26,6 +26,20 @@ _VECTOR_INPUTS = 4  # that one instruction of VNNI sums
 _FILLED_ARM = 8  # that one step of plain NEON or of matrix products takes
 _MOST_FILLING = 1.25  # times the inputs of a stretch, with which a step that takes more is still the quicker
 _FEWEST_TILE_ROWS = 4  # below, loading a tile of weights takes as long as multiplying vectors
+
+
+class Pairs(NamedTuple):
+    """Products of bytes that are added two by two in 16 bits, whose sums are then added in 32.
+
+    Attributes:
+        product: (`group` inputs of a row, weights) -> sums of two products, 16 bits.
+        flipped: (`group` inputs of a row, magnitudes of weights, bits of the inputs to invert) -> the same.
+        add: (accumulators, such sums) -> accumulators.
+    """
+
+    product: Callable[[Expr, Expr], Expr]
+    flipped: Callable[[Expr, Expr, Expr], Expr]
+    add: Callable[[Expr, Expr], Expr]
 
 
 def fills_matrices(run: int, matrix: int = MATRIX_INPUTS, vector: int = _VECTOR_INPUTS) -> bool:
@@ -66,8 +80,8 @@ class Dot:
         saturate: 16-bit integers of `packed_lanes` columns -> int8, where columns are finished so many at a time and
             sums that are small enough take few operations (`conv_plan.ConvPlan.bounded`); else None.
         code: functions that `step` calls, in LLVM's language (`llvm_calls`).
-        narrow: the quicker step for weights of which no pair can saturate 16 bits (`fits_narrow`), of the same layout;
-            None where `step` is the only one.
+        pairs: products of bytes that are added in 16 bits, of the same layout, for steps in the order of a list
+            (`conv_listed`); None where `step` is the only way.
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
             expressions.
     """
@@ -95,7 +109,7 @@ class Dot:
     across: Callable[[Expr, Expr, Expr], Expr] | None = None
     saturate: Callable[[Expr], Expr] | None = None
     code: str = ""
-    narrow: Dot | None = None
+    pairs: Pairs | None = None
 
     @property
     def by_lane(self) -> Dot:
@@ -264,10 +278,22 @@ def _vpmaddwd(acc: Expr, a: Expr, w: Expr) -> Expr:
     return acc
 
 
+def _byte_pairs(a: Expr, w: Expr) -> Expr:
+    return _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", _repeat(a, "int8x32", 8), w)
+
+
+def _flipped_pairs(a: Expr, magnitudes: Expr, inverted: Expr) -> Expr:
+    """The magnitudes are the operand without a sign."""
+    return _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", magnitudes, _repeat(a, "int8x32", 8) ^ inverted)
+
+
+def _add_pairs(acc: Expr, pairs: Expr) -> Expr:
+    return acc + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", pairs, fill(1, "int16", 16))
+
+
 def _vpmaddubsw(acc: Expr, a: Expr, w: Expr) -> Expr:
     """Two products per 16 bits: 2 * 255 * 64 fits, so weights have 7 bits."""
-    pairs = _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", _repeat(a, "int8x32", 8), w)
-    return acc + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", pairs, fill(1, "int16", 16))
+    return _add_pairs(acc, _byte_pairs(a, w))
 
 
 def _sdot(acc: Expr, a: Expr, w: Expr) -> Expr:
@@ -366,8 +392,9 @@ def _bytes(lanes: int, registers: int, mnemonic: str, step: Callable[[Expr, Expr
 
 
 _VPDPBUSD = _bytes(16, 32, "vpdpbusd", _vpdpbusd(512), lane_by_lane=_vpdpbusd_lanes(16))
-_VPMADDUBSW = _bytes(8, 14, "vpmaddubsw", _vpmaddubsw, weight_bits=7)
-_VPMADDWD = _bytes(8, 16, "vpmaddwd", _vpmaddwd, parted=True, narrow=_VPMADDUBSW)
+_PAIRS = Pairs(_byte_pairs, _flipped_pairs, _add_pairs)
+_VPMADDUBSW = _bytes(8, 14, "vpmaddubsw", _vpmaddubsw, weight_bits=7, pairs=_PAIRS)
+_VPMADDWD = _bytes(8, 16, "vpmaddwd", _vpmaddwd, parted=True, pairs=_PAIRS)
 _TDPBUSD = replace(
     _VPDPBUSD, group=MATRIX_INPUTS, mnemonic="tdpbusd", alone=_VPDPBUSD, tiles=8, interleaved=_VECTOR_INPUTS
 )

@@ -15,6 +15,24 @@ from deploykit_targets.tvm.kernels.expressions import Expr
 from deploykit_targets.tvm.kernels.script import T
 
 
+FINISHED = """
+define i32 @deploykit_finished(<8 x i32> %sums) alwaysinline {
+  call void asm sideeffect "", "x,~{memory}"(<8 x i32> %sums)
+  ret i32 0
+}
+"""
+"""The function that `finished` calls."""
+
+
+def finished(sums: Expr) -> Expr:
+    """No instruction (x86), before which eight int32 sums are finished, and behind which the next loads are.
+
+    LLVM brings the loads of all rows of a tile forward, and then has no registers for them; what follows one another
+    in the code runs beside each other all the same. `expressions.in_turn` is Arm's.
+    """
+    return T.call_extern("int32", "deploykit_finished", sums)
+
+
 @dataclass(frozen=True)
 class Call:
     """A product of pairs of bfloat16, `float32xN <- float32xN, int32xN, int32xN`, as a function over an intrinsic.

@@ -316,7 +316,7 @@ class Layer:
             self._depthwise(source, result, values, bias, scale, tail, macs)
         else:
             small = self.bounded(first)
-            plan = plan_listed(self.shape, dot, values) if integer else None
+            plan = plan_listed(self.shape, dot) if integer else None
             plan = plan or plan_conv(self.shape, dot, bounded=small is not None)
             residual = None if joined is None else joined.residual(tail, own)
             finite_beyond(emit, source, plan)

@@ -16,7 +16,15 @@ from deploykit.contract.errors import UsageError
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
 from deploykit_targets.tvm.kernels.conv import conv
-from deploykit_targets.tvm.kernels.conv_listed import fits_narrow, list_steps, plan_listed
+from deploykit_targets.tvm.kernels.conv_listed import (
+    LARGEST_MAGNITUDES,
+    LARGEST_SUM,
+    list_steps,
+    magnitudes,
+    paired,
+    plan_listed,
+    signed_loads,
+)
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
 from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
@@ -300,16 +308,37 @@ def test_sums_at_the_end_of_their_range_do_not_saturate(host_isa: Isa, execute: 
     within_one(result, np.full(result.shape, np.rint(255 - 64 * 255 * largest * 1e-4)))
 
 
-@given(a=st.tuples(*[st.integers(0, 255)] * 2), w=st.tuples(*[st.integers(-128, 127)] * 2))
-def test_pairs_that_fit_do_not_saturate(a: tuple[int, int], w: tuple[int, int]) -> None:
-    assume(fits_narrow(np.array(w)))
-    assert -(1 << 15) <= a[0] * w[0] + a[1] * w[1] < 1 << 15
+FOUR_WEIGHTS = st.lists(st.integers(-128, 127), min_size=4, max_size=4).map(np.array)
+FOUR_INPUTS = st.lists(st.sampled_from([0, 1, 127, 128, 254, 255]), min_size=4, max_size=4).map(np.array)
+
+
+@given(a=FOUR_INPUTS, w=FOUR_WEIGHTS)
+def test_sums_of_weights_that_fit_stay_within_16_bits(a: np.ndarray, w: np.ndarray) -> None:
+    assume((signed_loads(w.reshape(2, 1, 2)).sum(axis=0) <= LARGEST_SUM).all())
+    assert -(1 << 15) <= (a * w).sum() < 1 << 15
+
+
+@given(a=FOUR_INPUTS, w=FOUR_WEIGHTS)
+def test_centred_inputs_times_magnitudes_that_fit_stay_within_16_bits(a: np.ndarray, w: np.ndarray) -> None:
+    centred = np.where(w < 0, 127 - a, a - 128)
+    if magnitudes(w.reshape(2, 1, 2)).sum() <= LARGEST_MAGNITUDES:
+        assert -(1 << 15) <= (centred * np.abs(w)).sum() < 1 << 15
+    assert (magnitudes(w.reshape(2, 1, 2)) <= LARGEST_MAGNITUDES).all(), "two weights always fit"
+    assert (a * w).sum() == (centred * np.abs(w)).sum() + 128 * w.sum() - np.minimum(w, 0).sum()
 
 
 @pytest.mark.parametrize("pair", [(127, 2), (65, 64), (-128, -1), (-64, -65)])
-def test_pairs_that_do_not_fit_would_saturate(pair: tuple[int, int]) -> None:
-    assert not fits_narrow(np.array(pair))
+def test_weights_that_do_not_fit_would_saturate(pair: tuple[int, int]) -> None:
+    assert (signed_loads(np.array([pair])) > LARGEST_SUM).any()
     assert not -(1 << 15) <= 255 * sum(pair) < 1 << 15
+
+
+@given(seed=st.integers(0, 99), steps=st.integers(0, 60), sums=st.integers(1, 6))
+def test_every_step_is_in_one_pair_that_fits_or_in_none(seed: int, steps: int, sums: int) -> None:
+    loads = np.random.default_rng(seed).integers(0, 128, (steps, sums)).astype(np.int16)
+    pairs, rest = paired(loads, LARGEST_SUM)
+    assert sorted([*pairs.ravel(), *rest]) == list(range(steps))
+    assert (loads[pairs].sum(axis=1) <= LARGEST_SUM).all()
 
 
 @pytest.mark.parametrize(
@@ -323,23 +352,27 @@ def test_pairs_that_do_not_fit_would_saturate(pair: tuple[int, int]) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("residual", [False, True])
-def test_steps_that_saturate_are_multiplied_in_16_bits(
-    shape: ConvShape, residual: bool, execute: Any, within_one: Any
+@pytest.mark.parametrize("name", ["avx2", "avx2_7bit"])
+def test_no_step_of_a_list_saturates(
+    shape: ConvShape, residual: bool, name: str, execute: Any, within_one: Any
 ) -> None:
-    """Inputs are at the top of their range, and a hundredth of the weights at that of theirs."""
-    avx2, rng = ISAS["avx2"], np.random.default_rng(3)
-    size = (shape.columns, shape.channels // shape.groups, *shape.kernel)
-    weight = np.clip(rng.normal(0, 30, size), -128, 127).astype(np.int8)
-    weight[rng.random(size) < 0.01] = 127
-    plan = plan_listed(shape, avx2.int8, weight)
+    """Inputs are at both ends of their range, and some of the weights, too."""
+    target, rng = ISAS[name], np.random.default_rng(3)
+    size, largest = (shape.columns, shape.channels // shape.groups, *shape.kernel), 1 << (target.int8.weight_bits - 1)
+    weight = np.clip(rng.normal(0, largest / 6, size), -largest, largest - 1).astype(np.int8)
+    for end in (-largest, largest - 1):
+        weight[rng.random(size) < 0.005] = end
+    plan = plan_listed(shape, target.int8)
     assert plan is not None and plan.listed
-    x = rng.integers(200, 256, plan.input_elements).astype(np.uint8)
+    x = rng.choice(np.array([0, 1, 254, 255], np.uint8), plan.input_elements, p=[0.2, 0.1, 0.1, 0.6])
     scale, packed = np.full(shape.columns, 1 / (90 * np.sqrt(np.prod(size[1:]))), np.float32), pack_conv(plan, weight)
     sums = reference(shape, x[: shape.batch * shape.height * shape.width * shape.channels], weight)
     bias = (128 - sums.mean(axis=(0, 1, 2)) * scale).astype(np.float32)
     constants = np.concatenate([pack_conv_constants(plan, bias, scale), list_steps(plan, packed)])
-    counts = constants[plan.constant_elements - plan.list_elements :].view(np.int32)[:: 1 + 2 * plan.window_steps]
-    assert 0 < counts.sum() < counts.size * plan.window_steps, "some steps are narrow, and some are not"
+    blocks = constants[plan.constant_elements - plan.list_elements + plan.packed_steps :].view(np.int32)
+    counts = blocks.reshape(-1, plan.block_list)[:, plan.dot.lanes : plan.dot.lanes + 4]
+    assert (counts @ [2, 1, 2, 1] == plan.window_steps).all()
+    assert (counts.sum(axis=0) > 0).sum() >= (3 if name == "avx2" else 1), "several parts of the list"
     expected = sums * scale + bias
     others: tuple[np.ndarray, ...] = ()
     if residual:
@@ -347,12 +380,11 @@ def test_steps_that_saturate_are_multiplied_in_16_bits(
         others = (other,)
         expected += other.reshape(expected.shape).astype(np.float64) - 7
     kernel = conv(plan, residual=Residual(Affine(1.0, 7), Affine(1.0, 0)) if residual else None)
-    result = execute(kernel, avx2, x, packed, constants, *others, elements=plan.output_elements, dtype="uint8")
+    result = execute(kernel, target, x, packed, constants, *others, elements=plan.output_elements, dtype="uint8")
     within_one(result, np.clip(np.rint(expected), 0, 255))
 
 
-def test_a_list_that_does_not_pay_is_not_read() -> None:
-    weight = np.full((32, 64, 1, 1), 100, np.int8)
-    assert plan_listed(ConvShape(1, 8, 8, 64, 32), ISAS["avx2"].int8, weight) is None
-    assert plan_listed(ConvShape(1, 8, 8, 64, 32), ISAS["avx512_vnni"].int8, weight // 4) is None
-    assert plan_listed(ConvShape(1, 1, 1, 64, 32), ISAS["avx2"].int8, weight // 4) is None
+def test_what_has_one_row_or_adds_no_pairs_has_no_list() -> None:
+    assert plan_listed(ConvShape(1, 8, 8, 64, 32), ISAS["avx2"].int8) is not None
+    assert plan_listed(ConvShape(1, 8, 8, 64, 32), ISAS["avx512_vnni"].int8) is None
+    assert plan_listed(ConvShape(1, 1, 1, 64, 32), ISAS["avx2"].int8) is None
