@@ -16,8 +16,10 @@ columns has its steps (four inputs by eight columns) in four parts, in this orde
 4. Single steps in that way, which fits any two weights of eight bits.
 
 Which steps are a pair is free: of hundreds most find one that they fit. Weights of seven bits need the first two parts
-alone. The packed weights stay what other instruction sets read. The list is behind the constants of a layer, as bits of int32: how far the inputs of each step are from those
-of the first; then for each block eight starts of sums, four counts (pairs or steps of each part), and the steps.
+alone. The packed weights stay what other instruction sets read.
+
+The list is behind the constants of a layer, as bits of int32: how far the inputs of each step are from those of the
+first; then for each block a start for each of its sums, four counts (pairs or steps of each part), and the steps.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def magnitudes(weights: Array) -> Array:
     Returns:
         int16, shape (..., sums).
     """
-    return np.abs(weights.astype(np.int16)).sum(-1, dtype=np.int16)
+    summed: Array = np.abs(weights.astype(np.int16)).sum(-1, dtype=np.int16)
+    return summed
 
 
 def paired(loads: Array, most: int) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""LLVM intrinsics over types that TVM's passes rewrite: called through small functions of LLVM's own language.
+"""What TVM cannot say: small functions of LLVM's own language, over types that its passes rewrite, or without code.
 
 TVM turns bfloat16 into float32 or into integers before it makes code, so that no call of its own fits an intrinsic
 over bfloat16. A kernel brings the functions that it calls along; LLVM puts their one instruction where the call was.
@@ -13,7 +13,6 @@ from tvm.tirx import AttrStmt, IntImm
 
 from deploykit_targets.tvm.kernels.expressions import Expr
 from deploykit_targets.tvm.kernels.script import T
-
 
 FINISHED = """
 define i32 @deploykit_finished(<8 x i32> %sums) alwaysinline {
