@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploykit.cli.output import note
-from deploykit.contract.errors import CalibrationError, UsageError
+from deploykit.contract.errors import CalibrationError, DeploykitError, UsageError
 
 if TYPE_CHECKING:
     from deploykit.contract.progress import Listener
@@ -182,8 +184,10 @@ def search_current_folder() -> None:
 def function_of(name: str, path: str | None) -> Any:
     """The user's function behind `package.module:function`; None where none is named.
 
+    What the function raises is told as a UsageError with the line that raised; from Python it would pass as it is.
+
     Raises:
-        UsageError: there is no such module or function.
+        UsageError: there is no such module or function, or importing it fails.
     """
     if path is None:
         return None
@@ -198,9 +202,32 @@ def function_of(name: str, path: str | None) -> Any:
         raise UsageError(
             f"{name} {path}: {error}", hint="the current folder and installed packages are searched"
         ) from error
+    except Exception as error:
+        raise UsageError(f"{name} {path}: importing {module} raised {_raised(error)}", hint=_SHOW) from error
     if not callable(found):
         raise UsageError(f"{name} {path} is no function")
-    return found
+
+    @functools.wraps(found)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return found(*args, **kwargs)
+        except DeploykitError:
+            raise
+        except Exception as error:
+            raise UsageError(f"{name} {path} raised {_raised(error)}", hint=_SHOW) from error
+
+    return told
+
+
+_SHOW = "--debug shows the traceback"
+
+
+def _raised(error: Exception) -> str:
+    """An exception of the user's code in one line, with the line of code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
+    text = str(error).strip()
+    return f"{type(error).__name__}{f': {text.splitlines()[0]}' if text else ''}{where}"
 
 
 def load_on(path: str, board: str | None, *, key: str | None = None, allow_native: bool = False) -> Artifact:

@@ -59,7 +59,7 @@ class Tolerance:
         """
         for each in fields(self):
             such = f"{each.name}={30.0 if each.name.endswith('_db') else 0.99}"
-            value = number(each.name, getattr(self, each.name), f"pass a number, such as {such}, or None for no gate")
+            value = number(each.name, getattr(self, each.name), f"pass a number, such as {such}")
             object.__setattr__(self, each.name, value)
 
     def misses(self, metrics: Metrics, *, of_others: bool = False) -> tuple[str, ...]:

@@ -86,6 +86,23 @@ def test_a_function_that_is_none_is_refused(run: Callable[..., Any], path: str) 
     assert code == deploykit.UsageError.exit_code and "--evaluate" in found["error"]["message"]
 
 
+def test_what_a_function_of_the_user_raises_is_told_as_that(run: Callable[..., Any], tmp_path: Path) -> None:
+    """No traceback through the command line's own code, which says that it is a defect of deploykit."""
+    (tmp_path / "fragile.py").write_text("def broken(given):\n    return given['no such key']\n")
+    code, found, printed = run("tune", "--evaluate", "fragile:broken", "-o", "out/a")
+    assert code == deploykit.UsageError.exit_code and "Traceback" not in printed
+    message = found["error"]["message"]
+    assert "--evaluate fragile:broken raised TypeError: " in message and "(fragile.py:2 in broken)" in message
+
+
+def test_a_module_of_the_user_that_fails_is_told_with_its_line(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "halfway.py").write_text("ready = True\nbroken = 1 / 0\n")
+    code, found, printed = run("tune", "--evaluate", "halfway:ready", "-o", "out/a")
+    assert code == deploykit.UsageError.exit_code and "Traceback" not in printed
+    assert "importing halfway raised ZeroDivisionError" in found["error"]["message"]
+    assert "halfway.py:2" in found["error"]["message"]
+
+
 def test_pages_for_people(
     case: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

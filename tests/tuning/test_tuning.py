@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import deploykit
 from deploykit.contract.errors import CalibrationError, DeploykitError, UnknownTargetError, UsageError
@@ -486,6 +487,8 @@ def test_a_state_of_another_metric_is_left_aside() -> None:
     assert code_of(one) != code_of(other) and code_of(one) == code_of(one)
     assert "Metric" in code_of(Metric()) and "0x" not in code_of(Metric())
     assert code_of(functools.partial(one)) != code_of(functools.partial(other))
+    decorated = [torch.no_grad()(each) for each in (one, other)]
+    assert code_of(decorated[0]) == code_of(one) and code_of(decorated[0]) != code_of(decorated[1])
 
 
 def test_weights_alone_are_rounded_with_data_and_widened(tmp_path: Path) -> None:

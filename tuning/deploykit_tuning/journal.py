@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +140,11 @@ def key_of(*parts: Any) -> str:
 
 
 def code_of(function: Any) -> str:
-    """What tells one version of a user's function from another: its code, not what it reads."""
+    """What tells one version of a user's function from another: its code, not what it reads.
+
+    Of a decorated one (`torch.no_grad()`) it is the code that was decorated: all decorated functions share the rest.
+    """
+    function = inspect.unwrap(function)
     if isinstance(function, functools.partial):
         return f"partial of {code_of(function.func)}"
     code = getattr(getattr(function, "__func__", function), "__code__", None)

@@ -290,7 +290,7 @@ class Layer:
 
     def finish(self, source: View) -> View:
         """Add the step, with as much of what follows as its kernel computes."""
-        tail = tail_of(self.call.node)
+        tail = tail_of(self.call.node, of_integers=self.of is not None)
         joined = None if self.depthwise else _residual(self, tail)
         return self.run(source, tail) if joined is None else self.run(source, joined[0], joined[1], tail)
 

@@ -100,7 +100,7 @@ def _product(c: Call, first: Tensor, second: Tensor) -> Tensor:
     transposed = b_view.strides[2] == 1 and b_view.strides[3] != 1
     b = emit.dense(b_view, (0, 3, 1, 2) if transposed else _HEADS_INSIDE, real=real)
     plan = plan_matmul(batch, rows, inputs, columns, dot, heads=heads)
-    tail = tail_of(c.node)
+    tail = tail_of(c.node, of_integers=integer)
     to = tail.affine or UNSCALED
     first_affine, second_affine = (of, by) if of and by and integer else (UNSCALED, UNSCALED)
     weights, constants = Buffer(plan.dot.weight, plan.weight_elements), Buffer("float32", plan.constant_elements)

@@ -132,8 +132,14 @@ def clip_limits(node: Node) -> tuple[float, float] | None:
     return None
 
 
-def tail_of(node: Node) -> Tail:
-    """What clips a layer's result, and its quantization, as far as nothing else reads what is between."""
+def tail_of(node: Node, *, of_integers: bool = True) -> Tail:
+    """What clips a layer's result, and its quantization, as far as nothing else reads what is between.
+
+    Args:
+        node: the layer.
+        of_integers: whether it sums integers. One that sums real numbers has no scale that would bring them to eight
+            bits: rounding them is a step of its own, and only a cast to bfloat16 belongs to the layer.
+    """
     tail = Tail((node,))
     while len(tail.last.users) == 1:
         (user,) = tail.last.users
@@ -142,7 +148,7 @@ def tail_of(node: Node) -> Tail:
             low, high = tail.limits or (-_LARGEST, _LARGEST)
             clipped = (min(max(low, limits[0]), limits[1]), max(min(high, limits[1]), limits[0]))
             tail = Tail((*tail.nodes, user), clipped)
-        elif is_quantize(user):
+        elif is_quantize(user) and (of_integers or is_narrowing(user)):
             affine, dtype, codes = quantization_of(user)
             return Tail((*tail.nodes, user), tail.limits, affine, dtype, codes)
         else:
