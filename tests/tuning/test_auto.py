@@ -96,6 +96,9 @@ def test_what_auto_cannot_choose(case: Any, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(deploykit.UnsupportedPrecisionError, match="has none of bf16"):
         export(case, "x86-cpu", tmp_path / "a")
     monkeypatch.setattr(auto, "PRECISIONS", ("int8",))
-    with pytest.raises(deploykit.ParityError, match="x86-cpu passes: int8: int8 needs calibration data"):
+    with pytest.raises(deploykit.UsageError, match="int8 needs calibration data"):
         export(case, "x86-cpu", tmp_path / "a", calibration=None)
+    monkeypatch.setattr(auto, "PRECISIONS", ("int8", "fp32"))
+    with pytest.raises(deploykit.ParityError, match=r"x86-cpu passes: int8: int8 needs calibration data.*fp32: "):
+        export(case, "x86-cpu", tmp_path / "a", calibration=None, max_drop=-2.0)
     assert not list(tmp_path.iterdir())
