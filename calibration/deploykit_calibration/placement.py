@@ -210,8 +210,12 @@ class _Ranges:
         fixed = self.fixed(tensor)
         if fixed is not None:
             return self.covered(fixed)
+        bound = self._bound(tensor)
+        if bound is not None and not self._seen(tensor):
+            return (-bound if symmetric else 0.0), bound
         source = next(node for node in self._view.same_data(tensor) if node.name in self._table.statistics)
-        method, bits = self._methods.get(source.name, self._method), self._scheme.activation.bits
+        method, bits = self._method if bound is None else "minmax", self._scheme.activation.bits
+        method = self._methods.get(source.name, method)
         lo, hi = self._table.range(
             source.name, method=method, symmetric=symmetric, bits=bits, degree=self._view.degrees[source.name]
         )
@@ -219,6 +223,17 @@ class _Ranges:
         if kind in _NOT_NEGATIVE and not symmetric:
             lo = 0.0
         return (lo, min(hi, 6.0)) if kind == "relu6" else (lo, hi)
+
+    def _bound(self, tensor: Node) -> float | None:
+        """What the values of a tensor never pass, where that is known of the operator that computes them."""
+        found = (self._scheme.bounded_outputs.get(self._view.kinds[node]) for node in self._view.same_data(tensor))
+        return next((bound for bound in found if bound is not None), None)
+
+    def _seen(self, tensor: Node) -> bool:
+        """Whether calibration saw the tensor, and nothing but numbers in it."""
+        found = (self._table.statistics.get(node.name) for node in self._view.same_data(tensor))
+        statistics = next((each for each in found if each is not None), None)
+        return statistics is not None and not statistics.nonfinite
 
     def covered(self, params: FixedParams) -> tuple[float, float]:
         """The range that built-in parameters cover."""

@@ -270,10 +270,10 @@ class Planner:
         return None if self.results(op) else "computes no float tensor"
 
     def has_statistics(self, tensor: Node) -> bool:
-        """Whether a range is known: its own, a built-in one, or that of what it was moved from."""
+        """Whether a range is known: its own, a built-in one, a bound, or that of what it was moved from."""
+        known = self.scheme.fixed_outputs.keys() | self.scheme.bounded_outputs.keys()
         return any(
-            self._has_range(source.name) or self._view.kinds[source] in self.scheme.fixed_outputs
-            for source in self._view.same_data(tensor)
+            self._has_range(source.name) or self._view.kinds[source] in known for source in self._view.same_data(tensor)
         )
 
     def _has_range(self, name: str) -> bool:

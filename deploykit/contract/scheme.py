@@ -100,6 +100,8 @@ class Scheme:
         always_same_scale: kinds, or names of operators, that the toolchain computes in integers wherever all that they
             read is integers, also where they are kept in float: what they read and write shares one scale then, too.
         fixed_outputs: kinds whose output has built-in parameters.
+        bounded_outputs: kinds whose output is never larger than this: its range is the largest value that was seen,
+            whatever the method, and the bound where nothing was.
         symmetric_second: kinds whose second operand has its zero-point in the middle, as kernels take it for a weight.
         residual_policy: `int8` or `float` for all additions of two activations; `auto` keeps the residual stream of
             a transformer (what reaches a layer norm) in float and lets those of CNNs be int8.
@@ -133,6 +135,7 @@ class Scheme:
     same_scale: frozenset[str] = frozenset({"concat", "reshape", "split", "max_pool", "resize_nearest"})
     always_same_scale: frozenset[str] = frozenset()
     fixed_outputs: Mapping[str, FixedParams] = field(default_factory=dict)
+    bounded_outputs: Mapping[str, float] = field(default_factory=dict)
     symmetric_second: frozenset[str] = frozenset()
     residual_policy: Literal["int8", "float", "auto"] = "auto"
     bias: Literal["float", "int32"] = "float"

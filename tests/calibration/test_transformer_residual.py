@@ -10,7 +10,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import numpy as np
 import pytest
 import torch
 from schemes import SCHEMES
@@ -25,6 +24,7 @@ from deploykit_targets._schemes.gpu import TENSORRT
 from deploykit_targets._schemes.x86 import ONNX_X86
 from deploykit_targets.coreml.scheme import COREML
 from deploykit_targets.litert.scheme import LITERT
+from deploykit_targets.tvm.scheme import TVM, TVM_X86
 
 Zoo = Callable[[str], Any]
 
@@ -165,17 +165,42 @@ def test_the_convolution_that_starts_the_stream(vision: Any) -> None:
     assert conv.module_path == "patches"
 
 
-_HALF = float(np.float16(1 / 127))  # TensorRT's scales are values of float16
+def softmax_params(vision: Any, scheme: Scheme, table: Any) -> tuple[float, int]:
+    nodes = {node.name: node for node in place(vision.captured, table, scheme).graph_module.graph.nodes}
+    assert "quantize" not in str(nodes["softmax"].args[0].target)
+    scale, zero_point = nodes["softmax_dq"].args[1:3]
+    return scale, zero_point
 
 
-def test_softmax_has_built_in_parameters_and_a_float_input(vision: Any) -> None:
-    for scheme, params in ((ONNX_X86, (1 / 256, 0)), (LITERT, (1 / 256, -128)), (TENSORRT, (_HALF, 0))):
-        graph = place(vision.captured, vision.table, scheme).graph_module.graph
-        nodes = {node.name: node for node in graph.nodes}
-        scale, zero_point = nodes["softmax_dq"].args[1:3]
-        assert scale == pytest.approx(params[0], rel=1e-7)
-        assert zero_point == params[1]
-        assert "quantize" not in str(nodes["softmax"].args[0].target)
+def test_softmax_has_built_in_parameters_where_kernels_have_them(vision: Any) -> None:
+    assert softmax_params(vision, LITERT, vision.table) == (1 / 256, -128)
+
+
+BOUNDED = pytest.mark.parametrize(
+    ("scheme", "steps", "zero_point"),
+    [(ONNX_X86, 255, 0), (TENSORRT, 127, 0), (TVM, 255, -128), (TVM_X86, 255, 0), (COREML, 255, -128)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+
+
+@BOUNDED
+def test_elsewhere_softmax_has_the_range_of_the_largest_that_was_seen(
+    vision: Any, scheme: Scheme, steps: int, zero_point: int
+) -> None:
+    """Of n tokens it gives about 1 / n, of which a range up to 1 leaves a step or two; the largest is never clipped."""
+    largest = vision.table.statistics["softmax"].maximum
+    assert 0.0 < largest < 0.9, "the case says nothing otherwise"
+    scale, found = softmax_params(vision, scheme, vision.table)
+    assert found == zero_point and scale == pytest.approx(largest / steps, rel=2e-3)  # some are values of float16
+
+
+@BOUNDED
+def test_a_softmax_that_was_not_seen_reaches_up_to_one(
+    vision: Any, scheme: Scheme, steps: int, zero_point: int
+) -> None:
+    kept = {name: each for name, each in vision.table.statistics.items() if name != "softmax"}
+    table = replace(vision.table, statistics=kept)
+    assert softmax_params(vision, scheme, table) == (pytest.approx(1 / steps, rel=1e-3), zero_point)
 
 
 def test_convnext(convnext: Any) -> None:

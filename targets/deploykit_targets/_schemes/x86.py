@@ -12,7 +12,6 @@ from deploykit.contract.scheme import (
     JOIN,
     PASSENGERS,
     RECURRENT,
-    FixedParams,
     Scheme,
     no_kernel,
 )
@@ -39,7 +38,7 @@ ONNX_X86 = Scheme(
         "avg_pool": FOLLOW,
         "mean": FOLLOW,
     },
-    fixed_outputs={"softmax": FixedParams(1 / 256, 0)},
+    bounded_outputs={"softmax": 1.0},  # by the values seen, as on GPUs: 1 / 256 cost ViTs of 197 tokens 6 dB
     bias="int32",
     output_share=0.02,
 )

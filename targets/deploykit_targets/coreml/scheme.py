@@ -16,7 +16,7 @@ from deploykit.contract.formats import (
     TensorScheme,
 )
 from deploykit.contract.precision import Precision
-from deploykit.contract.scheme import IN_FLOAT, INT8_IN_OUT, WEIGHT, FixedParams, Scheme, weights_alone, with_rules
+from deploykit.contract.scheme import IN_FLOAT, INT8_IN_OUT, WEIGHT, Scheme, weights_alone, with_rules
 from deploykit_targets._schemes.x86 import ONNX_X86
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ COREML = Scheme(
     activation=INT8_AFFINE,
     weight=INT8_CHANNELS,
     rules=with_rules(ONNX_X86, conv=INT8_IN_OUT, conv_transpose=INT8_IN_OUT, linear=INT8_IN_OUT),
-    fixed_outputs={"softmax": FixedParams(1 / 256, -128)},
+    bounded_outputs={"softmax": 1.0},
     max_rank=5,
     float16_scales=True,
 )

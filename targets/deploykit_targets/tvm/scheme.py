@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.contract.formats import INT8_AFFINE, INT8_CHANNELS, UINT8_AFFINE
 from deploykit.contract.precision import Precision
-from deploykit.contract.scheme import IN_FLOAT, INT8_IN_OUT, FixedParams, Scheme, with_rules
+from deploykit.contract.scheme import IN_FLOAT, INT8_IN_OUT, Scheme, with_rules
 from deploykit_targets._schemes.x86 import ONNX_X86
 
 if TYPE_CHECKING:
@@ -22,13 +22,11 @@ TVM = Scheme(
     weight=INT8_CHANNELS,
     rules=with_rules(ONNX_X86, conv=INT8_IN_OUT),
     bias="int32",
-    fixed_outputs={"softmax": FixedParams(1 / 256, -128)},
+    bounded_outputs={"softmax": 1.0},
     symmetric_second=frozenset({"matmul"}),
 )
 # x86 multiplies unsigned by signed bytes.
-TVM_X86 = replace(
-    TVM, name="tvm-x86", bias="float", activation=UINT8_AFFINE, fixed_outputs={"softmax": FixedParams(1 / 256, 0)}
-)
+TVM_X86 = replace(TVM, name="tvm-x86", bias="float", activation=UINT8_AFFINE)
 TVM_X86_NO_VNNI = replace(TVM_X86, name="tvm-x86-no-vnni", reduce_range=True)
 
 
