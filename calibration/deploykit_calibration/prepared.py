@@ -171,6 +171,11 @@ class Prepared:
             methods=self.methods,
         )
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether the graph with q/dq nodes was asked for, and is held."""
+        return "placed" in self.__dict__
+
     def release(self) -> None:
         """Free the tensors of what was placed and simulated of this, which a search has no more use for.
 
@@ -181,6 +186,11 @@ class Prepared:
         for module in (each.graph_module for each in made if each is not None):
             if module is not self.captured.graph_module:
                 free(module)
+
+    def discard(self, simulation: object) -> None:
+        """Free a simulation that a target made of this for one use, as one that rounds otherwise does."""
+        if isinstance(simulation, SimulatedModel) and simulation is not self.__dict__.get("simulation"):
+            free(simulation.graph_module)
 
     @property
     def graph_module(self) -> GraphModule:

@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from deploykit.capture.calls import stored
 from deploykit.capture.fingerprint import fingerprint
 from deploykit.contract.errors import ConversionError
+from deploykit_calibration.heap import trim
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -40,4 +41,5 @@ def with_weights(captured: CapturedModel, weights: Mapping[str, Tensor]) -> Capt
     module = GraphModule({**old, **weights}, graph, class_name="ReweighedGraphModule").eval()
     derivations = {name: each for name, each in captured.derivations.items() if name not in weights}
     digest = fingerprint(module, captured.inputs)
+    trim()
     return replace(captured, graph_module=module, fingerprint=digest, derivations=derivations)

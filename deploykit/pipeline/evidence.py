@@ -173,13 +173,13 @@ def prove(
         The artifact with its golden data, and the report, with remarks where data were few.
     """
     begins_with, reference = _reference(prepared)
-    foreseen = foreseen_of(prepared)
+    foreseen, simulation = foreseen_of(prepared), target.simulate(prepared)
     judged = Validation(
         reference,
         samples.feeds,
         samples.described,
         tolerance,
-        simulation=target.simulate(prepared),
+        simulation=simulation,
         others=samples.others,
         seen=samples.seen,
         begins_with=begins_with,
@@ -192,6 +192,7 @@ def prove(
         report = replace(report, notes=(*report.notes, *said))
         if task is not None:
             report = _with_task(report, task, reference, session, run)
+    prepared.discard(simulation)
     return with_verdict(artifact, report), report
 
 

@@ -14,6 +14,7 @@ from deploykit import pipeline
 from deploykit.capture import capture
 from deploykit.contract.decibels import sqnr_db
 from deploykit.contract.errors import UsageError
+from deploykit_calibration.algorithms import equalize
 from deploykit_calibration.channel_scales import scaled_channels, scaled_weights
 from deploykit_calibration.prepared import Prepared
 from deploykit_calibration.recipes import recipe_of
@@ -192,6 +193,25 @@ def test_the_share_that_was_chosen_is_in_the_recipe_and_is_followed(name: str, t
     for wrong in (2, "half", True):
         with pytest.raises(UsageError, match=f"share of {name}"):
             followed(wrong)
+
+
+def test_the_weights_of_a_share_that_was_tried_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Prepared] = []
+    honest = equalize._scaled
+
+    def scaled(*arguments: Any) -> Prepared:
+        made.append(honest(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(equalize, "_scaled", scaled)
+    captured = spread(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), draw(0, 2, 3, 8, 8), norms=False
+    )
+    run = pipeline.calibrate(captured, [draw(k, 2, 3, 8, 8) for k in range(1, 9)], progress=False)
+    kept = pipeline.prepare(pipeline.request("x86-cpu", algorithms=("equalize",)), captured, run)
+    left = [sum(buffer.numel() for buffer in each.captured.graph_module.buffers()) for each in made]
+    assert left[:-1] == [0] * 4 and left[-1] and kept.captured is made[-1].captured
+    assert quality_db(kept, draw(99, 2, 3, 8, 8)) > 20, "what they share with the model is still there"
 
 
 def test_where_nothing_is_better_the_model_stays() -> None:

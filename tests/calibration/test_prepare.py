@@ -16,8 +16,9 @@ from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit.contract.precision import Precision
 from deploykit.contract.request import Request
 from deploykit.contract.scheme import IN_FLOAT, Scheme
+from deploykit_calibration.algorithms import apply
 from deploykit_calibration.algorithms.best import CANDIDATES
-from deploykit_calibration.placement import QuantizedGraph
+from deploykit_calibration.placement import QuantizedGraph, place
 from deploykit_calibration.prepare import prepare
 from deploykit_calibration.simulate import fuse, run
 from deploykit_targets._schemes.gpu import TENSORRT
@@ -50,6 +51,23 @@ def test_best_is_as_accurate_as_the_best_candidate(zoo: Any, name: str, scheme: 
     each = {method: quality(case, quantized(case, scheme, method=method)) for method in CANDIDATES}
     assert len(set(each.values())) > 1, "else the choice says nothing"
     assert quality(case, quantized(case, scheme, method="best")) == max(each.values())
+
+
+def test_best_places_what_is_placed_already_no_second_time(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, tried = zoo("residual_cnn"), list[str]()
+
+    def recorded(*arguments: Any, method: str, **further: Any) -> QuantizedGraph:
+        tried.append(method)
+        return place(*arguments, method=method, **further)
+
+    monkeypatch.setattr("deploykit_calibration.prepared.place", recorded)
+    device = Device("any", "any", "any", "x86-64", (Precision.INT8,))
+    asked = Request("any", "any", device, Precision.INT8)
+    plain = prepare(asked, case.captured, ONNX_X86, table=case.table, samples=case.feeds)
+    held = plain.placed
+    best = apply(plain, ["best"])
+    assert sorted(tried) == sorted(CANDIDATES) and plain.placed is held
+    assert best.method in CANDIDATES and list(held.graph_module.buffers()), "what the caller uses was not freed"
 
 
 def test_best_takes_the_example_inputs_where_there_are_no_samples(zoo: Any) -> None:

@@ -615,3 +615,5 @@ def test_simulations_that_a_target_makes_are_freed(tmp_path: Path, monkeypatch: 
         output=tmp_path / "a", strict=False, **PLAIN,
     )  # fmt: skip
     assert held and not any(held)
+    assert len(made) > len(held), "the artifact's own is another"
+    assert not any(buffer.numel() for each in made for buffer in each.graph_module.buffers())

@@ -132,14 +132,11 @@ class Bench:
 
     @contextmanager
     def _session(self, prepared: Prepared) -> Iterator[tuple[Session, str]]:
-        from deploykit_calibration.simulate import SimulatedModel, free
-
         simulation = self.plan.target.simulate(prepared)
         if simulation is not None:
             inputs, outputs = prepared.reference.inputs, prepared.reference.outputs
             yield FunctionSession(_plain(simulation.run), inputs, outputs), SIMULATION
-            if isinstance(simulation, SimulatedModel) and simulation is not prepared.simulation:
-                free(simulation.graph_module)  # made for this, as a target that rounds otherwise does
+            prepared.discard(simulation)
             return
         with tempfile.TemporaryDirectory(prefix="deploykit-tune-") as name:
             folder = Path(name) / "candidate"

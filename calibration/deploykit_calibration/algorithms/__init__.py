@@ -149,7 +149,8 @@ def apply(prepared: Prepared, names: Iterable[str], decided: Iterable[Mapping[st
     for name, known in zip(names, chain(decided, repeat({})), strict=False):
         found = algorithm(name)
         _check_needs(prepared, found)
-        made = _run(found, replace(prepared, decided=known))
+        given = replace(prepared, decided=known) if known or prepared.decided else prepared
+        made = _run(found, given)
         prepared = replace(
             made,
             applied=(*prepared.applied, name),

@@ -29,13 +29,13 @@ def choose_method(prepared: Prepared, samples: Samples) -> Prepared:
         return prepared
     judged = list(samples[: affordable_samples(prepared)]) or [prepared.captured.example_feeds()]
     wanted = [prepared.captured.run(feeds) for feeds in judged]
-    best, reached = prepared, -math.inf
+    best, reached, is_in_use = prepared, -math.inf, prepared.is_placed
     for method in CANDIDATES:
-        candidate = replace(prepared, method=method)
+        candidate = prepared if method == prepared.method else replace(prepared, method=method)
         figure = worst_sqnr_db(candidate, judged, wanted)
         loser, best = (best, candidate) if figure > reached else (candidate, best)
         reached = max(reached, figure)
-        if loser is not prepared:
+        if loser is not best and not (loser is prepared and is_in_use):
             loser.release()
     return best
 

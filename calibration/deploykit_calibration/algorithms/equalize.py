@@ -24,7 +24,7 @@ from deploykit_calibration.algorithms import ROUNDED, SAMPLES, STATISTICS, Algor
 from deploykit_calibration.algorithms.best import affordable_samples, worst_sqnr_db
 from deploykit_calibration.channel_scales import ScaledChannels, scaled_channels, scaled_weights, weight_reach
 from deploykit_calibration.reweigh import with_weights
-from deploykit_calibration.simulate import values
+from deploykit_calibration.simulate import free, values
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -71,6 +71,8 @@ def _best_share(prepared: Prepared, samples: Samples, sets: Sequence[ScaledChann
     def figure(candidate: Prepared) -> float:
         found = worst_sqnr_db(candidate, judged, wanted)
         candidate.release()
+        if candidate.captured is not prepared.captured:
+            free(candidate.captured.graph_module)
         return found
 
     figures = {share: figure(_scaled(prepared, fitted, sets, reach, share)) for share in _SHARES}

@@ -22,7 +22,8 @@ def float_name(prepared: Prepared) -> str:
 
 def simulation_of(prepared: Prepared) -> SimulatedModel | None:
     """The q/dq graph in PyTorch, with float16 between integers where the file has it; None where none are placed."""
-    found = prepared.simulation
-    if found is None or not found.rounds or float_name(prepared) != "float16":
-        return found if found is not None and found.rounds else None
+    if not prepared.scheme.quantizes or all(layer.precision == "float" for layer in prepared.layers):
+        return None
+    if float_name(prepared) != "float16":
+        return prepared.simulation
     return simulated(prepared.captured, prepared.placed, plan_float16(prepared).kept)
