@@ -16,11 +16,14 @@ from deploykit_targets.tvm.kernels.expressions import Expr, vector_start
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Array, Bounded, pack_constants, pack_matrix
 from deploykit_targets.tvm.kernels.script import T
-from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows, join_lines, tile_cycles
+from deploykit_targets.tvm.kernels.tiles import STEP, choose_tile, fold_rows, join_lines, tile_cycles
 
 _CACHE_LINE = 64  # bytes
-_LISTED_REGISTERS = 12  # for sums, one vector of weights and one of inputs; the others hold what is between them
-_PARTS = 4  # of the list of a block of columns (`conv_listed`)
+_LISTED_SUMS = {1: 10}  # registers of a listed plan's tile by its vectors: both steps' weights are in registers, too
+_LISTED_STEP = 2.0  # see `tiles.STEP`: what finds a step and its addresses
+_MOST_LISTED_SUMS = 12  # where weights are read from memory, by the instruction that multiplies
+LIST_PARTS = 4
+"""Parts of the list of a block of columns (`step_list`)."""
 _NEAR_BYTES = 24 << 10  # weights of a block that stay in a first-level cache from one tile of rows to the next
 _SHORT_WINDOW = 16  # steps
 _STAYS_BYTES = 256 << 10  # weights of fewer bytes stay in a second-level cache from one run of a model to the next
@@ -97,7 +100,7 @@ class ConvPlan:
     bounded: bool = False  # sums start from an integer bias, and are small (`packing.Bounded`)
     flat: bool = False  # a line is an image, in steps of one input pixel: those beyond the output's width are dropped
     joined: bool = False  # a line is several lines of the output, and a tile may end in another one than it starts in
-    listed: bool = False  # steps are taken in the order of a list, by the weights of their columns (`conv_listed`)
+    listed: bool = False  # steps are taken in the order of a list, by the weights of their columns (`step_list`)
 
     @property
     def group_columns(self) -> int:
@@ -219,13 +222,13 @@ class ConvPlan:
 
     @property
     def list_elements(self) -> int:
-        """Elements of a listed plan's last constants; see `conv_listed`."""
+        """Elements of a listed plan's last constants; see `step_list`."""
         return self.packed_steps + self.shape.groups * self.blocks * self.block_list if self.listed else 0
 
     @property
     def block_list(self) -> int:
         """Elements of the list of a block of columns."""
-        return self.dot.lanes + _PARTS + self.window_steps
+        return self.tile * self.dot.lanes + LIST_PARTS + self.window_steps
 
     @property
     def constant_elements(self) -> int:
@@ -252,14 +255,15 @@ class ConvPlan:
 
 
 def plan_conv(
-    shape: ConvShape, dot: Dot, *, weights_per_image: bool = False, bounded: bool = False, listed: bool = False
+    shape: ConvShape, dot: Dot, *, weights_per_image: bool = False, bounded: bool = False, listed: int = 0
 ) -> ConvPlan:
     """Choose the tile, and how much of the window is contiguous in memory.
 
     Args:
         weights_per_image: each image has packed weights of its own, one set after another (`matmul`).
         bounded: whether the sums are small (`packing.fold_bounded`); the plan is bounded where its step can use that.
-        listed: take steps in the order of a list, with one vector of columns in a tile; of a step that has `pairs`.
+        listed: take steps in the order of a list, with so many vectors of columns in a tile (one, or as many as lie
+            beside each other in packed weights, or several times as many); of a step that has `pairs`.
     """
     height, width = shape.output
     lines, pixels = shape.batch * height, width
@@ -268,22 +272,23 @@ def plan_conv(
     run = shape.channels // shape.groups * (shape.kernel[1] if contiguous else 1)
     dot = dot.for_inputs(run)
     vectors, by = vectors_of(shape.columns // shape.groups, dot)
-    listed = listed and dot.pairs is not None
+    step = STEP
     if listed:
-        vectors, by = 1, 1
+        vectors, by, step = listed, listed, _LISTED_STEP
     if shape.pointwise:
         apart = shape.batch if weights_per_image else 1
         dot = dot.for_pixels(lines * pixels // apart)
-        lines, pixels = fold_rows(lines * pixels // apart, vectors, _listed(dot) if listed else dot, by=by)
+        folded = _listed(dot, listed) if listed else dot
+        lines, pixels = fold_rows(lines * pixels // apart, vectors, folded, by=by, step=step)
         lines *= apart
     dot = dot.for_pixels(pixels)
     sets = shape.batch if weights_per_image else 1
-    held = _listed(dot) if listed else dot
-    rows, tile = choose_tile(pixels, vectors, held, by=by)
+    held = _listed(dot, listed) if listed else dot
+    rows, tile = choose_tile(pixels, vectors, held, by=by, step=step)
     bounded = bounded and dot.saturate is not None and by * dot.lanes == dot.packed_lanes
-    plan = ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, sets, bounded, listed=listed)
+    plan = ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, sets, bounded, listed=listed > 0)
     if not (dot.tiles or shape.pointwise):
-        rows, tile, lines, pixels = join_lines((lines, pixels), vectors, held, by=by, within=height)
+        rows, tile, lines, pixels = join_lines((lines, pixels), vectors, held, by=by, within=height, step=step)
         plan = replace(plan, rows=rows, tile=tile, lines=lines, pixels=pixels, joined=pixels > width)
     if dot.tiles and not shape.pointwise and shape.stride == (1, 1):
         pixels = (height - 1) * shape.width + width
@@ -293,9 +298,10 @@ def plan_conv(
     return plan
 
 
-def _listed(dot: Dot) -> Dot:
+def _listed(dot: Dot, vectors: int) -> Dot:
     """What the tile of a listed plan is chosen for: only additions, of one cycle, follow one another there."""
-    return replace(dot, parted=False, registers=_LISTED_REGISTERS, pipeline=0)
+    sums = _LISTED_SUMS.get(vectors, _MOST_LISTED_SUMS)
+    return replace(dot, parted=False, registers=sums + vectors + 1, pipeline=0)
 
 
 def vectors_of(columns: int, dot: Dot) -> tuple[int, int]:
@@ -417,7 +423,7 @@ class Address:
         if not plan.dot.packed_lanes:
             return self._group(task) * packing.blocks + block, v, 0
         by = packing.lanes // plan.dot.lanes  # divides the tile and the number of vectors
-        if plan.listed:  # but for a tile of one vector
+        if plan.tile < by:  # of a listed plan
             return self._group(task) * packing.blocks + block // by, 0, block % by * plan.dot.lanes
         first = vector_start(block, plan.tile // by, packing.blocks)
         return self._group(task) * packing.blocks + first + v // by, 0, v % by * plan.dot.lanes
@@ -462,9 +468,11 @@ class Address:
         """What loop `number` of a listed plan's tile prefetches: a part of the weights of the columns after these."""
         plan, packing = self.plan, self.plan.packing
         by, spans = packing.lanes // plan.dot.lanes, math.ceil(plan.pixels / plan.rows)
-        part = math.ceil(plan.packed_steps / (by * spans))  # of the steps
-        line = (self._columns(task) % by * spans + x) * part + number
-        return self.weight(task, 0, 0, 0, 0) + by * plan.vector_elements + line * packing.lanes * packing.group
+        shared, more = max(1, by // plan.tile), max(1, plan.tile // by)  # blocks per packed one, packed ones per block
+        part = math.ceil(plan.packed_steps * more / (shared * spans))  # of the steps
+        line = (self._columns(task) % shared * spans + x) * part + number
+        ahead = max(by, plan.tile) * plan.vector_elements
+        return self.weight(task, 0, 0, 0, 0) + ahead + line * packing.lanes * packing.group
 
     def step_inputs(self, step: Expr) -> Expr:
         """Element of the list that says how far the inputs of a step are from those of the first."""

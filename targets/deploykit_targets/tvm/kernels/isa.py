@@ -81,7 +81,7 @@ class Dot:
             sums that are small enough take few operations (`conv_plan.ConvPlan.bounded`); else None.
         code: functions that `step` calls, in LLVM's language (`llvm_calls`).
         pairs: products of bytes that are added in 16 bits, of the same layout, for steps in the order of a list
-            (`conv_listed`); None where `step` is the only way.
+            (`step_list`); None where `step` is the only way.
         step: (accumulators, `group` activations of each row, lanes * group weights) -> accumulators, as TIR
             expressions.
     """

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 TILE_ROWS = 16
 """Rows of a tile register (AMX), of 64 bytes each."""
+STEP = 0.5
+"""What a step of a tile takes beside its products, in the time of one of them."""
 _TILE_OVERHEAD = 4  # cycles of a step of tiles that neither loads nor products hide
 _JOINED = 256  # pixels of joined lines at most, so that threads find enough of them
 _ONE_LINE = 64  # pixels of an image that may all be one line: others are shared by two threads
@@ -19,7 +21,7 @@ _STREAMS = 4  # columns of cache lines that one row reads beside each other: the
 _POINTERS = 10  # rows whose addresses stay in registers, where they are not one distance apart
 
 
-def choose_tile(rows: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int, int]:
+def choose_tile(rows: int, vectors: int, dot: Dot, *, by: int = 1, step: float = STEP) -> tuple[int, int]:
     """The tile that covers a (rows, vectors) result in the fewest estimated cycles.
 
     One step of a tile of r rows and v column vectors loads r activations and v weight vectors for r * v
@@ -31,6 +33,7 @@ def choose_tile(rows: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int,
         dot: the instruction whose registers hold accumulators, weights, and one activation, or one per row where it
             reads lanes.
         by: vectors that lie beside each other in packed weights; divides `vectors`, and the tile's.
+        step: what a step takes beside its products, in the time of one of them.
     Returns:
         Rows (at most `rows`, a multiple of the step's) and vectors of the tile.
     """
@@ -40,7 +43,7 @@ def choose_tile(rows: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int,
         tiles = [(r, v) for v in range(by, vectors + 1, by) for r in counts if _tiles_held(r, v) <= dot.tiles]
     else:
         tiles = [(r, v) for v in range(by, vectors + 1, by) for r in counts if _held(r, v, dot) <= dot.registers]
-    return min(tiles, key=lambda tile: (_cycles(rows, vectors, dot, *tile), tile[0] / dot.wide + tile[1]))
+    return min(tiles, key=lambda tile: (_cycles(rows, vectors, dot, *tile, step=step), tile[0] / dot.wide + tile[1]))
 
 
 def _held(r: int, v: int, dot: Dot) -> int:
@@ -60,15 +63,15 @@ def _tiles_held(r: int, v: int) -> int:
     return high * v + high + v
 
 
-def _cycles(rows: int, vectors: int, dot: Dot, r: int, v: int) -> float:
+def _cycles(rows: int, vectors: int, dot: Dot, r: int, v: int, *, step: float) -> float:
     steps = -(-rows // r) * -(-vectors // v)
     if dot.tiles:
         return tile_cycles(rows, vectors, r, v)
     if dot.partial > 1:  # two products and a sum of them for each register of accumulators
-        return steps * (2 * r * v * dot.partial * dot.lanes / 4 + 0.5)
+        return steps * (2 * r * v * dot.partial * dot.lanes / 4 + step)
     if dot.pair > 1:  # two rows are put together where others multiply; three loads beside four products
-        return steps * (max(r * v + r / 2, 1.5 * (r + 2 * v), dot.pipeline) + 0.5)
-    return steps * (max(r * v, r + v, dot.pipeline) + 0.5)
+        return steps * (max(r * v + r / 2, 1.5 * (r + 2 * v), dot.pipeline) + step)
+    return steps * (max(r * v, r + v, dot.pipeline) + step)
 
 
 def tile_cycles(rows: int, vectors: int, r: int, v: int, *, near: bool = True) -> float:
@@ -86,7 +89,7 @@ def tile_cycles(rows: int, vectors: int, r: int, v: int, *, near: bool = True) -
 
 
 def join_lines(
-    size: tuple[int, int], vectors: int, dot: Dot, *, by: int = 1, within: int = 0
+    size: tuple[int, int], vectors: int, dot: Dot, *, by: int = 1, within: int = 0, step: float = STEP
 ) -> tuple[int, int, int, int]:
     """The tile of a convolution's lines, and how many of these are one line, so that no tile covers pixels twice.
 
@@ -101,17 +104,17 @@ def join_lines(
     lines, pixels = size
     most = min(_JOINED, max(_ONE_LINE, within * pixels // 2))
     counts = [n for n in range(1, within + 1) if within % n == 0 and n * pixels <= most] or [1]
-    tiles = {n: choose_tile(n * pixels, vectors, dot, by=by) for n in counts}
+    tiles = {n: choose_tile(n * pixels, vectors, dot, by=by, step=step) for n in counts}
 
     def cost(count: int) -> float:
         extra = 1.0 if count == 1 else 1.02 if tiles[count][0] <= _POINTERS else 1.1
-        return extra * _cycles(count * pixels, vectors, dot, *tiles[count]) / count
+        return extra * _cycles(count * pixels, vectors, dot, *tiles[count], step=step) / count
 
     count = min(counts, key=cost)
     return (*tiles[count], lines // count, count * pixels)
 
 
-def fold_rows(count: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int, int]:
+def fold_rows(count: int, vectors: int, dot: Dot, *, by: int = 1, step: float = STEP) -> tuple[int, int]:
     """`count` independent pixels as lines that threads can share: (lines, pixels per line).
 
     Lines have 32 to 256 pixels where `count` allows it, of the length whose tiles waste least; else there is one line.
@@ -119,7 +122,7 @@ def fold_rows(count: int, vectors: int, dot: Dot, *, by: int = 1) -> tuple[int, 
     lengths = [length for length in range(32, min(count, 256) + 1) if count % length == 0]
 
     def cost(length: int) -> float:
-        return _cycles(length, vectors, dot, *choose_tile(length, vectors, dot, by=by)) / length
+        return _cycles(length, vectors, dot, *choose_tile(length, vectors, dot, by=by, step=step), step=step) / length
 
     if dot.saturate is not None:  # a line begins with loading what its short ends need: of equals take the longest
         lengths.reverse()

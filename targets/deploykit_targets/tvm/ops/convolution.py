@@ -14,7 +14,6 @@ from torch.fx import Node
 from deploykit_targets.tvm.emit import Emitter, Part, dtype_of, whole
 from deploykit_targets.tvm.kernels.bfloat16 import AS_FLOAT, BFLOAT16, to_bits
 from deploykit_targets.tvm.kernels.conv import conv
-from deploykit_targets.tvm.kernels.conv_listed import list_steps, plan_listed
 from deploykit_targets.tvm.kernels.conv_plan import (
     ConvPlan,
     ConvShape,
@@ -34,6 +33,7 @@ from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine, Expr
 from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Bounded, fold_bounded, fold_requantization
 from deploykit_targets.tvm.kernels.residual import Residual
+from deploykit_targets.tvm.kernels.step_list import listed_layer
 from deploykit_targets.tvm.ops.alias import reshaped
 from deploykit_targets.tvm.ops.table import (
     Call,
@@ -316,17 +316,17 @@ class Layer:
             self._depthwise(source, result, values, bias, scale, tail, macs)
         else:
             small = self.bounded(first)
-            plan = plan_listed(self.shape, dot) if integer else None
-            plan = plan or plan_conv(self.shape, dot, bounded=small is not None)
+            listed = listed_layer(self.shape, dot, values) if integer else None
+            plan = listed.plan if listed else plan_conv(self.shape, dot, bounded=small is not None)
             residual = None if joined is None else joined.residual(tail, own)
             finite_beyond(emit, source, plan)
-            packed = pack_conv(plan, values)
+            packed = listed.weights if listed else pack_conv(plan, values)
             if plan.bounded and small is not None:
                 constants = pack_bounded_constants(plan, small)
             else:
                 constants = pack_conv_constants(plan, bias, scale)
-            if plan.listed:
-                constants = np.concatenate([constants, list_steps(plan, packed)])
+            if listed:
+                constants = np.concatenate([constants, listed.steps])
             reads = [
                 whole(source, plan.input_elements),
                 Part(emit.constant(packed), packed.size),
@@ -337,7 +337,17 @@ class Layer:
             output = None if tail.dtype == dot.activation else tail.dtype
             emit.call(
                 "conv",
-                (plan.shape, plan.dot.mnemonic, dot.activation, tail.clip, residual, output, plan.bounded, plan.listed),
+                (
+                    plan.shape,
+                    plan.dot.mnemonic,
+                    dot.activation,
+                    tail.clip,
+                    residual,
+                    output,
+                    plan.bounded,
+                    plan.listed,
+                    plan.tile,
+                ),
                 lambda: conv(plan, limits=tail.clip, residual=residual, output=output),
                 reads,
                 [whole(result)],

@@ -16,20 +16,23 @@ from deploykit.contract.errors import UsageError
 pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 
 from deploykit_targets.tvm.kernels.conv import conv
-from deploykit_targets.tvm.kernels.conv_listed import (
-    LARGEST_MAGNITUDES,
-    LARGEST_SUM,
-    list_steps,
-    magnitudes,
-    paired,
-    plan_listed,
-    signed_loads,
-)
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
 from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
 from deploykit_targets.tvm.kernels.isa import ISAS, Dot, Isa
 from deploykit_targets.tvm.kernels.residual import Residual
+from deploykit_targets.tvm.kernels.step_list import (
+    LARGEST_MAGNITUDES,
+    LARGEST_SUM,
+    blocks_of,
+    list_steps,
+    listed_layer,
+    magnitudes,
+    near_pairs,
+    paired,
+    plan_listed,
+    signed_loads,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from registers import FEATURES, WIDTHS
@@ -336,25 +339,39 @@ def test_weights_that_do_not_fit_would_saturate(pair: tuple[int, int]) -> None:
 @given(seed=st.integers(0, 99), steps=st.integers(0, 60), sums=st.integers(1, 6))
 def test_every_step_is_in_one_pair_that_fits_or_in_none(seed: int, steps: int, sums: int) -> None:
     loads = np.random.default_rng(seed).integers(0, 128, (steps, sums)).astype(np.int16)
-    pairs, rest = paired(loads, LARGEST_SUM)
-    assert sorted([*pairs.ravel(), *rest]) == list(range(steps))
-    assert (loads[pairs].sum(axis=1) <= LARGEST_SUM).all()
+    for find in (paired, near_pairs):
+        pairs, rest = find(loads, LARGEST_SUM)
+        assert sorted([*pairs.ravel(), *rest]) == list(range(steps))
+        assert (loads[pairs].sum(axis=1) <= LARGEST_SUM).all()
+
+
+def test_pairs_are_of_steps_beside_each_other_where_most_of_these_fit_and_in_order() -> None:
+    loads = np.full((300, 4), 60, np.int16)
+    loads[7] = 100  # fits with none, so that its neighbour has another partner
+    pairs, rest = near_pairs(loads, LARGEST_SUM)
+    assert {tuple(sorted(pair)) for pair in pairs} >= {(2 * n, 2 * n + 1) for n in range(150) if n != 3}
+    assert sorted(rest) == [6, 7]
+    pairs, rest = near_pairs(np.tile(np.array([[100], [100], [20], [20]], np.int16), (75, 1)), LARGEST_SUM)
+    assert len(rest) == 0
+    assert (np.diff(pairs.min(axis=1)) > 0).all(), "read in the order of memory"
+    assert (np.abs(np.diff(pairs, axis=1)) < 128).all(), "partners are near each other"
+
+
+LISTED = [  # and the vectors of columns in a tile
+    (ConvShape(1, 9, 9, 24, 40, (3, 3)), (1, 2, 4)),  # lines are joined; columns that 16 does not divide
+    (ConvShape(2, 11, 12, 36, 34, (3, 3), (2, 2), (2, 2), groups=2), (1, 2)),
+    (ConvShape(1, 1, 30, 70, 33), (1, 2, 4)),  # a dense layer, inputs that fill no step
+    (ConvShape(1, 6, 6, 20, 12, (2, 2)), (1,)),  # fewer columns than lie beside each other in packed weights
+]
 
 
 @pytest.mark.parametrize(
-    "shape",
-    [
-        ConvShape(1, 9, 9, 24, 40, (3, 3)),  # lines are joined; columns that 16 does not divide
-        ConvShape(2, 11, 12, 36, 34, (3, 3), (2, 2), (2, 2), groups=2),
-        ConvShape(1, 1, 30, 70, 33),  # a dense layer, inputs that fill no step
-        ConvShape(1, 6, 6, 20, 12, (2, 2)),  # fewer columns than lie beside each other in packed weights
-    ],
-    ids=str,
+    ("shape", "vectors"), [(shape, count) for shape, counts in LISTED for count in counts], ids=str
 )
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("name", ["avx2", "avx2_7bit"])
 def test_no_step_of_a_list_saturates(
-    shape: ConvShape, residual: bool, name: str, execute: Any, within_one: Any
+    shape: ConvShape, residual: bool, name: str, vectors: int, execute: Any, within_one: Any
 ) -> None:
     """Inputs are at both ends of their range, and some of the weights, too."""
     target, rng = ISAS[name], np.random.default_rng(3)
@@ -362,15 +379,16 @@ def test_no_step_of_a_list_saturates(
     weight = np.clip(rng.normal(0, largest / 6, size), -largest, largest - 1).astype(np.int8)
     for end in (-largest, largest - 1):
         weight[rng.random(size) < 0.005] = end
-    plan = plan_listed(shape, target.int8)
-    assert plan is not None and plan.listed
+    plan = plan_listed(shape, target.int8, vectors)
+    assert plan.listed and plan.tile == vectors
     x = rng.choice(np.array([0, 1, 254, 255], np.uint8), plan.input_elements, p=[0.2, 0.1, 0.1, 0.6])
     scale, packed = np.full(shape.columns, 1 / (90 * np.sqrt(np.prod(size[1:]))), np.float32), pack_conv(plan, weight)
     sums = reference(shape, x[: shape.batch * shape.height * shape.width * shape.channels], weight)
     bias = (128 - sums.mean(axis=(0, 1, 2)) * scale).astype(np.float32)
-    constants = np.concatenate([pack_conv_constants(plan, bias, scale), list_steps(plan, packed)])
-    blocks = constants[plan.constant_elements - plan.list_elements + plan.packed_steps :].view(np.int32)
-    counts = blocks.reshape(-1, plan.block_list)[:, plan.dot.lanes : plan.dot.lanes + 4]
+    steps = list_steps(plan, packed)
+    constants = np.concatenate([pack_conv_constants(plan, bias, scale), steps])
+    assert constants.size == plan.constant_elements
+    counts = blocks_of(plan, steps)[:, vectors * plan.dot.lanes :][:, :4]
     assert (counts @ [2, 1, 2, 1] == plan.window_steps).all()
     assert (counts.sum(axis=0) > 0).sum() >= (3 if name == "avx2" else 1), "several parts of the list"
     expected = sums * scale + bias
@@ -385,6 +403,18 @@ def test_no_step_of_a_list_saturates(
 
 
 def test_what_has_one_row_or_adds_no_pairs_has_no_list() -> None:
-    assert plan_listed(ConvShape(1, 8, 8, 64, 32), ISAS["avx2"].int8) is not None
-    assert plan_listed(ConvShape(1, 8, 8, 64, 32), ISAS["avx512_vnni"].int8) is None
-    assert plan_listed(ConvShape(1, 1, 1, 64, 32), ISAS["avx2"].int8) is None
+    weight = np.ones((32, 64, 1, 1), np.int8)
+    assert listed_layer(ConvShape(1, 8, 8, 64, 32), ISAS["avx2"].int8, weight) is not None
+    assert listed_layer(ConvShape(1, 8, 8, 64, 32), ISAS["avx512_vnni"].int8, weight) is None
+    assert listed_layer(ConvShape(1, 1, 1, 64, 32), ISAS["avx2"].int8, weight) is None
+
+
+@pytest.mark.parametrize(("name", "vectors"), [("avx2", 1), ("avx2_7bit", 4)])
+def test_a_tile_has_as_many_columns_as_its_steps_fit_together(name: str, vectors: int) -> None:
+    """Of eight columns with weights of eight bits, most of whose steps would fit alone only; of 32 with seven."""
+    dot, size = ISAS[name].int8, (64, 256, 1, 1)
+    largest = (1 << (dot.weight_bits - 1)) - 1
+    weight = np.clip(np.rint(np.random.default_rng(5).normal(0, largest / 3.5, size)), -largest, largest)
+    found = listed_layer(ConvShape(1, 14, 14, 256, 64), dot, weight.astype(np.int8))
+    assert found is not None and found.plan.tile == vectors
+    np.testing.assert_array_equal(found.steps, list_steps(found.plan, pack_conv(found.plan, weight.astype(np.int8))))
