@@ -243,6 +243,7 @@ class TargetConformance:
         assert artifact.parity is not None
         if artifact.parity.evidence is not Evidence.DEVICE:
             assert artifact.parity.notes, "evidence below `device` has a reason"
+        assert len(set(artifact.parity.notes)) == len(artifact.parity.notes), "a note is said twice"
 
     def test_altered_payload_is_refused(self, artifact: Artifact, tmp_path: Path) -> None:
         copy = shutil.copytree(artifact.path, tmp_path / "copy")

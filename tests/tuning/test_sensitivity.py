@@ -52,6 +52,21 @@ def test_every_target_has_a_ranking(made: Made, target: str) -> None:
     assert str(found).count("\n") == len(found.layers) + 1
 
 
+@pytest.mark.parametrize("target", ["x86-cpu", "iphone-15"])
+def test_a_layer_that_is_kept_has_the_type_that_the_file_has(made: Made, target: str, tmp_path: Path) -> None:
+    model, inputs = made
+    asked = {"calibration": data(), "example_inputs": inputs, "progress": False}
+    try:
+        found = deploykit.sensitivity(model, target, **asked)
+        artifact = deploykit.export(
+            model, target, "int8", exclude=["2"], output=tmp_path / "a", strict=False, profile=False, **asked
+        )
+    except deploykit.MissingDependencyError as error:
+        pytest.skip(str(error))
+    (kept,) = (layer for layer in artifact.achieved.layers if layer.module_path == "2")
+    assert found.to_dict()["rest"] == kept.precision
+
+
 def test_it_takes_what_export_takes(made: Made) -> None:
     model, inputs = made
     table = deploykit.calibrate(model, data(), example_inputs=inputs, progress=False)

@@ -32,6 +32,7 @@ COREML = Scheme(
     rules=with_rules(ONNX_X86, conv=INT8_IN_OUT, conv_transpose=INT8_IN_OUT, linear=INT8_IN_OUT),
     bounded_outputs={"softmax": 1.0},
     max_rank=5,
+    between="float16",
     float16_scales=True,
 )
 

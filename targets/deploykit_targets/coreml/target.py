@@ -134,7 +134,7 @@ class CoreMLTarget(Target):
         """See `Target.validate`; the report says what ran the artifact."""
         report = super().validate(artifact, validation, session)
         note = _mac_note(artifact) if self._by_core_ml(artifact) else EVALUATED_NOTE
-        return replace(report, notes=(*report.notes, note))
+        return report if note in report.notes else replace(report, notes=(*report.notes, note))
 
     def profile(
         self,
