@@ -45,6 +45,9 @@ def aimed(recipe: Recipe | None, target: str, precision: str) -> tuple[str, str]
         return _said(target), _said(precision)
     target = _shortest(recipe.target) if isinstance(target, Unsaid) else target
     resolved = resolve(target)
+    if ":" not in recipe.target:
+        hint = f'write target = "{_typed(resolved)}" if that is what it was found for: others quantise otherwise'
+        raise UsageError(f"the recipe is of {recipe.target}, and does not say with which toolchain", hint=hint)
     if _typed(resolved) != recipe.target:
         raise UsageError(
             f"the recipe is of {recipe.target}, and {target} is {_typed(resolved)}, which quantises otherwise",

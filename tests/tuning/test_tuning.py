@@ -387,8 +387,9 @@ def test_the_metric_must_not_be_of_calibration_data(case: Any, tmp_path: Path) -
         session.run(seen[0])
         return case.right(session)
 
-    with pytest.raises(deploykit.UsageError, match="calibration samples that are known"):
+    with pytest.raises(deploykit.UsageError, match=r"^evaluate= measures on data that calibration saw: ") as caught:
         tune(case, tmp_path / "a", evaluate=on_seen)
+    assert "100% of what evaluate= ran is calibration data" in str(caught.value)
     assert not list(tmp_path.iterdir())
     plan = tune(case, tmp_path / "b", evaluate=on_some, max_drop=0.5, allow=())
     assert any("data that calibration saw: 1 of the" in note for note in plan.notes)
@@ -421,6 +422,42 @@ def test_a_folder_of_somebody_is_left_alone(case: Any, tmp_path: Path) -> None:
     with pytest.raises(deploykit.ArtifactError, match="no state of a search"):
         tune(case, tmp_path / "a")
     assert (tmp_path / "a.tune" / "notes.txt").read_text() == "mine"
+
+
+def test_two_searches_do_not_write_one_state(case: Any, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def beside(session: Any) -> float:
+        with pytest.raises(deploykit.ArtifactError, match=r"another search is writing to .*a\.tune") as caught:
+            tune(case, tmp_path / "a", min_sqnr_db=1.0, allow=())
+        refused.append(str(caught.value))
+        return 1.0
+
+    plan = tune(case, tmp_path / "a", evaluate=beside, min_sqnr_db=1.0, allow=())
+    assert plan.met and "choose another output=" in refused[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_search_whose_metric_raised_can_be_called_again_at_once(case: Any, tmp_path: Path) -> None:
+    broken = [False, True, False, False]
+
+    def sometimes(session: Any) -> float:
+        if broken.pop(0):
+            raise ValueError("mine")
+        return 1.0
+
+    with pytest.raises(ValueError, match="mine") as caught:  # held, with the frames of the search
+        tune(case, tmp_path / "a", evaluate=sometimes, min_sqnr_db=1.0, allow=())
+    assert tune(case, tmp_path / "a", evaluate=sometimes, min_sqnr_db=1.0, allow=()).met and caught
+    assert broken == [], "the float model was not measured again"
+
+
+def test_a_state_that_was_cut_is_said_once(case: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.tune").mkdir()
+    (tmp_path / "a.tune" / "state.json").write_text('{"of": "x"')
+    with pytest.raises(deploykit.ArtifactError) as caught:
+        tune(case, tmp_path / "a")
+    assert str(caught.value).count("is damaged") == 1 and "remove" in str(caught.value)
 
 
 KILLED = """

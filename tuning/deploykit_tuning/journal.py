@@ -2,14 +2,18 @@
 
 It lies beside the output, in `<output>.tune`, and is of one search: model, data, request and goal are its key, and
 another search begins anew. It is removed when a search ends, found or not: only what was killed or interrupted, or
-whose metric raised, leaves one.
+whose metric raised, leaves one. While a search runs, its folder is locked: two that wrote one state would each take the
+other's steps for their own, and the first to end would remove what the other still needs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import inspect
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,15 +63,30 @@ class Journal:
     Args:
         folder: the folder of the search; made where it is not there.
     Raises:
-        ArtifactError: the folder holds something that no search wrote.
+        ArtifactError: the folder holds something that no search wrote, or another search is writing there.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = self._read()
-        self._state = found or State("")
-        if found is None:
-            self._write()
+        if folder.exists() and not folder.is_dir():
+            raise self._foreign()
+        self._lock: int | None = _locked(folder)
+        try:
+            found = self._read()
+            self._state = found or State("")
+            if found is None:
+                self._write()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others write here: the state stays for the search that goes on from it."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)  # for processes that were forked meanwhile, too
+            os.close(self._lock)
+            self._lock = None
 
     def begin(self, key: str) -> int:
         """Go on with a search, or begin another one.
@@ -98,7 +117,7 @@ class Journal:
         try:
             found = read_json(path, State)
         except DeploykitError as error:
-            raise ArtifactError(f"{path} is damaged: {error.message}", hint=f"remove {self.folder}") from error
+            raise ArtifactError(f"{self.folder}: {error.message}", hint=f"remove {self.folder}") from error
         if found.made_by != _MARK:
             raise self._foreign()
         return found
@@ -132,6 +151,35 @@ class Journal:
         """Leave nothing: the search is over."""
         if self.folder.is_dir():
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _locked(folder: Path) -> int | None:
+    """The descriptor of a locked folder, which is made; None where the file system has no locks.
+
+    Raises:
+        ArtifactError: another search holds it, or it cannot be made.
+    """
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            found = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            hint = "check space and permissions, or choose another output="
+            raise ArtifactError(f"cannot write {folder}: {error.strerror}", hint=hint) from error
+        try:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(found)
+            raise ArtifactError(
+                f"another search is writing to {folder}", hint="wait until it ends, or choose another output="
+            ) from None
+        except OSError:
+            os.close(found)
+            return None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(found), folder.stat()):
+                return found
+        os.close(found)  # the search that held it ended meanwhile, and removed it
 
 
 def key_of(*parts: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,7 @@ def tune(
         ParityError, PlacementError, PerformanceError: nothing passes; `.ladder` has all that was tried, `.candidate` is
             the nearest artifact, kept at `<output>.failed`.
         UsageError: an argument is wrong, or `evaluate` measures on the calibration data.
+        ArtifactError: another search is writing to the same output, or what lies there is nobody's search.
         Others: as `deploykit.export`.
     """
     recipe = opened(recipe)
@@ -158,8 +160,10 @@ def tune(
     except BaseException:
         if journal.is_empty:
             journal.remove()
+        journal.close()
         raise
-    return _ended(search, found[1], training, met=found[2].met, strict=strict)
+    with closing(journal):
+        return _ended(search, found[1], training, met=found[2].met, strict=strict)
 
 
 def _check(
@@ -223,7 +227,8 @@ def _measure_reference(bench: Bench, journal: Journal) -> None:
         found = task.reference(bench.watch.over(reference_session(bench.captured)))
         if bench.watch.seen >= MOST_SEEN:
             hint = "calibrate on one part of the data, and evaluate on another"
-            raise UsageError(f"{bench.watch.seen:.0%} of it: {next(bench.watch.remarks)}", hint=hint)
+            hint += f": about {bench.watch.seen:.0%} of what evaluate= ran is calibration data"
+            raise UsageError(next(bench.watch.remarks), hint=hint)
         journal.keep_reference(found.value, None if found.each is None else found.each.tolist())
     value, each = journal.reference or (0.0, None)
     known = Scores(value, None if each is None else _array(each))
