@@ -43,6 +43,7 @@ class Gates:
         instead: a precision of this target and device that loses less; None where there is none.
         reaches_further: one that more kinds of layers have; None where there is none.
         searched: whether a search has ended in this miss, so that another is no advice.
+        mixed: whether that search kept layers in float: those that are worst may be float already.
     """
 
     precision: Precision = Precision.FP32
@@ -52,6 +53,7 @@ class Gates:
     instead: Precision | None = None
     reaches_further: Precision | None = None
     searched: bool = False
+    mixed: bool = False
 
     def misses(self, achieved: Achieved, report: ParityReport, profile: Profile | None) -> list[Miss]:
         """The missed gates, parity first; empty where the artifact may be published as verified."""
@@ -95,7 +97,10 @@ class Gates:
         if self.precision.row.is_whole:  # nothing to exclude
             return "", "see artifact.parity for the outputs that differ"
         hint = self._other_samples_at_fault(report)
-        if hint is None:
+        if hint is None and self.mixed:
+            hint = "lower the goal (the layers that gain most are in float already), or train the model"
+            hint += ", or use more or better calibration data" if self.precision.is_static else ""
+        elif hint is None:
             hint = "keep the worst layers in float" + (f" (exclude={names!r})" if names else "")
             hint += ", or use more or better calibration data" if self.precision.is_static else ""
         hint += "" if self.searched else ", or let deploykit.tune look for a model that passes"

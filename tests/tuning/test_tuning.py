@@ -216,6 +216,14 @@ def test_a_search_without_hope_ends_and_says_what_was_expected(
     assert plan.best.parity.sqnr_db - 80.0 == pytest.approx(max(figures))
 
 
+@pytest.mark.parametrize(("allow", "advice"), [((), "exclude="), (("mixed",), "lower the goal")])
+def test_what_a_search_kept_in_float_is_no_advice(case: Any, tmp_path: Path, allow: Any, advice: str) -> None:
+    with pytest.raises(deploykit.ParityError) as caught:
+        tune(case, tmp_path / "a", min_sqnr_db=180.0, allow=allow)
+    assert advice in caught.value.hint and ("exclude=" in caught.value.hint) == (allow == ())
+    assert "deploykit.tune" not in caught.value.hint
+
+
 def test_a_budget_ends_the_search_behind_an_artifact(
     case: Any, tmp_path: Path, only: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

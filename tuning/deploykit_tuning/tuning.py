@@ -267,7 +267,9 @@ def _ended(search: Climb, artifact: Artifact, training: Training, *, met: bool, 
 
 def _missed(plan: Plan, artifact: Artifact, ladder: Sequence[Any]) -> GateError:
     assert artifact.parity is not None
-    misses = replace(plan.gates, searched=True).misses(artifact.achieved, artifact.parity, artifact.profile)
+    is_mixed = artifact.recipe is not None and any(layer.chosen for layer in artifact.recipe.layers)
+    gates = replace(plan.gates, searched=True, mixed=is_mixed)
+    misses = gates.misses(artifact.achieved, artifact.parity, artifact.profile)
     message = f"{plan.request.precision} artifact misses a gate"
     error = misses[0].error(artifact) if misses else ParityError(message, report=artifact.parity, candidate=artifact)
     error.ladder = ladder
