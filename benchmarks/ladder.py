@@ -8,7 +8,7 @@ Random weights, seeded inputs (`ladder_networks.py`): 24 samples for calibration
 samples, too, in its runtime or the reference of it. With `--nncf` NNCF's accuracy control quantises the same float ONNX
 file to the same goal, a noise of 10^(-dB/10); with `--modelopt` NVIDIA's `auto_quantize` does so in an environment of
 its own (`pip install torch transformers nvidia-modelopt requests`). Rows of other networks, targets and goals stay in
-the file.
+the file, which is one of CPUs without VNNI (`ladder_without_vnni.json`) where this one has none.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ladder_peers import row_of
 
 import deploykit
 from deploykit import pipeline
+from deploykit.contract.host import this_host
 
 Shared = tuple[Any, Any, float]
 
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--modelopt", metavar="PYTHON", help="a Python that has nvidia-modelopt and transformers")
     arguments = parser.parse_args()
     result = "ladder_large" if arguments.large else "ladder"
+    result += "" if this_host().has("vnni") else "_without_vnni"
     rows: list[dict[str, Any]] = []
     for name in arguments.networks:
         with scratch() as folder:
