@@ -29,7 +29,9 @@ from deploykit.plugin.target import Payload, Simulation, Target, Validation
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
+    from deploykit.capture import CapturedModel
     from deploykit.contract.findings import Finding
+    from deploykit.contract.request import Request
     from deploykit.contract.session import Session
     from deploykit.contract.tensors import TensorSpec
     from deploykit.judge.parity import ParityReport
@@ -58,6 +60,12 @@ class BuiltOnDevice(Target):
         Args:
             artifact: a built one, where what it runs in depends on its build.
         """
+
+    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
+        """See `Target.adapt`: recurrent layers are written out where they are quantized."""
+        from deploykit_targets._on_device.recurrent import written_out
+
+        return written_out(captured, request)
 
     def check_installed(self, *, export: bool) -> None:
         """See `Target.check_installed`; boards have the bindings in the system's Python, which counts too."""

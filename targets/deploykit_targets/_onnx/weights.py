@@ -180,6 +180,9 @@ def products_with_bias_apart(model: onnx.ModelProto) -> None:
 # Dynamic int8.
 
 
+_LSTM = ("LSTM",)
+
+
 def dynamic_int8(model: onnx.ModelProto, *, reduce_range: bool = False, keep: Collection[str] = ()) -> Compressed:
     """int8 weights per channel; activations quantised in each run (ONNX Runtime's own quantizer).
 
@@ -189,16 +192,29 @@ def dynamic_int8(model: onnx.ModelProto, *, reduce_range: bool = False, keep: Co
         reduce_range: 7-bit weights, for processors without VNNI, whose 16-bit sums would saturate.
         keep: captured names of the layers to leave in float.
     """
+    products_with_bias_apart(model)
+    return _rounded_when_run(model, ("MatMul", *_LSTM), ("Gather",), reduce_range, keep)
+
+
+def dynamic_lstms(model: onnx.ModelProto, *, reduce_range: bool = False, keep: Collection[str] = ()) -> Compressed:
+    """The LSTMs of a statically quantised model, see `dynamic_int8`; the rest stays as it is."""
+    if any(node.op_type in _LSTM for node in model.graph.node):
+        return _rounded_when_run(model, _LSTM, (), reduce_range, keep)
+    return Compressed(model)
+
+
+def _rounded_when_run(
+    model: onnx.ModelProto, layers: tuple[str, ...], tables: tuple[str, ...], reduce_range: bool, keep: Collection[str]
+) -> Compressed:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    products_with_bias_apart(model)
     result = Compressed(model)
     kept = _kept_nodes(model, keep)
-    written = [node.name for node in model.graph.node if node.op_type in ("MatMul", "LSTM")]
+    written = [node.name for node in model.graph.node if node.op_type in layers]
     with kept_quiet(result.log), tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
         path = Path(folder) / "dynamic.onnx"
         quantize_dynamic(
-            model, path, op_types_to_quantize=["MatMul", "LSTM", "Gather"], per_channel=True,
+            model, path, op_types_to_quantize=[*layers, *tables], per_channel=True,
             reduce_range=reduce_range, weight_type=QuantType.QInt8, nodes_to_exclude=kept,
         )  # fmt: skip
         result.model = onnx.load(str(path))

@@ -11,23 +11,15 @@ from deploykit_targets._tensorrt.requirements import PROGRAM
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.capture import CapturedModel
-    from deploykit.contract.request import Request
 
 EXPORT_REQUIRES = (Requirement("torch"), Requirement("onnx"), Requirement("onnxruntime"))
 
 
 class NvidiaTarget(BuiltOnDevice):
-    """Base of both toolchains: one build program, and one form of recurrent layers."""
+    """Base of both toolchains: one build program."""
 
     program: ClassVar[str] = PROGRAM.name
 
     def own_program(self) -> Path:
         """See `BuiltOnDevice.own_program`."""
         return PROGRAM
-
-    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
-        """See `Target.adapt`: recurrent layers are written out where they are quantized."""
-        from deploykit_targets._tensorrt.adapt import adapt
-
-        return adapt(captured, request)

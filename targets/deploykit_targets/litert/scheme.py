@@ -35,7 +35,7 @@ LITERT = Scheme(
     weight=INT8_CHANNELS,
     rules={
         **PASSENGERS,
-        **RECURRENT,
+        **dict.fromkeys(RECURRENT, AT_RUN_TIME),  # its converter writes them out, and gives no step a range
         **dict.fromkeys(("hardswish", "gelu", "sigmoid", "tanh", "leaky_relu", "relu", "relu6"), FOLLOW),
         "conv": INT8_REQUIRED,
         "conv_transpose": no_kernel("conv_transpose"),

@@ -15,7 +15,7 @@ from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.count import count
 from deploykit_targets._onnx.lowered import lowered
 from deploykit_targets._onnx.ort_forms import for_onnxruntime
-from deploykit_targets._onnx.weights import Compressed, dynamic_int8, float16, weight_only
+from deploykit_targets._onnx.weights import Compressed, dynamic_int8, dynamic_lstms, float16, weight_only
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +69,7 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
 
 def _make(prepared: Prepared) -> _Made:
     made = lowered(prepared, opset=prepared.options.opset)
-    if prepared.precision in (Precision.FP32, Precision.INT8):
+    if prepared.precision is Precision.FP32:
         return _Made(made.model, log=made.log)
     plan = plan_float16(prepared) if prepared.precision is Precision.FP16 else Float16Plan()
     found = _compressed(prepared, made.model, plan)
@@ -81,8 +81,9 @@ def _make(prepared: Prepared) -> _Made:
 def _compressed(prepared: Prepared, model: onnx.ModelProto, plan: Float16Plan) -> Compressed:
     if prepared.precision is Precision.FP16:
         return float16(model, plan.kept)
-    if prepared.precision is Precision.INT8_DYNAMIC:
-        return dynamic_int8(model, reduce_range=prepared.scheme.reduce_range, keep=prepared.in_float)
+    if prepared.precision in (Precision.INT8, Precision.INT8_DYNAMIC):
+        write = dynamic_lstms if prepared.scheme.is_static else dynamic_int8
+        return write(model, reduce_range=prepared.scheme.reduce_range, keep=prepared.in_float)
     return weight_only(model, prepared.placed.forms)
 
 

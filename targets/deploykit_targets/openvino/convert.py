@@ -15,6 +15,7 @@ from deploykit_calibration.layers import reconcile, shown_names
 from deploykit_calibration.op_kinds import MACS, RECURRENT, kind_of
 from deploykit_targets._float16 import Float16Plan, plan_float16
 from deploykit_targets._onnx.lowered import lowered
+from deploykit_targets.openvino.joins import keep_apart, over_last_axis
 from deploykit_targets.openvino.session import executed_precisions
 from deploykit_targets.openvino.wide import mark, write_marks
 
@@ -44,9 +45,10 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
         UsageError: patterns for a precision that has no choice by layer.
     """
     made = lowered(prepared)
+    keep_apart(made.model, over_last_axis(prepared.graph_module.graph))
     half = prepared.precision is Precision.FP16
     plan = plan_float16(prepared) if half else Float16Plan()
-    _write_ir(made.model, folder / _ENTRY, half=half, kept=_written_as(prepared, plan))
+    _write_ir(made.model, folder / _ENTRY, half=half, kept=plan.kept)
     return Payload(
         entry=_ENTRY,
         achieved=plan.listed(_achieved(prepared, folder / _ENTRY), prepared.captured),
@@ -84,13 +86,6 @@ def _factors_behind(captured: CapturedModel) -> dict[str, str]:
     return found
 
 
-def _written_as(prepared: Prepared, plan: Float16Plan) -> frozenset[str]:
-    """The names that kept operators have in the file: one that makes an output has the output's."""
-    (end,) = prepared.captured.graph_module.graph.find_nodes(op="output")
-    ends = zip(end.args[0], prepared.captured.outputs, strict=True)
-    return frozenset(plan.kept) | {spec.name for node, spec in ends if getattr(node, "name", "") in plan.kept}
-
-
 def _write_ir(model: onnx.ModelProto, path: Path, *, half: bool, kept: Collection[str]) -> None:
     openvino = require("openvino", extra="openvino", purpose="export to openvino")
     try:
@@ -100,6 +95,7 @@ def _write_ir(model: onnx.ModelProto, path: Path, *, half: bool, kept: Collectio
             f"OpenVINO refuses the model: {error}", hint='target="x86-cpu" uses ONNX Runtime'
         ) from error
     _widen_inputs(converted, openvino.Type.i32)
+    _name_for_layers(converted, model)
     _name_canonically(converted, {name for node in model.graph.node for name in (node.name, *node.output)})
     marked = mark(converted, kept)
     openvino.save_model(converted, str(path), compress_to_fp16=half)
@@ -117,6 +113,15 @@ def _widen_inputs(model: Any, wide: Any) -> None:
 def opset_of(path: Path) -> int:
     """The newest of OpenVINO's operator sets that an IR uses."""
     return max(map(int, re.findall(r'version="opset(\d+)"', path.read_text(encoding="utf-8"))), default=1)
+
+
+def _name_for_layers(model: Any, source: onnx.ModelProto) -> None:
+    """Operators that make outputs have the names of these, which no layer has: they get those of their layers."""
+    ends = {value.name for value in source.graph.output}
+    layers = {value: node.name for node in source.graph.node for value in node.output if value in ends}
+    for node in model.get_ops():
+        if node.get_type_name() != "Result" and node.get_friendly_name() in layers:
+            node.set_friendly_name(layers[node.get_friendly_name()])
 
 
 def _name_canonically(model: Any, known: set[str]) -> None:

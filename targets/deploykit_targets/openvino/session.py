@@ -95,14 +95,16 @@ class OpenVinoSession(Session):
 
     def _op_times(self, feeds: Feeds, runs: int) -> tuple[OpTime, ...]:
         """See `Session.op_times`; a second compilation counts, so that ordinary runs do not pay for it."""
-        request = compile_ir(self._path, {**self._config, "PERF_COUNT": True}).create_infer_request()
+        compiled = compile_ir(self._path, {**self._config, "PERF_COUNT": True})
+        request, parts = compiled.create_infer_request(), _parts(compiled)
         kinds, spent = dict[str, str](), dict[str, list[float]]()
         for _ in range(runs):
             request.infer(feeds)
             for info in request.profiling_info:
                 kinds[info.node_name] = info.node_type
                 spent.setdefault(info.node_name, []).append(info.real_time.total_seconds() * 1e6)
-        times = (OpTime(name, kinds[name], self._module_of(name), median(each)) for name, each in spent.items())
+        owners = {name: next(filter(None, map(self._module_of, parts.get(name, (name,)))), "") for name in spent}
+        times = (OpTime(name, kinds[name], owners[name], median(each)) for name, each in spent.items())
         return tuple(sorted((time for time in times if time.median_us > 0.0), key=lambda time: -time.median_us))
 
     def _module_of(self, name: str) -> str:
@@ -114,6 +116,14 @@ class OpenVinoSession(Session):
         del self._ports, self._request, self._compiled
 
 
+def _parts(compiled: Any) -> dict[str, tuple[str, ...]]:
+    """The operators of the file that each executed one is made of, by its name: the last of them may be an output."""
+    ops = compiled.get_runtime_model().get_ordered_ops()
+    listed = ((op.get_friendly_name(), op.get_rt_info()) for op in ops)
+    return {name: (name, *_text(facts[_ORIGINAL]).split(",")) for name, facts in listed if _ORIGINAL in facts}
+
+
+_ORIGINAL = "originalLayersNames"
 _PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
@@ -154,7 +164,7 @@ def executed_precisions(
         kind = _text(facts["layerType"])
         if kind in _RECURRENT:
             sequences.add(runs_in)
-        for name in _text(facts["originalLayersNames"]).split(","):
+        for name in _text(facts[_ORIGINAL]).split(","):
             layer = name.split("/")[0]
             if layer in wanted:
                 found.setdefault(layer, runs_in)

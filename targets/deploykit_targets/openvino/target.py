@@ -11,7 +11,7 @@ from deploykit.contract.optional import Requirement
 from deploykit.contract.precision import Precision
 from deploykit.contract.requirements import VNNI, BestWith, Requirements
 from deploykit.plugin.target import Capabilities, Payload, Simulation, Target
-from deploykit_targets._onnx.vnni import has_wide_weights
+from deploykit_targets._onnx.vnni import has_wide_weights, needs_exact
 
 if TYPE_CHECKING:
     from deploykit.artifact.store import StoredArtifact
@@ -60,8 +60,9 @@ class OpenVinoTarget(Target):
 
     def simulate(self, prepared: Prepared) -> Simulation | None:
         """See `Target.simulate`: convolutions round behind the sums that they are fused to."""
-        if super().simulate(prepared) is None:
-            return None
+        found = super().simulate(prepared)
+        if found is None or (has_wide_weights(prepared.device) and needs_exact(self.host())):
+            return found  # computed in float32 here, where nothing is fused
         from deploykit_calibration.simulate import SimulatedModel
         from deploykit_targets.openvino.sums import clamp_before_sums
 

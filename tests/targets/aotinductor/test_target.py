@@ -14,6 +14,8 @@ import deploykit
 from deploykit.capture import capture
 from deploykit.places.first import Risk
 from deploykit.testing import models
+from deploykit.testing.conformance import batches
+from deploykit.testing.lowering import median_db
 from deploykit_calibration.placement import LayerPlacement
 from deploykit_targets.aotinductor import AotInductorTarget
 from deploykit_targets.aotinductor.count import integer_layers
@@ -81,7 +83,7 @@ def int8_artifact(tmp_path_factory: pytest.TempPathFactory) -> deploykit.Artifac
     model, example_inputs = models.residual_cnn()
     return deploykit.export(
         model, target="x86-cpu:aotinductor", precision="int8", example_inputs=example_inputs,
-        calibration=[example_inputs], output=tmp_path_factory.mktemp("int8") / "a", progress=False, profile=False,
+        calibration=batches(example_inputs, 16), output=tmp_path_factory.mktemp("int8") / "a", progress=False, profile=False,
     )  # fmt: skip
 
 
@@ -95,7 +97,7 @@ def test_int8_computes_what_was_simulated(int8_artifact: deploykit.Artifact) -> 
     parity = int8_artifact.parity
     assert parity is not None
     # integers are the same; what is left is the order of float additions
-    assert next(link.worst.sqnr_db for link in parity.chain if "simulated" in link.reference) > 100.0
+    assert next(median_db(link) for link in parity.chain if "simulated" in link.reference) > 100.0
 
 
 def call(kind: str, scales: str) -> str:

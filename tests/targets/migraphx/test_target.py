@@ -34,6 +34,16 @@ def _no_gpu() -> None:
         pytest.skip("this machine has an AMD GPU driver: exports may be built at once")
 
 
+def test_recurrent_layers_are_written_out_where_they_are_quantized(tmp_path: Path) -> None:
+    model, example_inputs = models.lstm_classifier()
+    artifact = deploykit.export(
+        model, target="amd-mi300x", precision="int8", example_inputs=example_inputs,
+        calibration=batches(example_inputs), output=tmp_path / "a", progress=False,
+    )  # fmt: skip
+    assert artifact.achieved.macs_fraction("int8") > 0.98
+    assert {node.op_type for node in onnx.load(artifact.entry).graph.node}.isdisjoint({"LSTM"})
+
+
 def test_an_int8_artifact_waits_for_its_build_and_says_so(tmp_path: Path) -> None:
     model, example_inputs = models.residual_cnn()
     artifact = deploykit.export(

@@ -102,17 +102,51 @@ def test_cells_are_counted_and_run_in_int8(
     assert achieved.weights["int8"] == gates * 16 * 32 + 16 * 4
 
 
-@pytest.mark.parametrize(("precision", "status"), [("int8", "failed"), ("int8-dynamic", "verified")])
-def test_a_recurrent_layer_in_float_is_not_int8(precision: str, status: str, tmp_path: Path) -> None:
-    """ONNX Runtime has a dynamic LSTM and no static one."""
+@pytest.mark.parametrize(
+    ("kind", "precision", "status"),
+    [(nn.LSTM, "int8", "verified"), (nn.LSTM, "int8-dynamic", "verified"), (nn.GRU, "int8", "failed")],
+)
+def test_a_recurrent_layer_is_int8_where_a_kernel_rounds_its_steps(
+    kind: type[nn.RNNBase], precision: str, status: str, tmp_path: Path
+) -> None:
+    """ONNX Runtime has a dynamic LSTM, which static precisions take too, and no other."""
     torch.manual_seed(0)
-    model = nn.LSTM(32, 32, batch_first=True)
     batches = [draw(seed, 1, 4, 32) for seed in range(2)]
     data = {"calibration": batches} if precision == "int8" else {}
+    model = kind(32, 32, batch_first=True)
     artifact = export(model, (draw(0, 1, 4, 32),), tmp_path / "a", precision, strict=False, **data)
     assert artifact.status == status
     (layer,) = [layer for layer in artifact.achieved.layers if layer.macs]
-    assert layer.macs == 4 * 4 * 32 * 64 and layer.weights == 4 * 32 * 64
+    gates = 4 if kind is nn.LSTM else 3
+    assert layer.macs == 4 * gates * 32 * 64 and layer.weights == gates * 32 * 64
+    assert layer.precision == ("int8" if status == "verified" else "float32")
+
+
+def test_a_static_lstm_between_int8_layers_computes_what_is_simulated(tmp_path: Path) -> None:
+    """Two layers, both directions, and a layer that is kept: its rounding when it runs is in the simulation."""
+
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed = nn.Linear(8, 16)
+            self.lstm = nn.LSTM(16, 24, num_layers=2, bidirectional=True, batch_first=True)
+            self.kept = nn.LSTM(48, 16, batch_first=True)
+            self.head = nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.kept(self.lstm(self.embed(x))[0])[0])
+            return found
+
+    batches = [draw(seed, 2, 6, 8) for seed in range(8)]
+    artifact = export(
+        Tagger(), (draw(0, 2, 6, 8),), tmp_path / "a", "int8", calibration=batches, exclude=["kept"], strict=False
+    )
+    runs = {layer.module_path: layer.precision for layer in artifact.achieved.layers if layer.macs}
+    assert runs == {"embed": "int8", "lstm": "int8", "kept": "float32", "head": "int8"}
+    assert artifact.parity is not None and artifact.parity.quantization is not None
+    assert artifact.parity.sqnr_db > 30.0
+    assert artifact.parity.quantization.worst.sqnr_db == pytest.approx(artifact.parity.sqnr_db, abs=1.5)
 
 
 def test_what_is_float_between_int8_layers_is_listed_and_counted(tmp_path: Path) -> None:

@@ -85,4 +85,5 @@ def test_a_layer_in_parts_is_in_what_its_product_is_in(tmp_path: Path) -> None:
     assert found == {"wide": "float32", "narrow": "int8"}
     with artifact.open() as session:
         times = session.op_times({artifact.inputs[0].name: data[0].numpy()}, runs=3)
-    assert {"wide", "narrow"} <= {time.module_path for time in times if time.op == "FullyConnected"}
+    # without VNNI they are computed in float32, and the operator has another name
+    assert {"wide", "narrow"} <= {time.module_path for time in times if time.op.startswith("FullyConnected")}

@@ -18,7 +18,7 @@ from deploykit_targets._onnx.between import float_name, simulation_of
 from deploykit_targets._onnx.explicit import lower_explicit
 from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets._onnx.reference import ReferenceSession
-from deploykit_targets._tensorrt import adapt
+from deploykit_targets._on_device import recurrent
 
 
 class Gated(nn.Module):
@@ -133,7 +133,7 @@ def test_gates_are_not_rounded_for_the_sum_of_both_products() -> None:
 def test_in_float_and_where_they_are_long_they_stay_loops(
     precision: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapt, "MOST_STEPS", most)
+    monkeypatch.setattr(recurrent, "MOST_STEPS", most)
     found = prepared(seeded(Recurrent, nn.GRU, num_layers=2), 2, 5, 16, precision=precision)
     (layer,) = [layer for layer in found.layers if layer.kind == "gru"]
     assert layer.precision == "float"
@@ -145,7 +145,7 @@ def test_steps_have_statistics_of_the_samples_that_calibration_kept() -> None:
     batches = [(torch.randn(2, 5, 16),) for _ in range(4)]
     captured = pipeline.capture(model.eval(), example_inputs=batches[0])
     run = pipeline.calibrate(captured, batches, progress=False)
-    form = adapt.adapt(captured, pipeline.request("jetson-orin", "int8"))
+    form = recurrent.written_out(captured, pipeline.request("jetson-orin", "int8"))
     table = extended(run, form)
     assert set(run.table.statistics) < set(table.statistics)
     assert all(table.statistics[name] == known for name, known in run.table.statistics.items())

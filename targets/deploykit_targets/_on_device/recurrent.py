@@ -1,7 +1,8 @@
-"""Recurrent layers as the products of their steps, which NVIDIA's compiler multiplies in int8.
+"""Recurrent layers as the products of their steps, which compilers for GPUs multiply in int8.
 
-A recurrent operator is a loop to it, whose body multiplies in float and is not fused with what surrounds it. Written
-out, two LSTM layers of 24 steps are 48 int8 products and 49 chains in place of 117 engine layers without an integer
+To NVIDIA's a recurrent operator is a loop, whose body multiplies in float and is not fused with what surrounds it;
+MIGraphX writes it out itself, behind where operands are quantized. Written out here, two LSTM layers of 24 steps are
+48 int8 products and 49 chains of NVIDIA's in place of 117 engine layers without an integer
 (benchmarks/tensorrt_compiled.py). Longer ones stay loops: an engine with two layers for every step is slow to build.
 """
 
@@ -25,7 +26,7 @@ MOST_STEPS = 256
 _QUANTIZED = (Precision.INT8, Precision.MIXED, Precision.FP8)
 
 
-def adapt(captured: CapturedModel, request: Request) -> CapturedModel:
+def written_out(captured: CapturedModel, request: Request) -> CapturedModel:
     """The model with its recurrent layers written out where products are quantized; else as it was captured."""
     if request.precision not in _QUANTIZED:
         return captured
