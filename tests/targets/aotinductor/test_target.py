@@ -83,7 +83,8 @@ def int8_artifact(tmp_path_factory: pytest.TempPathFactory) -> deploykit.Artifac
     model, example_inputs = models.residual_cnn()
     return deploykit.export(
         model, target="x86-cpu:aotinductor", precision="int8", example_inputs=example_inputs,
-        calibration=batches(example_inputs, 16), output=tmp_path_factory.mktemp("int8") / "a", progress=False, profile=False,
+        calibration=batches(example_inputs, 16), output=tmp_path_factory.mktemp("int8") / "a", progress=False,
+        profile=False,
     )  # fmt: skip
 
 
