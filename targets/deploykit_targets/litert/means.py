@@ -2,7 +2,8 @@
 
 Regions have few elements, so that the mean of integers lies half-way between two of them often: one in sixteen of
 4 x 4. The mean of the floats that they stand for is a little beside it, and turns either way. The file's MEAN rounds to
-even; its AVERAGE_POOL_2D divides integers that have their zero-point in them, and rounds away from zero.
+even; its AVERAGE_POOL_2D divides integers that have their zero-point in them, and rounds away from zero. On x86 CPUs
+without AVX-512 MEAN rounds to even with the zero-point in, too: where that is odd, ties turn to the other side there.
 """
 
 from __future__ import annotations
