@@ -90,24 +90,27 @@ def recurrent_of_rounded(
     training: bool,
     bidirectional: bool,
     batch_first: bool,
+    *,
+    rows: Callable[..., Tensor] = round_rows,
 ) -> tuple[Tensor, ...]:
     """A recurrent operator of ATen whose products read rounded inputs and states: of all steps, and of each step.
 
     Args:
         cell: one of `_CELLS`.
         rounding: the rounding of `arguments_of`; the others are those of the operator.
+        rows: what rounds in the place of `round_rows`, whose arguments it takes.
     """
     del dropout, training
     x = x.transpose(0, 1) if batch_first else x
     starts = [states] if isinstance(states, Tensor) else states
     each, directions, last = 4 if has_biases else 2, 2 if bidirectional else 1, list[tuple[Tensor, ...]]()
     for layer in range(layers):
-        read, found = round_rows(x, *rounding), []
+        read, found = rows(x, *rounding), []
         for direction in range(directions):
             number = layer * directions + direction
             own, state = weights[number * each : (number + 1) * each], tuple(start[number] for start in starts)
             steps = read.flip(0) if direction else read
-            output, state = _run_direction(_CELLS[cell], steps, state, own, rounding)
+            output, state = _run_direction(_CELLS[cell], steps, state, own, lambda h: rows(h, *rounding))
             found.append(output.flip(0) if direction else output)
             last.append(state)
         x = torch.cat(found, -1)
@@ -122,13 +125,13 @@ def _run_direction(
     steps: Tensor,
     state: State,
     weights: Sequence[Tensor],
-    rounding: tuple[int, int, int, bool],
+    rounded: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, State]:
     w_input, w_hidden, *biases = weights
     b_input, b_hidden = biases or (torch.zeros(()), torch.zeros(()))
     outputs = []
     for step in steps @ w_input.T + b_input:
-        state = cell(step, round_rows(state[0], *rounding) @ w_hidden.T + b_hidden, state)
+        state = cell(step, rounded(state[0]) @ w_hidden.T + b_hidden, state)
         outputs.append(state[0])
     return torch.stack(outputs), state
 

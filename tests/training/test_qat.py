@@ -62,6 +62,23 @@ def test_before_the_first_step_it_computes_what_is_placed(target: str, make_net:
             assert not torch.equal(trained.model(part), type(net).forward(net, part))
 
 
+def test_an_lstm_trains_with_the_steps_that_are_rounded_when_they_run(tmp_path: Path) -> None:
+    toolchain_of("x86-cpu")
+    net, example = ZOO["lstm_classifier"]()
+    with deploykit.qat(
+        net, target="x86-cpu", example_inputs=example, calibration=[example] * 2, progress=False
+    ) as trained:
+        optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+        for _ in range(2):
+            optimizer.zero_grad()
+            trained.model(*example).square().sum().backward()
+            optimizer.step()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in (net.rnn.weight_hh_l0, net.rnn.bias_ih_l1))
+        artifact = trained.export(output=tmp_path / "a", profile=False, progress=False)
+    assert artifact.achieved.as_asked_fraction == 1.0
+    assert artifact.parity is not None and artifact.parity.sqnr_db > 60.0
+
+
 QUICK = ("unet_like", "gru_classifier", "transformer_encoder", "two_inputs_dict_output")
 
 

@@ -24,7 +24,6 @@ from deploykit.capture.derivation import evaluate, own_names
 from deploykit.contract.errors import ConversionError
 from deploykit.pipeline.reference import to_arrays
 from deploykit_calibration.roundings import ROUNDING, BiasRounding
-from deploykit_calibration.run_time import recurrent_of_rounded
 from deploykit_calibration.simulate import FACTORS, Factor, Key, key_of, requantize, round_half
 from deploykit_calibration.weights import WeightQuant
 from deploykit_training import learned, straight_through
@@ -175,7 +174,6 @@ class LiveGraph:
                     value = stored(simulated, str(node.target))
                     buffers[str(node.target)] = value.detach() if isinstance(value, Tensor) else value
                 elif node.op == "call_function":
-                    _refuse_steps(node)
                     copies[node].target = _with_gradient(node.target)
         module = GraphModule(buffers, graph, class_name="TrainedGraphModule")
         module.graph.lint()
@@ -238,12 +236,6 @@ def _requantize_with(scales: Mapping[Key, Node], node: Node, factors: tuple[Fact
     with graph.inserting_before(node):
         found = (x, value(factors[0], scale), low, high, value(factors[1], unit))
     node.target, node.args = learned.requantize, found
-
-
-def _refuse_steps(node: Node) -> None:
-    if node.target is recurrent_of_rounded:
-        why = "rounds its state in each step when it runs, which has no gradient here"
-        raise ConversionError(f"{node.name} {why}", hint="leave the layer in float (exclude=)")
 
 
 def _with_gradient(target: Any) -> Any:

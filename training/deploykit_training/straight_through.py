@@ -53,6 +53,11 @@ def rows_through(x: Tensor, *rounding: Any) -> Tensor:
     return through(x, round_rows(x.detach(), *rounding))
 
 
+def steps_through(*arguments: Any) -> tuple[Tensor, ...]:
+    """A recurrent layer whose steps round what they read, see `recurrent_of_rounded`; the gradient passes these."""
+    return run_time.recurrent_of_rounded(*arguments, rows=rows_through)
+
+
 def half_through(x: Tensor) -> Tensor:
     """Round to float16; the gradient passes as it is, in float32."""
     x = x.float()
@@ -105,6 +110,7 @@ TRAINED_AS: dict[Callable[..., Any], Callable[..., Any]] = {
     simulate.round_away: away_through,
     simulate.fake_float8: float8_through,
     run_time.round_rows: rows_through,
+    run_time.recurrent_of_rounded: steps_through,
     simulate.round_half: half_through,
 }
 """What a simulation computes with -> the same with a gradient."""
