@@ -218,6 +218,11 @@ class Prepared:
         """What computes in float beside the integer layers, largest first."""
         return self.placed.float_activations
 
+    @property
+    def rounds(self) -> bool:
+        """Whether some layer is placed in integers, so that there is something to simulate; nothing is simulated."""
+        return self.scheme.quantizes and any(layer.precision != "float" for layer in self.layers)
+
     @cached_property
     def simulation(self) -> SimulatedModel | None:
         """The quantised graph in PyTorch, the reference of the parity chain; None where nothing is quantised."""

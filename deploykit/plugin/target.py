@@ -68,8 +68,7 @@ class Target(Proves):
 
         Override it where the toolchain computes between the integers in something else than float32.
         """
-        found = prepared.simulation
-        return found if found is not None and found.rounds else None
+        return prepared.simulation if prepared.rounds else None
 
     @abstractmethod
     def lower(self, prepared: Prepared, folder: Path) -> Payload:

@@ -22,7 +22,7 @@ def float_name(prepared: Prepared) -> str:
 
 def simulation_of(prepared: Prepared) -> SimulatedModel | None:
     """The q/dq graph in PyTorch, with float16 between integers where the file has it; None where none are placed."""
-    if not prepared.scheme.quantizes or all(layer.precision == "float" for layer in prepared.layers):
+    if not prepared.rounds:
         return None
     if float_name(prepared) != "float16":
         return prepared.simulation

@@ -127,9 +127,8 @@ class LiteRTTarget(Target):
 
     def simulate(self, prepared: Prepared) -> Simulation | None:
         """See `Target.simulate`: averages are of integers."""
-        found = super().simulate(prepared)
-        if found is None or prepared.precision is not Precision.INT8:
-            return found
+        if prepared.precision is not Precision.INT8 or not prepared.rounds:
+            return super().simulate(prepared)
         from deploykit_calibration.simulate import SimulatedModel
         from deploykit_targets.litert.means import averages_of_integers
 

@@ -60,9 +60,9 @@ class OpenVinoTarget(Target):
 
     def simulate(self, prepared: Prepared) -> Simulation | None:
         """See `Target.simulate`: convolutions round behind the sums that they are fused to."""
-        found = super().simulate(prepared)
-        if found is None or (has_wide_weights(prepared.device) and needs_exact(self.host())):
-            return found  # computed in float32 here, where nothing is fused
+        in_float = has_wide_weights(prepared.device) and needs_exact(self.host())
+        if in_float or not prepared.rounds:
+            return super().simulate(prepared)  # computed in float32 here, where nothing is fused
         from deploykit_calibration.simulate import SimulatedModel
         from deploykit_targets.openvino.sums import clamp_before_sums
 
