@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -18,30 +19,34 @@ from deploykit.contract.quiet import quiet
 _KNOWN_AS = "known_as"
 
 
-def unroll_recurrent(captured: CapturedModel) -> CapturedModel:
-    """Unroll every LSTM, GRU and RNN over its (static) length; other models come back as they are.
+def unroll_recurrent(captured: CapturedModel, layers: Collection[str] | None = None) -> CapturedModel:
+    """Unroll LSTMs, GRUs and RNNs over their (static) length; other models come back as they are.
 
+    Args:
+        layers: names of those to unroll; None for every one.
     Returns:
         a capture of the same model with a graph, origins and fingerprint of its own, checked against the first.
 
     Raises:
-        CaptureError: a recurrent layer has dynamic axes, or the unrolled graph differs.
+        CaptureError: the unrolled graph differs.
     """
-    if not any(n.target in RECURRENT for n in captured.graph_module.graph.nodes):
+    nodes = [node for node in captured.graph_module.graph.nodes if node.target in RECURRENT]
+    chosen = frozenset(node.name for node in nodes if layers is None or node.name in layers)
+    if not chosen:
         return captured
     with quiet(), torch.no_grad():
-        editor = _unrolled(captured)
+        editor = _unrolled(captured, chosen)
         module = _with_known_names(normalise(editor), captured)
         derivations = editor.derivations
         reference = captured.graph_module(*captured.example_inputs)
         results = module(*captured.example_inputs)
-        require_parity(reference, results, lambda: _unrolled(captured), (), captured.example_inputs)
+        require_parity(reference, results, lambda: _unrolled(captured, chosen), (), captured.example_inputs)
     origins = {n.name: origin_of(n) for n in module.graph.nodes if n.op == "call_function"}
     digest = fingerprint(module, captured.inputs)
     return replace(captured, graph_module=module, origins=origins, fingerprint=digest, derivations=derivations)
 
 
-def _unrolled(captured: CapturedModel) -> Editor:
+def _unrolled(captured: CapturedModel, layers: Collection[str]) -> Editor:
     graph = torch.fx.Graph()
     env: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in captured.graph_module.graph.nodes:
@@ -52,7 +57,8 @@ def _unrolled(captured: CapturedModel) -> Editor:
     editor = Editor(graph, constants, captured.derivations)
     editor.trainable = captured.trainable
     for node in editor.calls(*RECURRENT):
-        unroll(editor, node)
+        if node.meta[_KNOWN_AS] in layers:
+            unroll(editor, node)
     return editor
 
 

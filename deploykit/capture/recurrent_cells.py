@@ -1,6 +1,6 @@
 """LSTM, GRU and RNN written as plain matrix products, one set per step; the projection of an LSTM included.
 
-`unroll_projections` is a pass of every capture: no runtime has an LSTM with a projection. It refuses dynamic lengths.
+`unroll_projections` is a pass of every capture: no runtime has an LSTM with a projection.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from deploykit.capture.editor import Call, Editor, is_static, shape_of
-from deploykit.capture.origins import origin_of
+from deploykit.capture.editor import Call, Editor, shape_of
 from deploykit.capture.rewrite_cells import State, Step, gru_step, lstm_step, relu_step, tanh_step
 from deploykit.capture.rewrite_ops import expand
-from deploykit.contract.errors import CaptureError
 
 aten = torch.ops.aten
 
@@ -80,25 +78,19 @@ _CELLS = {
 RECURRENT = tuple(_CELLS)
 
 
-def unroll(editor: Editor, node: Call) -> None:
-    """Replace one recurrent op by its steps.
+def length_of(node: Call) -> int:
+    """The steps of a recurrent op's sequence: a number, as PyTorch captures no such op over a dynamic length."""
+    length: int = shape_of(node.args[0])[1 if node.args[8] else 0]
+    return length
 
-    Raises:
-        CaptureError: an axis is dynamic.
-    """
-    if not all(is_static(shape_of(n)) for n in node.all_input_nodes):
-        raise CaptureError(
-            f"{origin_of(node)} has dynamic axes and cannot be unrolled", hint="capture with static shapes"
-        )
-    expand(editor, node, _CELLS[node.target].run)
+
+def unroll(editor: Editor, node: Call) -> None:
+    """Replace one recurrent op by its steps; batches may be dynamic."""
+    expand(editor, node, _CELLS[node.target].run, any_shape=True)
 
 
 def unroll_projections(editor: Editor) -> None:
-    """Unroll every LSTM with a projection (`proj_size`).
-
-    Raises:
-        CaptureError: one of them has dynamic axes.
-    """
+    """Unroll every LSTM with a projection (`proj_size`)."""
     for node in editor.calls(aten.lstm.input):
         weights, has_biases, layers, bidirectional = node.args[2], node.args[3], node.args[4], node.args[7]
         if len(weights) != layers * (1 + bidirectional) * (4 if has_biases else 2):

@@ -63,7 +63,7 @@ class BuiltOnDevice(Target):
 
     def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
         """See `Target.adapt`: recurrent layers are written out where they are quantized."""
-        from deploykit_targets._on_device.recurrent import written_out
+        from deploykit_targets._schemes.recurrent import written_out
 
         return written_out(captured, request)
 

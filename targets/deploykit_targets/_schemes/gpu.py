@@ -32,9 +32,6 @@ from deploykit_calibration.op_kinds import ACTIVATIONS
 
 _SHARED = replace(FOLLOW, pull=True)
 _AVERAGE = replace(_SHARED, output=Output.ON_DEMAND)
-_LOOP = OpRule(
-    Inputs.FLOAT, reason="a loop, which computes in float: recurrent layers are int8 where they are written out"
-)
 _DECONVOLUTION = OpRule(Inputs.FLOAT, reason="NVIDIA's compiler computes transposed convolutions in float")
 
 # A classifier narrower than an int8 tile of the tensor cores is no faster in int8, and costs 4 dB on a digits ResNet.
@@ -53,7 +50,7 @@ TENSORRT = Scheme(
     weight=INT8_CHANNELS,
     rules={
         **dict.fromkeys(PASSENGERS, _SHARED),
-        **dict.fromkeys(RECURRENT, _LOOP),
+        **RECURRENT,
         "conv": INT8,
         "conv_transpose": _DECONVOLUTION,
         "linear": INT8,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from deploykit.contract.devices import Device
 from deploykit.contract.precision import Precision
 from deploykit_targets._schemes.gpu import explicit_scheme
+from deploykit_targets._schemes.recurrent import with_reasons
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -32,8 +33,8 @@ def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
 
     What is written so for NVIDIA's compiler alone is left out.
     """
-    del captured
-    return replace(explicit_scheme(request.precision), name="migraphx", between="float32", split_attention=False)
+    scheme = replace(explicit_scheme(request.precision), name="migraphx", between="float32", split_attention=False)
+    return with_reasons(scheme, captured, request)
 
 
 def notes_of(precision: Precision, device: Device) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """Joins of what int8 layers give that OpenVINO's products of matrices cannot read as integers: they stay in float.
 
 Its plugin of x86 moves what makes floats of integers behind a join, as one scale and zero point for each entry of the
-joined axis, whether they differ or not. A convolution or a product over that axis takes them; a product of matrices
-over another one fails to compile ("cannot be broadcasted", in `MatMulTransformation`). A maximum with the lowest
-float32, which changes no number, keeps the two apart: the join is computed in float, and is rounded behind.
+joined axis, whether they differ or not; what rounds a join directly is moved before it first, to the same end. A
+convolution or a product over that axis takes them; a product of matrices over another one fails to compile ("cannot be
+broadcasted", in `MatMulTransformation`). A maximum with the lowest float32, which changes no number, keeps the two
+apart: the join is computed in float, and is rounded behind.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def keep_apart(model: onnx.ModelProto, fine: Collection[str]) -> None:
     flow = _Flow(model)
     editor = Editor(model)
     for node in list(model.graph.node):
-        if node.op_type == "Concat" and node.name not in fine and flow.is_given(node) and flow.is_multiplied(node):
+        if node.op_type == "Concat" and node.name not in fine and flow.is_moved(node) and flow.is_multiplied(node):
             joined = helper.make_node("Concat", node.input, [f"{node.output[0]}.joined"], name=node.name)
             joined.attribute.extend(node.attribute)
             inputs = [joined.output[0], editor.add(_LOWEST, "lowest")]
@@ -79,8 +80,11 @@ class _Flow:
             for value in node.input:
                 self._readers[value].append(node)
 
-    def is_given(self, join: NodeProto) -> bool:
-        """Whether some of what is joined is made of integers, and not of floats alone."""
+    def is_moved(self, join: NodeProto) -> bool:
+        """Whether its scales are moved: some of what is joined is made of integers, or the join itself is rounded."""
+        return self._is_given(join) or any(node.op_type == "QuantizeLinear" for node in self._readers[join.output[0]])
+
+    def _is_given(self, join: NodeProto) -> bool:
         waiting, seen = list(join.input), set[str]()
         while waiting:
             node = self._makers.get(waiting.pop())

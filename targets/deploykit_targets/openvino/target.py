@@ -52,6 +52,12 @@ class OpenVinoTarget(Target):
         wide = precision is Precision.INT8 and has_wide_weights(device)
         return Requirements(packages={"openvino": ">=2024.6"}, best_with=(_IN_FLOAT,) if wide else ())
 
+    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
+        """See `Target.adapt`: recurrent layers are written out where they are quantized."""
+        from deploykit_targets._schemes.recurrent import written_out
+
+        return written_out(captured, request)
+
     def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
         """See `Target.scheme`."""
         from deploykit_targets.openvino.scheme import scheme_of

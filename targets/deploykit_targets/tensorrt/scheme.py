@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.contract.devices import Device
 from deploykit_targets._schemes.gpu import explicit_scheme
+from deploykit_targets._schemes.recurrent import with_reasons
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -19,8 +20,7 @@ FIRST_STRONGLY_TYPED = 10
 
 def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
     """The scheme for a request: what is between q/dq nodes has a type of its own only where the graph says types."""
-    del captured
-    scheme = explicit_scheme(request.precision)
+    scheme = with_reasons(explicit_scheme(request.precision), captured, request)
     untyped = replace(scheme, between="float32", split_attention=False, float16_scales=False)
     return scheme if is_strongly_typed(request.device) else untyped
 

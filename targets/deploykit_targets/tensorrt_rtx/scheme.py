@@ -15,6 +15,7 @@ from deploykit.contract.devices import Device
 from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import FOLLOW, Inputs, OpRule, Scheme, with_rules
 from deploykit_targets._schemes.gpu import TENSORRT, explicit_scheme, held_scheme
+from deploykit_targets._schemes.recurrent import with_reasons
 
 if TYPE_CHECKING:
     from deploykit.capture import CapturedModel
@@ -49,12 +50,12 @@ SCHEME_TURING = replace(
 
 def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
     """The scheme for a request."""
-    del captured
     if request.precision.is_weight_only:
         return held_scheme(request.precision, request.options.block_size)
+    scheme = explicit_scheme(request.precision)
     if request.precision in (Precision.INT8, Precision.MIXED):
-        return SCHEME_TURING if request.device.arch == _TURING else SCHEME
-    return explicit_scheme(request.precision)
+        scheme = SCHEME_TURING if request.device.arch == _TURING else SCHEME
+    return with_reasons(scheme, captured, request)
 
 
 def architectures_of(device: Device, others: Sequence[str]) -> tuple[str, ...]:

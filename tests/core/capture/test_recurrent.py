@@ -53,9 +53,39 @@ def test_a_model_without_recurrence_comes_back_as_it_is(zoo: Any) -> None:
     assert unroll_recurrent(captured) is captured
 
 
-def test_dynamic_axes_cannot_be_unrolled(zoo: Any) -> None:
-    with pytest.raises(CaptureError, match=r"aten\.gru\.input in rnn .*cannot be unrolled"):
-        unroll_recurrent(zoo("gru_classifier", True)[2])
+@pytest.mark.parametrize("name", ["lstm_classifier", "gru_classifier"])
+def test_batches_may_be_dynamic(zoo: Any, name: str) -> None:
+    module, (x,), captured = zoo(name, True)
+    unrolled = unroll_recurrent(captured)
+    several = torch.randn(3, *x.shape[1:])
+    with torch.no_grad():
+        torch.testing.assert_close(unrolled.run({"x": several})["output"], module(several), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(3, 4), nn.LSTM(3, 4, proj_size=2), nn.GRU(3, 4), nn.RNN(3, 4)], ids=repr)
+def test_dynamic_lengths_are_not_captured(layer: nn.Module) -> None:
+    """PyTorch fixes them, so that what is captured can be unrolled."""
+    length = torch.export.Dim("length", min=2, max=9)
+    with pytest.raises(CaptureError, match="Constraints violated") as caught:
+        capture(layer, example_inputs=(torch.randn(5, 2, 3),), dynamic_shapes=({0: length},))
+    assert "dynamic_shapes" in caught.value.hint
+
+
+def test_layers_that_are_not_named_stay() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.GRU(3, 4), nn.LSTM(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.second(self.first(x)[0])[0]
+            return found
+
+    captured = capture(Two(), example_inputs=(torch.randn(5, 2, 3),))
+    (name,) = [name for name, origin in captured.origins.items() if origin.module_path == "first" and "gru" in name]
+    kept = {origin.op for origin in unroll_recurrent(captured, {name}).origins.values()}
+    assert "aten.lstm.input" in kept and "aten.gru.input" not in kept
+    assert unroll_recurrent(captured, ()) is captured
 
 
 @pytest.mark.parametrize(
@@ -81,7 +111,7 @@ def test_an_lstm_with_a_projection_is_always_unrolled(options: dict[str, Any]) -
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_a_projection_over_a_dynamic_length_is_refused() -> None:
+def test_a_projection_is_unrolled_over_a_dynamic_batch() -> None:
     class Projected(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -90,9 +120,10 @@ def test_a_projection_over_a_dynamic_length_is_refused() -> None:
         def forward(self, x: Tensor) -> Any:
             return self.layer(x)[0]
 
-    with pytest.raises(CaptureError, match=r"aten\.lstm\.input in layer .*test_recurrent\.py") as caught:
-        capture(Projected(), example_inputs=(torch.randn(2, 4, 3),), dynamic_batch=True)
-    assert "static shapes" in str(caught.value.hint)
+    model, several = Projected().eval(), torch.randn(5, 4, 3)
+    captured = capture(model, example_inputs=(torch.randn(2, 4, 3),), dynamic_batch=True)
+    with torch.no_grad():
+        torch.testing.assert_close(captured.run({"x": several})["output"], model(several), rtol=1e-5, atol=1e-6)
 
 
 def test_packed_sequences_are_refused_with_a_way_out() -> None:

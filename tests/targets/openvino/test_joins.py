@@ -22,6 +22,8 @@ _JOINS: dict[str, Join] = {
     "features": lambda a, b: torch.cat([a, b], 2)[..., ::2],
     "stacked": lambda a, b: torch.stack([a, b], 1).flatten(1, 2),
     "beside floats": lambda a, b: torch.cat([a, b.sigmoid()], 1),
+    "floats": lambda a, b: torch.stack([a.sigmoid(), b.tanh()], 1).flatten(1, 2),
+    "floats over rows": lambda a, b: torch.cat([a.sigmoid(), b.tanh()], 1),
     "rolled": lambda a, b: torch.roll(a + b, 1, 1),
     "flipped": lambda a, b: torch.flip(a + b, (1,)),
 }

@@ -14,11 +14,11 @@ from deploykit import pipeline
 from deploykit.contract.decibels import sqnr_db
 from deploykit_calibration.observe import CalibrationRun, extended
 from deploykit_calibration.prepared import Prepared
-from deploykit_targets._on_device import recurrent
 from deploykit_targets._onnx.between import float_name, simulation_of
 from deploykit_targets._onnx.explicit import lower_explicit
 from deploykit_targets._onnx.lint import load_rules
 from deploykit_targets._onnx.reference import ReferenceSession
+from deploykit_targets._schemes import recurrent
 
 
 class Gated(nn.Module):

@@ -1,0 +1,116 @@
+"""Recurrent layers as the products of their steps, for what has no recurrent kernel that multiplies in int8.
+
+To NVIDIA's compiler a recurrent operator is a loop, whose body multiplies in float and is not fused with what surrounds
+it; MIGraphX writes it out itself, behind where operands are quantized; OpenVINO, Core ML and oneDNN (in PyTorch's
+compiler) have float operators alone, and ONNX Runtime has an int8 one of LSTMs. Written out here, two LSTM layers of 24
+steps are 48 int8 products and 49 chains of NVIDIA's in place of 117 engine layers without an integer
+(benchmarks/tensorrt_compiled.py). What stays float is not written out: a layer that `exclude` names keeps its operator.
+Longer ones do, too: an engine with two layers for every step is slow to build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from deploykit.capture.recurrent import unroll_recurrent
+from deploykit.capture.recurrent_cells import RECURRENT, length_of
+from deploykit.contract.precision import Precision
+from deploykit.contract.scheme import Inputs, OpRule
+from deploykit_calibration.op_kinds import kind_of
+from deploykit_calibration.patterns import matches
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+    from deploykit.capture import CapturedModel
+    from deploykit.contract.request import Request
+    from deploykit.contract.scheme import Scheme
+    from deploykit_calibration.prepared import Prepared
+
+MOST_STEPS = 256
+"""Steps of all recurrent layers of a model, in both directions, up to which they are written out."""
+_QUANTIZED = (Precision.INT8, Precision.MIXED, Precision.FP8)
+
+
+def written_out(captured: CapturedModel, request: Request, *, native: Collection[str] = ()) -> CapturedModel:
+    """The model with its recurrent layers written out where products are quantized; else as it was captured.
+
+    Args:
+        native: kinds (`lstm`) that the target multiplies in int8 as they are.
+    """
+    layers = _to_write(captured, request, native) if request.precision in _QUANTIZED else []
+    return captured if not layers or _obstacle(layers) else unroll_recurrent(captured, {node.name for node in layers})
+
+
+def with_reasons(scheme: Scheme, captured: CapturedModel, request: Request, *, native: Collection[str] = ()) -> Scheme:
+    """A scheme that says of recurrent layers which `written_out` left why they are in float, and what to do.
+
+    Args:
+        captured: what `written_out` gave.
+        native: as there.
+    """
+    layers = _to_write(captured, request, native) if scheme.is_static else []
+    why = _obstacle(layers)
+    if not why:
+        return scheme
+    rule = OpRule(Inputs.FLOAT, reason=why + _elsewhere(request.toolchain))
+    return replace(scheme, rules={**scheme.rules, **dict.fromkeys(map(kind_of, layers), rule)})
+
+
+def _to_write(captured: CapturedModel, request: Request, native: Collection[str]) -> list[Node]:
+    """The recurrent layers that shall be quantized and have no int8 kernel."""
+    layers = [node for node in captured.graph_module.graph.nodes if node.target in RECURRENT]
+    return [node for node in layers if kind_of(node) not in native and _is_asked_for(node, captured, request)]
+
+
+def _is_asked_for(node: Node, captured: CapturedModel, request: Request) -> bool:
+    """Whether patterns leave a layer to be quantized."""
+    path = captured.origins[node.name].module_path
+    asked, kept = (
+        any(matches(pattern, node.name, path) for pattern in patterns)
+        for patterns in (request.include, request.exclude)
+    )
+    return (asked or not request.include) and not kept
+
+
+def _obstacle(layers: list[Node]) -> str:
+    """Why layers are not written out; "" where they are."""
+    steps = sum(map(_steps, layers))
+    if steps <= MOST_STEPS:
+        return ""
+    return (
+        f"it is written out step by step for its int8, up to {MOST_STEPS} steps of all recurrent layers and directions"
+        f" together, and these are {steps}: shorten the sequence"
+    )
+
+
+def _elsewhere(toolchain: str) -> str:
+    """Who has what is not written out here, on the same machines."""
+    if toolchain in ("openvino", "aotinductor"):
+        return ', or take target="x86-cpu" (LSTMs of any length) or "x86-cpu:tvm" (any static length)'
+    return ', or take target="x86-cpu:tvm" (any static length)' if toolchain == "onnxruntime" else ""
+
+
+def _steps(node: Node) -> int:
+    """How many products of a state a recurrent operator stands for."""
+    arguments: tuple[Any, ...] = node.args
+    layers, bidirectional = arguments[4], arguments[7]
+    steps: int = length_of(node) * layers * (2 if bidirectional else 1)
+    return steps
+
+
+def notes_on_steps(prepared: Prepared, cost: str) -> tuple[str, ...]:
+    """What a user is told of an artifact whose recurrent layers are written out.
+
+    Args:
+        cost: what that costs with this target, measured, as a sentence.
+    """
+    graph, origins = prepared.reference.graph_module.graph, prepared.reference.origins
+    left = {node.name for node in prepared.captured.graph_module.graph.nodes}
+    layers = [node for node in graph.nodes if node.target in RECURRENT and node.name not in left]
+    if not layers:
+        return ()
+    paths = ", ".join(sorted({origins[node.name].module_path or node.name for node in layers}))
+    return (f"{paths}: written out step by step for int8 ({sum(map(_steps, layers))} steps); {cost}",)
