@@ -20,16 +20,22 @@ from deploykit.contract.quiet import kept_quiet
 from deploykit.plugin.target import Payload
 from deploykit_calibration.layers import reconcile
 from deploykit_targets._float16 import Float16Plan, plan_float16
+from deploykit_targets._schemes.recurrent import notes_on_steps
 from deploykit_targets.aotinductor.compiling import OPTIONS, without_paths
-from deploykit_targets.aotinductor.count import integer_layers
+from deploykit_targets.aotinductor.count import integer_layers, weight_owners
 from deploykit_targets.aotinductor.program import PROGRAM
 from deploykit_targets.aotinductor.retype import retyped
+from deploykit_targets.aotinductor.sharing import packed_once
 
 if TYPE_CHECKING:
     from deploykit.contract.devices import Device
     from deploykit_calibration.prepared import Prepared
 
 ENTRY = "model.pt2"
+_STEPS = (
+    "two LSTM layers took 3 times as long as in fp32 with 128 units, and 1.1 times with 512 (AVX2 without VNNI, one"
+    " thread)"
+)
 _HASHED = re.compile(r"/[^/.]+\.wrapper")  # files are called by a hash over this machine's paths
 _NAMING = ".wrapper.cpp"
 _GENERATED = (".cpp", ".kernel_metadata.json")  # the latter says of a kernel's source what is known of the whole
@@ -62,7 +68,8 @@ def convert(prepared: Prepared, folder: Path) -> Payload:
                 hint="a C++ compiler is needed; see `deploykit doctor`",
             ) from error
     executed = _executed(prepared, plan, folder / ENTRY)
-    counted = reconcile(prepared, executed, source="the compiler's generated code")
+    notes = notes_on_steps(prepared, _STEPS)
+    counted = reconcile(prepared, executed, source="the compiler's generated code", notes=notes)
     _canonical(folder / ENTRY)
     return Payload(
         entry=ENTRY,
@@ -104,7 +111,7 @@ def _executed(prepared: Prepared, plan: Float16Plan, path: Path) -> dict[str, st
     if prepared.precision is not Precision.INT8:
         own = _NAMES[prepared.precision]
         return {layer.name: "float32" if layer.name in plan.kept else own for layer in prepared.layers}
-    integer = integer_layers(path, prepared.layers)
+    integer = integer_layers(path, prepared.layers, weight_owners(prepared.graph_module.graph))
     return {layer.name: "int8" if layer.name in integer else "float32" for layer in prepared.layers if layer.macs}
 
 
@@ -117,7 +124,7 @@ def _compile(program: Any, prepared: Prepared, path: Path) -> None:
         "freezing": prepared.precision is Precision.INT8,
         **OPTIONS,
     }
-    with torch.no_grad(), without_paths():
+    with torch.no_grad(), without_paths(), packed_once():
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from deploykit.contract.host import this_host
 from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import IN_FLOAT, INT8_IN_OUT, Scheme, no_kernel, with_rules
+from deploykit_targets._schemes.recurrent import with_reasons
 from deploykit_targets._schemes.x86 import ONNX_X86
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ AOTINDUCTOR_NO_VNNI = replace(AOTINDUCTOR, name="aotinductor-no-vnni", reduce_ra
 
 def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
     """The scheme for the CPU that compiles; without VNNI, weights of 7 bits keep 16-bit sums from saturating."""
-    del captured
     if request.precision is not Precision.INT8:
         return IN_FLOAT
-    return AOTINDUCTOR if this_host().has("vnni") else AOTINDUCTOR_NO_VNNI
+    scheme = AOTINDUCTOR if this_host().has("vnni") else AOTINDUCTOR_NO_VNNI
+    return with_reasons(scheme, captured, request)

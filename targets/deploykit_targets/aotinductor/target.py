@@ -99,6 +99,12 @@ class AotInductorTarget(Target):
             return f"the program in {artifact.manifest.entry}, in PyTorch's loader and compiler"
         return super().native_code(artifact)
 
+    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
+        """See `Target.adapt`: recurrent layers are written out where they are quantized."""
+        from deploykit_targets._schemes.recurrent import written_out
+
+        return written_out(captured, request)
+
     def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
         """See `Target.scheme`."""
         from deploykit_targets.aotinductor.scheme import scheme_of

@@ -129,6 +129,15 @@ def test_calls_are_ascribed_to_layers(tmp_path: Path, calls: list[str], integer:
     assert integer_layers(package, layers) == integer
 
 
+@pytest.mark.parametrize(("calls", "integer"), [(2, {"a", "b"}), (1, set())])
+def test_layers_that_share_a_weight_are_called_as_often(calls: int, integer: set[str], tmp_path: Path) -> None:
+    package = tmp_path / "model.pt2"
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("model/wrapper.cpp", "aoti_torch_cpu__qlinear_pointwise(x, a_weight_scale);\n" * calls)
+    layers = [LayerPlacement(name, name, "linear", 1, 1, "int8", "") for name in ("a", "b")]
+    assert integer_layers(package, layers, {"a": "a", "b": "a"}) == integer
+
+
 @pytest.mark.parametrize(("device", "runtime"), [("cpu", "package"), ("cuda", "package"), ("cpu", "compile")])
 def test_packages_are_code_wherever_they_run(device: str, runtime: str) -> None:
     manifest = SimpleNamespace(options={"runtime": runtime}, metadata={"torch_device": device})
