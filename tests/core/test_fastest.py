@@ -25,6 +25,7 @@ from deploykit.contract.errors import (
     UnknownTargetError,
 )
 from deploykit.contract.host import Host
+from deploykit.pipeline import fastest
 from deploykit.pipeline.fastest import _installed, described
 from deploykit.plugin.registry import toolchains
 
@@ -47,8 +48,17 @@ def export(output: Path, target: str = "x86-cpu:fastest", **changes: Any) -> dep
     return deploykit.export(model(), target, "int8", progress=False, output=output, **(arguments | changes))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _without_the_compiler() -> Iterator[None]:
+    """PyTorch's own compiler, a toolchain that is always there, takes half a minute: it is a candidate at night."""
+    with pytest.MonkeyPatch.context() as patch:
+        known = {name: plugin for name, plugin in toolchains().items() if name != "aotinductor"}
+        patch.setattr(fastest, "toolchains", lambda: known)
+        yield
+
+
 @pytest.fixture(scope="module")
-def chosen(tmp_path_factory: pytest.TempPathFactory) -> deploykit.Artifact:
+def chosen(_without_the_compiler: None, tmp_path_factory: pytest.TempPathFactory) -> deploykit.Artifact:
     return export(tmp_path_factory.mktemp("chosen") / "a")
 
 
@@ -65,6 +75,15 @@ def test_the_fastest_that_passes_is_published_with_the_figures_of_all(chosen: de
     assert "x86-cpu:onnxruntime" in {row.target for row in choice.candidates}
     assert deploykit.load(artifact.path).choice == choice
     assert not list(artifact.path.parent.glob(".*")), "something was left beside the artifact"
+
+
+@pytest.mark.nightly
+def test_every_installed_toolchain_is_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastest, "toolchains", toolchains)
+    choice = export(tmp_path / "a").choice
+    assert choice is not None
+    rows = {row.target: row for row in choice.candidates}
+    assert rows["x86-cpu:aotinductor"].status == "verified" and rows["x86-cpu:aotinductor"].latency_ms is not None
 
 
 def test_what_fails_its_gate_cannot_win_and_nothing_is_published(tmp_path: Path) -> None:

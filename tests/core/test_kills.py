@@ -1,6 +1,6 @@
 """Exports, tables, profiles and builds: killed at random moments, from two PID namespaces in one folder; a full disk.
 
-`DEPLOYKIT_KILLS=300 pytest tests/core/test_kills.py` kills more often.
+`DEPLOYKIT_KILLS=300 pytest -m nightly tests/core/test_kills.py` kills more often.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deploykit_calibration.table import CalibrationTable
 
 pytest.importorskip("torch", reason="the pipeline needs PyTorch")
 pytest.importorskip("onnxruntime", reason="these exports run in ONNX Runtime")
-COUNT = int(os.environ.get("DEPLOYKIT_KILLS", "12"))
+COUNTS = [6, pytest.param(int(os.environ.get("DEPLOYKIT_KILLS", "30")), marks=pytest.mark.nightly)]
 ZYGOTE = Path(__file__).with_name("zygote.py")
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
 MARK = "DEPLOYKIT_KILLS_OF"
@@ -62,7 +62,8 @@ def check_whole(shared: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PID namespaces and /proc are of Linux")
-def test_killed_at_any_moment_nothing_is_half_lost_or_left(toy, toy_path, tmp_path):
+@pytest.mark.parametrize("count", COUNTS)
+def test_killed_at_any_moment_nothing_is_half_lost_or_left(toy, toy_path, tmp_path, count):
     shared = tmp_path / "shared"
     foreign = shared / ".model.staging-notes"
     foreign.mkdir(parents=True)
@@ -75,7 +76,7 @@ def test_killed_at_any_moment_nothing_is_half_lost_or_left(toy, toy_path, tmp_pa
     other = NAMESPACE if not subprocess.run([*NAMESPACE, "true"], check=False, capture_output=True).returncode else []
     with zygote(shared, toy_path, []) as one, zygote(shared, toy_path, other) as two:
         living, said = with_mark(shared), []
-        for seed in range(0, COUNT, 2):
+        for seed in range(0, count, 2):
             for process, number in ((one, seed), (two, seed + 1)):
                 process.stdin.write(f"{number}\n")
                 process.stdin.flush()

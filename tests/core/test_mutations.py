@@ -38,7 +38,7 @@ from deploykit_calibration.channel_sums import ChannelSums
 from deploykit_calibration.statistics import TensorStatistics
 from deploykit_calibration.table import CalibrationTable
 
-COUNT = int(os.environ.get("DEPLOYKIT_MUTATIONS", "10000"))
+COUNT = int(os.environ.get("DEPLOYKIT_MUTATIONS", "2000"))
 SEED = os.environ.get("DEPLOYKIT_MUTATIONS_SEED", "0")
 HANG_S = 60
 ODD = [

@@ -1,4 +1,4 @@
-"""Every example runs as its page says, in a process of its own."""
+"""Every example runs as its page says, in a process of its own; the slow ones at night (`lint` checks their types)."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ def test_serve(tmp_path: Path) -> None:
     assert 'deploykit_requests_answered_total{model="net",version="1"} 3.0' in printed and "ended with 0" in printed
 
 
+@pytest.mark.nightly
 def test_tune(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the images come with scikit-learn")
     printed = _run(str(EXAMPLES / "tune.py"), "--output", str(tmp_path), "--epochs", "2", "--min-sqnr-db", "38")
@@ -95,12 +96,14 @@ def test_tune(tmp_path: Path) -> None:
     assert "makes the same bytes again" in printed and "with 95 % confidence" in printed
 
 
+@pytest.mark.nightly
 def test_own_calibration(tmp_path: Path) -> None:
     printed = _run(str(EXAMPLES / "own_calibration.py"), "--output", str(tmp_path))
     assert [line.split()[0] for line in printed.splitlines()] == ["minmax", "percentile", "mse"]
     assert all(deploykit.load(tmp_path / f"calibrated-{method}") for method in ("minmax", "percentile", "mse"))
 
 
+@pytest.mark.nightly
 def test_own_algorithm(tmp_path: Path) -> None:
     printed = _run(str(EXAMPLES / "own_algorithm.py"), "--output", str(tmp_path))
     plain, better, *_ = (float(line.split()[-2]) for line in printed.splitlines())
@@ -108,6 +111,7 @@ def test_own_algorithm(tmp_path: Path) -> None:
     assert deploykit.load(tmp_path / "algorithm-jetson-orin-own-gptq").status == "needs device build"
 
 
+@pytest.mark.nightly
 def test_board_by_name(tmp_path: Path) -> None:
     try:
         board = Loopback(tmp_path / "sshd")
@@ -129,6 +133,7 @@ def test_board_by_name(tmp_path: Path) -> None:
     assert profile is not None and profile.sustained is not None
 
 
+@pytest.mark.nightly
 def test_geforce_rtx(tmp_path: Path) -> None:
     printed = _run(str(EXAMPLES / "geforce_rtx.py"), "--output", str(tmp_path))
     for name in ("rtx-vision", "rtx-language"):
@@ -145,6 +150,7 @@ def test_jetson_orin(tmp_path: Path) -> None:
     assert "deploykit build jetson-orin" in printed or artifact.status == "verified"
 
 
+@pytest.mark.nightly
 def test_coreml_iphone(tmp_path: Path) -> None:
     if find_spec("coremltools") is None:
         pytest.skip("coremltools makes the package, and is not installed")
@@ -155,6 +161,7 @@ def test_coreml_iphone(tmp_path: Path) -> None:
     assert "iOS 17" in printed and str(artifact.parity.evidence if artifact.parity else "") in printed
 
 
+@pytest.mark.nightly
 def test_release_report(tmp_path: Path) -> None:
     """What does not depend on what else this machine does: the page, and what grew for certain."""
     printed = _run(str(EXAMPLES / "release_report.py"), "--output", str(tmp_path))
@@ -162,6 +169,7 @@ def test_release_report(tmp_path: Path) -> None:
     assert "What changed since release-1" in page and "int8: size " in printed and "2 builds, " in printed
 
 
+@pytest.mark.nightly
 def test_raspberry_pi_5(tmp_path: Path) -> None:
     needed = ("aarch64-linux-gnu-gcc", "qemu-aarch64-static")
     if not Requirement("tvm", "apache-tvm").installed or not all(map(which, needed)):
@@ -173,6 +181,7 @@ def test_raspberry_pi_5(tmp_path: Path) -> None:
     assert "sdot" in printed and "emulator" in printed
 
 
+@pytest.mark.nightly
 def test_lightning_qat(tmp_path: Path) -> None:
     if find_spec("lightning") is None:
         pytest.skip("Lightning runs the training, and is not installed")
@@ -183,6 +192,7 @@ def test_lightning_qat(tmp_path: Path) -> None:
     assert "".join(said.split()) in "".join(printed.split())
 
 
+@pytest.mark.nightly
 def test_prune_distil_export(tmp_path: Path) -> None:
     if find_spec("torch_pruning") is None:
         pytest.skip("torch-pruning finds the channels, and is not installed")
@@ -194,6 +204,7 @@ def test_prune_distil_export(tmp_path: Path) -> None:
     assert "accuracy of the artifact" in printed and "kept: 8: its channels are an output" in printed
 
 
+@pytest.mark.nightly
 def test_litert_android(tmp_path: Path) -> None:
     if find_spec("litert_torch") is None:
         pytest.skip("litert-torch makes the file, and is not installed")

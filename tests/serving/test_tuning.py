@@ -154,6 +154,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_size("--x", text)
 
 
+@pytest.mark.nightly
 def test_the_command_measures_real_servers_and_serve_takes_what_it_writes(artifacts, tmp_path, serve, capfd) -> None:
     path = tmp_path / "words.json"
     more = ("--max-memory", "2G", "--max-batch", "2", "--clients", "4", "--seconds", "0.2", "-o", str(path))

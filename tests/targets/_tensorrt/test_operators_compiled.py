@@ -54,6 +54,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dic
     return written, compiled(files)
 
 
+@pytest.mark.nightly
 def test_every_case_compiles_in_every_precision(table: Any, record_property: Any) -> None:
     written, said = table
     refused = {name: found["error"] for name, found in said.items() if "error" in found}
@@ -66,6 +67,7 @@ def test_every_case_compiles_in_every_precision(table: Any, record_property: Any
     assert counts["int8"] > 10, "products, convolutions and attention are placed"
 
 
+@pytest.mark.nightly
 def test_products_that_are_placed_in_int8_multiply_in_int8(table: Any) -> None:
     written, said = table
     for name, placed in written.items():

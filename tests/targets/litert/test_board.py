@@ -117,6 +117,7 @@ def test_other_kernels_of_the_board_agree_up_to_rounding(
     assert judged(session, artifact, Tolerance(min_sqnr_db=30.0)).passed
 
 
+@pytest.mark.nightly
 def test_a_layer_that_rounds_at_run_time_differs_by_a_step_at_most(board: ArmRoot, tmp_path: Path) -> None:
     """The range of its input is found in float32, which two CPUs may round differently."""
     artifact = export("float", tmp_path / "a")

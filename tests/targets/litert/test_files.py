@@ -140,6 +140,7 @@ def test_transformer_keeps_its_int64_tokens_and_float_residuals(export: Export) 
     assert "transformer residual stream" in floats
 
 
+@pytest.mark.nightly
 def test_dynamic_int8_of_an_lstm_quantizes_every_product(export: Export) -> None:
     artifact = export("lstm_classifier", "int8-dynamic")
     assert artifact.achieved.macs_fraction("int8") == 1.0

@@ -23,13 +23,15 @@ pytestmark = pytest.mark.skipif(find_spec("litert_torch") is None, reason="liter
 CNNS = ("residual_cnn", "mobilenet_like", "squeeze_excite_cnn", "concat_cnn", "unet_like")
 OTHERS = ("transformer_encoder", "mlp", "two_inputs_dict_output", "bert_like")
 RECURRENT = ("lstm_classifier", "gru_classifier")
-AT_NIGHT = ("squeeze_excite_cnn", "concat_cnn", "two_inputs_dict_output")
+AT_NIGHT = ("squeeze_excite_cnn", "concat_cnn", "two_inputs_dict_output", "unet_like")
 """Families that `test_delegation` and `test_files` convert by day."""
 FROM_FLOAT = ("fp32", "fp16", "int8-dynamic", "int8-weight-only", "int16x8")  # all from one float file
 
 
-def by_day(names: tuple[str, ...]) -> list[Any]:
-    return [pytest.param(name, marks=pytest.mark.nightly) if name in AT_NIGHT else name for name in names]
+def by_day(names: tuple[str, ...], *at_night: str) -> list[Any]:
+    """Families as parameters; those that are named, and those that others convert, are `nightly`."""
+    late = {*AT_NIGHT, *at_night}
+    return [pytest.param(name, marks=pytest.mark.nightly) if name in late else name for name in names]
 
 
 def bert_like() -> tuple[Any, Any]:
@@ -73,7 +75,7 @@ def export(name: str, precision: str, output: Path, **changes: Any) -> Artifact:
     )
 
 
-@pytest.mark.parametrize("name", [*by_day(CNNS), *by_day(OTHERS), "lstm_classifier"])
+@pytest.mark.parametrize("name", by_day((*CNNS, *OTHERS, "lstm_classifier"), "transformer_encoder", "lstm_classifier"))
 def test_all_precisions_from_one_float_file_pass_their_gates(name: str, tmp_path: Path) -> None:
     sizes = {}
     for precision in FROM_FLOAT:
@@ -88,7 +90,7 @@ def test_all_precisions_from_one_float_file_pass_their_gates(name: str, tmp_path
     assert sizes["fp16"] < sizes["fp32"] and sizes["int8-weight-only"] < sizes["fp32"]
 
 
-@pytest.mark.parametrize("name", [*by_day(CNNS), *by_day(OTHERS)])
+@pytest.mark.parametrize("name", by_day((*CNNS, *OTHERS), "bert_like"))
 def test_static_int8_passes_its_gate_with_all_its_products_in_int8(name: str, tmp_path: Path) -> None:
     artifact = export(name, "int8", tmp_path / "a")
     assert artifact.status == "verified"
@@ -96,7 +98,7 @@ def test_static_int8_passes_its_gate_with_all_its_products_in_int8(name: str, tm
     assert {layer.op for layer in floats} <= {"conv_transpose"} and all(layer.reason for layer in floats)
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", by_day(RECURRENT, "gru_classifier"))
 def test_the_steps_of_a_recurrent_network_are_rounded_when_they_run(name: str, tmp_path: Path) -> None:
     """The converter writes them out, and gives no step a range: what they read is rounded as `int8-dynamic` does."""
     artifact = export(name, "int8", tmp_path / "a")

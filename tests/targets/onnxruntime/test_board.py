@@ -89,6 +89,7 @@ def test_operators_and_outputs_are_the_same_in_every_place(artifact: deploykit.A
             assert {time.name for time in session.op_times(feeds, runs=2)} == ops
 
 
+@pytest.mark.nightly
 def test_as_a_cpu_without_vnni(artifact: deploykit.Artifact) -> None:
     """This Python on the emulated CPU: what it would do there is asked there."""
     if shutil.which("qemu-x86_64-static") is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +38,11 @@ class Graph(nn.Module):
 
 
 INPUTS = (torch.randn(5, 16, generator=torch.Generator().manual_seed(3)), EDGES)
-HOW = ("index_add", "scatter_add", "columns", "amax", "mean")
+HOW = [
+    "index_add",
+    "amax",
+    *(pytest.param(how, marks=pytest.mark.nightly) for how in ("scatter_add", "columns", "mean")),
+]
 
 
 def check(target: str, how: str, folder: Path) -> None:

@@ -68,6 +68,7 @@ def test_fit_save_resume_and_export(tmp_path: Path) -> None:
     assert artifact.parity.chain[0].reference == "trained graph" and artifact.parity.sqnr_db >= 60
 
 
+@pytest.mark.nightly
 def test_learned_scales_are_trained_and_resumed(tmp_path: Path) -> None:
     qat, model = deploykit.transformers.QuantizationAwareTraining("x86-cpu", scales="learned", scales_lr=0.05), bert()
     trainer(model, tmp_path, qat).train()
