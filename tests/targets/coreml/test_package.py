@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conversions import NEEDS_COREMLTOOLS, convert
 
 from deploykit.contract.precision import Precision
@@ -44,6 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.nightly
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     """This process, whatever its hash seed is, and one of its own with another."""
     command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(tmp_path / "other")]
