@@ -214,7 +214,9 @@ def test_a_model_whose_sources_do_not_tell_what_it_is_is_refused(project):
     assert [(cell.status, cell.cached) for cell in run(project).cells] == [("passed", False)] * 2
 
 
-@pytest.mark.parametrize("name", ["settings.py", "nets.py", "cal.npz"])
+@pytest.mark.parametrize(
+    "name", ["nets.py", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("settings.py", "cal.npz"))]
+)
 def test_what_changes_between_plan_and_work_is_not_made_under_the_old_key(project, monkeypatch, name):
     path = project.folder / name
     before = path.read_bytes()
@@ -269,7 +271,7 @@ def test_a_speed_gate_is_measured_with_its_float_build(project):
 
 
 @pytest.mark.parametrize(
-    "moment", [pytest.param(0.3, marks=pytest.mark.nightly), pytest.param(1.5, marks=pytest.mark.nightly), 2.5, 5.0]
+    "moment", [*(pytest.param(moment, marks=pytest.mark.nightly) for moment in (0.3, 1.5, 2.5)), 5.0]
 )
 def test_a_release_that_is_killed_leaves_no_process_and_no_half_artifact_and_goes_on(project, moment):
     command = [sys.executable, "-m", "deploykit", "release", str(project.file), "--engine", "pool", "--jobs", "2"]
