@@ -19,6 +19,7 @@ from deploykit.plugin.target import Payload
 from deploykit_calibration.layers import reconcile
 from deploykit_calibration.op_kinds import data_arguments, shape_of
 from deploykit_targets._float16 import Float16Plan, plan_float16
+from deploykit_targets._schemes.recurrent import notes_on_steps
 from deploykit_targets.coreml import interface, network, package, prescan
 from deploykit_targets.coreml.compress import WEIGHT_ONLY, compress
 from deploykit_targets.coreml.count import Counted, count, origins, sources
@@ -39,6 +40,10 @@ _NOTES = {
     ),
     Precision.FP16: ("sums inside a layer may be float32 or float16, as the compute unit has it",),
 }
+_STEPS = (
+    "the program is longer, where fp16 has one native layer of an LSTM; what a device takes for it was not measured:"
+    " compare with fp16 there"
+)
 _HELD_AS = "the precision is that of the stored weights; products run in float16"
 _WIDTHS = {"int8": 1, "float16": 2, "float32": 4}
 
@@ -162,6 +167,7 @@ def _achieved(prepared: Prepared, counted: Counted) -> Achieved:
     held = precision in WEIGHT_ONLY
     executed = {**counted.executed, **(counted.held if held else {})}
     notes = (network.NOTE,) if old else (_HELD_AS,) if held else _NOTES.get(precision, ())
+    notes = (*notes, *notes_on_steps(prepared, _STEPS))
     read = "the neural network" if old else "the ML Program"
     left = "" if precision is Precision.FP32 else "coremltools leaves it in float32"
     return reconcile(prepared, executed, source=read, notes=notes, left=left)

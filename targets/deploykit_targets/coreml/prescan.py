@@ -20,11 +20,23 @@ DTYPES = {"bool": "int32", "float64": "float32", "float32": "float32", "float16"
 
 
 def register_lstm() -> None:
-    """Let coremltools' own converter of LSTMs, written for traced models, take the overload of `torch.export`."""
+    """Let coremltools' own converter of LSTMs, written for traced models, take the overload of `torch.export`.
+
+    In a trace an LSTM has three named results; here it has one name, and `getitem` takes them from a tuple.
+    """
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as REGISTRY
 
     if REGISTRY.get_func("lstm.input") is None:
-        REGISTRY.set_func_by_name(REGISTRY.get_func("lstm"), "lstm.input")
+        of_traces = REGISTRY.get_func("lstm")
+
+        def lstm(context: Any, node: Any) -> None:
+            names = [node.name, f"{node.name}_hidden", f"{node.name}_cell"]
+            before, node.outputs = node.outputs, names
+            of_traces(context, node)
+            node.outputs = before
+            context.add(tuple(context[name] for name in names), torch_name=node.name, override=True)
+
+        REGISTRY.set_func_by_name(lstm, "lstm.input")
 
 
 def check_outputs(captured: CapturedModel) -> None:

@@ -17,6 +17,7 @@ from deploykit.contract.formats import (
 )
 from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import IN_FLOAT, INT8_IN_OUT, WEIGHT, Scheme, weights_alone, with_rules
+from deploykit_targets._schemes.recurrent import with_reasons
 from deploykit_targets._schemes.x86 import ONNX_X86
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ def weight_only(precision: Precision, *, block_size: int, threshold: int) -> Sch
 
 def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
     """The scheme for a request."""
-    del captured
     options = request.options
     if request.precision.is_weight_only:
         return weight_only(request.precision, block_size=options.block_size, threshold=options.weight_threshold)
-    return COREML if request.precision is Precision.INT8 else IN_FLOAT
+    if request.precision is not Precision.INT8:
+        return IN_FLOAT
+    return with_reasons(COREML, captured, request)

@@ -168,6 +168,12 @@ class CoreMLTarget(Target):
             message = f"{said[0]} has no effect: no input is fed with an image"
             raise UsageError(message, hint="name the input, image_input=..., or leave it out")
 
+    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
+        """See `Target.adapt`: recurrent layers are written out where they are quantized."""
+        from deploykit_targets._schemes.recurrent import written_out
+
+        return written_out(captured, request)
+
     def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
         """See `Target.scheme`."""
         from deploykit_targets.coreml.scheme import scheme_of

@@ -57,7 +57,7 @@ def sequences(count: int) -> list[Tensor]:
     return list(torch.randn(count, 1, STEPS, INPUTS, generator=torch.Generator().manual_seed(0)))
 
 
-def data_of(case: str, batches: int = 6) -> tuple[nn.Module, list[tuple[Tensor, ...]]]:
+def data_of(case: str, batches: int = 16) -> tuple[nn.Module, list[tuple[Tensor, ...]]]:
     """The model of a case, and batches for it: a sequence, and the initial states."""
     kind, options = CASES[case]
     model = Recurrent(kind, **options).eval()
