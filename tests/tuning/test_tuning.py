@@ -577,22 +577,22 @@ def test_small_last_layers_of_int4_are_held_in_8_bits(tmp_path: Path) -> None:
 
 
 def test_a_gate_that_no_rung_changes_ends_the_climb(tmp_path: Path) -> None:
-    """A GRU has no int8 kernel in ONNX Runtime: what is missed is placement, and not accuracy."""
+    """A transposed convolution has no int8 kernel in ONNX Runtime: what is missed is placement, and not accuracy."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-    class Recurrent(torch.nn.Module):
+    class Widened(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.gru, self.head = torch.nn.GRU(8, 16, batch_first=True), torch.nn.Linear(16, 8)
+            self.wide, self.head = torch.nn.ConvTranspose1d(8, 16, 3), torch.nn.Linear(16, 8)
 
         def forward(self, x: Any) -> Any:
-            return self.head(self.gru(x)[0])
+            return self.head(self.wide(x).transpose(1, 2))
 
-    data = list(torch.randn(6, 1, 4, 8, generator=torch.Generator().manual_seed(0)))
+    data = list(torch.randn(6, 1, 8, 4, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(deploykit.PlacementError) as caught:
         deploykit.tune(
-            Recurrent().eval(), "x86-cpu", "int8", example_inputs=(data[0],), calibration=data, min_placement=0.9,
+            Widened().eval(), "x86-cpu", "int8", example_inputs=(data[0],), calibration=data, min_placement=0.9,
             output=tmp_path / "a", **PLAIN,
         )  # fmt: skip
     steps = told(caught.value.ladder)
@@ -622,10 +622,15 @@ def test_an_algorithm_is_run_once_for_all_that_stand_on_it(case: Any, tmp_path: 
     assert proved.sqnr_db == pytest.approx(plan.ladder[1].sqnr_db, abs=3.0)
 
 
-def test_recurrent_layers_are_refused_with_what_they_lack(tmp_path: Path) -> None:
+def test_recurrent_layers_are_refused_with_what_they_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deploykit_targets._schemes import recurrent
+
+    monkeypatch.setattr(recurrent, "MOST_STEPS", 19)
     model, example = ZOO["gru_classifier"]()
     asked: dict[str, Any] = {"example_inputs": example, "calibration": [example] * 4, "min_sqnr_db": 20.0}
-    with pytest.raises(deploykit.PlacementError, match="recurrent layers have no static int8 kernel") as caught:
+    with pytest.raises(
+        deploykit.PlacementError, match=r"up to 19 steps .* these are 20: shorten the sequence"
+    ) as caught:
         deploykit.tune(model, "x86-cpu", "int8", output=tmp_path / "a", **asked, **PLAIN)
     assert [step.outcome for step in caught.value.ladder[2:]] == ["skipped"] * 4, "no rung changes what has a kernel"
 

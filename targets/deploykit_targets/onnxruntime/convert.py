@@ -16,6 +16,7 @@ from deploykit_targets._onnx.count import count
 from deploykit_targets._onnx.lowered import lowered
 from deploykit_targets._onnx.ort_forms import for_onnxruntime
 from deploykit_targets._onnx.weights import Compressed, dynamic_int8, dynamic_lstms, float16, weight_only
+from deploykit_targets._schemes.recurrent import notes_on_steps
 
 if TYPE_CHECKING:
     import onnx
@@ -32,6 +33,10 @@ _LEFT = {
     Precision.INT8_WEIGHT_ONLY: "no weight-only form is written for it",
     Precision.INT4_WEIGHT_ONLY: "no weight-only form is written for it",
 }
+_STEPS = (
+    "two GRU layers took 3.6 times as long as in fp32 with 128 units, and 0.7 times with 512 (AVX2 without VNNI, one"
+    " thread)"
+)
 _HELD_AS = "the precision is that of the stored weights; products run in float32 or, for int4, in int8 blocks"
 _NOTES = {
     Precision.FP16: ("weights are stored in float16; without a float16 kernel ONNX Runtime casts around float32 ones",),
@@ -103,7 +108,7 @@ def _achieved(prepared: Prepared, made: _Made, path: Path) -> Achieved:
         prepared,
         {**counted.executed, **(made.held or {})},
         source="ONNX Runtime's optimised graph",
-        notes=_NOTES.get(prepared.precision, ()),
+        notes=(*_NOTES.get(prepared.precision, ()), *notes_on_steps(prepared, _STEPS)),
         left=_LEFT.get(prepared.precision, ""),
     )
     return made.plan.listed(achieved, prepared.captured)

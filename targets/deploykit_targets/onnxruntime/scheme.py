@@ -16,6 +16,7 @@ from deploykit.contract.formats import (
 from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import IN_FLOAT, WEIGHT, Inputs, OpRule, Scheme, weights_alone, with_rules
 from deploykit_targets._onnx.vnni import has_wide_weights
+from deploykit_targets._schemes.recurrent import with_reasons
 from deploykit_targets._schemes.x86 import ONNX_X86, ONNX_X86_NO_VNNI
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ DYNAMIC = weights_alone(
 
 # The only int8 LSTM of ONNX Runtime rounds what each step reads when it runs. Written out as static products, one took
 # 3 times as long at 128 units, and as long as in float at 512, where this one takes a third.
+NATIVE = frozenset({"lstm"})
 STATIC = replace(ONNX_X86, rules=with_rules(ONNX_X86, lstm=_DYNAMIC_LSTM))
 STATIC_NO_VNNI = replace(ONNX_X86_NO_VNNI, rules=STATIC.rules)
 
@@ -75,7 +77,6 @@ def weight_only(bits: int, block_size: int) -> Scheme:
 
 def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
     """The scheme for a request; weights of 7 bits cannot saturate 16-bit sums on any CPU."""
-    del captured
     wide = has_wide_weights(request.device)
     if request.precision is Precision.INT8_DYNAMIC:
         return replace(DYNAMIC, reduce_range=not wide)
@@ -83,4 +84,4 @@ def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
         return weight_only(_BITS[request.precision], request.options.block_size)
     if request.precision is not Precision.INT8:
         return IN_FLOAT
-    return STATIC if wide else STATIC_NO_VNNI
+    return with_reasons(STATIC if wide else STATIC_NO_VNNI, captured, request, native=NATIVE)

@@ -88,6 +88,13 @@ class OnnxRuntimeTarget(Target):
         if size < _SMALLEST_BLOCK or size & (size - 1):
             raise UsageError(f"block_size {size} is no power of two from {_SMALLEST_BLOCK}", hint="32 is the default")
 
+    def adapt(self, captured: CapturedModel, request: Request) -> CapturedModel:
+        """See `Target.adapt`: GRUs and RNNs are written out where they are quantized; LSTMs have a kernel."""
+        from deploykit_targets._schemes.recurrent import written_out
+        from deploykit_targets.onnxruntime.scheme import NATIVE
+
+        return written_out(captured, request, native=NATIVE)
+
     def scheme(self, request: Request, captured: CapturedModel) -> Scheme:
         """See `Target.scheme`."""
         from deploykit_targets.onnxruntime.scheme import scheme_of
