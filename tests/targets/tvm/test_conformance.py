@@ -21,6 +21,7 @@ CRASH = "#include <signal.h>\n__attribute__((constructor)) static void f(void) {
 
 class TestTvm(TargetConformance):
     target = "x86-cpu:tvm"
+    at_night = frozenset({"test_caller_model_is_left_alone", "test_several_inputs_and_named_outputs"})
 
     def test_a_library_that_crashes_as_it_is_loaded_is_a_device_error(
         self, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,7 @@ def _tools() -> None:
         pytest.skip(f"not installed: {', '.join(tool.package for tool in missing)}")
 
 
-@pytest.mark.parametrize("model", ["mobilenet_like", "transformer_encoder"])
+@pytest.mark.parametrize("model", [pytest.param("mobilenet_like", marks=pytest.mark.nightly), "transformer_encoder"])
 @pytest.mark.parametrize("board", ["graviton3"])
 def test_int8_on_a_board(board: str, model: str, tmp_path: Path) -> None:
     module, example = ZOO[model]()

@@ -62,8 +62,15 @@ def transformer() -> tuple[Any, list[Any]]:
     return model, [torch.randint(0, 50, (1, 9)) for _ in range(8)]
 
 
-@pytest.mark.parametrize("device", ["raspberry-pi-5", "raspberry-pi-4"])
-@pytest.mark.parametrize("make", [convolutional, transformer])
+@pytest.mark.parametrize(
+    ("make", "device"),
+    [
+        (convolutional, "raspberry-pi-5"),
+        (transformer, "raspberry-pi-4"),
+        pytest.param(convolutional, "raspberry-pi-4", marks=pytest.mark.nightly),
+        pytest.param(transformer, "raspberry-pi-5", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_model_on_a_board(make: Any, device: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, data = make()
