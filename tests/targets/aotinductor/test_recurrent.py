@@ -9,13 +9,13 @@ import pytest
 
 pytest.importorskip("torch", reason="exporting needs PyTorch")
 
+import recurrent_cases as recurrent
 import torch
 from torch import Tensor, nn
 
 import deploykit
 from deploykit import pipeline
 from deploykit_targets._schemes import recurrent as steps
-from tests.targets.shared import recurrent
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed: the compiler writes C++")
 TARGET = "x86-cpu:aotinductor"

@@ -9,10 +9,11 @@ import pytest
 pytest.importorskip("torch", reason="exporting needs PyTorch")
 pytest.importorskip("coremltools", reason="coremltools is not installed")
 
+import recurrent_cases as recurrent
+
 import deploykit
 from deploykit import pipeline
 from deploykit_targets._schemes import recurrent as steps
-from tests.targets.shared import recurrent
 
 TARGET = "iphone-15"
 QUICK = "lstm of both directions"

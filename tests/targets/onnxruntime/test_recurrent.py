@@ -10,12 +10,12 @@ pytest.importorskip("torch", reason="exporting needs PyTorch")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
 import onnx
+import recurrent_cases as recurrent
 import torch
 from torch import nn
 
 import deploykit
 from deploykit_targets._schemes import recurrent as steps
-from tests.targets.shared import recurrent
 
 WRITTEN_OUT = [case for case in recurrent.CASES if not case.startswith("lstm")]
 

@@ -10,12 +10,12 @@ import pytest
 pytest.importorskip("torch", reason="exporting needs PyTorch")
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
+import recurrent_cases as recurrent
 import torch
 from torch import nn
 
 import deploykit
 from deploykit_targets._schemes import recurrent as steps
-from tests.targets.shared import recurrent
 
 TARGET = "x86-cpu-avx2:openvino"
 
