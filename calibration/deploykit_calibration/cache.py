@@ -39,9 +39,11 @@ class TableCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self._folder):
                 pass
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name with NUL
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise CalibrationError(
-                f"cache_dir: {self._folder} cannot be written: {error}", hint="name another folder, or leave it out"
+                f"cache_dir: {str(self._folder)!r} cannot be written: {reason}",
+                hint="name another folder, or leave it out",
             ) from error
 
     def may_hold_any(self) -> bool:

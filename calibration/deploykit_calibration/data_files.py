@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.contract.errors import CalibrationError, UsageError
+from deploykit.contract.errors import CalibrationError, DeploykitError, UsageError
 from deploykit.contract.naming import UNNAMED, matched
 from deploykit.contract.reading import open_regular
 
@@ -51,8 +51,13 @@ def _batches(path: Path, reader: Reader, names: list[str]) -> Iterator[Any]:
             yield batch
     except CalibrationError:
         raise
+    except DeploykitError as error:  # not there, no file, too large: it says what to do
+        raise CalibrationError(
+            f"{path}: cannot read this calibration file: {error.message}", hint=error.hint
+        ) from error
     except Exception as error:  # zip, npy and safetensors raise a dozen kinds
-        raise CalibrationError(f"{path}: cannot read this calibration file: {error}") from error
+        hint = "write it again, as numpy.savez or safetensors do, with an array per input"
+        raise CalibrationError(f"{path}: cannot read this calibration file: {error}", hint=hint) from error
 
 
 def _npz_arrays(path: Path, names: list[str]) -> dict[str, Slicer]:

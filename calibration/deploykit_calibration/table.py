@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.artifact.storage import write_file
+from deploykit.contract.arguments import path as path_of
 from deploykit.contract.errors import CalibrationError
 from deploykit.contract.reading import MAX_ARRAY_BYTES, MAX_JSON_BYTES, convert, decode_json, open_regular, read_bytes
 from deploykit_calibration.channel_sums import ChannelSums
@@ -163,7 +164,7 @@ class CalibrationTable:
         Raises:
             CalibrationError: the file cannot be written; an older file of that name is then untouched.
         """
-        path = Path(path)
+        path = path_of("path", path)
         if path.suffix != SUFFIX and path.is_file() and path.stat().st_size and not is_table_file(path):
             raise CalibrationError(
                 f"{path} is some other file; it is left alone", hint=f"name another file, such as {path.stem}{SUFFIX}"
@@ -182,7 +183,7 @@ class CalibrationTable:
         Raises:
             CalibrationError: no such file, damaged, not a calibration table, or of a newer schema; says which.
         """
-        header, arrays = _read(Path(path))
+        header, arrays = _read(path_of("path", path))
         try:
             convert(header, _Header, what="its header", error=CalibrationError)
             return _decode(header, arrays)

@@ -11,7 +11,9 @@ from pathlib import Path
 from deploykit.artifact.manifest import CHOICE_NAME
 from deploykit.contract.errors import ArtifactError
 from deploykit.contract.precision import Evidence
+from deploykit.contract.printable import aligned
 from deploykit.contract.reading import read_json
+from deploykit.judge import figures
 from deploykit.judge.profiling import Percentiles
 
 
@@ -55,6 +57,38 @@ class Choice:
     threads: int
     candidates: tuple[Candidate, ...]
     evidence: Evidence = Evidence.DEVICE
+
+    @property
+    def title(self) -> str:
+        """How they were compared."""
+        if self.threads:
+            return f"Measured in turns on {self.threads} thread(s)"
+        return f"By {self.evidence}: the device is not here"
+
+    @property
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Heads, and a row of texts for each candidate, fastest first."""
+        rows = [
+            [
+                row.target,
+                row.status,
+                figures.milliseconds(row.latency_ms.p50 if row.latency_ms else None),
+                figures.decibel(row.sqnr_db),
+                figures.size(row.size_bytes),
+                row.reason,
+            ]
+            for row in self.candidates
+        ]
+        heads = ["tried", "status", "p50", "SQNR", "size", "why not"]
+        if any(row.relative_cost is not None for row in self.candidates):
+            heads[2] = "MACs x bytes"
+            for cells, row in zip(rows, self.candidates, strict=True):
+                cells[2] = figures.plain(row.relative_cost)
+        return heads, rows
+
+    def __str__(self) -> str:
+        heads, rows = self.table
+        return f"{self.winner}. {self.title}\n{aligned([heads, *rows])}"
 
 
 def read_choice(folder: Path) -> Choice | None:

@@ -32,7 +32,7 @@ def replaceable(output: str | Path) -> Path:
     path = path_of("output", output)
     try:
         path = path.parent.resolve() / path.name
-        if path.name in ("", "..") or "\0" in path.name:
+        if output == "" or path.name in ("", "..") or "\0" in path.name:
             raise ArtifactError(f"{str(output)!r} names no folder to write", hint="choose another output=")
         for folder in (path, failed_path(path)):
             check_replaceable(folder)

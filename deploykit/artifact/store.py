@@ -20,6 +20,7 @@ from deploykit.artifact.manifest import Manifest
 from deploykit.artifact.seal import Seal, sealed
 from deploykit.artifact.storage import sha256_of, write_file
 from deploykit.contract.achieved import Achieved
+from deploykit.contract.arguments import path as path_of
 from deploykit.contract.errors import ArtifactError
 from deploykit.contract.precision import Evidence
 from deploykit.contract.reading import MAX_JSON_BYTES, decode_json, read_bytes
@@ -176,7 +177,7 @@ def read(path: str | Path, agrees: Callable[[Manifest], None]) -> tuple[Path, Ma
         ArtifactError: not an artifact, damaged, truncated, with a path that leaves the folder, a link, or written by
             a newer deploykit; the message says which and what to do.
     """
-    folder = Path(path)
+    folder = path_of("path", path)
     for _ in range(_ATTEMPTS):
         before = _identity(folder)
         try:
@@ -207,7 +208,7 @@ def _identity(folder: Path) -> tuple[int, ...]:
 def _manifest_bytes(folder: Path) -> bytes:
     path = folder / layout.MANIFEST_NAME
     if "\0" in str(folder):
-        raise ArtifactError(f"{str(folder)!r} is no path: it has a NUL character")
+        raise ArtifactError(f"{str(folder)!r} is no path: it has a NUL character", hint="pass the exported folder")
     if folder.is_symlink() or path.is_symlink():
         raise ArtifactError(f"{folder} or its manifest is a symbolic link; artifacts hold no links")
     if not path.is_file():

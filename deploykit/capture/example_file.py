@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploykit.contract.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError, DeploykitError
 from deploykit.contract.naming import UNNAMED
 from deploykit.contract.reading import open_regular
 
@@ -36,8 +36,13 @@ def first_rows(path: Path) -> dict[str, Tensor]:
         return {}
     try:
         rows = reader(path)
+    except DeploykitError as error:  # not there, no file, too large: it says what to do
+        raise CalibrationError(
+            f"{path}: cannot read this calibration file: {error.message}", hint=error.hint
+        ) from error
     except Exception as error:  # zip, npy and safetensors raise a dozen kinds
-        raise CalibrationError(f"{path}: cannot read this calibration file: {error}") from error
+        hint = "write it again, as numpy.savez or safetensors do, with an array per input"
+        raise CalibrationError(f"{path}: cannot read this calibration file: {error}", hint=hint) from error
     return {name: row.float() if row.dtype is torch.float64 else row for name, row in rows.items()}
 
 

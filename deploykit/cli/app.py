@@ -130,7 +130,8 @@ def _guarded(function: Callable[P, Answer]) -> Callable[P, Answer]:
             try:
                 return function(*args, **kwargs)
             except KeyboardInterrupt as error:  # Typer's own handling differs between versions
-                raise Interrupted("interrupted; nothing half-written is left") from error
+                hint = "; ".join(getattr(error, "__notes__", ())) or None
+                raise Interrupted("interrupted; nothing half-written is left", hint=hint) from error
             except SystemExit as error:  # a model's script that exits must not look like an export that succeeded
                 raise UsageError(f"code that was imported called sys.exit({error.code!r})") from error
 

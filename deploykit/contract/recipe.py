@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from deploykit.contract.arguments import path as path_of
+
 SCHEMA_VERSION = 1
 FLOAT = "float"
 FLOAT32 = "float32"
@@ -203,7 +205,7 @@ class Recipe(_Whole):
         """
         from deploykit.contract.recipe_file import write
 
-        write(self, Path(path))
+        write(self, path_of("path", path))
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
@@ -215,4 +217,4 @@ class Recipe(_Whole):
         """
         from deploykit.contract.recipe_file import read
 
-        return read(Path(path))
+        return read(path_of("path", path))

@@ -6,12 +6,15 @@ so that the same recipe is the same file; keys that hold their default are left 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import os
 import re
 import tempfile
 import tomllib
 import typing
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,20 +38,54 @@ _HINT = "deploykit writes one for every export; see `deploykit inspect ARTIFACT 
 
 def write(recipe: Recipe, path: Path) -> None:
     """See `Recipe.write`."""
+    part = path.parent / f".recipe-{uuid.uuid4().hex}.part"
     try:
+        _refuse_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8", newline="\n") as part:
-            part.write(dumps(recipe))
-        os.replace(part.name, path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}", hint="choose another file") from error
+        with part.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(dumps(recipe))
+        part.replace(path)
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL
+        raise _unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            part.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written in the end, before minutes are spent on what it shall hold.
+
+    Nothing is left behind, and no folder is made.
+
+    Raises:
+        UsageError: as `Recipe.write`.
+    """
+    try:
+        _refuse_folder(path)
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()  # a name that is too long, a folder of it that is a file
+        folder = next(each for each in path.absolute().parents if each.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
+def _unwritable(path: Path, error: OSError | ValueError) -> UsageError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return UsageError(f"cannot write {str(path)!r}: {reason}", hint="choose another file")
 
 
 def read(path: Path) -> Recipe:
     """See `Recipe.read`."""
     data = read_bytes(path, limit=_MAX_BYTES, links=True, error=UsageError)
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UsageError(f"{path}, line {line}: not UTF-8", hint="save the file as UTF-8") from error
@@ -79,14 +116,19 @@ def loads(text: str, *, what: str = "the recipe") -> Recipe:
     try:
         recipe = msgspec.convert(data, Recipe)
     except msgspec.ValidationError as error:
+        _refuse_unknown(data, text, what)  # a key that is missing may stand there misspelt
         found = _PATH.search(str(error))
         steps = [key or int(index) for key, index in _STEP.findall(found.group(1) if found else "")]
         raise UsageError(f"{what}, line {_line(text, steps)}: {error}", hint=_HINT) from error
+    _refuse_unknown(data, text, what)
+    _check_unique(recipe, text, what)
+    return recipe
+
+
+def _refuse_unknown(data: Mapping[str, Any], text: str, what: str) -> None:
     for steps, known in _unknown(data, Recipe):
         message = f"{what}, line {_line(text, steps)}: unknown key {steps[-1]!r}"
         raise UsageError(message, hint=f"known are {', '.join(known)}")
-    _check_unique(recipe, text, what)
-    return recipe
 
 
 def _check_unique(recipe: Recipe, text: str, what: str) -> None:
@@ -114,7 +156,8 @@ def _unknown(
             continue
         for number, item in enumerate(value if isinstance(value, list) else [value]):
             where = (*at, key, number) if isinstance(value, list) else (*at, key)
-            yield from _unknown(item, nested, where)
+            if isinstance(item, Mapping):  # what is something else is refused by its type
+                yield from _unknown(item, nested, where)
 
 
 # Writing: keys with a plain value first, then lists of tables with an entry a line, then tables, as TOML wants them.

@@ -10,6 +10,7 @@ Nothing here imports a framework: the links are `Session`s.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
@@ -205,6 +206,10 @@ class LayerParity:
     sqnr_db: float
 
 
+NO_FIGURE = -sys.float_info.max
+"""Stands for a metric that is not finite, which is the worst there can be: a manifest holds finite figures only."""
+
+
 @dataclass(frozen=True)
 class TaskMetric:
     """The user's own metric on the float model and on the artifact (higher is better).
@@ -229,6 +234,13 @@ class TaskMetric:
     def passed(self) -> bool:
         """Whether the drop is allowed; NaN never passes."""
         return self.drop <= self.max_drop
+
+    @property
+    def miss(self) -> str:
+        """What is wrong with a drop that is not allowed."""
+        if self.artifact == NO_FIGURE:
+            return f"evaluate= returned no finite figure, where it gave {self.reference:.4g} for the float model"
+        return f"task metric fell from {self.reference:.4g} to {self.artifact:.4g} ({self.described})"
 
     @property
     def described(self) -> str:
@@ -274,11 +286,7 @@ class ParityReport:
 
     def with_metric(self, metric: TaskMetric) -> ParityReport:
         """The report with a task metric added; a drop beyond its bound fails it."""
-        missed = (
-            ()
-            if metric.passed
-            else (f"task metric fell from {metric.reference:.4g} to {metric.artifact:.4g} ({metric.described})",)
-        )
+        missed = () if metric.passed else (metric.miss,)
         failures = self.failures + missed
         return replace(self, metric=metric, failures=failures, passed=not failures)
 

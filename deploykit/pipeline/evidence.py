@@ -12,7 +12,7 @@ from deploykit.contract.arguments import number
 from deploykit.contract.errors import UsageError
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.session import FunctionSession, Session
-from deploykit.judge.parity import FLOAT, TRAINED, ParityReport, TaskMetric, Tolerance
+from deploykit.judge.parity import FLOAT, NO_FIGURE, TRAINED, ParityReport, TaskMetric, Tolerance
 from deploykit.judge.profiling import Profile
 from deploykit.judge.scores import CONFIDENCE, Scores, fall_of, scores_of
 from deploykit.judge.slower import explained
@@ -259,8 +259,7 @@ def task_metric(task: Task, expected: Scores, got: Scores) -> TaskMetric:
     Raises:
         UsageError: they are of other numbers of samples.
     """
-    # Not finite is the worst there can be; a manifest is JSON and holds finite figures only.
-    value = got.value if np.isfinite(got.value) else float(np.finfo(np.float64).min)
+    value = got.value if np.isfinite(got.value) else NO_FIGURE
     return TaskMetric(expected.value, value, task.max_drop, fall_of(expected, got))
 
 

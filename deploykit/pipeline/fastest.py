@@ -25,11 +25,12 @@ from deploykit.contract.errors import (
     GateError,
     MissingDependencyError,
     UnknownTargetError,
+    UnsupportedPrecisionError,
 )
 from deploykit.contract.host import ARCHITECTURES, this_host
-from deploykit.contract.precision import Evidence
+from deploykit.contract.precision import Evidence, Precision
 from deploykit.judge.profiling import DEFAULT_EFFORT, Percentiles, measure_interleaved
-from deploykit.pipeline.plan import default_output
+from deploykit.pipeline.plan import default_output, precision_of
 from deploykit.plugin.artifact import Artifact, load
 from deploykit.plugin.registry import FASTEST, Resolved, resolve, toolchains
 
@@ -44,13 +45,15 @@ def export_fastest(export: Callable[..., Artifact], request: Mapping[str, Any]) 
         request: its arguments by name; `target` ends with `:fastest`.
     Raises:
         UnknownTargetError: no toolchain has that device.
+        UsageError, UnsupportedPrecisionError: there is no such precision, or no toolchain of the device has it.
         MissingDependencyError: none that has it, in the precision, is installed.
         DeviceError: this machine is not the device, so that nothing can be measured.
         ConversionError: no artifact passes; the message has the reason of each.
     """
-    device = request["target"].removesuffix(SUFFIX)
-    offers, missing = _installed(device, request["precision"])
-    output = replaceable(request["output"] or default_output(request["model"], request["target"], request["precision"]))
+    device, precision = request["target"].removesuffix(SUFFIX), precision_of(request["precision"])
+    offers, missing = _installed(device, precision)
+    chosen = request["output"]
+    output = replaceable(default_output(request["model"], request["target"], precision) if chosen is None else chosen)
     with (
         staging_folder(output, check_replaceable) as staging,
         tempfile.TemporaryDirectory(prefix="deploykit-fastest-") as cache,
@@ -83,9 +86,8 @@ def _installed(device: str, precision: str) -> tuple[list[Resolved], dict[str, D
     if not serving:
         resolve(device)  # raises with near names
         raise UnknownTargetError(f"no toolchain has the device {device!r}")
-    having = [resolve(f"{device}:{name}") for name in serving]
-    having = [o for o in having if precision in o.target.capabilities().precisions and precision in o.device.precisions]
-    having = _of_this_architecture(device, having)
+    all_of = [resolve(f"{device}:{name}") for name in serving]
+    having = _of_this_architecture(device, [offer for offer in all_of if _has(offer, precision)])
     missing: dict[str, DeploykitError] = {}
     offers: list[Resolved] = []
     for offer in having:
@@ -98,8 +100,17 @@ def _installed(device: str, precision: str) -> tuple[list[Resolved], dict[str, D
     if not offers and missing:
         raise next(iter(missing.values()))
     if not offers:
-        raise UnknownTargetError(f"no toolchain of {device} has {precision}; there are {', '.join(serving)}")
+        have = [name for name in Precision if any(_has(offer, name) for offer in all_of)]
+        raise UnsupportedPrecisionError(
+            f"no toolchain of {device} has {precision}; there are {', '.join(serving)}",
+            hint=f"one of {', '.join(have)}",
+        )
     return offers, missing
+
+
+def _has(offer: Resolved, precision: str) -> bool:
+    """Whether both the toolchain and the silicon have a precision."""
+    return precision in offer.target.capabilities().precisions and precision in offer.device.precisions
 
 
 def _of_this_architecture(device: str, having: list[Resolved]) -> list[Resolved]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from deploykit.contract.errors import UnknownTargetError, UsageError
 from deploykit.contract.recipe import Recipe
-from deploykit.plugin.registry import Resolved, resolve
+from deploykit.plugin.registry import FASTEST, Resolved, resolve
 
 
 class Unsaid(str):
@@ -43,6 +43,9 @@ def aimed(recipe: Recipe | None, target: str, precision: str) -> tuple[str, str]
     """
     if recipe is None:
         return _said(target), _said(precision)
+    if isinstance(target, str) and target.endswith(f":{FASTEST}"):
+        hint = f"leave target= to the recipe, or recipe= out: a recipe of {recipe.target} says how that quantises"
+        raise UsageError(f"the recipe is of {recipe.target}, and {target} chooses between toolchains", hint=hint)
     target = _shortest(recipe.target) if isinstance(target, Unsaid) else target
     resolved = resolve(target)
     if ":" not in recipe.target:

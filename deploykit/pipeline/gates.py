@@ -44,6 +44,7 @@ class Gates:
         reaches_further: one that more kinds of layers have; None where there is none.
         searched: whether a search has ended in this miss, so that another is no advice.
         mixed: whether that search kept layers in float: those that are worst may be float already.
+        untried: what that search did not try because its seconds were spent.
     """
 
     precision: Precision = Precision.FP32
@@ -54,6 +55,7 @@ class Gates:
     reaches_further: Precision | None = None
     searched: bool = False
     mixed: bool = False
+    untried: tuple[str, ...] = ()
 
     def misses(self, achieved: Achieved, report: ParityReport, profile: Profile | None) -> list[Miss]:
         """The missed gates, parity first; empty where the artifact may be published as verified."""
@@ -71,6 +73,8 @@ class Gates:
         message = f"{self.precision} artifact misses its parity gate: {'; '.join(report.failures)}"
         culprit, hint = self._runtime_at_fault(report) or self._model_at_fault(report)
         message += culprit
+        if self.untried:
+            hint = f"raise budget_s=, which ended the search before {', '.join(self.untried)}; or {hint}"
         hint += f"{self._next()}; strict=False returns the candidate"
         return Miss(message, lambda artifact: ParityError(message, report=report, candidate=artifact, hint=hint))
 

@@ -74,7 +74,7 @@ def make_plan(model: Any, request: Request, *, output: str | Path | None, goals:
     return Plan(
         request=request,
         target=resolved.target,
-        output=replaceable(output or default_output(model, request.target, request.precision)),
+        output=replaceable(default_output(model, request.target, request.precision) if output is None else output),
         gates=_gates(request.precision, goals, resolved, profile=profile),
         profile=profile,
     )
@@ -119,7 +119,7 @@ def make_request(
         UsageError, UnknownTargetError, UnsupportedPrecisionError: it cannot be met, or the precision has no use for
             something that was asked for.
     """
-    resolved, wanted = resolve(target), _precision(precision)
+    resolved, wanted = resolve(target), precision_of(precision)
     if recipe is not None:
         given = {"calibration_method": method, "include": include, "exclude": exclude, "algorithms": algorithms}
         check_silent(recipe, given)
@@ -175,7 +175,12 @@ PRECISION_WORDS = {
 """Other words for precisions, which are offered and never taken for them."""
 
 
-def _precision(name: str) -> Precision:
+def precision_of(name: str) -> Precision:
+    """A precision by its name.
+
+    Raises:
+        UsageError: there is none of that name; the hint has near ones.
+    """
     try:
         return Precision(name)
     except ValueError:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import deploykit
 from deploykit.contract.arguments import names, number, path
 from deploykit.contract.errors import UsageError
 from deploykit.judge.parity import Tolerance
@@ -59,3 +60,12 @@ def test_a_path_is_a_string_or_says_its_own() -> None:
         with pytest.raises(UsageError, match="output is ") as caught:
             path("output", value)
         assert caught.value.hint == 'pass a path, such as output="out/model"'
+
+
+def test_what_reads_or_writes_a_path_refuses_what_is_none() -> None:
+    pytest.importorskip("torch", reason="a table is of a PyTorch model")
+    table = deploykit.CalibrationTable("0" * 64)
+    for call in (deploykit.load, deploykit.CalibrationTable.load, table.save, deploykit.Recipe.read):
+        for value in (3, None):
+            with pytest.raises(UsageError, match="path is "):
+                call(value)  # type: ignore[arg-type]

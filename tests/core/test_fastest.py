@@ -19,10 +19,11 @@ from deploykit.artifact.choice import read_choice
 from deploykit.artifact.manifest import CHOICE_NAME
 from deploykit.contract.errors import (
     ConversionError,
-    DeploykitError,
     DeviceError,
     MissingDependencyError,
     UnknownTargetError,
+    UnsupportedPrecisionError,
+    UsageError,
 )
 from deploykit.contract.host import Host
 from deploykit.pipeline import fastest
@@ -153,8 +154,17 @@ def test_the_toolchains_of_an_arm_host_are_found_there(monkeypatch: pytest.Monke
 def test_names_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UnknownTargetError, match="unknown target 'x86-cpuu'"):
         export(tmp_path / "a", "x86-cpuu:fastest")
-    with pytest.raises(DeploykitError, match="fp8"):
-        deploykit.export(model(), "x86-cpu:fastest", "fp8", example_inputs=(torch.zeros(2, 16),), output=tmp_path / "a")
+    given: dict[str, Any] = {"example_inputs": (torch.zeros(2, 16),), "output": tmp_path / "a"}
+    with pytest.raises(UnsupportedPrecisionError, match=r"no toolchain of x86-cpu has fp8[\s\S]*-> one of fp32, "):
+        deploykit.export(model(), "x86-cpu:fastest", "fp8", **given)
+    with pytest.raises(UsageError, match=r"unknown precision 'int9'\n  -> did you mean int8"):
+        deploykit.export(model(), "x86-cpu:fastest", "int9", **given)
+
+
+def test_a_recipe_is_of_one_toolchain(chosen: deploykit.Artifact, tmp_path: Path) -> None:
+    for call in (deploykit.export, deploykit.tune, deploykit.sensitivity):
+        with pytest.raises(UsageError, match="x86-cpu:fastest chooses between toolchains"):
+            call(model(), "x86-cpu:fastest", recipe=chosen.recipe)
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"{" * 5000, b"\xff", b'{"winner": 1}'])
@@ -164,6 +174,12 @@ def test_a_damaged_record_is_no_choice(damage: bytes, tmp_path: Path) -> None:
 
 
 def test_the_table_is_shown(chosen: deploykit.Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chosen.choice is not None
+    first, heads, *rows = str(chosen.choice).splitlines()
+    assert first.startswith(f"{chosen.choice.winner}. Measured in turns on ")
+    assert heads.split()[:2] == ["tried", "status"]
+    assert [row.split()[0] for row in rows] == [each.target for each in chosen.choice.candidates]
+
     from deploykit.cli import main
 
     assert main(["inspect", str(chosen.path)]) == 0

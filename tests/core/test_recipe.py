@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import deploykit
 from deploykit.contract.recipe import AlgorithmStep, LayerChoice, ModelIdentity, RangeChoice, Recipe, TriedStep
-from deploykit.contract.recipe_file import dumps, loads
+from deploykit.contract.recipe_file import check_writable, dumps, loads
 
 RECIPE = Recipe(
     target="x86-cpu:onnxruntime",
@@ -39,6 +40,34 @@ def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
     assert Recipe.read(tmp_path / "deep" / "net.toml") == RECIPE
     assert Recipe.read(str(tmp_path / "deep" / "net.toml")).fingerprint == RECIPE.fingerprint
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["net.toml"]
+
+
+def test_a_file_that_cannot_be_written_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    wrong: list[Any] = [tmp_path / "folder", tmp_path / "file" / "net.toml", str(tmp_path / "a\0b"), "", "x" * 300]
+    for path in wrong:
+        with pytest.raises(deploykit.UsageError, match="cannot write"):
+            RECIPE.write(path)
+        with pytest.raises(deploykit.UsageError, match="cannot write"):
+            check_writable(Path(path))
+    for call in (RECIPE.write, Recipe.read):
+        with pytest.raises(deploykit.UsageError, match="path is 5"):
+            call(5)  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+    check_writable(tmp_path / "deep" / "net.toml")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_it_can_be_read_by_whom_other_files_can(tmp_path: Path) -> None:
+    RECIPE.write(tmp_path / "рецепт.toml")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "рецепт.toml").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_file_may_begin_with_the_mark_of_an_editor(tmp_path: Path) -> None:
+    (tmp_path / "net.toml").write_text(TEXT, encoding="utf-8-sig")
+    assert Recipe.read(tmp_path / "net.toml") == RECIPE
 
 
 def test_a_layer_is_a_line() -> None:
@@ -79,6 +108,7 @@ def line_of(text: str) -> int:
     [
         ('kind = "linear"', "kind = 3", '"linear"', "got `int`"),
         (', precision = "float"', "", '"linear"', "missing required field `precision`"),
+        ('precision = "float"', 'precison = "float"', '"linear"', "unknown key 'precison'"),
         ('kind = "conv"', 'kind = "conv", precison = "int8"', '"conv2d"', "unknown key 'precison'"),
         ('name = "linear"', 'name = "conv2d"', '"linear"', "stands twice"),
         ("block = 32", "block = 32, block = 4", "block = 32", "line"),

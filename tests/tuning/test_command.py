@@ -80,6 +80,25 @@ def test_a_miss_shows_the_ladder_and_writes_the_recipe_of_the_nearest_model(
     assert deploykit.Recipe.read("near.toml") == deploykit.load("out/a.failed").recipe
 
 
+def test_a_recipe_that_cannot_be_written_is_refused_before_the_search(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    for path in (".", "taken/near.toml"):
+        code, found, _ = run("tune", "-o", "out/a", "--save-recipe", path)
+        assert code == deploykit.UsageError.exit_code and "cannot write" in found["error"]["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_cannot_be_written_in_the_end_hides_no_miss(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploykit.contract.recipe_file.check_writable", lambda path: None)
+    code, found, shown = run(
+        "tune", "--min-sqnr-db", "170", "--allow", "ptq", "--budget-s", "0", "-o", "out/a", "--save-recipe", "."
+    )
+    assert code == deploykit.ParityError.exit_code and "170 dB" in found["error"]["message"]
+    assert "was not written" in shown
+
+
 @pytest.mark.parametrize("path", ["own_net", "own_net:absent", "absent_module:f", "own_net:sys"])
 def test_a_function_that_is_none_is_refused(run: Callable[..., Any], path: str) -> None:
     code, found, _ = run("tune", "--evaluate", path, "-o", "out/a")

@@ -91,8 +91,13 @@ def test_what_has_no_answer_is_refused(made: Made) -> None:
     model, inputs = made
     with pytest.raises(CalibrationError, match="needs calibration data"):
         deploykit.sensitivity(model, example_inputs=inputs)
-    with pytest.raises(UsageError, match="no layer is sensitive"):
+    with pytest.raises(UsageError, match=r"no layer is sensitive[\s\S]*such as int8"):
         deploykit.sensitivity(model, example_inputs=inputs, precision="fp32", progress=False)
+    with pytest.raises(UsageError, match=r"no layer is sensitive[\s\S]*every layer stays in float there"):
+        deploykit.sensitivity(torch.nn.Softplus(), "x86-cpu", "synthetic", example_inputs=inputs, progress=False)
+    with pytest.raises(CalibrationError, match=r"cannot read [\s\S]*-> check the path") as caught:
+        deploykit.sensitivity(model, "x86-cpu", "absent.npz", example_inputs=inputs, progress=False)
+    assert "->" not in caught.value.message
 
 
 def test_the_command_shows_layers_and_candidates(

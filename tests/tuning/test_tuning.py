@@ -306,6 +306,51 @@ def test_the_budget_ends_the_climb(case: Any, tmp_path: Path) -> None:
     assert {"ranges", "rounding", "mixed"} <= {step.step for step in plan.ladder}
 
 
+def test_a_miss_of_a_spent_budget_says_so_and_what_was_not_tried(case: Any, tmp_path: Path) -> None:
+    with pytest.raises(deploykit.ParityError) as caught:
+        tune(case, tmp_path / "a", min_sqnr_db=180.0, budget_s=0.0, allow=("ptq", "mixed"))
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("raise budget_s=, which ended the search before ranges, mixed; or ")
+
+
+def test_a_plan_is_shown_as_its_ladder(case: Any, tmp_path: Path) -> None:
+    lines = str(tune(case, tmp_path / "a", allow=())).splitlines()
+    assert lines[0] == f"{tmp_path / 'a'}: every gate is met" and lines[1].split()[:2] == ["step", "outcome"]
+    assert [line.split("  ")[0] for line in lines[2:]] == ["ptq", "ptq: artifact"]
+
+
+def test_a_metric_that_is_no_figure_is_told_as_that(case: Any, tmp_path: Path) -> None:
+    left = [1.0]
+    with pytest.raises(deploykit.ParityError, match=r"no finite figure, where it gave 1 for the float model") as caught:
+        tune(case, tmp_path / "a", evaluate=lambda session: left.pop() if left else float("nan"), allow=())
+    assert "e+308" not in str(caught.value)
+
+
+def test_an_interrupted_search_says_that_the_same_call_goes_on(case: Any, tmp_path: Path) -> None:
+    calls = []
+
+    def stopped(session: Any) -> float:
+        calls.append(session)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        tune(case, tmp_path / "a", evaluate=stopped)
+    assert "the same call goes on from there" in caught.value.__notes__[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tune"]
+
+
+def test_an_empty_output_is_not_the_default_one(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(deploykit.ArtifactError, match="names no folder"):
+        tune(case, "")  # type: ignore[arg-type]
+    for target, precision in (("x86-cpu", "int8"), ("x86-cpu", "auto"), ("x86-cpu:fastest", "int8")):
+        with pytest.raises(deploykit.ArtifactError, match="names no folder"):
+            deploykit.export(case.captured, target, precision, calibration=case.run, output="", **PLAIN)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_better_as_an_artifact_is_not_returned(
     case: Any, tmp_path: Path, only: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,6 +461,9 @@ def test_the_metric_must_not_be_of_calibration_data(case: Any, tmp_path: Path) -
         ({"budget_s": -1}, "budget_s"),
         ({"train": 5}, "train is 5"),
         ({"evaluate": 5}, "evaluate is 5"),
+        ({"tolerance": 30.0, "min_sqnr_db": 30.0}, "tolerance is 30.0"),
+        ({"recipe": 5}, "recipe is 5"),
+        ({"recipe": ""}, "cannot read|not a regular file"),
     ],
 )
 def test_malformed_arguments_are_refused_before_the_work(arguments: Any, says: str, tmp_path: Path) -> None:

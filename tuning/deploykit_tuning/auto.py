@@ -62,7 +62,8 @@ def export_auto(export: Export, request: Mapping[str, Any]) -> Artifact:
     resolved = resolve(request["target"])
     names = _offered(resolved)
     used = _used(resolved, names, request)
-    output = replaceable(request["output"] or default_output(request["model"], request["target"], "auto"))
+    chosen = request["output"]
+    output = replaceable(default_output(request["model"], request["target"], "auto") if chosen is None else chosen)
     with (
         staging_folder(output, check_replaceable) as staging,
         tempfile.TemporaryDirectory(prefix="deploykit-auto-") as cache,

@@ -21,6 +21,7 @@ from deploykit_tuning.journal import Entry, Journal, key_of
 from deploykit_tuning.ladder import ARTIFACT, FAILED, KEPT, PASSED_OVER, SKIPPED, Figures, LadderStep
 from deploykit_tuning.line import Line
 
+_SPENT = "the budget of "
 Make = Callable[[], Recipe]
 _PROOFS = 3
 """Artifacts that are made of what one rung found, where the first falls short of its simulation."""
@@ -106,7 +107,7 @@ class Climb:
             What is expected of its artifact; None where it came to no candidate, or the budget is spent.
         """
         if self.is_spent:
-            self.skip(step, f"the budget of {self.budget_s:g} s is spent")
+            self.skip(step, f"{_SPENT}{self.budget_s:g} s is spent")
             return None
         key = key_of(step, "" if parent is None else bare(parent).fingerprint, detail)
         known = self.journal.recall(key)
@@ -270,6 +271,11 @@ def _preferred(one: Proof, other: Proof) -> Proof:
     return other if better(other[2], one[2]) else one
 
 
+def is_out_of_budget(step: LadderStep) -> bool:
+    """Whether a step was not tried because the seconds were spent."""
+    return step.outcome == SKIPPED and step.reason.startswith(_SPENT)
+
+
 def bare(recipe: Recipe) -> Recipe:
     """Without its ladder: the decisions alone."""
     return replace(recipe, ladder=())
@@ -279,7 +285,7 @@ def climb(search: Climb, rungs: Iterator[tuple[str, Callable[[Climb], None]]]) -
     """Try rungs until the goal is met or the budget is spent."""
     for name, rung in rungs:
         if search.is_spent:
-            search.skip(name, f"the budget of {search.budget_s:g} s is spent")
+            search.skip(name, f"{_SPENT}{search.budget_s:g} s is spent")
             continue
         if search.hopeless:
             search.skip(name, f"it would not change what is missed: {search.hopeless}")

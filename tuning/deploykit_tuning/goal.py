@@ -56,7 +56,7 @@ class Goal:
 
 def scored(found: Figures, metric: TaskMetric) -> Figures:
     """Figures with a task metric added: its gate is one more, and its margin a share of what it may fall."""
-    missed = () if metric.passed else (f"task metric fell {metric.described}",)
+    missed = () if metric.passed else (metric.miss,)
     margin = (metric.max_drop - metric.drop) / (abs(metric.max_drop) or 1.0)
     margin = -sys.float_info.max if math.isnan(margin) else margin
     return replace(

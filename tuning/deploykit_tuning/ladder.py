@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from deploykit.contract.printable import aligned
 from deploykit.contract.recipe import Recipe, TriedStep
+from deploykit.judge import figures
 
 if TYPE_CHECKING:
     from deploykit.plugin.artifact import Artifact
@@ -111,6 +113,23 @@ class TunePlan:
     met: bool
     notes: tuple[str, ...] = ()
     model: Any = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        rows = [("step", "outcome", "SQNR", "metric", "drop", "placed", "reason")]
+        rows += [
+            (
+                step.step,
+                step.outcome,
+                figures.decibel(step.sqnr_db),
+                figures.plain(step.metric),
+                figures.plain(step.drop),
+                figures.share(step.int8_share),
+                step.reason,
+            )
+            for step in self.ladder
+        ]
+        verdict = "every gate is met" if self.met else "a gate is missed"
+        return f"{self.best.path}: {verdict}\n{aligned(rows)}"
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, for JSON."""

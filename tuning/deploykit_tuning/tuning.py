@@ -34,13 +34,13 @@ from deploykit.pipeline.steps import prepare
 from deploykit.pipeline.watch import MOST_SEEN, Watch
 from deploykit.plugin.artifact import Artifact, load
 from deploykit_tuning.bench import Bench
-from deploykit_tuning.climb import Climb, climb
+from deploykit_tuning.climb import Climb, climb, is_out_of_budget
 from deploykit_tuning.goal import Goal
 from deploykit_tuning.journal import Journal, code_of, key_of
 from deploykit_tuning.ladder import TunePlan
 from deploykit_tuning.line import Line
 from deploykit_tuning.rungs import NAMES, rungs
-from deploykit_tuning.training import Training
+from deploykit_tuning.training import STEP, Training
 
 _TABLES = "tables"
 _MAX_DROP = 0.01
@@ -157,9 +157,11 @@ def tune(
             search = Climb(bench, journal, line, budget_s)
             climb(search, rungs(allow, partial(_base, bench), training))
             found = search.finished()
-    except BaseException:
+    except BaseException as error:
         if journal.is_empty:
             journal.remove()
+        else:
+            error.add_note(f"what was measured is kept in {journal.folder}: the same call goes on from there")
         journal.close()
         raise
     with closing(journal):
@@ -182,7 +184,8 @@ def _check(
     if train is not None and not callable(train):
         raise UsageError(f"train is {train!r}", hint="pass a function that trains the model that it is given")
     if max_drop is not None and evaluate is None:
-        raise UsageError("max_drop needs evaluate=: a metric that may fall", hint="or say min_sqnr_db=")
+        hint = "pass evaluate=, or say min_sqnr_db= for how far outputs may differ"
+        raise UsageError("max_drop needs evaluate=: a metric that may fall", hint=hint)
 
 
 def _gate(precision: str, tolerance: Tolerance | None, min_sqnr_db: float | None) -> Tolerance | None:
@@ -190,7 +193,7 @@ def _gate(precision: str, tolerance: Tolerance | None, min_sqnr_db: float | None
     from deploykit.contract.precision import known
 
     found = known(precision)
-    if min_sqnr_db is None or found is None:
+    if min_sqnr_db is None or found is None or not isinstance(tolerance, Tolerance | None):  # the plan refuses these
         return tolerance
     return replace(tolerance_of(found) if tolerance is None else tolerance, min_sqnr_db=min_sqnr_db)
 
@@ -259,16 +262,18 @@ def _ended(search: Climb, artifact: Artifact, training: Training, *, met: bool, 
     published = load(folder)
     search.journal.remove()
     if not met and strict:
-        raise _missed(plan, published, ladder)
+        raise _missed(plan, published, ladder, useless=() if training.train else (STEP,))
     assert published.recipe is not None and published.parity is not None
     notes = (*published.parity.notes, *training.notes)
     return TunePlan(published.recipe, ladder, published, met, notes, training.model if training.is_kept else None)
 
 
-def _missed(plan: Plan, artifact: Artifact, ladder: Sequence[Any]) -> GateError:
+def _missed(plan: Plan, artifact: Artifact, ladder: Sequence[Any], useless: Sequence[str]) -> GateError:
+    """The error of the gate that is missed; steps that are `useless`, for want of an argument, are no advice."""
     assert artifact.parity is not None
     is_mixed = artifact.recipe is not None and any(layer.chosen for layer in artifact.recipe.layers)
-    gates = replace(plan.gates, searched=True, mixed=is_mixed)
+    untried = tuple(dict.fromkeys(step.step for step in ladder if is_out_of_budget(step) and step.step not in useless))
+    gates = replace(plan.gates, searched=True, mixed=is_mixed, untried=untried)
     misses = gates.misses(artifact.achieved, artifact.parity, artifact.profile)
     message = f"{plan.request.precision} artifact misses a gate"
     error = misses[0].error(artifact) if misses else ParityError(message, report=artifact.parity, candidate=artifact)

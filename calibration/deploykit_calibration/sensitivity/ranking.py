@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.decibels import SQNR_CAP_DB
 from deploykit.contract.errors import UsageError
+from deploykit.contract.printable import aligned
 from deploykit.contract.recipe import WIDE
 from deploykit_calibration.sensitivity.candidates import Candidate, front
 from deploykit_calibration.sensitivity.costs import Costs, costs_of
@@ -206,9 +207,7 @@ class Sensitivity:
             )
             for layer in self.layers
         ]
-        widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-        return "\n".join((head + self.costs.unit, *lines))
+        return f"{head}{self.costs.unit}\n{aligned(rows)}"
 
     def _ranked(self) -> Iterator[LayerSensitivity]:
         layers, slopes = self._noise.candidates, self._noise.slopes
@@ -282,7 +281,7 @@ def sensitivity(
     if prepared.simulation is None or not prepared.simulation.rounds:
         raise UsageError(
             f"{prepared.precision} rounds nothing of this model on {prepared.request.target}: no layer is sensitive",
-            hint="ask for a precision that is placed, such as int8",
+            hint=_no_noise(prepared),
         )
     chosen = list(samples or prepared.samples)[:SAMPLES] or [prepared.captured.example_feeds()]
     found = Sensitivity(prepared, chosen, costs if costs is not None else costs_of(prepared, rest))
@@ -292,6 +291,15 @@ def sensitivity(
             hint="leave rest= out: layers are kept in float; or take onnxruntime with int4-weight-only",
         )
     return found
+
+
+def _no_noise(prepared: Prepared) -> str:
+    """What to do where nothing is rounded: no precision that rounds was asked for, or no layer has a kernel in it."""
+    if prepared.precision.row.is_whole:
+        return "ask for a precision that is placed, such as int8"
+    reasons = dict.fromkeys(layer.reason for layer in prepared.layers if layer.reason)
+    said = f" ({'; '.join(list(reasons)[:3])})" if reasons else ""
+    return f"every layer stays in float there{said}: ask for another precision or target"
 
 
 def _share(layers: Sequence[LayerPlacement], apart: Collection[str]) -> float:

@@ -81,25 +81,8 @@ def choice_table(choice: Choice) -> Table:
     """The toolchains, or precisions, that were tried, fastest first."""
     from deploykit.cli.tables import grid
 
-    rows = [
-        [
-            row.target,
-            row.status,
-            figures.milliseconds(row.latency_ms.p50 if row.latency_ms else None),
-            figures.decibel(row.sqnr_db),
-            figures.size(row.size_bytes),
-            row.reason,
-        ]
-        for row in choice.candidates
-    ]
-    heads = ["tried", "status", "p50", "SQNR", "size", "why not"]
-    if any(row.relative_cost is not None for row in choice.candidates):
-        heads[2] = "MACs x bytes"
-        for cells, row in zip(rows, choice.candidates, strict=True):
-            cells[2] = figures.plain(row.relative_cost)
-    measured = f"Measured in turns on {choice.threads} thread(s)"
-    title = measured if choice.threads else f"By {choice.evidence}: the device is not here"
-    return grid(title, heads, rows, right=heads[2:5])
+    heads, rows = choice.table
+    return grid(choice.title, heads, rows, right=heads[2:5])
 
 
 def shown_path(artifact: Artifact) -> Path:

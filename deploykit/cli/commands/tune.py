@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,11 +44,12 @@ from deploykit.cli.parameters import (
     search_current_folder,
     tolerance_from,
 )
-from deploykit.contract.errors import GateError
+from deploykit.contract.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from deploykit.contract.recipe import Recipe
     from deploykit_tuning.ladder import TunePlan
 
 
@@ -97,10 +99,13 @@ def tune(
 
     A search that was killed goes on where it was when the command is given again.
     """
+    from deploykit.contract.recipe_file import check_writable
     from deploykit.pipeline.following import PRECISION, TARGET, aimed, opened
 
     options, shapes = parse_options(option or ()), axes_by_name(dynamic_shapes)
     check_calibration(calibration)
+    if save_recipe is not None:
+        check_writable(Path(save_recipe))
     followed = opened(recipe)
     target, precision = aimed(followed, target or TARGET, precision or PRECISION)
     search_current_folder()
@@ -138,12 +143,20 @@ def tune(
         )
     except GateError as error:
         if save_recipe is not None and error.candidate is not None and error.candidate.recipe is not None:
-            error.candidate.recipe.write(save_recipe)
-            note(f"the recipe of the nearest model is in {save_recipe}")
+            _keep_nearest(error.candidate.recipe, save_recipe)
         raise
     if save_recipe is not None:
         plan.recipe.write(save_recipe)
     return Answer(plan.to_dict(), list(_page(plan, save_recipe)))
+
+
+def _keep_nearest(recipe: Recipe, path: str) -> None:
+    """Write the recipe beside a miss; a file that cannot be written is said, and the miss is what is raised."""
+    try:
+        recipe.write(path)
+        note(f"the recipe of the nearest model is in {path}")
+    except UsageError as error:
+        note(f"the recipe of the nearest model was not written: {error.message}")
 
 
 def _page(plan: TunePlan, saved: str | None) -> Iterator[RenderableType]:
