@@ -283,7 +283,10 @@ class Planner:
     def _why_no_range(self, what: str, tensor: Node) -> str:
         if tensor.name in self._observed:
             return f"its {what} {tensor.name} holds infinities"
-        return f"no calibration statistics for its {what} {tensor.name}"
+        return (
+            f"no calibration statistics for its {what} {tensor.name}: a finished table has none of the steps that a"
+            " target writes recurrent layers out in, where calibration=data has"
+        )
 
     # The fixed point.
 
