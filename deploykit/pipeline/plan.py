@@ -181,6 +181,9 @@ def precision_of(name: str) -> Precision:
     Raises:
         UsageError: there is none of that name; the hint has near ones.
     """
+    if name == "auto":
+        hint = 'name one, such as precision="int8"; deploykit.export(precision="auto") chooses'
+        raise UsageError("precision='auto' is what deploykit.export finds by measuring, and no precision", hint=hint)
     try:
         return Precision(name)
     except ValueError:

@@ -187,6 +187,8 @@ def resolve(typed: str) -> Resolved:
         plugin = toolchain(name)
         return Resolved(typed, plugin, _generic_device(plugin))
     serving = _serving(name)
+    if not serving and name == FASTEST:
+        raise UnknownTargetError("the fastest of which device?", hint=f'such as target="x86-cpu:{FASTEST}"')
     if not serving:
         raise UnknownTargetError(f"unknown target {typed!r}", hint=_suggestion(typed))
     chosen_by = [pair for pair in serving if pair[1].default] or serving[:1]

@@ -154,6 +154,8 @@ def test_the_toolchains_of_an_arm_host_are_found_there(monkeypatch: pytest.Monke
 def test_names_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UnknownTargetError, match="unknown target 'x86-cpuu'"):
         export(tmp_path / "a", "x86-cpuu:fastest")
+    with pytest.raises(UnknownTargetError, match='such as target="x86-cpu:fastest"'):
+        export(tmp_path / "a", "fastest")
     given: dict[str, Any] = {"example_inputs": (torch.zeros(2, 16),), "output": tmp_path / "a"}
     with pytest.raises(UnsupportedPrecisionError, match=r"no toolchain of x86-cpu has fp8[\s\S]*-> one of fp32, "):
         deploykit.export(model(), "x86-cpu:fastest", "fp8", **given)

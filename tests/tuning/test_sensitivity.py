@@ -91,6 +91,8 @@ def test_what_has_no_answer_is_refused(made: Made) -> None:
     model, inputs = made
     with pytest.raises(CalibrationError, match="needs calibration data"):
         deploykit.sensitivity(model, example_inputs=inputs)
+    with pytest.raises(UsageError, match=r"precision='auto' is what deploykit.export finds"):
+        deploykit.sensitivity(model, "x86-cpu", "synthetic", example_inputs=inputs, precision="auto")
     with pytest.raises(UsageError, match=r"no layer is sensitive[\s\S]*such as int8"):
         deploykit.sensitivity(model, example_inputs=inputs, precision="fp32", progress=False)
     with pytest.raises(UsageError, match=r"no layer is sensitive[\s\S]*every layer stays in float there"):

@@ -79,6 +79,29 @@ def test_its_recipe_makes_the_same_bytes(case: Any, tmp_path: Path, only: Any) -
             assert path.read_bytes() == (made.path / path.name).read_bytes(), path.name
 
 
+def test_what_falls_to_float_between_kept_layers_is_in_the_recipe_and_no_edit(tmp_path: Path, only: Any) -> None:
+    """A pooling between two layers that are kept in float is float, and was not chosen."""
+    only()
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(16, 4)
+    ).eval()
+    rows = torch.randn(8, 3, 8, 8)
+    shared: dict[str, Any] = {
+        "calibration": rows.split(1),
+        "example_inputs": (rows[:1],),
+        "min_placement": 0.0,
+        **PLAIN,
+    }
+    plan = deploykit.tune(model, "x86-cpu", min_sqnr_db=100.0, allow=("mixed",), output=tmp_path / "a", **shared)
+    pool = next(layer for layer in plan.recipe.layers if "pool" in layer.kind)
+    assert (pool.precision, pool.chosen) == ("float", False) and len(plan.recipe.kept) == 2
+    tolerance = plan.best.parity.tolerance
+    again = deploykit.export(model, recipe=plan.recipe, tolerance=tolerance, output=tmp_path / "b", **shared)
+    assert (plan.best.path / "manifest.json").read_bytes() == (again.path / "manifest.json").read_bytes()
+    assert "it was edited" not in (again.path / "manifest.json").read_text()
+
+
 def test_a_miss_keeps_the_best_and_tells_all(case: Any, tmp_path: Path, only: Any) -> None:
     only(*CHOICES)
     with pytest.raises(deploykit.ParityError, match="180 dB") as caught:

@@ -84,12 +84,17 @@ class Bench:
         return made
 
     def settled(self, recipe: Recipe) -> Recipe:
-        """A recipe with what its algorithms decide from the data, which is prepared once."""
+        """A recipe with what its algorithms decide from the data, and its layers as they come to be placed.
+
+        A layer that nothing beside it computes in integers for is float, though only its neighbours were chosen to be:
+        the recipe says so, as that of its artifact does, which is followed to the letter then. Prepared once.
+        """
         from deploykit_calibration.recipes import recipe_of
 
         prepared = self.prepared(recipe)
-        settled = replace(recipe, algorithms=recipe_of(prepared).algorithms)
-        if settled.algorithms != recipe.algorithms:
+        made = recipe_of(prepared)
+        settled = replace(recipe, algorithms=made.algorithms, layers=made.layers)
+        if settled != recipe:
             del self._prepared[_key(recipe)]
             asked = self.plan.request
             request = make_request(asked.target, asked.precision.value, recipe=settled)
