@@ -185,7 +185,7 @@ def _check(
         raise UsageError(f"train is {train!r}", hint="pass a function that trains the model that it is given")
     if max_drop is not None and evaluate is None:
         hint = "pass evaluate=, or say min_sqnr_db= for how far outputs may differ"
-        raise UsageError("max_drop needs evaluate=: a metric that may fall", hint=hint)
+        raise UsageError("max_drop needs evaluate=, the metric that may fall", hint=hint)
 
 
 def _gate(precision: str, tolerance: Tolerance | None, min_sqnr_db: float | None) -> Tolerance | None:
