@@ -19,7 +19,7 @@ from deploykit.contract.formats import FLOAT8, FLOAT32, Format, PerAxis, PerGrou
 from deploykit.contract.precision import GROUP, Precision, known, registered
 from deploykit.judge.parity import Tolerance, tolerance_of
 from deploykit.pipeline.gates import Gates
-from deploykit.pipeline.plan import Goals, _gates, _precision
+from deploykit.pipeline.plan import Goals, _gates, precision_of
 from deploykit.plugin.registry import resolve, targets, toolchain
 
 ROWS = """
@@ -179,7 +179,7 @@ def test_what_is_no_precision():
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(b'"int3"', type=Precision)
     with pytest.raises(UsageError) as caught:
-        _precision("int3")
+        precision_of("int3")
     assert caught.value.hint.endswith(f"one of {', '.join(Precision)}")
 
 
@@ -227,7 +227,7 @@ def test_threads_that_ask_at_once_get_the_same_member(row):
 def test_an_unknown_name_is_answered_with_registered_ones_too(row):
     row("int5", "BOTH")
     with pytest.raises(UsageError) as caught:
-        _precision("int3")
+        precision_of("int3")
     assert caught.value.hint.endswith(f"one of {', '.join(Precision)}, int5")
 
 
