@@ -87,10 +87,12 @@ def _obstacle(layers: list[Node]) -> str:
 
 
 def _elsewhere(toolchain: str) -> str:
-    """Who has what is not written out here, on the same machines."""
+    """Who has what is not written out here, on the same machines; else the precision that keeps the layer as it is."""
     if toolchain in ("openvino", "aotinductor"):
         return ', or take target="x86-cpu" (LSTMs of any length) or "x86-cpu:tvm" (any static length)'
-    return ', or take target="x86-cpu:tvm" (any static length)' if toolchain == "onnxruntime" else ""
+    if toolchain == "onnxruntime":
+        return ', or take target="x86-cpu:tvm" (any static length)'
+    return ', or take precision="fp16"'
 
 
 def _steps(node: Node) -> int:
