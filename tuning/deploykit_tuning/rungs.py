@@ -206,7 +206,7 @@ class Mix:
         return [candidate for candidate in kept if frozenset(candidate.kept) not in self._known]
 
     def _measured(self, predicted: Callable[[Candidate], float], candidate: Candidate) -> float:
-        step = f"mixed: {len(candidate.kept)} layers in {candidate.rest}"
+        step = f"mixed: {_layers(candidate)} in {candidate.rest}"
         base = self.base.recipe
         found = self.search.attempt(step, partial(keep, base, candidate), parent=base, detail=sorted(candidate.kept))
         if found is None:
@@ -217,10 +217,14 @@ class Mix:
         return found.margin
 
 
+def _layers(candidate: Candidate) -> str:
+    return "1 layer" if len(candidate.kept) == 1 else f"{len(candidate.kept)} layers"
+
+
 def keep(recipe: Recipe, candidate: Candidate) -> Recipe:
     """A recipe with the layers of a candidate kept wider, or in float."""
     precision = WIDE if candidate.rest == WIDE else FLOAT
-    gain = f"{len(candidate.kept)} layers gain {candidate.gain_db:.1f} dB by prediction"
+    gain = f"{_layers(candidate)}: {candidate.gain_db:.1f} dB more by prediction"
     reason = f"{'holds 8 bits' if precision == WIDE else 'kept in float'}: {gain}"
     layers = tuple(
         replace(each, precision=precision, reason=reason, chosen=True) if each.name in candidate.kept else each
