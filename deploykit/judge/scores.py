@@ -8,6 +8,7 @@ differences again (paired bootstrap, seeded). 597 images resolve no tenth of a p
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ MCNEMAR, BOOTSTRAP = "McNemar", "paired bootstrap"
 
 _NORMAL = 1.959963984540054  # of the normal distribution, 2.5 % lie above
 _DRAWS = 2000
-_HINT = "return one number, higher is better, or one for each sample, whose mean is the metric"
+_NAMED = 8  # entries of a dict that a hint names
+HINT = "return one number, higher is better, or one for each sample, whose mean is the metric"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +33,12 @@ class Scores:
     Attributes:
         value: the metric; with scores, their mean.
         each: float64, shape (samples,), in the order in which the metric took them; None where there is one number.
+        ran: samples that the model computed for it; 0 where nobody counted.
     """
 
     value: float
     each: NDArray[np.float64] | None = None
+    ran: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,30 +72,58 @@ class Fall:
 def scores_of(found: Any) -> Scores:
     """What `evaluate` returned, checked.
 
+    A tuple is several metrics (`return accuracy, loss`) and never scores of samples; one entry is one number, whatever
+    holds it; a truth value is 1 or 0.
+
     Raises:
-        UsageError: neither a number nor a list of them.
+        UsageError: neither a number nor a list of them; the hint says what to return instead.
     """
     array = _array_of(found)
     if array.dtype.kind not in "biuf":
-        raise UsageError(f"evaluate= returned {_shown(found)}", hint=_HINT)
-    array = array.astype(np.float64)
-    if array.ndim == 0:
-        return Scores(float(array))
+        raise UsageError(f"evaluate= returned {_shown(found)}", hint=_way_out(found))
+    if array.size == 1:
+        return Scores(float(array.reshape(())))
     if array.ndim != 1 or not array.size:
-        raise UsageError(f"evaluate= returned an array of shape {list(array.shape)}", hint=_HINT)
+        raise UsageError(f"evaluate= returned an array of shape {list(array.shape)}", hint=HINT)
+    array = array.astype(np.float64)
     return Scores(float(array.mean()), array)
 
 
 def _array_of(found: Any) -> NDArray[Any]:
-    """The array that NumPy makes of it, also of a tensor with a gradient; objects where it is no number.
+    """The array that NumPy makes of it, also of tensors with a gradient or elsewhere; objects where it is no number.
 
     Text that would read as a number is none.
     """
+    if isinstance(found, tuple):
+        return _NO_NUMBERS
     try:
-        array = np.asarray(found.detach() if hasattr(found, "detach") else found)
+        array = np.asarray(_plain([_plain(each) for each in found] if isinstance(found, list) else found))
         return np.asarray(float(found)) if array.dtype.kind == "O" and array.ndim == 0 else array
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        return np.empty(0, dtype=object)
+        return _NO_NUMBERS
+
+
+_NO_NUMBERS = np.empty(0, dtype=object)
+
+
+def _plain(value: Any) -> Any:
+    """A tensor as Python's numbers: NumPy has no bfloat16, and reads neither gradients nor a device's memory."""
+    return value.detach().tolist() if hasattr(value, "detach") else value
+
+
+def _way_out(found: Any) -> str:
+    """What to return in place of something that is no metric."""
+    if found is None:
+        return f"it ended without a value: {HINT}"
+    if isinstance(found, Mapping) and found:
+        keys = ", ".join(map(repr, list(found)[:_NAMED]))
+        return f"return the one figure that may fall, as in `return found[{next(iter(found))!r}]` (there are {keys})"
+    if isinstance(found, tuple) and found:
+        return (
+            "return the one figure that may fall, as in `return accuracy` (of a loss its negative);"
+            " a score for each sample is a list or an array"
+        )
+    return HINT
 
 
 def fall_of(reference: Scores, candidate: Scores) -> Fall | None:

@@ -14,12 +14,13 @@ from deploykit.contract.precision import Evidence, Precision
 from deploykit.contract.session import FunctionSession, Session
 from deploykit.judge.parity import FLOAT, NO_FIGURE, TRAINED, ParityReport, TaskMetric, Tolerance
 from deploykit.judge.profiling import Profile
-from deploykit.judge.scores import CONFIDENCE, Scores, fall_of, scores_of
+from deploykit.judge.scores import CONFIDENCE, HINT, Scores, fall_of, scores_of
 from deploykit.judge.slower import explained
 from deploykit.pipeline.plan import Plan
+from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.reference import reference_session
 from deploykit.pipeline.staging import baseline_artifact, make_golden, with_verdict
-from deploykit.pipeline.watch import Watch
+from deploykit.pipeline.watch import Tally, Watch
 from deploykit.plugin.artifact import Artifact
 from deploykit.plugin.target import Target, Validation
 
@@ -73,9 +74,15 @@ class Task:
         """The metric of one session; what the user's function raises passes.
 
         Raises:
-            UsageError: it returned something else than a number or a list of them.
+            UsageError: it returned something else than a number or a list of them, or a handful of numbers for more
+                samples than that, which are several metrics.
         """
-        return scores_of(self.evaluate(session))
+        tally = Tally()
+        found = replace(scores_of(self.evaluate(tally.over(session))), ran=tally.least)
+        if found.each is not None and found.each.size <= _HANDFUL and found.each.size < tally.rows:
+            count = f"{found.each.size} numbers for the {tally.rows} samples that it ran"
+            raise UsageError(f"evaluate= returned {count}", hint=f"{HINT}; of several metrics the one that may fall")
+        return found
 
     def reference(self, session: Session) -> Scores:
         """The metric of the float model.
@@ -90,16 +97,21 @@ class Task:
         return found
 
 
+_HANDFUL = 8
+"""So few numbers are several metrics (`[loss, accuracy]`) where there were more samples; more may be of groups."""
+
 MAX_DROP = 0.01
 """How much of a metric may be lost where nothing is said."""
 
 
-def task_of(evaluate: Callable[[Session], Any] | None, max_drop: float | None) -> Task | None:
-    """The metric that a user asked for; None where there is none.
+def task_of(evaluate: Callable[[Session], Any] | Task | None, max_drop: float | None) -> Task | None:
+    """The metric that a user asked for; None where there is none. A task is taken as it is.
 
     Raises:
         UsageError: a drop of no metric, or what `Task` refuses.
     """
+    if isinstance(evaluate, Task):
+        return evaluate
     if evaluate is not None:
         return Task(evaluate, MAX_DROP if max_drop is None else max_drop)
     if max_drop is not None:
@@ -108,6 +120,18 @@ def task_of(evaluate: Callable[[Session], Any] | None, max_drop: float | None) -
             hint="pass evaluate=, or drop max_drop; how far outputs may differ is tolerance=",
         )
     return None
+
+
+def begun(task: Task | None, captured: CapturedModel, steps: Steps) -> Task | None:
+    """The task with what the float model reaches: what is wrong with `evaluate` is told before anything is converted.
+
+    Raises:
+        UsageError: as `Task.reference`.
+    """
+    if task is None or task.known is not None:
+        return task
+    with steps.step("evaluate"):
+        return replace(task, known=task.reference(reference_session(captured)))
 
 
 _SEEN = "that its ranges were taken from"
@@ -248,8 +272,9 @@ def _with_task(
     report: ParityReport, task: Task, reference: Session, session: Session, run: CalibrationRun | None
 ) -> ParityReport:
     watch = Watch(run)
-    metric = task_metric(task, task.reference(reference), task.measure(watch.over(session)))
-    notes = (*report.notes, *watch.remarks, *resolution(metric))
+    expected, got = task.reference(reference), task.measure(watch.over(session))
+    metric = task_metric(task, expected, got)
+    notes = (*report.notes, *watch.remarks, *resolution(metric, got.ran))
     return replace(report, notes=notes).with_metric(metric)
 
 
@@ -263,9 +288,18 @@ def task_metric(task: Task, expected: Scores, got: Scores) -> TaskMetric:
     return TaskMetric(expected.value, value, task.max_drop, fall_of(expected, got))
 
 
-def resolution(metric: TaskMetric) -> Iterator[str]:
-    """What the metric's samples cannot tell, where the gate asks for it."""
+def resolution(metric: TaskMetric, ran: int = 0) -> Iterator[str]:
+    """What the metric's samples cannot tell, where the gate asks for it.
+
+    Args:
+        ran: samples that the artifact computed for it.
+    """
     fall = metric.fall
+    if fall is not None and fall.samples < ran:
+        yield (
+            f"evaluate= returned {fall.samples} scores for {ran} samples that it ran, and each is taken for one of a"
+            " sample: if they are not (one for each class, say), return their mean"
+        )
     if metric.passed and fall is not None and fall.high > metric.max_drop:
         yield (
             f"the task metric passes on these {fall.samples} samples; on others it may fall by {fall.high:.3g} with"

@@ -180,6 +180,7 @@ def export(
             check=partial(refuse_missing, plan),
         )
     refuse_foreign(plan, captured)
+    task = _evidence.begun(task, captured, steps)
     with steps.step("calibrate", spinner=False):
         run = calibrated(plan, captured, data, cache_dir, progress=steps.counted)
     make = partial(prepare, plan.request, captured, run, target=plan.target)

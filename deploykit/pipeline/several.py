@@ -13,8 +13,10 @@ from typing import Any
 
 from deploykit.contract.errors import DeploykitError, UsageError
 from deploykit.pipeline.capturing import captured_of
+from deploykit.pipeline.evidence import begun, task_of
 from deploykit.pipeline.fastest import SUFFIX, kept
 from deploykit.pipeline.plan import Goals, Plan, default_output, make_plan, make_request, needs_data, refuse_missing
+from deploykit.pipeline.progress import Steps
 from deploykit.plugin.artifact import Exported
 
 _AUTO = "auto"
@@ -49,9 +51,17 @@ def export_several(export: Callable[..., Exported], request: Mapping[str, Any]) 
         check=check,
     )
     data = kept(data)
+    task = begun(task_of(request["evaluate"], request["max_drop"]), captured, Steps(enabled=request["progress"]))
     needing = {target: plan is None or needs_data(plan.request) for target, plan in plans.items()}
     run = _calibrated(captured, data, request) if any(needing.values()) and data is not None else None
-    shared = {**request, "model": captured, "example_inputs": None, "dynamic_batch": False, "dynamic_shapes": None}
+    shared = {
+        **request,
+        "evaluate": task,
+        "model": captured,
+        "example_inputs": None,
+        "dynamic_batch": False,
+        "dynamic_shapes": None,
+    }
     made: list[Exported | DeploykitError] = []
     for target in targets:
         calibration, output = run if needing[target] and run is not None else data, _output(request, target)

@@ -1,4 +1,4 @@
-"""Whether a task metric is measured on what calibration saw: a session that notes which samples pass through it.
+"""What a task metric is measured on: sessions that note which samples pass through them, and how many.
 
 A metric on calibration data is flattered, because ranges and rounding were fitted to exactly these samples. `evaluate`
 is the user's own function, so its data is known only by what it feeds; samples are told by their bytes, row by row.
@@ -65,13 +65,44 @@ class Watch:
             )
 
 
+class Tally:
+    """Counts the samples that pass through a session, to tell scores of samples from a list of something else.
+
+    Attributes:
+        rows: samples, where axis 0 of all inputs is their batch: at most as many.
+        least: the same where only an axis 0 of any length is a batch: at least as many, unless a sample takes several
+            runs.
+    """
+
+    def __init__(self) -> None:
+        self.rows = self.least = 0
+
+    def over(self, session: Session) -> Session:
+        """The same session; what is fed to it is counted."""
+        batched = all(spec.shape and isinstance(spec.shape[0], str) for spec in session.inputs)
+
+        def run(feeds: Feeds) -> Mapping[str, Any]:
+            rows = _rows(feeds.values()) or 1
+            self.rows += rows
+            self.least += rows if batched else 1
+            return session.run(feeds)
+
+        return FunctionSession(run, session.inputs, session.outputs, threads=session.threads)
+
+
 def rows_of(feeds: Feeds | Mapping[str, np.ndarray]) -> Iterable[bytes]:
     """A digest of each sample of some feeds: of each row, where axis 0 of all inputs is as long; else of the whole."""
     arrays = [np.ascontiguousarray(feeds[name]) for name in sorted(feeds)]
-    sizes = {array.shape[0] if array.ndim else 0 for array in arrays}
-    if len(sizes) != 1 or not (count := sizes.pop()):
+    count = _rows(arrays)
+    if not count:
         return [_digest(arrays)]
     return [_digest([array[row] for array in arrays]) for row in range(count)]
+
+
+def _rows(arrays: Iterable[np.ndarray]) -> int:
+    """The length of axis 0; 0 where the arrays differ in it, or have none."""
+    sizes = {array.shape[0] if array.ndim else 0 for array in arrays}
+    return sizes.pop() if len(sizes) == 1 else 0
 
 
 def _digest(arrays: Iterable[np.ndarray]) -> bytes:

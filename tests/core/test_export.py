@@ -23,9 +23,10 @@ from deploykit.testing.conformance import batches
 def export(output: Path, precision: str = "int8", **changes: Any) -> deploykit.Artifact:
     """The residual CNN for x86, quietly, into `output`."""
     model, example_inputs = models.residual_cnn()
+    target = changes.pop("target", "x86-cpu")
     data = {"calibration": batches(example_inputs)} if precision == "int8" else {}
     arguments = {"example_inputs": example_inputs, "profile": False, "progress": False, **data, **changes}
-    return deploykit.export(model, "x86-cpu", precision, output=output, **arguments)
+    return deploykit.export(model, target, precision, output=output, **arguments)
 
 
 def test_report_holds_the_whole_chain_and_names_layers(tmp_path: Path) -> None:
@@ -86,6 +87,28 @@ def test_task_metric_gates_and_sees_both_sessions(tmp_path: Path) -> None:
     artifact = export(tmp_path / "b", evaluate=lambda session: 1.0)
     assert artifact.parity is not None and artifact.parity.metric is not None
     assert artifact.parity.metric.drop == 0.0
+
+
+@pytest.mark.parametrize("target", ["x86-cpu", ["x86-cpu"]])
+def test_a_metric_that_is_none_is_refused_before_anything_is_converted(
+    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploykit.pipeline.export.published", None)
+    with pytest.raises(deploykit.UsageError, match=r"evaluate= returned \(0.9, 0.3\)"):
+        export(tmp_path / "a", target=target, evaluate=lambda session: (0.9, 0.3))
+    with pytest.raises(deploykit.UsageError, match="evaluate= returned nan for the float model"):
+        export(tmp_path / "a", target=target, evaluate=lambda session: [1.0, float("nan")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_float_model_is_scored_once_for_all_targets(tmp_path: Path) -> None:
+    seen: list[Session] = []
+    export(
+        tmp_path / "a",
+        target=["x86-cpu", "x86-cpu:onnxruntime"],
+        evaluate=lambda session: float(bool(seen.append(session))),
+    )
+    assert len(seen) == 3
 
 
 def test_synthetic_data_is_said_in_the_artifact(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,30 +16,88 @@ from deploykit.contract.session import FunctionSession
 from deploykit.contract.tensors import TensorSpec
 from deploykit.judge.parity import TaskMetric
 from deploykit.judge.scores import BOOTSTRAP, MCNEMAR, Fall, fall_of, scores_of
+from deploykit.pipeline.evidence import Task, resolution, task_metric
 from deploykit.pipeline.watch import Watch, rows_of
 
 
-@pytest.mark.parametrize("found", [0.5, 1, True, np.float32(0.5), np.array(0.25)])
-def test_a_number_is_a_metric_without_samples(found: Any) -> None:
-    assert scores_of(found).value == float(found) and scores_of(found).each is None
+class Score(NamedTuple):
+    """Two figures, as many a library's evaluation returns."""
+
+    accuracy: float
+    loss: float
 
 
-@pytest.mark.parametrize("found", [[1, 0, 1], (True, False, True), np.array([1.0, 0.0, 1.0])])
+@pytest.mark.parametrize(
+    "found", [0.5, 1, True, np.float32(0.5), np.bool_(True), np.array(0.25), np.array([[0.25]]), [0.5], Decimal("0.5")]
+)
+def test_a_number_is_a_metric_without_samples_whatever_holds_it(found: Any) -> None:
+    assert scores_of(found).value == (1.0 if found == 1 else 0.25 if isinstance(found, np.ndarray) else 0.5)
+    assert scores_of(found).each is None
+
+
+@pytest.mark.parametrize("found", [[1, 0, 1], [np.bool_(True), False, True], np.array([1.0, 0.0, 1.0])])
 def test_a_list_is_a_score_for_each_sample(found: Any) -> None:
     assert scores_of(found).value == pytest.approx(2 / 3) and scores_of(found).each.size == 3
 
 
-def test_a_tensor_that_has_a_gradient_is_one_like_any_other() -> None:
+def test_a_tensor_is_read_whatever_its_type_and_with_a_gradient() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     assert scores_of(torch.tensor(0.5, requires_grad=True)).value == 0.5
-    assert scores_of(torch.tensor([1.0, 0.0], requires_grad=True)).each.tolist() == [1.0, 0.0]
+    assert scores_of(torch.tensor(0.5, dtype=torch.bfloat16)).value == 0.5
+    assert scores_of(torch.tensor(True)).value == 1.0
+    for found in ([1.0, 0.0], [True, False]):
+        assert scores_of(torch.tensor(found, requires_grad=found[0] is not True)).each.tolist() == [1.0, 0.0]
+    assert scores_of([torch.tensor(1.0, requires_grad=True), torch.tensor(0.0)]).each.tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("found", [None, "0.5", [], [[0.5]], {"a": 1}, [1, [2]], object()])
+@pytest.mark.parametrize(
+    "found", [None, "0.5", b"1", [], [[0.5, 1.0]], np.ones((2, 2)), {}, (), [1, [2]], object(), 1j, {1}, iter([1.0])]
+)
 def test_anything_else_is_refused(found: Any) -> None:
     with pytest.raises(UsageError, match="evaluate= returned") as caught:
         scores_of(found)
     assert "one for each sample" in str(caught.value)
+
+
+@pytest.mark.parametrize("found", [(0.9, 0.3), (1.0,), (True, False, True), Score(0.9, 0.3)])
+def test_a_tuple_is_several_metrics_and_not_samples(found: Any) -> None:
+    with pytest.raises(UsageError, match=r"evaluate= returned (\(|Score)") as caught:
+        scores_of(found)
+    assert "`return accuracy`" in str(caught.value) and "a list or an array" in str(caught.value)
+
+
+def test_a_dict_is_refused_with_the_names_in_it() -> None:
+    with pytest.raises(UsageError, match="evaluate= returned ") as caught:
+        scores_of({"accuracy": 0.9, "loss": 0.3})
+    assert "`return found['accuracy']` (there are 'accuracy', 'loss')" in str(caught.value)
+
+
+class Runs:
+    """A metric that runs `batches` batches of four, and returns something."""
+
+    def __init__(self, found: Any, batches: int = 3) -> None:
+        self.found, self.batches = found, batches
+
+    def __call__(self, session: Any) -> Any:
+        for _ in range(self.batches):
+            session.run({"x": np.zeros((4, 2), np.float32)})
+        return self.found
+
+
+@pytest.mark.parametrize(("shape", "least"), [(("n", 2), 12), ((4, 2), 3)])
+def test_a_handful_of_numbers_for_more_samples_is_several_metrics(shape: Any, least: int) -> None:
+    spec = TensorSpec("x", shape, "float32")
+    session = FunctionSession(lambda feeds: {"x": feeds["x"]}, [spec], [spec])
+    for found in ([0.3, 0.9], np.array([0.3, 0.9, 0.95])):
+        with pytest.raises(UsageError, match="numbers for the 12 samples that it ran") as caught:
+            Task(Runs(found), 0.01).measure(session)
+        assert "of several metrics the one that may fall" in str(caught.value)
+    assert Task(Runs([0.5] * 12), 0.01).measure(session).each.size == 12
+    assert Task(Runs([0.3, 0.9], batches=0), 0.01).measure(session).ran == 0, "who runs nothing scored what it knows"
+    classes = Task(Runs([0.5, 1.0] * 5), 0.01).measure(session)
+    assert classes.ran == least
+    said = list(resolution(task_metric(Task(len, 0.5), classes, classes), classes.ran))
+    assert [line for line in said if "10 scores for 12 samples" in line] == said[: int(least == 12)]
 
 
 def test_right_and_wrong_by_disagreement() -> None:
@@ -73,7 +132,7 @@ def test_other_scores_are_drawn_again() -> None:
     assert fall == fall_of(reference, scores_of(reference.each - noise))
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60))
 def test_swapping_the_models_turns_the_interval_round(pairs: list[tuple[bool, bool]]) -> None:
     one, other = scores_of([a for a, _ in pairs]), scores_of([b for _, b in pairs])
     there, back = fall_of(one, other), fall_of(other, one)

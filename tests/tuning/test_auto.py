@@ -53,6 +53,24 @@ def test_what_is_wrong_with_the_data_is_no_verdict_on_the_candidates(
     assert not (tmp_path / "a").exists()
 
 
+def test_the_metric_of_the_float_model_is_measured_once_and_refused_before_anything_is_made(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "PRECISIONS", ("int8", "fp32"))
+    scored: list[Any] = []
+
+    def evaluate(session: Any) -> list[bool]:
+        scored.append(session)
+        return case.right(session)
+
+    export(case, "x86-cpu", tmp_path / "a", evaluate=evaluate, min_placement=0.0)
+    assert len(scored) == 3, "the float model, and two artifacts"
+    monkeypatch.setattr(auto, "_made", None)
+    with pytest.raises(deploykit.UsageError, match="`return accuracy`"):
+        export(case, "x86-cpu", tmp_path / "b", evaluate=lambda session: (0.9, 0.3))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_by_estimate_where_the_device_is_not_here(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "PRECISIONS", ("int8", "fp16"))
     artifact = export(case, "jetson-orin", tmp_path / "a")

@@ -349,6 +349,18 @@ def test_a_metric_that_is_no_figure_is_told_as_that(case: Any, tmp_path: Path) -
     assert "e+308" not in str(caught.value)
 
 
+def test_a_metric_that_returns_several_figures_is_refused_before_the_search(case: Any, tmp_path: Path) -> None:
+    for found in ((0.9, 0.3), {"accuracy": 0.9}, np.array([0.3, 0.9]), float("nan"), None):
+
+        def evaluate(session: Any, found: Any = found) -> Any:
+            case.right(session)
+            return found
+
+        with pytest.raises(deploykit.UsageError, match="evaluate= returned "):
+            tune(case, tmp_path / "a", evaluate=evaluate)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupted_search_says_that_the_same_call_goes_on(case: Any, tmp_path: Path) -> None:
     calls = []
 

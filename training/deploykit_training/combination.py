@@ -21,7 +21,7 @@ from deploykit.contract.arguments import number
 from deploykit.contract.errors import ParityError, UsageError
 from deploykit.contract.precision import Precision
 from deploykit.contract.session import Session
-from deploykit.judge.scores import scores_of
+from deploykit.pipeline.evidence import Task
 from deploykit.pipeline.export import export
 from deploykit.pipeline.fastest import kept
 from deploykit.pipeline.plan import make_request
@@ -199,7 +199,12 @@ class _Job:
         if self.evaluate is None:
             return None
         captured = capture(self.model, example_inputs=self.example, dynamic_batch=self.dynamic_batch)
-        return scores_of(self.evaluate(reference_session(captured))).value
+        return _scored(self.evaluate, reference_session(captured))
+
+
+def _scored(evaluate: Metric, session: Session) -> float:
+    """What a metric says of a session, refused where it is none, as an export refuses it."""
+    return Task(evaluate, 0.0).measure(session).value
 
 
 def _prune(job: _Job, report: list[PruneReport], ratio: Any, kind: str, target: str, pruning: Mapping[str, Any]) -> str:
@@ -235,7 +240,7 @@ def _quantised(
         return _exported(job, None, asked, options)
     with_data = {"example_inputs": job.example, "calibration": job.calibration, "progress": job.progress}
     trained = qat(job.model, *asked, **with_data)
-    metric = lambda: None if job.evaluate is None else scores_of(job.evaluate(trained.session())).value  # noqa: E731
+    metric = lambda: None if job.evaluate is None else _scored(job.evaluate, trained.session())  # noqa: E731
     before = job.last
     job.measure("quantise", lambda: f"{asked[1]} as {asked[0]} computes it", metric)
     allowed = NOT_NEEDED if max_drop is None else max_drop
@@ -263,7 +268,7 @@ def _exported(job: _Job, trained: Trained | None, asked: tuple[str, str], option
     metric = None
     if job.evaluate is not None:
         with artifact.open() as session:
-            metric = scores_of(job.evaluate(session)).value
+            metric = _scored(job.evaluate, session)
     detail = f"{artifact.size_bytes:,} bytes at {artifact.path}"
     job.steps.append(Step("export", metric, time.perf_counter() - start, detail))
     return artifact

@@ -31,8 +31,10 @@ from deploykit.contract.errors import (
 )
 from deploykit.contract.precision import Evidence, Precision
 from deploykit.pipeline.capturing import captured_of
+from deploykit.pipeline.evidence import begun, task_of
 from deploykit.pipeline.fastest import SUFFIX, attempt, described, is_native, kept, measured, passes, raise_common
 from deploykit.pipeline.plan import default_output
+from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.unused import refuse_unused, used_of_each
 from deploykit.plugin.artifact import Artifact, load
 from deploykit.plugin.estimate import estimate, relative_cost
@@ -69,7 +71,11 @@ def export_auto(export: Export, request: Mapping[str, Any]) -> Artifact:
         tempfile.TemporaryDirectory(prefix="deploykit-auto-") as cache,
     ):
         shared = _shared({**request, "cache_dir": request["cache_dir"] or cache})
-        made = {name: _made(export, {**shared, **used[name]}, name, staging) for name in names}
+        task = begun(
+            task_of(shared["evaluate"], shared["max_drop"]), shared["model"], Steps(enabled=shared["progress"])
+        )
+        measured_once = {**shared, "evaluate": task}
+        made = {name: _made(export, {**measured_once, **used[name]}, name, staging) for name in names}
         if isinstance(made.get("int8"), GateError | Artifact) and not _passing(made["int8"]):
             made[TUNED] = _tuned(shared, staging)
         passing = {name: found for name, found in made.items() if isinstance(found, Artifact) and _ready(found)}
