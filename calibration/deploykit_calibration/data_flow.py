@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch.fx import Graph, Node
 
-from deploykit_calibration.op_kinds import MACS, data_arguments
+from deploykit_calibration.op_kinds import MACS, data_arguments, kind_of
 
 _MOVES = frozenset({"reshape", "split", "concat", "pad"})
 _ON_SCORES = frozenset({"reshape", "add", "sub", "mul", "clip", "pad"})
@@ -54,6 +54,18 @@ def data_tensors(graph: Graph, kinds: Mapping[Node, str]) -> frozenset[Node]:
         kinds: the kinds of every node, as `op_kinds.kind_of` says.
     """
     return _Flow(graph, kinds).data()
+
+
+def read_by_products(graph: Graph) -> frozenset[str]:
+    """Names of what layers multiply, and of what that is only moved from: all that a placement of products rounds."""
+    left = [source for node in graph.nodes if kind_of(node) in MACS for source in data_arguments(node)]
+    found: set[Node] = set()
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += node.all_input_nodes if kind_of(node) in _MOVES else []
+    return frozenset(node.name for node in found)
 
 
 class _Flow:

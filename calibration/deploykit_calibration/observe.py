@@ -18,6 +18,7 @@ from deploykit.contract.progress import Advance
 from deploykit_calibration.batching import Batch, DataDigest
 from deploykit_calibration.cache import TableCache
 from deploykit_calibration.data import CalibrationData, open_data
+from deploykit_calibration.data_flow import read_by_products
 from deploykit_calibration.engine import Engine
 from deploykit_calibration.held_out import Holdout
 from deploykit_calibration.sampling import SAMPLE_SIZE
@@ -84,8 +85,11 @@ def calibrate(
         CalibrationError: the data is empty, malformed or not finite, or a table is of another model.
         UsageError: the data or the limit is of no known form.
     """
-    run = run_calibration(captured, data, progress=progress, limit=limit, cache_dir=cache_dir, extend=extend, seed=seed)
-    return run.table
+    if extend is not None:
+        extend.check_model(captured.fingerprint)
+    run = run_calibration(captured, data, progress=progress, limit=limit, cache_dir=cache_dir, seed=seed)
+    table = with_steps(captured, run)
+    return table if extend is None else extend.merge(table)
 
 
 def run_calibration(
@@ -95,7 +99,6 @@ def run_calibration(
     progress: bool | Advance = True,
     limit: int | None = None,
     cache_dir: str | Path | None = None,
-    extend: CalibrationTable | None = None,
     seed: int = 0,
     hold_out: bool = False,
 ) -> CalibrationRun:
@@ -104,19 +107,35 @@ def run_calibration(
     Args:
         hold_out: do not observe some of the samples, and hand these back apart (`held_out`).
     """
-    if extend is not None:
-        extend.check_model(captured.fingerprint)
     finished = _finished(captured, data)
     if finished is not None:
-        run = finished
-    else:
-        opened = open_data(captured, data, limit=limit, seed=seed)
-        cache = _cache_of(captured, cache_dir, seed)
-        holding = {"hold_out": hold_out}
-        run = _from_cache(captured, opened, cache, **holding) or _kept(
-            captured, opened, cache, seed=seed, progress=progress, **holding
-        )
-    return run if extend is None else replace(run, table=extend.merge(run.table))
+        return finished
+    opened = open_data(captured, data, limit=limit, seed=seed)
+    cache = _cache_of(captured, cache_dir, seed)
+    return _from_cache(captured, opened, cache, hold_out=hold_out) or _kept(
+        captured, opened, cache, seed=seed, progress=progress, hold_out=hold_out
+    )
+
+
+def with_steps(captured: CapturedModel, run: CalibrationRun) -> CalibrationTable:
+    """The table of a run with statistics of the steps of recurrent layers, taken from the kept samples.
+
+    A table that is handed on has no samples: without these, no target that writes recurrent layers out could use it.
+    It costs a run of the kept samples, and a row for each product that a step has: up to `MOST_STEPS` steps, which is
+    as many as those targets write out.
+    """
+    from deploykit.capture.recurrent import MOST_STEPS, OF_THIS_GRAPH, steps_of, unroll_recurrent
+    from deploykit.capture.recurrent_cells import RECURRENT
+
+    layers = [node for node in captured.graph_module.graph.nodes if node.target in RECURRENT]
+    if not layers or not run.samples or sum(map(steps_of, layers)) > MOST_STEPS:
+        return run.table
+    unrolled = unroll_recurrent(captured)
+    found, table = extended(run, unrolled), run.table
+    read = {name for name in read_by_products(unrolled.graph_module.graph) if not name.endswith(OF_THIS_GRAPH)}
+    statistics = {name: kept for name, kept in found.statistics.items() if name in read}
+    sums = {name: kept for name, kept in found.layer_inputs.items() if not name.endswith(OF_THIS_GRAPH)}
+    return replace(table, statistics={**statistics, **table.statistics}, layer_inputs={**sums, **table.layer_inputs})
 
 
 def extended(run: CalibrationRun, adapted: CapturedModel) -> CalibrationTable:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from deploykit.capture.fourier import TRANSFORM
+from deploykit.capture.recurrent import MOST_STEPS
 from deploykit.contract.errors import UsageError
 from deploykit.contract.formats import PerGroup, TensorScheme, placed_as
 from deploykit.contract.scheme import AT_RUN_TIME, Inputs, OpRule, Output, Scheme
@@ -284,8 +285,9 @@ class Planner:
         if tensor.name in self._observed:
             return f"its {what} {tensor.name} holds infinities"
         return (
-            f"no calibration statistics for its {what} {tensor.name}: a finished table has none of the steps that a"
-            " target writes recurrent layers out in, where calibration=data has"
+            f"no calibration statistics for its {what} {tensor.name}: a finished table has of the steps that a target"
+            f" writes recurrent layers out in what products read (none of more than {MOST_STEPS} steps, or where an"
+            " older deploykit made it), and calibration=data has all"
         )
 
     # The fixed point.

@@ -38,9 +38,9 @@ def calibrate(
         CaptureError: the model cannot be traced.
         CalibrationError: the data is empty, malformed or not finite.
     """
-    from deploykit_calibration.observe import run_calibration
+    from deploykit_calibration.observe import calibrate as observe
 
     captured, data = captured_of(
         model, example_inputs, data, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes
     )
-    return run_calibration(captured, data, progress=progress, cache_dir=cache_dir, extend=extend, limit=limit).table
+    return observe(captured, data, progress=progress, cache_dir=cache_dir, extend=extend, limit=limit)

@@ -92,7 +92,7 @@ def test_statistics_are_those_of_a_plain_interpretation(make: Any) -> None:
     module, example = make()
     captured = capture(module, example_inputs=example)
     batches = [sample.feeds for sample in open_data(captured, "synthetic", limit=3).stream(captured)]
-    table = calibrate(captured, batches, progress=False)
+    table = run_calibration(captured, batches, progress=False).table
     expected = reference(captured, batches)
     assert set(table.statistics) == set(expected) == {n.name for n in floating_nodes(captured.graph_module)}
     for name, values in expected.items():
@@ -110,7 +110,7 @@ def test_means_of_layer_inputs_are_those_of_a_plain_interpretation(make: Any) ->
     module, example = make()
     captured = capture(module, example_inputs=example)
     batches = [sample.feeds for sample in open_data(captured, "synthetic", limit=3).stream(captured)]
-    table = calibrate(captured, batches, progress=False)
+    table = run_calibration(captured, batches, progress=False).table
     expected = reference(captured, batches)
     nodes = {node.name: node for node in captured.graph_module.graph.nodes}
     with_bias = [n.name for n in nodes.values() if kind_of(n) in ("conv", "linear") and len(n.args) > 2 and n.args[2]]

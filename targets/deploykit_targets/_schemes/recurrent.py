@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from deploykit.capture.recurrent import unroll_recurrent
-from deploykit.capture.recurrent_cells import RECURRENT, length_of
+from deploykit.capture.recurrent import MOST_STEPS, steps_of, unroll_recurrent
+from deploykit.capture.recurrent_cells import RECURRENT
 from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import Inputs, OpRule
 from deploykit_calibration.op_kinds import kind_of
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from deploykit.contract.scheme import Scheme
     from deploykit_calibration.prepared import Prepared
 
-MOST_STEPS = 256
-"""Steps of all recurrent layers of a model, in both directions, up to which they are written out."""
 _QUANTIZED = (Precision.INT8, Precision.MIXED, Precision.FP8)
 
 
@@ -77,7 +75,7 @@ def _is_asked_for(node: Node, captured: CapturedModel, request: Request) -> bool
 
 def _obstacle(layers: list[Node]) -> str:
     """Why layers are not written out; "" where they are."""
-    steps = sum(map(_steps, layers))
+    steps = sum(map(steps_of, layers))
     if steps <= MOST_STEPS:
         return ""
     return (
@@ -95,14 +93,6 @@ def _elsewhere(toolchain: str) -> str:
     return ', or take precision="fp16"'
 
 
-def _steps(node: Node) -> int:
-    """How many products of a state a recurrent operator stands for."""
-    arguments: tuple[Any, ...] = node.args
-    layers, bidirectional = arguments[4], arguments[7]
-    steps: int = length_of(node) * layers * (2 if bidirectional else 1)
-    return steps
-
-
 def notes_on_steps(prepared: Prepared, cost: str) -> tuple[str, ...]:
     """What a user is told of an artifact whose recurrent layers are written out.
 
@@ -115,4 +105,4 @@ def notes_on_steps(prepared: Prepared, cost: str) -> tuple[str, ...]:
     if not layers:
         return ()
     paths = ", ".join(sorted({origins[node.name].module_path or node.name for node in layers}))
-    return (f"{paths}: written out step by step for int8 ({sum(map(_steps, layers))} steps); {cost}",)
+    return (f"{paths}: written out step by step for int8 ({sum(map(steps_of, layers))} steps); {cost}",)

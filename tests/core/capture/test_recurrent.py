@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from deploykit.capture import capture, unroll_recurrent
+from deploykit.capture import CapturedModel, capture, unroll_recurrent
+from deploykit.capture.recurrent import OF_THIS_GRAPH
+from deploykit.capture.recurrent_cells import RECURRENT
 from deploykit.contract.errors import CaptureError
 
 
@@ -86,6 +89,55 @@ def test_layers_that_are_not_named_stay() -> None:
     kept = {origin.op for origin in unroll_recurrent(captured, {name}).origins.values()}
     assert "aten.lstm.input" in kept and "aten.gru.input" not in kept
     assert unroll_recurrent(captured, ()) is captured
+
+
+class Stacked(nn.Module):
+    """Recurrent layers one on the other: transposes between them go where both are unrolled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.LSTM(3, 4, 2, batch_first=True)
+        self.second = nn.GRU(4, 4, batch_first=True, bidirectional=True)
+        self.third = nn.RNN(8, 3, batch_first=True)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.third(self.second(self.first(x)[0])[0])[0])
+        return found
+
+
+def values_of(captured: CapturedModel, x: Tensor) -> dict[str, Tensor]:
+    """The value of each node by name, but for names that are of one graph alone."""
+    values: dict[str, Tensor] = {}
+
+    class Kept(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            found = super().run_node(n)
+            if n.op == "call_function" and isinstance(found, Tensor) and not n.name.endswith(OF_THIS_GRAPH):
+                values[n.name] = found
+            return found
+
+    with torch.no_grad():
+        Kept(captured.graph_module).run(x)
+    return values
+
+
+def test_a_name_is_of_one_value_whichever_layers_are_unrolled() -> None:
+    """Statistics are taken by name of the form that has all steps, and serve every other."""
+    torch.manual_seed(0)
+    captured = capture(Stacked().eval(), example_inputs=(torch.randn(1, 5, 3),))
+    layers = [node.name for node in captured.graph_module.graph.nodes if node.target in RECURRENT]
+    x = torch.randn(1, 5, 3)
+    known = values_of(unroll_recurrent(captured), x)
+    assert len(layers) == 3 and len(known) > 200
+    for count in (1, 2):
+        for chosen in itertools.combinations(layers, count):
+            found = values_of(unroll_recurrent(captured, chosen), x)
+            shared = found.keys() & known.keys()
+            steps = {name for name in found if name.startswith(tuple(f"{layer}_" for layer in chosen))}
+            assert len(steps - known.keys()) <= 2 * count, "all but what turns a layer's input and output round"
+            for name in shared:
+                torch.testing.assert_close(found[name], known[name], rtol=0.0, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize(

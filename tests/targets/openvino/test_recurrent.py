@@ -72,6 +72,25 @@ def test_long_sequences_are_refused_with_what_has_them(tmp_path: Path, monkeypat
     assert 'target="x86-cpu" (LSTMs of any length) or "x86-cpu:tvm"' in str(caught.value)
 
 
+def test_a_finished_table_has_the_ranges_of_the_steps(tmp_path: Path) -> None:
+    """From its file, merged with another, and beside one that was written before tables had them."""
+    net, data = recurrent.Tagger(nn.LSTM).eval(), recurrent.sequences(12)
+    parts, shown = (data[:6], data[6:]), {"example_inputs": (data[0],), "progress": False}
+    tables = [deploykit.calibrate(net, part, **shown) for part in parts]
+    saved = tables[0].merge(tables[1]).save(tmp_path / "net.calibration")
+    asked = {**shown, "profile": False}
+    artifact = deploykit.export(net, TARGET, "int8", calibration=saved, output=tmp_path / "a", **asked)
+    assert artifact.achieved.as_asked_fraction == 1.0 and not operators(artifact)
+    assert artifact.parity is not None and artifact.parity.sqnr_db is not None and artifact.parity.sqnr_db > 35.0
+
+    captured = deploykit.pipeline.capture(net, example_inputs=(data[0],))
+    before = deploykit.pipeline.calibrate(captured, data[:6], progress=False).table
+    assert before.statistics.keys() < tables[0].statistics.keys()
+    with pytest.raises(deploykit.PlacementError, match="a finished table has of the steps"):
+        deploykit.export(net, TARGET, "int8", calibration=before, output=tmp_path / "c", **asked)
+    assert before.merge(tables[1]).statistics.keys() == tables[0].statistics.keys()
+
+
 def test_tune_keeps_a_recipe_that_an_export_follows(tmp_path: Path) -> None:
     model, data = recurrent.data_of("gru of two layers", 12)
     asked = {"example_inputs": data[0], "calibration": data, "progress": False, "profile": False}
