@@ -198,9 +198,33 @@ def dynamic_int8(model: onnx.ModelProto, *, reduce_range: bool = False, keep: Co
 
 def dynamic_lstms(model: onnx.ModelProto, *, reduce_range: bool = False, keep: Collection[str] = ()) -> Compressed:
     """The LSTMs of a statically quantised model, see `dynamic_int8`; the rest stays as it is."""
-    if any(node.op_type in _LSTM for node in model.graph.node):
-        return _rounded_when_run(model, _LSTM, (), reduce_range, keep)
-    return Compressed(model)
+    if not any(node.op_type in _LSTM for node in model.graph.node):
+        return Compressed(model)
+    betas = _with_beta(model, {node.output[0]: _OTHER_BETA for node in model.graph.node if node.op_type == "Gemm"})
+    result = _rounded_when_run(model, _LSTM, (), reduce_range, keep)
+    _with_beta(result.model, betas)
+    return result
+
+
+_OTHER_BETA = 2.0
+
+
+def _with_beta(model: onnx.ModelProto, betas: Mapping[str, float]) -> dict[str, float]:
+    """Set `beta` of products by their results, and give what it was.
+
+    ONNX Runtime's quantizer makes a MatMul of every Gemm whose `beta` is 1, and with that two values of one name where
+    steps share a weight, and a kernel that adds the bias in float; those of another `beta` it leaves as they are.
+    """
+    before = {}
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.output[0] in betas:
+            found = next((item for item in node.attribute if item.name == "beta"), None)
+            before[node.output[0]] = 1.0 if found is None else found.f
+            if found is not None:
+                node.attribute.remove(found)
+            if betas[node.output[0]] != 1.0:
+                node.attribute.append(helper.make_attribute("beta", betas[node.output[0]]))
+    return before
 
 
 def _rounded_when_run(

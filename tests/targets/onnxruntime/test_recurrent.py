@@ -38,6 +38,37 @@ def test_an_lstm_keeps_its_kernel(tmp_path: Path) -> None:
     assert operators(artifact) == {"DynamicQuantizeLSTM"} and not artifact.achieved.notes
 
 
+class Mixed(nn.Module):
+    """An LSTM with its kernel, a GRU that is written out above it, and a layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.above = nn.LSTM(12, 16, batch_first=True), nn.GRU(16, 16, batch_first=True)
+        self.twice, self.head = nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.above(self.below(x)[0])[0][:, -1]
+        result: torch.Tensor = self.head(self.twice(self.twice(found).relu()).relu())
+        return result
+
+
+@pytest.mark.parametrize("exclude", [(), ("twice",), ("above", "head")], ids=str)
+def test_products_beside_an_lstm_keep_their_weights_and_biases(exclude: tuple[str, ...], tmp_path: Path) -> None:
+    """ONNX Runtime's quantizer, which is asked for the LSTM alone, turned round and renamed weights of others."""
+    torch.manual_seed(0)
+    net, data = Mixed().eval(), [torch.randn(1, 6, 12) for _ in range(8)]
+    artifact = deploykit.export(
+        net, "x86-cpu", "int8", example_inputs=(data[0],), calibration=data, exclude=exclude, min_placement=0.3,
+        output=tmp_path / "a", profile=False, progress=False,
+    )  # fmt: skip
+    assert artifact.parity is not None and artifact.parity.sqnr_db is not None and artifact.parity.sqnr_db > 30.0
+    graph = onnx.load(artifact.entry).graph
+    operators = {node.op_type for node in graph.node}
+    assert operators >= {"DynamicQuantizeLSTM", "Gemm"} and "LSTM" not in operators
+    assert not [value for node in graph.node for value in node.output if "Transposed" in value]
+    assert not [item for node in graph.node if node.op_type == "Gemm" for item in node.attribute if item.name == "beta"]
+
+
 def test_an_excluded_gru_keeps_its_operator(tmp_path: Path) -> None:
     artifact = recurrent.exported("gru of two layers", "x86-cpu", tmp_path / "a", exclude=["layers"])
     assert operators(artifact) == {"GRU"} and not artifact.achieved.notes
