@@ -10,15 +10,15 @@ Longer ones do, too: an engine with two layers for every step is slow to build.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploykit.capture.recurrent import MOST_STEPS, steps_of, unroll_recurrent
 from deploykit.capture.recurrent_cells import RECURRENT
 from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import Inputs, OpRule
-from deploykit_calibration.op_kinds import kind_of
+from deploykit_calibration.op_kinds import kind_of, shape_of
 from deploykit_calibration.patterns import matches
 
 if TYPE_CHECKING:
@@ -93,16 +93,40 @@ def _elsewhere(toolchain: str) -> str:
     return ', or take precision="fp16"'
 
 
-def notes_on_steps(prepared: Prepared, cost: str) -> tuple[str, ...]:
+def notes_on_steps(prepared: Prepared, cost: str, *, pays_from: Mapping[str, int] | None = None) -> tuple[str, ...]:
     """What a user is told of an artifact whose recurrent layers are written out.
 
     Args:
         cost: what that costs with this target, measured, as a sentence.
+        pays_from: by kind (`gru`), how many multiply-accumulates of a state a step must have to be faster than in the
+            float operator; nothing is said of others.
     """
     graph, origins = prepared.reference.graph_module.graph, prepared.reference.origins
     left = {node.name for node in prepared.captured.graph_module.graph.nodes}
     layers = [node for node in graph.nodes if node.target in RECURRENT and node.name not in left]
     if not layers:
         return ()
-    paths = ", ".join(sorted({origins[node.name].module_path or node.name for node in layers}))
-    return (f"{paths}: written out step by step for int8 ({sum(map(steps_of, layers))} steps); {cost}",)
+    paths = {node: origins[node.name].module_path or node.name for node in layers}
+    told = f"{_listed(paths.values())}: written out step by step for int8 ({sum(map(steps_of, layers))} steps); {cost}"
+    small = {paths[node]: node for node in layers if _macs_of(node) < (pays_from or {}).get(kind_of(node), 0)}
+    return (told, *(_too_small(path, node, pays_from or {}) for path, node in sorted(small.items())))
+
+
+def _too_small(path: str, node: Node, pays_from: Mapping[str, int]) -> str:
+    kind = kind_of(node)
+    return (
+        f"{path}: a step multiplies a state by {_macs_of(node):,} weights and rows, and a {kind.upper()} in int8 is"
+        f" faster than the float operator from some {pays_from[kind]:,} on: exclude=[{path!r}] keeps that"
+    )
+
+
+def _listed(paths: Iterable[str]) -> str:
+    return ", ".join(sorted(set(paths)))
+
+
+def _macs_of(node: Node) -> int:
+    """Multiply-accumulates of one step with its state, in one direction of the first layer."""
+    arguments: tuple[Any, ...] = node.args
+    rows = shape_of(arguments[0])[0 if arguments[8] else 1]
+    gates, units = shape_of(arguments[2][1])
+    return rows * gates * units

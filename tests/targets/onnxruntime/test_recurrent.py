@@ -16,6 +16,7 @@ from torch import nn
 
 import deploykit
 from deploykit_targets._schemes import recurrent as steps
+from deploykit_targets.onnxruntime.convert import _PAYS_FROM
 
 WRITTEN_OUT = [case for case in recurrent.CASES if not case.startswith("lstm")]
 
@@ -36,6 +37,20 @@ def test_every_step_is_int8(case: str, device: str, tmp_path: Path) -> None:
 def test_an_lstm_keeps_its_kernel(tmp_path: Path) -> None:
     artifact = recurrent.exported("lstm of two layers", "x86-cpu", tmp_path / "a")
     assert operators(artifact) == {"DynamicQuantizeLSTM"} and not artifact.achieved.notes
+
+
+@pytest.mark.parametrize(("units", "rows", "slower"), [(16, 1, True), (256, 1, True), (256, 3, False), (400, 1, False)])
+def test_a_layer_that_is_slower_than_its_float_operator_is_named(units: int, rows: int, slower: bool) -> None:
+    captured = deploykit.pipeline.capture(nn.GRU(4, units), example_inputs=(torch.zeros(2, rows, 4),))
+    run = deploykit.pipeline.calibrate(captured, [torch.randn(2, rows, 4)], progress=False)
+    prepared = deploykit.pipeline.prepare(deploykit.pipeline.request("x86-cpu", "int8"), captured, run)
+    said = steps.notes_on_steps(prepared, "it costs time", pays_from=_PAYS_FROM)
+    assert "written out step by step for int8 (2 steps); it costs time" in said[0]
+    assert (len(said) == 2) is slower
+    assert not slower or (
+        f"by {3 * units * units * rows:,} weights and rows" in said[1] and "exclude=['gru']" in said[1]
+    )
+    assert len(steps.notes_on_steps(prepared, "it costs time")) == 1
 
 
 class Mixed(nn.Module):
