@@ -144,9 +144,10 @@ def _check_algorithm(step: AlgorithmStep, found: Algorithm) -> None:
             f"the recipe was made with version {step.version} of {step.name}, and version {found.version} is here",
             hint="install the deploykit that the recipe names, or find a recipe anew with deploykit.tune",
         )
-    if dict(found.settings) != step.settings:
+    here = AlgorithmStep(found.name, found.version, dict(found.settings)).settings
+    if here != step.settings:
         raise UsageError(
-            f"the recipe has {step.settings} as the settings of {step.name}, which runs with {dict(found.settings)}",
+            f"the recipe has {step.settings} as the settings of {step.name}, which runs with {here}",
             hint="settings are the algorithm's own: register one with those settings under another name",
         )
     unknown = sorted(step.decided.keys() - found.decides)

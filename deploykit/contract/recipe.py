@@ -25,11 +25,22 @@ WIDE = "int8-weights"
 
 
 class _Whole:
-    """What msgspec reads has no attribute for a default, and would be written and hashed without it: here it has."""
+    """What msgspec reads has no attribute for a default, and would be written and hashed without it: here it has.
+
+    Options, settings and what was decided are as a file has them, lists where they were tuples: a recipe equals what
+    is read of its file.
+    """
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
-            object.__setattr__(self, each.name, getattr(self, each.name))
+            value = getattr(self, each.name)
+            object.__setattr__(self, each.name, _as_in_a_file(value) if isinstance(value, dict) else value)
+
+
+def _as_in_a_file(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_in_a_file(each) for key, each in value.items()}
+    return [_as_in_a_file(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)

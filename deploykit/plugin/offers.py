@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import msgspec
@@ -132,7 +132,8 @@ class Offers(ABC):
         if unknown:
             raise UsageError(f"unknown option {', '.join(unknown)}", hint=listed)
         try:
-            return msgspec.convert(dict(options), self.options_type, strict=False)
+            found: Any = msgspec.convert(dict(options), self.options_type, strict=False)
+            return replace(found)  # with attributes for its defaults, which a manifest would lack otherwise
         except msgspec.ValidationError as error:
             raise UsageError(f"bad option value: {error}", hint=listed) from error
 

@@ -72,6 +72,19 @@ def test_every_artifact_has_one_and_it_makes_the_same_bytes(first: deploykit.Art
     assert bytes_of(first) == bytes_of(once) == bytes_of(again)
 
 
+@pytest.mark.parametrize("target", ["jetson-orin", "tensorrt-rtx", "migraphx", "android", "iphone-15"])
+def test_a_recipe_with_lists_among_its_options_is_followed_to_the_letter(target: str, tmp_path: Path) -> None:
+    """Options are tuples, and lists in a file: a recipe was said to be edited, and its ladder was dropped."""
+    needs = {"android": "ai_edge_litert", "iphone-15": "coremltools"}
+    pytest.importorskip(needs.get(target, "onnxruntime"), reason="its converter is not installed")
+    made = export(net(bare=True), tmp_path / "a", target=target, strict=False)
+    assert any(isinstance(value, list) for value in recipe_in(made).options.values())
+    recipe_in(made).write(tmp_path / "net.toml")
+    for number, recipe in enumerate((recipe_in(made), tmp_path / "net.toml")):
+        again = export(net(bare=True), tmp_path / f"b{number}", target=target, recipe=recipe, strict=False)
+        assert again.fingerprint == made.fingerprint
+
+
 def test_what_is_chosen_besides_is_in_it(tmp_path: Path) -> None:
     made = export(net(), tmp_path / "a", calibration_method="percentile:99.9", exclude=["2"], options={"opset": 20})
     recipe = recipe_in(made)
