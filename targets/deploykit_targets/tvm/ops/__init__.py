@@ -1,12 +1,14 @@
 """Translations of ATen operators to kernels; importing this package fills the table."""
 
 from deploykit_targets.tvm.ops import (  # noqa: F401 -- each registers its translations
+    activations,
     alias,
+    arithmetic,
     convolution,
-    elementwise,
     indexing,
     joining,
     linear,
+    logic,
     pooling,
     quantisation,
     resize,
