@@ -41,4 +41,4 @@ def scheme_of(request: Request, captured: CapturedModel) -> Scheme:
     kernels = isa(processor_of(request.device).isa).int8
     if kernels.activation != "uint8":
         return TVM
-    return TVM_X86 if kernels.weight_bits == 8 else TVM_X86_NO_VNNI
+    return TVM_X86 if kernels.largest_weight > 64 else TVM_X86_NO_VNNI

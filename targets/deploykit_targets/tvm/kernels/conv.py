@@ -57,8 +57,9 @@ def conv(
     columns, tasks, spans = plan.group_columns, shape.groups * plan.blocks * plan.lines, math.ceil(plan.pixels / rows)
     dtype = output or dot.activation
     beside = (residual.dtype if residual is not None else None) or dtype
-    address, finish, sums = Address(plan), _finish(plan, limits, residual, dtype), dot.sums
-    narrow, wide, loaded, pair = columns < lanes, dot.read_at_once(steps), dot.loaded_at_once(steps), dot.pair
+    address, finish, sums = Address(plan), _finish(plan, limits, residual, dtype), dot.accumulators
+    wide, loaded = dot.registers.read_at_once(steps), dot.registers.loaded_at_once(steps)
+    narrow, pair = columns < lanes, dot.sums.rows
     store_narrow = _store_narrow(columns, lanes, (dtype, beside), finish)
     start, store_bounded = bounded_ends(plan, limits, residual) if plan.bounded else (None, None)
 
@@ -116,7 +117,7 @@ def conv(
                             if pair == 2:
                                 store_row(acc[T.Ramp((r * tile + v) * sums, 1, sums)], 1, task, x, r, v, c, b, y)
 
-    body = over_matrices(plan, store_row) if dot.tiles else over_listed_steps(plan, store_row) if plan.listed else tiles
+    body = _loops(plan, store_row, tiles)
     code = FINISHED if plan.listed else dot.code
     if residual is None:
 
@@ -146,6 +147,13 @@ def conv(
     return with_code(adding, code)
 
 
+def _loops(plan: ConvPlan, store_row: Expr, tiles: Expr) -> Expr:
+    """The loops of a plan; `tiles` are those over its steps in the order of memory."""
+    if plan.dot.multiplies_matrices:
+        return over_matrices(plan, store_row)
+    return over_listed_steps(plan, store_row) if plan.listed else tiles
+
+
 def _store_narrow(columns: int, lanes: int, dtypes: tuple[str, str], finish: Expr) -> Expr:
     """What stores the columns of a vector that is wider than a group has; dtypes of output and residual."""
     dtype, beside = dtypes
@@ -168,8 +176,8 @@ def _store_narrow(columns: int, lanes: int, dtypes: tuple[str, str], finish: Exp
 
 def _step_of(plan: ConvPlan, i: Expr) -> tuple[Expr, Expr]:
     """Row and vector of a tile's step `i`: row after row, or vector after vector where weights fill more registers."""
-    high = plan.rows // plan.dot.pair
-    return (i // plan.tile, i % plan.tile) if plan.dot.pair == 1 else (i % high, i // high)
+    high = plan.rows // plan.dot.sums.rows
+    return (i // plan.tile, i % plan.tile) if plan.dot.sums.rows == 1 else (i % high, i // high)
 
 
 def _finish(

@@ -28,7 +28,7 @@ def bounded_ends(plan: ConvPlan, limits: tuple[float, float] | None, residual: R
         store: (accumulators, constants, residual or None, output, task, x).
     """
     dot, address = plan.dot, Address(plan)
-    sums, pair, saturate, steps = dot.sums, dot.pair, dot.saturate, plan.rows // dot.pair
+    sums, pair, saturate, steps = dot.accumulators, dot.sums.rows, dot.saturate, plan.rows // dot.sums.rows
     width, results = plan.results
     beside = width // dot.lanes
     together = beside * sums
@@ -38,16 +38,16 @@ def bounded_ends(plan: ConvPlan, limits: tuple[float, float] | None, residual: R
     def totals(acc: Expr, r: Expr, v: Expr) -> Expr:
         """Sums of a step's rows, of as many columns as are finished at once."""
         whole = acc[T.Ramp((r * results + v) * together, 1, together)]
-        return dot.row(whole, 0) if dot.partial > 1 else whole
+        return dot.row(whole, 0) if dot.sums.parts > 1 else whole
 
     def row_of(out: Expr, row: int) -> Expr:
         """Bytes of a row, of those of a step's rows: put in order now, where a register holds most of them."""
-        return out if pair == 1 else T.Shuffle([out], dot.row_places(row, width))
+        return out if pair == 1 else T.Shuffle([out], dot.sums.places(row, width))
 
     def other_of(b: Expr, task: Expr, x: Expr, r: Expr, v: Expr) -> Expr:
         """The residual of a step's rows, in the order of its sums."""
         rows = [b[T.Ramp(address.write(task, x, r * pair + row, v * beside), 1, width)] for row in range(pair)]
-        return rows[0] if pair == 1 else T.Shuffle(rows, dot.together(width))
+        return rows[0] if pair == 1 else T.Shuffle(rows, dot.sums.together(width))
 
     def finish(value: Expr, b: Expr | None, task: Expr, x: Expr, r: Expr, v: Expr) -> Expr:
         within = limits or limits_of(dot.activation)

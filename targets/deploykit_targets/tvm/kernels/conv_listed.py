@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deploykit_targets.tvm.kernels.conv_plan import LIST_PARTS, Address, ConvPlan
+from deploykit_targets.tvm.kernels.dot import Pairs
 from deploykit_targets.tvm.kernels.expressions import Expr, fill, on_stack, prefetch
-from deploykit_targets.tvm.kernels.isa import Pairs
 from deploykit_targets.tvm.kernels.llvm_calls import finished
 from deploykit_targets.tvm.kernels.script import T
 
-_FIT_BITS = 7  # of weights, any two of which fit the first two parts of a list
+_FITS = 64  # the largest magnitude of weights any two of which fit the first two parts of a list
 
 
 Products = Callable[[Expr, Expr], Expr]
@@ -60,7 +60,7 @@ def over_listed_steps(plan: ConvPlan, store_row: Expr) -> Expr:
                         acc[reads.sums(r, v)] = reads.start(c, task, v)
                 plain_pairs(a, w, c, acc, at, task, x, head, first)
                 plain_steps(a, w, c, acc, at, task, x, head + 2 * first, second)
-                if plan.dot.weight_bits > _FIT_BITS:
+                if plan.dot.largest_weight > _FITS:
                     centred_pairs(a, w, c, acc, at, task, x, head + 2 * first + second, third)
                     centred_steps(a, w, c, acc, at, task, x, head + 2 * first + second + 2 * third, fourth)
                 for r in T.unroll(rows):
@@ -140,9 +140,19 @@ def _stepping(reads: _Reads, products: Products, together: int, *, by_vector: bo
     return loop
 
 
+def _summing(reads: _Reads, products: Products, together: int) -> Callable[[Expr, Expr, Expr, Expr, Expr], Expr]:
+    """(sums, inputs and weights of one step, those of the other) -> sums and the products of a pair, or of one step."""
+
+    def summed(sums: Expr, x_one: Expr, by_one: Expr, x_other: Expr, by_other: Expr) -> Expr:
+        total = products(x_one, by_one)
+        return reads.pairs.add(sums, total + products(x_other, by_other) if together == 2 else total)
+
+    return summed
+
+
 def _one_vector(reads: _Reads, products: Products, together: int) -> Expr:
     """A pair or a step, vector after vector, whose weights stay in registers for all rows."""
-    rows, tile, add = reads.plan.rows, reads.plan.tile, reads.pairs.add
+    rows, tile, summed = reads.plan.rows, reads.plan.tile, _summing(reads, products, together)
 
     @T.inline
     def step(a, w, acc, at, task, one, other, from_one, from_other):
@@ -150,16 +160,13 @@ def _one_vector(reads: _Reads, products: Products, together: int) -> Expr:
             by_one: T.let = reads.weights(w, task, one, v)
             by_other: T.let = reads.weights(w, task, other, v)
             for r in T.unroll(rows):
-                if together == 2:
-                    acc[reads.sums(r, v)] = add(
-                        acc[reads.sums(r, v)],
-                        products(reads.inputs(a, at, r, from_one), by_one)
-                        + products(reads.inputs(a, at, r, from_other), by_other),
-                    )
-                else:
-                    acc[reads.sums(r, v)] = add(
-                        acc[reads.sums(r, v)], products(reads.inputs(a, at, r, from_one), by_one)
-                    )
+                acc[reads.sums(r, v)] = summed(
+                    acc[reads.sums(r, v)],
+                    reads.inputs(a, at, r, from_one),
+                    by_one,
+                    reads.inputs(a, at, r, from_other),
+                    by_other,
+                )
                 T.evaluate(finished(acc[reads.sums(r, v)]))
 
     return step
@@ -167,7 +174,7 @@ def _one_vector(reads: _Reads, products: Products, together: int) -> Expr:
 
 def _several_vectors(reads: _Reads, products: Products, together: int) -> Expr:
     """A pair or a step, row after row, whose inputs stay in registers for all vectors."""
-    rows, tile, add = reads.plan.rows, reads.plan.tile, reads.pairs.add
+    rows, tile, summed = reads.plan.rows, reads.plan.tile, _summing(reads, products, together)
 
     @T.inline
     def step(a, w, acc, at, task, one, other, from_one, from_other):
@@ -175,14 +182,13 @@ def _several_vectors(reads: _Reads, products: Products, together: int) -> Expr:
             x_one: T.let = reads.inputs(a, at, r, from_one)
             x_other: T.let = reads.inputs(a, at, r, from_other)
             for v in T.unroll(tile):
-                if together == 2:
-                    acc[reads.sums(r, v)] = add(
-                        acc[reads.sums(r, v)],
-                        products(x_one, reads.weights(w, task, one, v))
-                        + products(x_other, reads.weights(w, task, other, v)),
-                    )
-                else:
-                    acc[reads.sums(r, v)] = add(acc[reads.sums(r, v)], products(x_one, reads.weights(w, task, one, v)))
+                acc[reads.sums(r, v)] = summed(
+                    acc[reads.sums(r, v)],
+                    x_one,
+                    reads.weights(w, task, one, v),
+                    x_other,
+                    reads.weights(w, task, other, v),
+                )
                 T.evaluate(finished(acc[reads.sums(r, v)]))
 
     return step

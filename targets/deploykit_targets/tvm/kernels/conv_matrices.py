@@ -23,7 +23,7 @@ def over_matrices(plan: ConvPlan, store_row: Expr) -> Expr:
     """Make the loops: (input, packed weights, packed constants, residual or None, output), to be inlined in a kernel.
 
     Args:
-        plan: the plan whose step has `tiles`.
+        plan: the plan whose step multiplies matrices.
         store_row: what stores a row, to be inlined: (sums, row of a step, task, x, r, v, constants, residual, output).
     """
     dot, rows, tile, steps, runs = plan.dot, plan.rows, plan.tile, plan.steps, plan.runs

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from deploykit.contract.errors import UsageError
+from deploykit_targets.tvm.kernels.dot import Dot, Registers
 from deploykit_targets.tvm.kernels.expressions import Expr, vector_start
-from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.packing import Array, Bounded, pack_constants, pack_matrix
 from deploykit_targets.tvm.kernels.script import T
 from deploykit_targets.tvm.kernels.tiles import STEP, choose_tile, fold_rows, join_lines, tile_cycles
@@ -121,9 +121,9 @@ class ConvPlan:
     def packing(self) -> Packing:
         """The packing of the weights: what a kernel reads step by step, or what several instruction sets can read."""
         dot = self.dot
-        if not dot.packed_lanes:
+        if not dot.packed.columns:
             return Packing(self.blocks, self.steps, self.tile, dot.lanes, dot.group)
-        beside, (vectors, by) = dot.interleaved or dot.group, vectors_of(self.group_columns, dot)
+        beside, (vectors, by) = dot.packed.inputs or dot.group, vectors_of(self.group_columns, dot)
         return Packing(vectors // by, dot.packed_run(self.run) // beside, 1, by * dot.lanes, beside)
 
     @property
@@ -170,7 +170,8 @@ class ConvPlan:
     @property
     def ahead(self) -> int:
         """Weights of the next block that each step's loads bring closer, so that all are there after this block."""
-        return math.ceil(self.dot.read_at_once(self.steps) * self.tile * self.dot.lanes * self.dot.group / self.passes)
+        steps = self.dot.registers.read_at_once(self.steps)
+        return math.ceil(steps * self.tile * self.dot.lanes * self.dot.group / self.passes)
 
     @property
     def prefetches(self) -> int:
@@ -179,7 +180,7 @@ class ConvPlan:
         None for one row either, which reads as fast as it multiplies: few streams that the CPU fetches ahead by itself
         are faster there (256 -> 1024 in int8 on Zen 4: 4.7 us -> 2.6 with four streams instead of thirteen).
         """
-        alone = self.rows == 1 and self.dot.fills_lines and not self.dot.parted
+        alone = self.rows == 1 and self.dot.fills_lines and not self.dot.registers.parted
         return 0 if self.by_line or alone else math.ceil(self.ahead * np.dtype(self.dot.weight).itemsize / _CACHE_LINE)
 
     @property
@@ -190,18 +191,18 @@ class ConvPlan:
         by the units that multiply, for as long as some of the products take.
         """
         window = self.shape.kernel[0] * self.runs * self.steps
-        return self.rows // self.dot.pair if window <= _SHORT_WINDOW else 1
+        return self.rows // self.dot.sums.rows if window <= _SHORT_WINDOW else 1
 
     @property
     def start_rows(self) -> int:
         """Constants of each column that a step's sums start from: as many as it has sums for each column."""
-        return self.dot.sums // self.dot.lanes
+        return self.dot.accumulators // self.dot.lanes
 
     @property
     def constant_rows(self) -> int:
         """Constants of each column: scale, starts and shifts; or scale and bias, or bias alone."""
         if self.bounded:
-            return self.dot.pair + self.copies * (self.start_rows + self.dot.pair)
+            return self.dot.sums.rows + self.copies * (self.start_rows + self.dot.sums.rows)
         return 2 if self.dot.quantized else 1
 
     @property
@@ -239,7 +240,7 @@ class ConvPlan:
     def input_elements(self) -> int:
         """Elements of the input buffer: the tensor, and some more of any value, unused or met by zero weights."""
         shape, steps = self.shape, self.steps
-        unused = self.dot.loaded_at_once(steps) - self.dot.read_at_once(steps)
+        unused = self.dot.registers.loaded_at_once(steps) - self.dot.registers.read_at_once(steps)
         slack = (steps + unused) * self.dot.group - self.run
         return shape.batch * shape.height * shape.width * shape.channels + slack
 
@@ -285,12 +286,12 @@ def plan_conv(
     sets = shape.batch if weights_per_image else 1
     held = _listed(dot, listed) if listed else dot
     rows, tile = choose_tile(pixels, vectors, held, by=by, step=step)
-    bounded = bounded and dot.saturate is not None and by * dot.lanes == dot.packed_lanes
+    bounded = bounded and dot.saturate is not None and by * dot.lanes == dot.packed.columns
     plan = ConvPlan(shape, dot, rows, tile, lines, pixels, runs, run, sets, bounded, listed=listed > 0)
-    if not (dot.tiles or shape.pointwise):
+    if not (dot.multiplies_matrices or shape.pointwise):
         rows, tile, lines, pixels = join_lines((lines, pixels), vectors, held, by=by, within=height, step=step)
         plan = replace(plan, rows=rows, tile=tile, lines=lines, pixels=pixels, joined=pixels > width)
-    if dot.tiles and not shape.pointwise and shape.stride == (1, 1):
+    if dot.multiplies_matrices and not shape.pointwise and shape.stride == (1, 1):
         pixels = (height - 1) * shape.width + width
         rows, tile = choose_tile(pixels, vectors, dot, by=by)
         flat = replace(plan, rows=rows, tile=tile, lines=shape.batch, pixels=pixels, flat=True)
@@ -301,12 +302,12 @@ def plan_conv(
 def _listed(dot: Dot, vectors: int) -> Dot:
     """What the tile of a listed plan is chosen for: only additions, of one cycle, follow one another there."""
     sums = _LISTED_SUMS.get(vectors, _MOST_LISTED_SUMS)
-    return replace(dot, parted=False, registers=sums + vectors + 1, pipeline=0)
+    return replace(dot, registers=Registers(sums + vectors + 1, pipeline=0))
 
 
 def vectors_of(columns: int, dot: Dot) -> tuple[int, int]:
     """Column vectors that cover `columns`, and how many of them lie beside each other in packed weights."""
-    by = dot.packed_lanes // dot.lanes if columns >= dot.packed_lanes > 0 else 1
+    by = dot.packed.columns // dot.lanes if columns >= dot.packed.columns > 0 else 1
     return math.ceil(columns / (by * dot.lanes)) * by, by
 
 
@@ -328,7 +329,7 @@ def pack_conv(plan: ConvPlan, weight: Array) -> Array:
     Raises:
         UsageError: a weight has more bits than the instruction sums without saturating.
     """
-    largest = plan.dot.largest_weight or 1 << (plan.dot.weight_bits - 1)
+    largest = plan.dot.largest_weight
     if plan.dot.quantized and np.abs(weight.astype(np.int32)).max(initial=0) > largest:
         raise UsageError(f"conv: {plan.dot.mnemonic} takes weights up to {largest}, and these are larger")
     split = weight.reshape(plan.shape.groups, plan.group_columns, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)
@@ -346,7 +347,7 @@ def pack_bounded_constants(plan: ConvPlan, bounded: Bounded) -> Array:
     """
     start, lanes = bounded.start.view(np.float32), plan.packing.lanes
     packed = _pack_rows(plan, [bounded.scale, start, bounded.shift]).reshape(-1, 3, lanes)
-    (sums, columns), finished = plan.dot.summed, plan.dot.finished
+    (sums, columns), finished = plan.dot.sums.started(lanes), plan.dot.sums.finished(lanes)
     starts = np.zeros((len(packed), lanes * plan.start_rows), np.float32)
     starts[:, sums] = packed[:, 1, columns]
     parts = [packed[:, 0, finished], *[starts] * plan.copies, *[packed[:, 2, finished]] * plan.copies]
@@ -420,7 +421,7 @@ class Address:
     def _packed(self, task: Expr, v: Expr) -> tuple[Expr, Expr, Expr]:
         """Where a column vector is packed: number of the block over all groups and weight sets, tile, first lane."""
         plan, packing, block = self.plan, self.plan.packing, self._columns(task) % self.plan.blocks
-        if not plan.dot.packed_lanes:
+        if not plan.dot.packed.columns:
             return self._group(task) * packing.blocks + block, v, 0
         by = packing.lanes // plan.dot.lanes  # divides the tile and the number of vectors
         if plan.tile < by:  # of a listed plan
@@ -437,7 +438,7 @@ class Address:
 
     def ahead(self, task: Expr, x: Expr, ky: Expr, kx: Expr, k: Expr, index: Expr) -> Expr:
         """What a step prefetches: a part of the weights of the block after this one, or addresses beyond the last."""
-        plan, loads = self.plan, self.plan.steps // self.plan.dot.read_at_once(self.plan.steps)
+        plan, loads = self.plan, self.plan.steps // self.plan.dot.registers.read_at_once(self.plan.steps)
         number = self._line(task) % (plan.lines // plan.weight_sets) * math.ceil(plan.pixels / plan.rows) + x
         step = ((number * plan.shape.kernel[0] + ky) * plan.runs + kx) * loads + k
         block = plan.tile * plan.vector_elements
@@ -456,11 +457,11 @@ class Address:
     def start(self, task: Expr, r: Expr, v: Expr) -> Expr:
         """What the sums of result `v` of step `r` start from."""
         plan = self.plan
-        return self.scale(task, v) + (plan.dot.pair + r % plan.copies * plan.start_rows) * plan.packing.lanes
+        return self.scale(task, v) + (plan.dot.sums.rows + r % plan.copies * plan.start_rows) * plan.packing.lanes
 
     def shift(self, task: Expr, r: Expr, v: Expr) -> Expr:
         """What is added to result `v` of step `r`."""
-        plan, pair = self.plan, self.plan.dot.pair
+        plan, pair = self.plan, self.plan.dot.sums.rows
         row = pair + plan.copies * plan.start_rows + r % plan.copies * pair
         return self.scale(task, v) + row * plan.packing.lanes
 

@@ -16,6 +16,7 @@ import numpy as np
 from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.bfloat16 import real, stored
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape
+from deploykit_targets.tvm.kernels.dot import Dot
 from deploykit_targets.tvm.kernels.expressions import (
     Expr,
     cast,
@@ -28,7 +29,6 @@ from deploykit_targets.tvm.kernels.expressions import (
     vector_lanes,
     vector_start,
 )
-from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.line_tile import LineTile
 from deploykit_targets.tvm.kernels.packing import Array
 from deploykit_targets.tvm.kernels.script import T
@@ -89,7 +89,7 @@ def depthwise(
     def step(acc: Expr, a: Expr, w: Expr) -> Expr:
         if not dot.quantized:
             return fma(real(a, dot.activation, lanes), real(w, dot.weight, lanes), acc, lanes)
-        return dot.lane_by_lane(acc, cast(a, "int32", lanes), cast(w, "int32", lanes), lanes)
+        return dot.depthwise.lane_by_lane(acc, cast(a, "int32", lanes), cast(w, "int32", lanes), lanes)
 
     def take(a: Expr, line: Expr, x: Expr, r: Expr, ky: Expr, kx: Expr, c: Expr, cut: bool) -> Expr:
         inputs = a[span(tile.read(line, x, ky, tile.tap(r, kx)) + c, lanes)]

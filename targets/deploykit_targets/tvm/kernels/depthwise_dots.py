@@ -18,6 +18,7 @@ import math
 import numpy as np
 
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape
+from deploykit_targets.tvm.kernels.dot import Dot
 from deploykit_targets.tvm.kernels.expressions import (
     Expr,
     bounded,
@@ -31,7 +32,6 @@ from deploykit_targets.tvm.kernels.expressions import (
     span,
     vector_start,
 )
-from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.line_tile import LineTile
 from deploykit_targets.tvm.kernels.packing import Array, Bounded
 from deploykit_targets.tvm.kernels.script import T
@@ -46,7 +46,7 @@ _PIXEL_COLUMNS = 5  # what a pixel takes otherwise, in columns that are brought 
 def fits(shape: ConvShape, dot: Dot) -> bool:
     """Whether this kernel takes a depthwise convolution."""
     near = shape.stride[1] <= (shape.kernel[1] - 1) * shape.dilation[1] + 1
-    return None not in (dot.across, dot.saturate) and shape.channels >= _CHANNELS and near
+    return None not in (dot.depthwise.across, dot.saturate) and shape.channels >= _CHANNELS and near
 
 
 def pack_depthwise_dots(shape: ConvShape, weight: Array) -> Array:
@@ -88,7 +88,7 @@ def depthwise_dots(
     tile, lanes, channels, kernel_w = _Tile(shape, padding), _CHANNELS, shape.channels, shape.kernel[1]
     (height, width), (first, last), pixels, high, groups = shape.output, tile.inner, tile.pixels, tile.high, tile.groups
     vectors, pairs, outside = math.ceil(channels / lanes), math.ceil(height / high), fill(zero, "int8", lanes)
-    across, saturate, constants_of = dot.across, dot.saturate, (3 if small else 2) * channels
+    across, saturate, constants_of = dot.depthwise.across, dot.saturate, (3 if small else 2) * channels
     assert across is not None and saturate is not None
 
     def line_of(task: Expr) -> Expr:

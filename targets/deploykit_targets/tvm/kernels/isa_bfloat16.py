@@ -10,14 +10,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, halves
+from deploykit_targets.tvm.kernels.dot import (
+    IN_TWO_PARTS,
+    MATRIX_INPUTS,
+    OF_TWO_ROWS,
+    PACKED,
+    PACKED_ARM,
+    Dot,
+    Packed,
+    Registers,
+)
 from deploykit_targets.tvm.kernels.expressions import Expr, fma
-from deploykit_targets.tvm.kernels.isa import MATRIX_INPUTS, Dot
 from deploykit_targets.tvm.kernels.llvm_calls import Call
 from deploykit_targets.tvm.kernels.script import T
 
 _KINDS = (BFLOAT16, BFLOAT16, "float32")
-_PACKED, _PACKED_ARM = 16, 8  # columns beside each other, as for bytes
-
+_X86, _ARM = Packed(PACKED), Packed(PACKED_ARM)
 
 _DPBF16PS = Call("deploykit_vdpbf16ps", "llvm.x86.avx512bf16.dpbf16ps.512", 16)
 _MMLA = Call("deploykit_bfmmla", "llvm.aarch64.neon.bfmmla", 4)
@@ -72,18 +80,26 @@ def _widening_neon(acc: Expr, a: Expr, w: Expr) -> Expr:
     return T.Shuffle(parts, list(range(16)))
 
 
-def _widened(lanes: int, registers: int) -> Dot:
-    step = _widening(lanes)
-    return Dot(lanes, 2, *_KINDS, registers, "vfmadd", step, packed_lanes=_PACKED, parted=True, pipeline=12)
+def _widened(lanes: int, vectors: int) -> Dot:
+    registers = Registers(vectors, pipeline=12, parted=True)
+    return Dot(lanes, 2, *_KINDS, registers, "vfmadd", _widening(lanes), packed=_X86)
 
 
-_VDPBF16PS = Dot(16, 2, *_KINDS, 32, "vdpbf16ps", _vdpbf16ps, packed_lanes=_PACKED, code=_DPBF16PS.code)
+_VDPBF16PS = Dot(16, 2, *_KINDS, Registers(32), "vdpbf16ps", _vdpbf16ps, packed=_X86, code=_DPBF16PS.code)
 _TDPBF16PS = replace(
-    _VDPBF16PS, group=MATRIX_INPUTS // 2, mnemonic="tdpbf16ps", alone=_VDPBF16PS, tiles=8, interleaved=2, code=""
+    _VDPBF16PS,
+    group=MATRIX_INPUTS // 2,
+    registers=Registers(32, matrices=8),
+    mnemonic="tdpbf16ps",
+    code="",
+    packed=Packed(PACKED, _VDPBF16PS.group),
+    alone=_VDPBF16PS,
 )
-_BFDOT = Dot(8, 4, *_KINDS, 32, "bfdot", _bfdot, partial=2, packed_lanes=_PACKED_ARM, code=_DOT.code)
-_BFMMLA = Dot(*(4, 4, *_KINDS, 29, "bfmmla", _bfmmla), pair=2, alone=_BFDOT, packed_lanes=_PACKED_ARM, code=_MMLA.code)
-_FMLA = Dot(8, 4, *_KINDS, 32, "fmla", _widening_neon, partial=2, packed_lanes=_PACKED_ARM)
+_BFDOT = Dot(8, 4, *_KINDS, Registers(32), "bfdot", _bfdot, sums=IN_TWO_PARTS, packed=_ARM, code=_DOT.code)
+_BFMMLA = Dot(
+    *(4, 4, *_KINDS, Registers(29), "bfmmla", _bfmmla), sums=OF_TWO_ROWS, packed=_ARM, alone=_BFDOT, code=_MMLA.code
+)
+_FMLA = Dot(8, 4, *_KINDS, Registers(32), "fmla", _widening_neon, sums=IN_TWO_PARTS, packed=_ARM)
 
 DOTS: Mapping[str, Dot] = {
     "amx_bf16": _TDPBF16PS,
@@ -105,4 +121,4 @@ def mnemonics(name: str) -> frozenset[str]:
     """The instructions over bfloat16 that the kernels of an instruction set may have; none where it is widened."""
     dot = DOTS[name]
     steps = [dot, *([dot.alone] if dot.alone else [])]
-    return frozenset(step.mnemonic for step in steps if step.code or step.tiles)
+    return frozenset(step.mnemonic for step in steps if step.code or step.multiplies_matrices)

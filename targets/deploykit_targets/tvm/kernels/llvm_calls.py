@@ -14,6 +14,17 @@ from tvm.tirx import AttrStmt, IntImm
 from deploykit_targets.tvm.kernels.expressions import Expr
 from deploykit_targets.tvm.kernels.script import T
 
+
+def intrinsic(name: str, dtype: str, *arguments: Expr) -> Expr:
+    """A call of an intrinsic of LLVM that changes nothing else."""
+    return T.call_llvm_pure_intrin(dtype, T.llvm_lookup_intrinsic_id(name), *arguments)
+
+
+def repeat(pair: Expr, dtype: str, lanes: int) -> Expr:
+    """The same 32 bits in each lane, seen as `dtype`."""
+    return T.reinterpret(dtype, T.Broadcast(T.reinterpret("int32", pair), lanes))
+
+
 FINISHED = """
 define i32 @deploykit_finished(<8 x i32> %sums) alwaysinline {
   call void asm sideeffect "", "x,~{memory}"(<8 x i32> %sums)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from deploykit.contract.errors import UsageError
 from deploykit_targets.tvm.kernels.conv_plan import ConvPlan, ConvShape, plan_conv
+from deploykit_targets.tvm.kernels.dot import Dot
 from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine, Expr, cast, fill, fold, on_stack, span
-from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.script import T
 
 

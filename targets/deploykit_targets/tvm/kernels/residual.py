@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deploykit_targets.tvm.kernels.dot import Dot
 from deploykit_targets.tvm.kernels.expressions import (
     UNSCALED,
     Affine,
@@ -18,7 +19,6 @@ from deploykit_targets.tvm.kernels.expressions import (
     saturated,
     widen,
 )
-from deploykit_targets.tvm.kernels.isa import Dot
 from deploykit_targets.tvm.kernels.script import T
 
 _ZERO = 1.5 * 2**23  # in float32 the next number is one more

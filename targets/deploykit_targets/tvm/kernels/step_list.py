@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deploykit_targets.tvm.kernels.conv_plan import LIST_PARTS, ConvPlan, ConvShape, pack_conv, plan_conv, vectors_of
-from deploykit_targets.tvm.kernels.isa import Dot
+from deploykit_targets.tvm.kernels.dot import Dot
 from deploykit_targets.tvm.kernels.packing import Array
 
 LARGEST_SUM = 128  # of weights of one sign that inputs of 8 bits meet: 255 * 128 = 32640

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploykit_targets.tvm.kernels.isa import Dot
+    from deploykit_targets.tvm.kernels.dot import Dot
 
 TILE_ROWS = 16
 """Rows of a tile register (AMX), of 64 bytes each."""
@@ -37,27 +37,34 @@ def choose_tile(rows: int, vectors: int, dot: Dot, *, by: int = 1, step: float =
     Returns:
         Rows (at most `rows`, a multiple of the step's) and vectors of the tile.
     """
-    counts = range(dot.pair, rows + 1, dot.pair)
+    counts = range(dot.sums.rows, rows + 1, dot.sums.rows)
     vectors = min(vectors, _STREAMS * by) if rows == 1 and dot.fills_lines else vectors
-    if dot.tiles:
-        tiles = [(r, v) for v in range(by, vectors + 1, by) for r in counts if _tiles_held(r, v) <= dot.tiles]
-    else:
-        tiles = [(r, v) for v in range(by, vectors + 1, by) for r in counts if _held(r, v, dot) <= dot.registers]
-    return min(tiles, key=lambda tile: (_cycles(rows, vectors, dot, *tile, step=step), tile[0] / dot.wide + tile[1]))
+    tiles = [(r, v) for v in range(by, vectors + 1, by) for r in counts if _fits(r, v, dot)]
+
+    def cost(tile: tuple[int, int]) -> tuple[float, float]:
+        return _cycles(rows, vectors, dot, *tile, step=step), tile[0] / dot.registers.wide + tile[1]
+
+    return min(tiles, key=cost)
+
+
+def _fits(r: int, v: int, dot: Dot) -> bool:
+    if dot.multiplies_matrices:
+        return _matrices_held(r, v) <= dot.registers.matrices
+    return _held(r, v, dot) <= dot.registers.vectors
 
 
 def _held(r: int, v: int, dot: Dot) -> int:
-    """Registers of a tile."""
-    if dot.pair > 1:  # activations fill a register per two rows, and weights, taken one vector after another, two
+    """Vector registers of a tile."""
+    if dot.sums.rows > 1:  # activations fill a register per two rows, and weights, taken one vector after another, two
         return r * v + r // 2 + 2
-    if dot.partial > 1:  # accumulators and weights fill two registers per column of a step, and products wait in some
-        return (r + 1) * v * dot.partial * dot.lanes // 4 + 6
-    if dot.parted:  # both parts of the weights, both parts of the activations, and the mask
+    if dot.sums.parts > 1:  # sums and weights fill two registers per column of a step, and products wait in some
+        return (r + 1) * v * dot.sums.parts * dot.lanes // 4 + 6
+    if dot.registers.parted:  # both parts of the weights, both parts of the activations, and the mask
         return r * v + 2 * v + 3
-    return r * v + v + (r if dot.wide > 1 else 1)
+    return r * v + v + (r if dot.registers.wide > 1 else 1)
 
 
-def _tiles_held(r: int, v: int) -> int:
+def _matrices_held(r: int, v: int) -> int:
     """Tile registers of a tile: accumulators, activations, weights."""
     high = -(-r // TILE_ROWS)
     return high * v + high + v
@@ -65,13 +72,13 @@ def _tiles_held(r: int, v: int) -> int:
 
 def _cycles(rows: int, vectors: int, dot: Dot, r: int, v: int, *, step: float) -> float:
     steps = -(-rows // r) * -(-vectors // v)
-    if dot.tiles:
+    if dot.multiplies_matrices:
         return tile_cycles(rows, vectors, r, v)
-    if dot.partial > 1:  # two products and a sum of them for each register of accumulators
-        return steps * (2 * r * v * dot.partial * dot.lanes / 4 + step)
-    if dot.pair > 1:  # two rows are put together where others multiply; three loads beside four products
-        return steps * (max(r * v + r / 2, 1.5 * (r + 2 * v), dot.pipeline) + step)
-    return steps * (max(r * v, r + v, dot.pipeline) + step)
+    if dot.sums.parts > 1:  # two products and a sum of them for each register of accumulators
+        return steps * (2 * r * v * dot.sums.parts * dot.lanes / 4 + step)
+    if dot.sums.rows > 1:  # two rows are put together where others multiply; three loads beside four products
+        return steps * (max(r * v + r / 2, 1.5 * (r + 2 * v), dot.registers.pipeline) + step)
+    return steps * (max(r * v, r + v, dot.registers.pipeline) + step)
 
 
 def tile_cycles(rows: int, vectors: int, r: int, v: int, *, near: bool = True) -> float:

@@ -1,6 +1,6 @@
-"""Convolutions: any padding, stride, dilation and groups in one or two dimensions; transposed ones over spread inputs.
+"""Convolutions in one or two dimensions: any padding, stride, dilation and groups.
 
-What follows is computed with it: clipping, rounding, and the addition of a residual that is there already.
+Transposed ones are a product and a rearrangement, or a convolution over spread inputs.
 """
 
 from __future__ import annotations
@@ -9,47 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch.fx import Node
 
-from deploykit_targets.tvm.emit import Emitter, Part, dtype_of, whole
-from deploykit_targets.tvm.kernels.bfloat16 import AS_FLOAT, BFLOAT16, to_bits
-from deploykit_targets.tvm.kernels.conv import conv
-from deploykit_targets.tvm.kernels.conv_plan import (
-    ConvPlan,
-    ConvShape,
-    pack_bounded_constants,
-    pack_conv,
-    pack_conv_constants,
-    plan_conv,
-)
-from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
-from deploykit_targets.tvm.kernels.depthwise_dots import (
-    depthwise_dots,
-    fits,
-    pack_depthwise_bounded,
-    pack_depthwise_dots,
-)
-from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine, Expr
-from deploykit_targets.tvm.kernels.isa import Dot
-from deploykit_targets.tvm.kernels.packing import Bounded, fold_bounded, fold_requantization
-from deploykit_targets.tvm.kernels.residual import Residual
-from deploykit_targets.tvm.kernels.step_list import listed_layer
+from deploykit_targets.tvm.kernels.bfloat16 import AS_FLOAT, BFLOAT16
+from deploykit_targets.tvm.kernels.conv_plan import ConvShape
+from deploykit_targets.tvm.kernels.dot import Dot
 from deploykit_targets.tvm.ops.alias import reshaped
-from deploykit_targets.tvm.ops.table import (
-    Call,
-    NotCoveredError,
-    Tail,
-    affine_of,
-    consumers,
-    is_bfloat16,
-    is_dequantize,
-    lowers,
-    tail_of,
-)
-from deploykit_targets.tvm.values import Array, Constant, Tensor, Value, View, elements
-
-_NHWC = (0, 2, 3, 1)
-_FLOATS = ("float32", BFLOAT16)
+from deploykit_targets.tvm.ops.layer import NHWC, Layer
+from deploykit_targets.tvm.ops.table import Call, NotCoveredError, Tail, affine_of, is_bfloat16, lowers
+from deploykit_targets.tvm.values import Array, Constant, Tensor, Value, View
 
 
 @dataclass(frozen=True)
@@ -128,7 +95,7 @@ def _side_by_side(c: Call, value: Tensor, weight: Array) -> Tensor:
     shape = ConvShape(batch, height, width, inputs, tall * wide * columns)
     dot = float_dot(c, value)
     layer = Layer(c, shape, dot, filters, repeated, None)
-    blocks = layer.run(c.emit.dense(value, _NHWC, real=dot.activation == "float32"), Tail((c.node,)))
+    blocks = layer.run(c.emit.dense(value, NHWC, real=dot.activation == "float32"), Tail((c.node,)))
     # (batch, height, width, tall, wide, columns) in memory
     step = blocks.strides[3] // (tall * wide)
     strides = (blocks.strides[0], 1, blocks.strides[2], wide * step, blocks.strides[3], step)
@@ -157,7 +124,7 @@ def _spread(
     tall, wide = (n + 2 * f + e for n, f, e in zip(sizes, first, extra, strict=True))
     dot = float_dot(c, value)
     affine = AS_FLOAT if dot.activation == BFLOAT16 else None
-    source = c.emit.new((batch, channels, tall, wide), dot.activation, _NHWC, affine)
+    source = c.emit.new((batch, channels, tall, wide), dot.activation, NHWC, affine)
     c.emit.fill(source, 0)
     strides = source.strides
     offset = first[0] * strides[2] + first[1] * strides[3]
@@ -212,239 +179,7 @@ def _convolved(c: Call, value: Tensor, weight: Constant, window: Window, spatial
     order = (*range(rank - spatial - 1), *range(rank - spatial, rank), rank - spatial - 1)
     layer = Layer(c, shape, dot, weight, c.constant("bias"), of, c.shape, order, window.padding)
     if layer.depthwise:
-        return layer.finish(c.emit.dense(value, _NHWC, real=real))
+        return layer.finish(c.emit.dense(value, NHWC, real=real))
     if real and affine_of(value) is not None:
-        value = c.emit.dense(value, _NHWC, real=True)
+        value = c.emit.dense(value, NHWC, real=True)
     return layer.finish(c.emit.padded(value, window.padding, 0 if of is None else of.zero_point))
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One convolution (or dense layer) with its weights.
-
-    Attributes:
-        shape: padding included.
-        padding: top, bottom, left, right.
-        of: quantization of the input; None computes in float32.
-        shown: shape of the result, where it is not an image; then `order` is that of its axes.
-    """
-
-    call: Call
-    shape: ConvShape
-    dot: Dot
-    weight: Constant
-    bias: Constant | None
-    of: Affine | None
-    shown: tuple[int, ...] = ()
-    order: tuple[int, ...] = _NHWC
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether the kernel for one filter per channel computes it; that one does not store int8 sums as float32."""
-        rounded = self.of is None or tail_of(self.call.node).affine is not None
-        return rounded and 1 < self.shape.groups == self.shape.channels == self.shape.columns
-
-    @property
-    def result_shape(self) -> tuple[int, int, int, int]:
-        """Batch, channels, height, width."""
-        return (self.shape.batch, self.shape.columns, *self.shape.output)
-
-    def constants(self, to: Affine | None) -> tuple[Array, Array | None]:
-        """Bias and scale per channel; the latter for integers only."""
-        columns = self.shape.columns
-        bias = np.zeros(columns, np.float32) if self.bias is None else self.bias.real.astype(np.float32)
-        if self.of is None:
-            return bias, None
-        assert self.weight.scales is not None
-        scale, folded = fold_requantization(
-            self.weight.array.reshape(columns, -1).sum(axis=1, dtype=np.int64),
-            bias,
-            input_scale=self.of.scale,
-            input_zero_point=self.of.zero_point,
-            weight_scale=self.weight.scales,
-            output_scale=1.0 if to is None else to.scale,
-            output_zero_point=0 if to is None else to.zero_point,
-        )
-        return folded, scale
-
-    def bounded(self, tail: Tail) -> Bounded | None:
-        """The constants of a layer of integers whose sums are all small; None where they are not, or may not be."""
-        if self.of is None or tail.affine is None or self.dot.saturate is None:
-            return None
-        assert self.weight.scales is not None
-        bias = np.zeros(self.shape.columns, np.float32)
-        if self.bias is not None:
-            if self.bias.scales is None:
-                return None  # not rounded to whole multiples
-            bias = self.bias.real
-        return fold_bounded(
-            self.weight.array,
-            bias,
-            input_scale=self.of.scale,
-            input_zero_point=self.of.zero_point,
-            weight_scale=self.weight.scales,
-            output_scale=tail.affine.scale,
-            output_zero_point=tail.affine.zero_point,
-        )
-
-    def finish(self, source: View) -> View:
-        """Add the step, with as much of what follows as its kernel computes."""
-        tail = tail_of(self.call.node, of_integers=self.of is not None)
-        joined = None if self.depthwise else _residual(self, tail)
-        return self.run(source, tail) if joined is None else self.run(source, joined[0], joined[1], tail)
-
-    def run(self, source: View, tail: Tail, joined: Joined | None = None, own: Tail | None = None) -> View:
-        """Add the step.
-
-        Args:
-            source: dense NHWC; padded, unless it is depthwise.
-            tail: what follows the layer, or the addition where there is one.
-            joined: the residual that is added.
-            own: with it: what follows the convolution before the addition.
-        """
-        emit, dot = self.call.emit, self.dot
-        integer = self.of is not None
-        # its own rounding comes first, where a residual is added
-        first = tail if own is None else own
-        bias, scale = self.constants(first.affine)
-        values = self.weight.array if integer else self.weight.real.astype(np.float32)
-        values = to_bits(values) if dot.weight == BFLOAT16 else values
-        result = emit.new(self.shown or self.result_shape, tail.dtype, self.order, tail.affine)
-        macs = self.shape.batch * elements(self.result_shape[1:]) * elements(self.weight.shape[1:])
-        if self.depthwise:
-            self._depthwise(source, result, values, bias, scale, tail, macs)
-        else:
-            small = self.bounded(first)
-            listed = listed_layer(self.shape, dot, values) if integer else None
-            plan = listed.plan if listed else plan_conv(self.shape, dot, bounded=small is not None)
-            residual = None if joined is None else joined.residual(tail, own)
-            finite_beyond(emit, source, plan)
-            packed = listed.weights if listed else pack_conv(plan, values)
-            if plan.bounded and small is not None:
-                constants = pack_bounded_constants(plan, small)
-            else:
-                constants = pack_conv_constants(plan, bias, scale)
-            if listed:
-                constants = np.concatenate([constants, listed.steps])
-            reads = [
-                whole(source, plan.input_elements),
-                Part(emit.constant(packed), packed.size),
-                Part(emit.constant(constants), constants.size),
-            ]
-            if joined is not None:
-                reads.append(whole(joined.view))
-            output = None if tail.dtype == dot.activation else tail.dtype
-            emit.call(
-                "conv",
-                (
-                    plan.shape,
-                    plan.dot.mnemonic,
-                    dot.activation,
-                    tail.clip,
-                    residual,
-                    output,
-                    plan.bounded,
-                    plan.listed,
-                    plan.tile,
-                ),
-                lambda: conv(plan, limits=tail.clip, residual=residual, output=output),
-                reads,
-                [whole(result)],
-                macs=macs,
-                integer=integer,
-            )
-        for node in (*first.nodes, *tail.nodes):
-            self.call.lowering.values[node] = result
-        return result
-
-    def _depthwise(
-        self, source: View, result: View, values: Array, bias: Array, scale: Array | None, tail: Tail, macs: int
-    ) -> None:
-        emit, dot, zero = self.call.emit, self.dot, 0 if self.of is None else self.of.zero_point
-        constants = bias if scale is None else np.concatenate([scale, bias])
-        dots, small = scale is not None and fits(self.shape, dot), self.bounded(tail)
-        if dots:
-            weights = pack_depthwise_dots(self.shape, values)
-            constants = constants if small is None else pack_depthwise_bounded(small)
-        else:
-            weights = pack_depthwise(values, dot)
-
-        output = None if tail.dtype == dot.activation else tail.dtype
-
-        def kernel() -> Expr:
-            settings: Any = {"limits": tail.clip, "padding": self.padding, "zero": zero}
-            if dots:
-                return depthwise_dots(self.shape, dot, small=small is not None, **settings)
-            return depthwise(self.shape, dot, output=output, **settings)
-
-        emit.call(
-            "depthwise",
-            (self.shape, self.padding, zero, dot.mnemonic, dot.activation, tail.clip, output, dots, small is not None),
-            kernel,
-            [whole(source), Part(emit.constant(weights), weights.size), Part(emit.constant(constants), constants.size)],
-            [whole(result)],
-            macs=macs,
-            integer=scale is not None,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Joined:
-    """A residual that is added to a layer's result."""
-
-    view: View
-
-    def residual(self, tail: Tail, own: Tail | None) -> Residual:
-        """The residual as the kernel takes it."""
-        if tail.affine is None or tail.dtype == BFLOAT16:
-            return Residual(dtype=self.view.dtype)
-        assert own is not None
-        return Residual(self.view.affine or UNSCALED, tail.affine, own.affine, own.clip)
-
-
-def finite_beyond(emit: Emitter, source: View, plan: ConvPlan) -> None:
-    """Zeros where a kernel reads beyond its input, and nothing else was written: no bits that zero cannot multiply.
-
-    As many as the kernel of any variant reads, so that all have the same steps.
-    """
-    end = source.offset + elements(source.shape)
-    needed = end + plan.dot.packed_run(plan.run) - plan.run
-    if source.dtype != BFLOAT16 or needed == end:
-        return
-    writes = (part for step in emit.steps for part in step.writes if part.buffer is source.buffer)
-    first = max((part.offset + part.elements for part in writes), default=0)
-    if max(first, end) < needed:
-        first = max(first, end)
-        emit.fill(View(source.buffer, (needed - first,), (1,), first), 0)
-
-
-def _residual(layer: Layer, own: Tail) -> tuple[Tail, Joined] | None:
-    """The addition that follows a layer, and what it adds, where that is in memory as the layer's result will be."""
-    c, last = layer.call, own.last
-    if own.dtype == BFLOAT16:
-        return None
-    if own.affine is not None and consumers(last) == 1 and all(is_dequantize(user) for user in last.users):
-        last = next(iter(last.users))
-    elif own.affine is not None or own.limits is not None:
-        return None
-    if len(last.users) != 1:
-        return None
-    (add,) = last.users
-    if str(add.target) != "aten.add.Tensor" or add.kwargs.get("alpha", 1) != 1:
-        return None
-    others = [argument for argument in add.args if argument is not last]
-    if len(others) != 1 or not isinstance(others[0], Node) or others[0] not in c.lowering.values:
-        return None
-    other = c.lowering.tensor(others[0])
-    tail = tail_of(add)
-    eight_bits = tail.dtype not in _FLOATS
-    if (
-        other.shape != (layer.shown or layer.result_shape)
-        or eight_bits != (own.affine is not None)
-        or isinstance(other, Constant)
-    ):
-        return None
-    if dtype_of(other) != tail.dtype if eight_bits else dtype_of(other) not in _FLOATS:
-        return None
-    return tail, Joined(c.emit.dense(other, layer.order))

@@ -13,7 +13,8 @@ from deploykit_targets.tvm.kernels.conv_plan import ConvShape
 from deploykit_targets.tvm.kernels.expressions import UNSCALED, Affine
 from deploykit_targets.tvm.kernels.matmul import pack_operand, plan_matmul
 from deploykit_targets.tvm.ops.alias import reshaped
-from deploykit_targets.tvm.ops.convolution import Layer, finite_beyond, float_dot
+from deploykit_targets.tvm.ops.convolution import float_dot
+from deploykit_targets.tvm.ops.layer import Layer, finite_beyond
 from deploykit_targets.tvm.ops.rows import rows_order
 from deploykit_targets.tvm.ops.table import Call, NotCoveredError, affine_of, codes_of, is_bfloat16, lowers, tail_of
 from deploykit_targets.tvm.values import Buffer, Constant, Tensor, View

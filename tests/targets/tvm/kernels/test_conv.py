@@ -18,8 +18,9 @@ pytest.importorskip("tvm", reason="TVM is not installed (extra `tvm`)")
 from deploykit_targets.tvm.kernels.conv import conv
 from deploykit_targets.tvm.kernels.conv_plan import ConvShape, pack_conv, pack_conv_constants, plan_conv
 from deploykit_targets.tvm.kernels.depthwise import depthwise, pack_depthwise
+from deploykit_targets.tvm.kernels.dot import Dot
 from deploykit_targets.tvm.kernels.expressions import Affine, limits_of
-from deploykit_targets.tvm.kernels.isa import ISAS, Dot, Isa
+from deploykit_targets.tvm.kernels.isa import ISAS, Isa
 from deploykit_targets.tvm.kernels.residual import Residual
 from deploykit_targets.tvm.kernels.step_list import (
     LARGEST_MAGNITUDES,
@@ -66,7 +67,7 @@ def random_data(shape: ConvShape, dot: Dot, elements: int) -> tuple[np.ndarray, 
         return data[0].astype(np.float32), data[1].astype(np.float32), bias, None
     low, high = limits_of(dot.activation)
     x = rng.integers(low, high + 1, elements).astype(dot.activation)
-    largest = 1 << (dot.weight_bits - 1)
+    largest = dot.largest_weight
     weight = rng.integers(-largest, largest, size).astype(np.int8)
     scale = rng.uniform(0.5, 1.5, shape.columns) / (150 * np.sqrt(np.prod(size[1:])))
     return x, weight, bias + 100, scale.astype(np.float32)
@@ -302,7 +303,7 @@ def test_weights_that_would_saturate_are_refused() -> None:
 
 
 def test_sums_at_the_end_of_their_range_do_not_saturate(host_isa: Isa, execute: Any, within_one: Any) -> None:
-    dot, largest = host_isa.int8, 1 << (host_isa.int8.weight_bits - 1)
+    dot, largest = host_isa.int8, host_isa.int8.largest_weight
     plan = plan_conv(ConvShape(1, 4, 4, 64, 16), dot)
     x, weight = np.full(plan.input_elements, 255, np.uint8), np.full((16, 64, 1, 1), -largest, np.int8)
     bias, scale = np.full(16, 255, np.float32), np.full(16, 1e-4, np.float32)
@@ -375,7 +376,7 @@ def test_no_step_of_a_list_saturates(
 ) -> None:
     """Inputs are at both ends of their range, and some of the weights, too."""
     target, rng = ISAS[name], np.random.default_rng(3)
-    size, largest = (shape.columns, shape.channels // shape.groups, *shape.kernel), 1 << (target.int8.weight_bits - 1)
+    size, largest = (shape.columns, shape.channels // shape.groups, *shape.kernel), target.int8.largest_weight
     weight = np.clip(rng.normal(0, largest / 6, size), -largest, largest - 1).astype(np.int8)
     for end in (-largest, largest - 1):
         weight[rng.random(size) < 0.005] = end
@@ -413,7 +414,7 @@ def test_what_has_one_row_or_adds_no_pairs_has_no_list() -> None:
 def test_a_tile_has_as_many_columns_as_its_steps_fit_together(name: str, vectors: int) -> None:
     """Of eight columns with weights of eight bits, most of whose steps would fit alone only; of 32 with seven."""
     dot, size = ISAS[name].int8, (64, 256, 1, 1)
-    largest = (1 << (dot.weight_bits - 1)) - 1
+    largest = dot.largest_weight - 1
     weight = np.clip(np.rint(np.random.default_rng(5).normal(0, largest / 3.5, size)), -largest, largest)
     found = listed_layer(ConvShape(1, 14, 14, 256, 64), dot, weight.astype(np.int8))
     assert found is not None and found.plan.tile == vectors

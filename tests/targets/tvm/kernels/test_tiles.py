@@ -11,11 +11,20 @@ from hypothesis import strategies as st
 
 from deploykit_targets.tvm.kernels.tiles import choose_tile, fold_rows, join_lines
 
-PLAIN: dict[str, Any] = {"parted": False, "partial": 1, "saturate": None}
-VNNI, SDOT, SMMLA, AMX = (
-    SimpleNamespace(registers=32, wide=w, pair=p, tiles=t, pipeline=8, fills_lines=x86, **PLAIN)
-    for w, p, t, x86 in ((1, 1, 0, True), (4, 1, 0, False), (1, 2, 0, False), (1, 1, 8, True))
-)
+
+def dot(vectors: int = 32, *, rows: int = 1, x86: bool = False, **registers: int) -> Any:
+    """As much of a `Dot` as the choice looks at."""
+    held = {"matrices": 0, "pipeline": 8, "wide": 1, "parted": False} | registers
+    return SimpleNamespace(
+        registers=SimpleNamespace(vectors=vectors, **held),
+        sums=SimpleNamespace(rows=rows, parts=1),
+        multiplies_matrices=held["matrices"] > 0,
+        fills_lines=x86,
+        saturate=None,
+    )
+
+
+VNNI, SDOT, SMMLA, AMX = dot(x86=True), dot(wide=4), dot(rows=2), dot(matrices=8, x86=True)
 
 
 @settings(deadline=None)
@@ -23,7 +32,7 @@ VNNI, SDOT, SMMLA, AMX = (
 def test_a_tile_fits_the_registers_and_the_result(rows: int, vectors: int, dot: Any) -> None:
     r, v = choose_tile(rows, vectors, dot)
     assert 1 <= r <= rows and 1 <= v <= vectors
-    assert r * v + v + (r if dot.wide > 1 else 1) <= dot.registers
+    assert r * v + v + (r if dot.registers.wide > 1 else 1) <= dot.registers.vectors
 
 
 def test_a_single_row_is_spread_over_many_columns() -> None:
@@ -53,9 +62,7 @@ def test_joined_lines_hold_all_pixels_of_images_that_stay_apart(images: int, hei
 
 
 def test_lines_are_joined_where_a_tile_does_not_divide_them() -> None:
-    avx2 = SimpleNamespace(
-        registers=16, wide=1, pair=1, tiles=0, parted=False, partial=1, pipeline=12, fills_lines=True
-    )
+    avx2 = dot(16, pipeline=12, x86=True)
     assert join_lines((7, 7), 64, avx2, by=2, within=7) == (6, 2, 1, 49)  # 9 tiles of six, and not 14
     assert join_lines((12, 12), 8, avx2, by=2, within=12)[3] == 12
 
@@ -64,7 +71,7 @@ def test_lines_are_joined_where_a_tile_does_not_divide_them() -> None:
 def test_steps_of_two_rows_get_tiles_of_pairs(rows: int, vectors: int) -> None:
     r, v = choose_tile(rows, vectors, SMMLA)
     assert r % 2 == 0
-    assert r * v + r // 2 + 2 <= SMMLA.registers
+    assert r * v + r // 2 + 2 <= SMMLA.registers.vectors
 
 
 @given(rows=st.integers(1, 200), vectors=st.integers(1, 40))
