@@ -33,6 +33,7 @@ from deploykit.pipeline.staging import with_ladder
 from deploykit.pipeline.steps import prepare
 from deploykit.pipeline.watch import MOST_SEEN, Watch
 from deploykit.plugin.artifact import Artifact, load
+from deploykit_calibration.reuse import reusing
 from deploykit_tuning.bench import Bench
 from deploykit_tuning.climb import Climb, climb, is_out_of_budget
 from deploykit_tuning.goal import Goal
@@ -153,7 +154,7 @@ def tune(
         bench = Bench(plan, captured, run, data, Goal(plan.gates.tolerance, task), Watch(run))
         journal.begin(_key(bench, task))
         _measure_reference(bench, journal)
-        with Line(enabled=progress, wanted=_wanted(bench.goal)) as line:
+        with reusing(), Line(enabled=progress, wanted=_wanted(bench.goal)) as line:
             search = Climb(bench, journal, line, budget_s)
             climb(search, rungs(allow, partial(_base, bench), training))
             found = search.finished()

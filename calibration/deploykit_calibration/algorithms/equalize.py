@@ -23,14 +23,17 @@ from deploykit.contract.errors import UsageError
 from deploykit_calibration.algorithms import ROUNDED, SAMPLES, STATISTICS, Algorithm
 from deploykit_calibration.algorithms.best import affordable_samples, worst_sqnr_db
 from deploykit_calibration.channel_scales import ScaledChannels, scaled_channels, scaled_weights, weight_reach
+from deploykit_calibration.reuse import once, told_by
 from deploykit_calibration.reweigh import with_weights
 from deploykit_calibration.simulate import free, values
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
+    from deploykit.capture import CapturedModel
     from deploykit_calibration.algorithms import Samples
     from deploykit_calibration.prepared import Prepared
+    from deploykit_calibration.table import CalibrationTable
 
 SHARE = "share"
 """The name of what is decided."""
@@ -51,8 +54,17 @@ def scale_channels(prepared: Prepared, samples: Samples, *, norms: bool) -> Prep
         return replace(prepared, decided={SHARE: 0.0})
     known = prepared.decided.get(SHARE)
     share = _best_share(prepared, samples, sets) if known is None else _checked(name, known)
-    made = _scaled(prepared, samples, sets, _reach(prepared, samples, sets), share) if share else prepared
-    return replace(made, decided={SHARE: share})
+    if not share:
+        return replace(prepared, decided={SHARE: share})
+
+    def scaled() -> tuple[CapturedModel, CalibrationTable | None]:
+        made = _scaled(prepared, samples, sets, _reach(prepared, samples, sets), share)
+        return made.captured, made.table
+
+    # what layers compute in has no part in it: candidates that differ in that have the same
+    key = (prepared.captured.fingerprint, id(prepared.table), told_by(samples), share)
+    captured, table = once(name, key, scaled, held=(samples, prepared.table))
+    return replace(prepared, captured=captured, table=table, decided={SHARE: share})
 
 
 def _checked(name: str, share: object) -> float:

@@ -7,8 +7,9 @@ values that the target's own quantiser leaves as they are (`weight_grid`), so on
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from deploykit.contract.recipe import FLOAT
 from deploykit_calibration.algorithms import GRID, SAMPLES, Algorithm
 from deploykit_calibration.in_step import affordable, run_in_step
+from deploykit_calibration.reuse import once, told_by
 from deploykit_calibration.reweigh import with_weights
 from deploykit_calibration.weight_rounding import round_for_inputs
 from deploykit_calibration.weighted_layers import WeightedLayer, rows_of_weights, value_of, weighted_layers
@@ -40,8 +42,41 @@ def round_weights(prepared: Prepared, samples: Samples) -> Prepared:
     for name, rows in rows_of_weights(captured, few, [layer for layer in layers if layer.weight in shared]):
         _round(prepared, shared[name], replaced, rows, rows)
     own = [layer for layer in layers if layer.weight not in shared]
-    run_in_step(captured, few, replaced, {layer.op: _step(prepared, layer, replaced) for layer in own})
+    seen = _what_they_see(prepared, own, shared, few)
+    run_in_step(captured, few, replaced, {each.op: _step(prepared, each, replaced, seen[each.op], few) for each in own})
     return replace(prepared, captured=with_weights(captured, replaced)) if replaced else prepared
+
+
+def _what_they_see(
+    prepared: Prepared, own: Sequence[WeightedLayer], shared: Mapping[str, WeightedLayer], samples: Samples
+) -> dict[Node, str]:
+    """By layer, what tells all that its rounding follows from, without a look at a value.
+
+    That is the model, the samples and the scheme; the layer and its form; and what was rounded before on the way to
+    what it reads. Layers that no other candidate's choice is before are rounded as they were for that one.
+    """
+    begin = repr((prepared.captured.fingerprint, told_by(samples), prepared.scheme))
+    rounded = {layer.op: layer for layer in own}
+    weights = {name: _told("shared", begin, name, repr(_form(prepared, layer))) for name, layer in shared.items()}
+    before: dict[Node, str] = {}
+    found: dict[Node, str] = {}
+    for node in prepared.captured.graph_module.graph.nodes:
+        layer = rounded.get(node)
+        if layer is not None:
+            told = _told(begin, node.name, layer.bias, repr(_form(prepared, layer)), before.get(layer.source, ""))
+            found[node] = weights[layer.weight] = told
+            weights |= {layer.bias: told} if layer.bias else {}
+        reads = {
+            weights.get(str(x.target), "") if x.op == "get_attr" else before.get(x, "") for x in node.all_input_nodes
+        }
+        told_by_reads = sorted(reads - {""})
+        if told_by_reads and node.op == "call_function":
+            before[node] = told_by_reads[0] if len(told_by_reads) == 1 else _told(*told_by_reads)
+    return found
+
+
+def _told(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _rounded_layers(prepared: Prepared) -> list[WeightedLayer]:
@@ -58,10 +93,16 @@ def _form(prepared: Prepared, layer: WeightedLayer) -> TensorScheme:
     return prepared.placed.forms.get(layer.op.name, prepared.scheme.weight)
 
 
-def _step(prepared: Prepared, layer: WeightedLayer, replaced: dict[str, Tensor]) -> tuple[Node, Choose]:
+def _step(
+    prepared: Prepared, layer: WeightedLayer, replaced: dict[str, Tensor], key: str, samples: Samples
+) -> tuple[Node, Choose]:
     def choose(plain: Sequence[Tensor], other: Sequence[Tensor]) -> None:
-        wanted = layer.rows_of(plain)
-        _round(prepared, layer, replaced, wanted, wanted if plain is other else layer.rows_of(other))
+        def made() -> dict[str, Tensor]:
+            wanted, found = layer.rows_of(plain), dict[str, Tensor]()
+            _round(prepared, layer, found, wanted, wanted if plain is other else layer.rows_of(other))
+            return found
+
+        replaced.update(once(("gptq", layer.weight), key, made, held=samples))
 
     return layer.source, choose
 
