@@ -23,7 +23,7 @@ class Candidate:
 
     Attributes:
         target: such as `x86-cpu:openvino`; where precisions were compared, the precision, such as `int8`.
-        status: `verified`, `failed`; `refused` or `not installed` where there is no artifact.
+        status: `verified`, `failed`; `refused`, `crashed` or `not installed` where there is no artifact.
         sqnr_db: the SQNR of its parity; None without an artifact.
         size_bytes: the size of its payload.
         latency_ms: percentiles, measured in turns with the other candidates that pass, or estimated; None where it

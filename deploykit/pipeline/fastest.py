@@ -7,7 +7,7 @@ machine that is not the device this is refused. The losers' figures stay beside 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -22,14 +22,16 @@ from deploykit.contract.errors import (
     ConversionError,
     DeploykitError,
     DeviceError,
-    GateError,
     MissingDependencyError,
     UnknownTargetError,
     UnsupportedPrecisionError,
 )
 from deploykit.contract.host import ARCHITECTURES, this_host
 from deploykit.contract.precision import Evidence, Precision
+from deploykit.contract.session import Session
+from deploykit.contract.tensors import Feeds
 from deploykit.judge.profiling import DEFAULT_EFFORT, Percentiles, measure_interleaved
+from deploykit.pipeline.attempts import CrashError, attempt, raise_common
 from deploykit.pipeline.plan import default_output, precision_of
 from deploykit.plugin.artifact import Artifact, load
 from deploykit.plugin.registry import FASTEST, Resolved, resolve, toolchains
@@ -60,7 +62,9 @@ def export_fastest(export: Callable[..., Artifact], request: Mapping[str, Any]) 
     ):
         shared = {**request, "calibration": kept(request["calibration"]), "cache_dir": request["cache_dir"] or cache}
         made: dict[str, Artifact | DeploykitError] = {
-            offer.typed: attempt(export, {**shared, "target": offer.typed, "output": staging / offer.target.name})
+            offer.typed: attempt(
+                export, **{**shared, "target": offer.typed, "output": staging / offer.target.name, "strict": False}
+            )
             for offer in offers
         }
         made.update(missing)
@@ -137,22 +141,6 @@ def kept(calibration: Any) -> Any:
     return list(guarded(lambda: calibration)) if isinstance(calibration, Iterator) else calibration
 
 
-def attempt(export: Callable[..., Artifact], request: Mapping[str, Any]) -> Artifact | DeploykitError:
-    """An export that may miss its gates, or why there is none."""
-    try:
-        return export(**{**request, "strict": False})
-    except DeploykitError as error:
-        return error
-
-
-def raise_common(made: Iterable[Artifact | DeploykitError]) -> None:
-    """Raise the error that every attempt ended with, if it is one: model, data or arguments are what is wrong then."""
-    found = list(made)
-    errors = [each for each in found if isinstance(each, DeploykitError) and not isinstance(each, GateError)]
-    if len(errors) == len(found) and len({(type(each), each.message) for each in errors}) == 1:
-        raise errors[0]
-
-
 def passes(artifact: Artifact) -> bool:
     """Whether an artifact met its gates and needs no build."""
     return artifact.status == VERIFIED
@@ -177,19 +165,50 @@ def is_native(artifact: Artifact) -> bool:
 def measured(passing: Mapping[str, Artifact], made: Mapping[str, Artifact | DeploykitError]) -> Choice:
     """Measure artifacts in turns, and rank them.
 
+    Of two that are equally fast, the smaller one is the better.
+
     Args:
-        passing: what is measured, by name.
+        passing: what is measured, by name; what does not open or run is a row like the others that cannot win.
         made: all that was tried, by name.
+    Raises:
+        DeviceError: none of them runs; the message has the reason of each.
     """
+    rows, failed = [], dict[str, DeploykitError]()
+    feeds = next(iter(passing.values())).golden().inputs[0]
     with ExitStack() as stack:
-        sessions = [stack.enter_context(artifact.open()) for artifact in passing.values()]
-        feeds = next(iter(passing.values())).golden().inputs[0]
-        times, _ = measure_interleaved(sessions, feeds, DEFAULT_EFFORT)
-        threads = sessions[0].threads
-    latency = dict(zip(passing, map(Percentiles.of, times), strict=True))
-    rows = [replace(described(name, found), latency_ms=latency.get(name)) for name, found in made.items()]
-    rows.sort(key=lambda row: row.latency_ms.p50 if row.latency_ms else float("inf"))
+        sessions: dict[str, Session] = {}
+        for name, artifact in passing.items():
+            found = attempt(_started, artifact, feeds, stack)
+            if isinstance(found, DeploykitError):
+                failed[name] = found
+            else:
+                sessions[name] = found
+        if not sessions:
+            reasons = "; ".join(f"{name}: {why.message}" for name, why in failed.items())
+            hint = "export with one of them by its name to see where"
+            raise DeviceError(f"nothing that was made runs here: {reasons}", hint=hint)
+        times, _ = measure_interleaved(list(sessions.values()), feeds, DEFAULT_EFFORT)
+        threads = next(iter(sessions.values())).threads
+    latency = dict(zip(sessions, map(Percentiles.of, times), strict=True))
+    for name, one in made.items():
+        row = replace(described(name, one), latency_ms=latency.get(name))
+        if name in failed:
+            row = replace(row, status="failed", reason=f"it does not run: {failed[name].message}")
+        rows.append(row)
+    rows.sort(key=_rank)
     return Choice(rows[0].target, threads, tuple(rows))
+
+
+def _started(artifact: Artifact, feeds: Feeds, stack: ExitStack) -> Session:
+    """A session that has run once, closed with the stack."""
+    session = stack.enter_context(artifact.open())
+    session.run(feeds)
+    return session
+
+
+def _rank(row: Candidate) -> tuple[float, float]:
+    latency = row.latency_ms.p50 if row.latency_ms else float("inf")
+    return latency, float("inf") if row.size_bytes is None else row.size_bytes
 
 
 def _unplaced(artifact: Artifact) -> str:
@@ -204,6 +223,8 @@ def described(name: str, found: Artifact | DeploykitError) -> Candidate:
     """A row of the table, without latency."""
     if isinstance(found, MissingDependencyError):
         return Candidate(name, "not installed", reason=found.hint or str(found))
+    if isinstance(found, CrashError):
+        return Candidate(name, "crashed", reason=str(found).splitlines()[0])
     if isinstance(found, DeploykitError):
         return Candidate(name, "refused", reason=str(found).splitlines()[0])
     parity = found.parity

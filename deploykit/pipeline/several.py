@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.contract.errors import DeploykitError, UsageError
+from deploykit.pipeline.attempts import attempt
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.evidence import begun, task_of
 from deploykit.pipeline.fastest import SUFFIX, kept
@@ -65,10 +66,7 @@ def export_several(export: Callable[..., Exported], request: Mapping[str, Any]) 
     made: list[Exported | DeploykitError] = []
     for target in targets:
         calibration, output = run if needing[target] and run is not None else data, _output(request, target)
-        try:
-            made.append(export(**{**shared, "target": target, "calibration": calibration, "output": output}))
-        except DeploykitError as error:
-            made.append(error)
+        made.append(attempt(export, **{**shared, "target": target, "calibration": calibration, "output": output}))
     return _all_of(targets, made)
 
 

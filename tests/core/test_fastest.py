@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ import deploykit
 from deploykit.artifact.choice import read_choice
 from deploykit.artifact.manifest import CHOICE_NAME
 from deploykit.contract.errors import (
+    ArtifactError,
     ConversionError,
     DeviceError,
     MissingDependencyError,
@@ -27,8 +31,8 @@ from deploykit.contract.errors import (
 )
 from deploykit.contract.host import Host
 from deploykit.pipeline import fastest
-from deploykit.pipeline.fastest import _installed, described
-from deploykit.plugin.registry import toolchains
+from deploykit.pipeline.fastest import _installed, described, export_fastest, measured
+from deploykit.plugin.registry import Resolved, toolchains
 
 
 def batches() -> Iterator[torch.Tensor]:
@@ -117,6 +121,170 @@ def test_a_refusal_is_a_row_and_not_the_end(tmp_path: Path, monkeypatch: pytest.
     assert choice is not None
     refused = {row.target: row for row in choice.candidates}["x86-cpu:openvino"]
     assert refused.status == "refused" and "no kernel for that" in refused.reason
+
+
+class Toolchains:
+    """`deploykit.export`, and beside ONNX Runtime a toolchain `x86-cpu:other`, whose exports are what a test says."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, other: Callable[..., Any]) -> None:
+        found, _ = _installed("x86-cpu", "int8")
+        one = next(offer for offer in found if offer.typed == "x86-cpu:onnxruntime")
+        double: Any = SimpleNamespace(name="other")
+        offers = [Resolved("x86-cpu:other", double, one.device), one]
+        patch.setattr(fastest, "_installed", lambda device, precision: (offers, {}))
+        patch.setattr("deploykit.pipeline.export.export_fastest", self._fastest)
+        self.other, self.tried = other, list[str]()
+
+    def _fastest(self, export: Callable[..., Any], request: dict[str, Any]) -> Any:
+        return export_fastest(lambda **given: self._export(export, given), request)
+
+    def _export(self, export: Callable[..., Any], given: dict[str, Any]) -> Any:
+        self.tried.append(given["target"])
+        own = given["target"] == "x86-cpu:other"
+        return self.other(export, {**given, "target": "x86-cpu:onnxruntime"}) if own else export(**given)
+
+
+def same(export: Callable[..., Any], given: dict[str, Any]) -> Any:
+    return export(**given)
+
+
+def crash(export: Callable[..., Any], given: dict[str, Any]) -> Any:
+    raise RuntimeError("the converter fell over")
+
+
+def test_a_toolchain_that_crashes_is_a_row_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Toolchains(monkeypatch, crash)
+    artifact = export(tmp_path / "a")
+    choice = artifact.choice
+    assert choice is not None and choice.winner == "x86-cpu:onnxruntime" == artifact.target
+    row = choice.candidates[-1]
+    assert (row.target, row.status, row.latency_ms) == ("x86-cpu:other", "crashed", None)
+    assert row.reason == "unexpected RuntimeError: the converter fell over"
+
+
+def test_what_crashes_every_toolchain_alike_is_raised_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toolchains = Toolchains(monkeypatch, crash)
+    monkeypatch.setattr(toolchains, "_export", crash)
+    with pytest.raises(RuntimeError, match=r"^the converter fell over$"):
+        export(tmp_path / "a")
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_interruption_ends_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(export: Callable[..., Any], given: dict[str, Any]) -> Any:
+        raise KeyboardInterrupt
+
+    toolchains = Toolchains(monkeypatch, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path / "a")
+    assert toolchains.tried == ["x86-cpu:other"] and not any(tmp_path.iterdir())
+
+
+def test_what_misses_its_gate_is_a_row_beside_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def strict(export: Callable[..., Any], given: dict[str, Any]) -> Any:
+        return export(**{**given, "tolerance": deploykit.Tolerance(min_sqnr_db=190.0)})
+
+    Toolchains(monkeypatch, strict)
+    choice = export(tmp_path / "a").choice
+    assert choice is not None and choice.winner == "x86-cpu:onnxruntime"
+    row = choice.candidates[-1]
+    assert (row.target, row.status, row.latency_ms) == ("x86-cpu:other", "failed", None)
+    assert row.sqnr_db is not None and "below 190 dB" in row.reason
+
+
+@pytest.mark.parametrize("error", [DeviceError("the runtime is gone"), OSError("the runtime is gone")])
+def test_what_does_not_run_when_it_is_measured_is_a_row_that_cannot_win(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = deploykit.Artifact.open
+
+    def refuse(artifact: deploykit.Artifact, **given: Any) -> Any:
+        if artifact.path.name == "other" and made:
+            raise error
+        return opened(artifact, **given)
+
+    def export_of(export: Callable[..., Any], given: dict[str, Any]) -> Any:
+        made.append(export(**given))
+        return made[0]
+
+    made: list[deploykit.Artifact] = []
+    Toolchains(monkeypatch, export_of)
+    monkeypatch.setattr(deploykit.Artifact, "open", refuse)
+    choice = export(tmp_path / "a").choice
+    assert choice is not None and choice.winner == "x86-cpu:onnxruntime"
+    row = choice.candidates[-1]
+    assert (row.target, row.status, row.latency_ms) == ("x86-cpu:other", "failed", None)
+    assert row.reason.startswith("it does not run: ") and row.reason.endswith("the runtime is gone")
+
+
+def test_where_nothing_runs_the_reason_of_each_is_told(
+    chosen: deploykit.Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(artifact: deploykit.Artifact, **given: Any) -> Any:
+        raise DeviceError("it is gone")
+
+    monkeypatch.setattr(deploykit.Artifact, "open", refuse)
+    with pytest.raises(DeviceError, match=r"nothing that was made runs here: one: it is gone; two: it is gone"):
+        measured({"one": chosen, "two": chosen}, {})
+
+
+def test_of_two_that_are_equally_fast_the_smaller_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def larger(export: Callable[..., Any], given: dict[str, Any]) -> Any:
+        return export(**{**given, "precision": "fp32", "calibration": None})
+
+    Toolchains(monkeypatch, larger)
+    monkeypatch.setattr(fastest, "measure_interleaved", lambda sessions, feeds, effort: ([[1.0]] * len(sessions), 0))
+    choice = export(tmp_path / "a").choice
+    assert choice is not None and [row.target for row in choice.candidates] == ["x86-cpu:onnxruntime", "x86-cpu:other"]
+    sizes = [row.size_bytes or 0 for row in choice.candidates]
+    assert sizes[0] < sizes[1]
+
+
+def test_a_folder_that_is_somebody_elses_is_left_alone_before_anything_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toolchains = Toolchains(monkeypatch, same)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="left alone"):
+        export(tmp_path / "a")
+    assert not toolchains.tried and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_artifact_that_is_there_is_replaced_once_there_is_a_winner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: deploykit.Artifact
+) -> None:
+    shutil.copytree(chosen.path, tmp_path / "a")
+    toolchains = Toolchains(monkeypatch, same)
+    monkeypatch.setattr(toolchains, "_export", crash)
+    with pytest.raises(RuntimeError):
+        export(tmp_path / "a")
+    assert deploykit.load(tmp_path / "a").fingerprint == chosen.fingerprint
+    Toolchains(monkeypatch, crash)
+    assert {row.status for row in export(tmp_path / "a").choice.candidates} == {"verified", "crashed"}  # type: ignore[union-attr]
+
+
+def test_json_is_one_document_with_the_rows_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from deploykit.cli import main
+
+    (tmp_path / "network.py").write_text(
+        "import torch\ndef make():\n    print('noise')\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(16, 4)).eval(), (torch.zeros(2, 16),)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    Toolchains(monkeypatch, crash)
+    command = ["export", "network:make", "--target", "x86-cpu:fastest", "--precision", "int8", "--json"]
+    command += ["--calibration", "synthetic", "--output", str(tmp_path / "a")]
+    assert main(command) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["choice"]["winner"] == document["target"] == "x86-cpu:onnxruntime"
+    assert [row["status"] for row in document["choice"]["candidates"]] == ["verified", "crashed"]
 
 
 def test_a_toolchain_that_is_not_installed_is_a_row_that_says_what_installs_it(

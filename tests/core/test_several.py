@@ -7,7 +7,8 @@ import inspect
 import pytest
 
 import deploykit
-from deploykit.contract.errors import CalibrationError, ParityError, UnknownTargetError, UsageError
+from deploykit.contract.errors import CalibrationError, ConversionError, ParityError, UnknownTargetError, UsageError
+from deploykit.plugin.registry import toolchain
 
 torch = pytest.importorskip("torch", reason="models are captured")
 pytest.importorskip("onnxruntime", reason="the targets are of ONNX Runtime")
@@ -75,6 +76,22 @@ def test_a_target_that_misses_its_gate_takes_no_other_with_it(tmp_path):
         export(["x86-cpu", "x86-cpu-avx2"], calibration=batches(), tolerance=gate, output=tmp_path)
     assert caught.value.candidate.status == "failed"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x86-cpu-avx2.failed", "x86-cpu.failed"]
+
+
+def test_a_converter_that_crashes_takes_no_other_target_with_it(tmp_path, monkeypatch):
+    plugin = toolchain("onnxruntime")
+    lower = plugin.lower
+
+    def crash(prepared, folder):
+        if prepared.device.name == "x86-cpu":
+            raise RuntimeError("the converter fell over")
+        return lower(prepared, folder)
+
+    monkeypatch.setattr(plugin, "lower", crash)
+    with pytest.raises(ConversionError, match=r"^x86-cpu: unexpected RuntimeError: the converter fell over") as caught:
+        export(["x86-cpu", "x86-cpu-avx2"], calibration=batches(), output=tmp_path)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert [path.name for path in tmp_path.iterdir()] == ["x86-cpu-avx2"]
 
 
 def test_the_two_signatures_say_the_same():

@@ -11,6 +11,7 @@ import torch
 import deploykit
 from deploykit.contract.errors import CalibrationError
 from deploykit.contract.precision import Evidence
+from deploykit.plugin.registry import toolchain
 from deploykit_tuning import auto
 
 
@@ -38,6 +39,25 @@ def test_the_fastest_that_passes_here(case: Any, tmp_path: Path, monkeypatch: py
     assert artifact.precision == choice.winner.partition(",")[0]
     assert artifact.parity is not None and artifact.parity.metric is not None
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_precision_whose_converter_crashes_is_a_row(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "PRECISIONS", ("int8-dynamic", "fp32"))
+    plugin = toolchain("onnxruntime")
+    lower = plugin.lower
+
+    def crash(prepared: Any, folder: Path) -> Any:
+        if prepared.precision == "int8-dynamic":
+            raise RuntimeError("the converter fell over")
+        return lower(prepared, folder)
+
+    monkeypatch.setattr(plugin, "lower", crash)
+    choice = export(case, "x86-cpu", tmp_path / "a", min_placement=0.0).choice
+    assert choice is not None and choice.winner == "fp32"
+    row = {row.target: row for row in choice.candidates}["int8-dynamic"]
+    assert (row.status, row.reason) == ("crashed", "unexpected RuntimeError: the converter fell over")
 
 
 @pytest.mark.parametrize(("target", "precision"), [("x86-cpu", "auto"), ("x86-cpu:fastest", "int8")])

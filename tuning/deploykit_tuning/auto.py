@@ -30,9 +30,10 @@ from deploykit.contract.errors import (
     UsageError,
 )
 from deploykit.contract.precision import Evidence, Precision
+from deploykit.pipeline.attempts import attempt, raise_common
 from deploykit.pipeline.capturing import captured_of
 from deploykit.pipeline.evidence import begun, task_of
-from deploykit.pipeline.fastest import SUFFIX, attempt, described, is_native, kept, measured, passes, raise_common
+from deploykit.pipeline.fastest import SUFFIX, described, is_native, kept, measured, passes
 from deploykit.pipeline.plan import default_output
 from deploykit.pipeline.progress import Steps
 from deploykit.pipeline.unused import refuse_unused, used_of_each
@@ -138,7 +139,7 @@ def _made(export: Export, shared: Mapping[str, Any], name: str, staging: Path) -
     """One precision; static ones share one calibration."""
     if Precision(name).is_static and shared["calibration"] is None:
         return UsageError(f"{name} needs calibration data, and there is none", hint="pass calibration=")
-    return attempt(export, {**shared, "precision": name, "output": staging / name})
+    return attempt(export, **{**shared, "precision": name, "output": staging / name})
 
 
 def _tuned(shared: Mapping[str, Any], staging: Path) -> Made:
@@ -146,10 +147,8 @@ def _tuned(shared: Mapping[str, Any], staging: Path) -> Made:
     given = {name: value for name, value in shared.items() if name in taken}
     given["max_drop"] = shared["max_drop"] if shared["evaluate"] is not None else None
     given |= {"precision": "int8", "output": staging / "int8-tuned", "allow": ("ptq", "rounding", "mixed")}
-    try:
-        return tune(**given).best
-    except DeploykitError as error:
-        return error
+    found = attempt(tune, **given)
+    return found if isinstance(found, DeploykitError) else found.best
 
 
 def _passing(found: Made) -> bool:
