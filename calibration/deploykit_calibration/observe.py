@@ -21,6 +21,7 @@ from deploykit_calibration.data import CalibrationData, open_data
 from deploykit_calibration.data_flow import read_by_products
 from deploykit_calibration.engine import Engine
 from deploykit_calibration.held_out import Holdout
+from deploykit_calibration.reuse import once, told_by
 from deploykit_calibration.sampling import SAMPLE_SIZE
 from deploykit_calibration.statistics import BINS
 from deploykit_calibration.table import SUFFIX, CalibrationTable, is_table_file
@@ -149,12 +150,16 @@ def extended(run: CalibrationRun, adapted: CapturedModel) -> CalibrationTable:
     table = run.table
     if not run.samples:
         return table
-    observed = _observed(adapted, open_data(adapted, run.samples), seed=0, progress=False, hold_out=False).table
-    return replace(
-        table,
-        statistics={**observed.statistics, **table.statistics},
-        layer_inputs={**observed.layer_inputs, **table.layer_inputs},
-    )
+
+    def observe() -> CalibrationTable:
+        observed = _observed(adapted, open_data(adapted, run.samples), seed=0, progress=False, hold_out=False).table
+        return replace(
+            table,
+            statistics={**observed.statistics, **table.statistics},
+            layer_inputs={**observed.layer_inputs, **table.layer_inputs},
+        )
+
+    return once("extended", (adapted.fingerprint, id(run), told_by(run.samples)), observe, held=run)
 
 
 def first_samples(captured: CapturedModel, data: Any, *, limit: int) -> list[dict[str, Tensor]]:

@@ -20,6 +20,7 @@ from deploykit.contract.precision import Precision
 from deploykit.contract.scheme import Inputs, OpRule
 from deploykit_calibration.op_kinds import kind_of, shape_of
 from deploykit_calibration.patterns import matches
+from deploykit_calibration.reuse import once
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -39,7 +40,11 @@ def written_out(captured: CapturedModel, request: Request, *, native: Collection
         native: kinds (`lstm`) that the target multiplies in int8 as they are.
     """
     layers = _to_write(captured, request, native) if request.precision in _QUANTIZED else []
-    return captured if not layers or _obstacle(layers) else unroll_recurrent(captured, {node.name for node in layers})
+    if not layers or _obstacle(layers):
+        return captured
+    names = frozenset(node.name for node in layers)
+    # for each candidate of a search again
+    return once("written out", (id(captured), names), lambda: unroll_recurrent(captured, names), held=captured)
 
 
 def with_reasons(scheme: Scheme, captured: CapturedModel, request: Request, *, native: Collection[str] = ()) -> Scheme:
