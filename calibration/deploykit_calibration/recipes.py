@@ -95,6 +95,7 @@ def recipe_notes(prepared: Prepared, made: Recipe) -> Iterator[str]:
         "it was made for other weights": asked.model.fingerprint != made.model.fingerprint,
         "it was made with other calibration data": asked.calibration != made.calibration,
         f"deploykit {asked.deploykit or 'of an unknown version'} made it": asked.deploykit != made.deploykit,
+        f"it is of the scheme {asked.scheme}, and this target has {made.scheme}": asked.scheme != made.scheme,
     }
     said = ", ".join(what for what, is_so in differs.items() if is_so) or "it was edited"
     ladder = "; its ladder is not of this artifact, and is left out" if asked.ladder else ""

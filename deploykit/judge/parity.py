@@ -56,12 +56,12 @@ class Tolerance:
         """Plain floats, whatever kind of number was given.
 
         Raises:
-            UsageError: a bound is no finite number.
+            UsageError: a bound is no finite number, or nothing can reach it.
         """
         for each in fields(self):
-            such = f"{each.name}={30.0 if each.name.endswith('_db') else 0.99}"
-            value = number(each.name, getattr(self, each.name), f"pass a number, such as {such}")
-            object.__setattr__(self, each.name, value)
+            most = SQNR_CAP_DB if each.name.endswith("_db") else 1.0
+            such = f"pass a number up to {most:g}, such as {each.name}={30.0 if each.name.endswith('_db') else 0.99}"
+            object.__setattr__(self, each.name, number(each.name, getattr(self, each.name), such, most=most))
 
     def misses(self, metrics: Metrics, *, of_others: bool = False) -> tuple[str, ...]:
         """Say in words which figures of `metrics` are below the gate; empty where all pass.

@@ -84,7 +84,12 @@ def options_of(recipe: Recipe, resolved: Resolved, given: Any) -> Any:
     Raises:
         UsageError: others are given, or the toolchain has no such option any more.
     """
-    wanted = resolved.target.parse_options(recipe.options)
+    try:
+        wanted = resolved.target.parse_options(recipe.options)
+    except UsageError as error:
+        made = f"the recipe has options that {resolved.target.name} does not take ({error.message})"
+        hint = f"a recipe is of one toolchain: find one of {resolved.typed} with deploykit.tune, or correct [options]"
+        raise UsageError(made, hint=hint) from error
     if given is not None and resolved.target.parse_options(given) != wanted:
         raise UsageError(f"the recipe has the options {recipe.options or 'none'}", hint="leave options= to it")
     return wanted

@@ -166,6 +166,16 @@ def test_another_graph_is_refused_with_the_difference(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_target_that_was_edited_is_told_by_what_does_not_fit(first: deploykit.Artifact, tmp_path: Path) -> None:
+    moved = replace(recipe_in(first), target="jetson-orin:tensorrt")
+    with pytest.raises(deploykit.UsageError, match=r"options that tensorrt does not take \(unknown option ") as caught:
+        export(net(), tmp_path / "a", recipe=moved)
+    assert "deploykit.tune" in caught.value.hint
+    made = export(net(), tmp_path / "b", recipe=replace(recipe_in(first), target="x86-cpu-avx2:onnxruntime"))
+    said = "it is of the scheme onnx-x86, and this target has onnx-x86-no-vnni"
+    assert any(said in note for note in made.manifest.facts.notes)
+
+
 def test_what_a_recipe_decides_is_not_said_twice(first: deploykit.Artifact, tmp_path: Path) -> None:
     recipe = recipe_in(first)
     given: list[dict[str, Any]] = [{"precision": "fp16"}, {"exclude": ["2"]}, {"calibration_method": "mse"}]

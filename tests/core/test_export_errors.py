@@ -104,6 +104,17 @@ def test_gates_that_contradict_or_make_no_sense(refused):
         refused(UsageError, "max_drop is ", max_drop=drop, evaluate=lambda session: 1.0)
 
 
+@pytest.mark.parametrize(
+    ("bound", "value"),
+    [("min_sqnr_db", 1000), ("min_part_sqnr_db", 201), ("min_cosine", 99), ("min_top1_agreement", 95)],
+)
+def test_a_gate_that_nothing_can_pass_is_refused(bound, value):
+    """No figure is beyond 200 dB, and shares are no percentages."""
+    with pytest.raises(UsageError, match=f"{bound} is {value}") as caught:
+        deploykit.Tolerance(**{bound: value})
+    assert "up to 200" in caught.value.hint or "up to 1, such as" in caught.value.hint
+
+
 @pytest.mark.parametrize("value", [None, 5, "a", [1], {"a": 1}])
 @pytest.mark.parametrize("name", ["include", "exclude", "algorithms"])
 def test_what_is_no_list_of_names_is_refused_by_name(refused, name, value):
