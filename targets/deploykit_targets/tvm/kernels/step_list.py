@@ -40,10 +40,17 @@ _ROUNDS = 96  # of looking for pairs
 _NEAR_STEPS = 128  # among which a pair is looked for first
 _MOST_BESIDE = 0.75  # of the steps that are a pair with the one beside them, where these are taken first
 _VECTORS = (1, 2, 4)  # of columns, in a tile
-_COSTS = ((2, 5), (1, 3), (2, 7), (1, 4))  # of each part: steps together; instructions for each vector and row
-_STEP = 4  # instructions that find a step
-_SIGNS = 4  # instructions that part the magnitudes and signs of a vector of weights
-_REGISTERS = 1.3  # times as long where these do not leave enough registers for several vectors of sums
+_TOGETHER = (2, 1, 2, 1)  # steps of each part
+_FIND = 2.0  # cycles that find a step
+_CYCLES = {  # of each part, by the vectors of a tile: of its pair or step, for each row and vector
+    1: (1.7, 1.0, 2.5, 1.4),
+    2: (1.9, 1.0, 2.8, 1.5),
+    4: (1.6, 0.9, 3.3, 1.7),
+}
+"""Measured on Zen 4, whose units for AVX2 are those of Zen 3 (3x3 of 256 channels and 768 -> 768, weights that have one
+part alone, and normal ones; one thread, processor time). A row of two vectors loads for longer than it multiplies, and
+centred inputs leave too few registers for several.
+"""
 
 
 class Listed(NamedTuple):
@@ -78,9 +85,9 @@ def listed_layer(shape: ConvShape, dot: Dot, weight: Array) -> Listed | None:
     packed, quickest = pack_conv(plans[0], weight), None
     for plan in plans:
         listed = Listed(plan, packed, list_steps(plan, packed))
-        operations = _operations(plan, listed.steps)
-        if quickest is None or operations < quickest[0]:
-            quickest = operations, listed
+        cycles = _cycles(plan, listed.steps)
+        if quickest is None or cycles < quickest[0]:
+            quickest = cycles, listed
     assert quickest is not None
     return quickest[1]
 
@@ -90,21 +97,17 @@ def plan_listed(shape: ConvShape, dot: Dot, vectors: int) -> ConvPlan:
     return plan_conv(shape, dot, listed=vectors)
 
 
-def _operations(plan: ConvPlan, steps: Array) -> float:
-    """About how many instructions all tiles take.
+def _cycles(plan: ConvPlan, steps: Array) -> float:
+    """About how many cycles all tiles take.
 
     Of one vector of columns, weights are loaded once for all rows; of several, inputs of a row once for all vectors,
     and weights by the instruction that multiplies. Centred inputs take the former way, vector by vector.
     """
-    starts, rows, tile, total = plan.tile * plan.dot.lanes, plan.rows, plan.tile, 0.0
+    starts, total = plan.tile * plan.dot.lanes, 0.0
     counts = blocks_of(plan, steps)[:, starts : starts + LIST_PARTS].sum(axis=0)
-    for count, (together, own) in zip(counts, _COSTS[:2], strict=False):
-        loads = rows if tile > 1 else rows + 1
-        total += float(count) * (rows * tile * own + together * (loads + _STEP))
-    for count, (together, own) in zip(counts[2:], _COSTS[2:], strict=True):
-        centred = tile * (rows * own + together * (rows + 1 + _SIGNS)) + together * _STEP
-        total += float(count) * centred * (_REGISTERS if tile > 1 else 1)
-    return total * plan.lines * math.ceil(plan.pixels / rows)
+    for count, together, own in zip(counts, _TOGETHER, _CYCLES[plan.tile], strict=True):
+        total += float(count) * (plan.rows * plan.tile * own + together * _FIND)
+    return total * plan.lines * math.ceil(plan.pixels / plan.rows)
 
 
 def blocks_of(plan: ConvPlan, steps: Array) -> Array:
