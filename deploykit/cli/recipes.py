@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli.tables import grid, pairs
+from deploykit.contract.printable import layer_labels
 from deploykit.judge import figures
 
 if TYPE_CHECKING:
@@ -20,9 +21,10 @@ _LAYERS_SHOWN = 20
 def recipe_page(recipe: Recipe) -> Iterator[RenderableType]:
     """The decisions; the layers that the recipe itself keeps in float; the ladder."""
     yield _decisions(recipe)
-    chosen = [layer for layer in recipe.layers if layer.chosen]
+    labels = layer_labels(recipe.layers)
+    chosen = [(label, layer) for label, layer in zip(labels, recipe.layers, strict=True) if layer.chosen]
     if chosen:
-        rows = [[layer.module_path or layer.name, layer.kind, layer.reason] for layer in chosen[:_LAYERS_SHOWN]]
+        rows = [[label, layer.kind, layer.reason] for label, layer in chosen[:_LAYERS_SHOWN]]
         yield grid("Kept in float by the recipe", ["layer", "operator", "reason"], rows)
     if len(chosen) > _LAYERS_SHOWN:
         yield f"and {figures.plain(len(chosen) - _LAYERS_SHOWN)} more; --json lists them all"

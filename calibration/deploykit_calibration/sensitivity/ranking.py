@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.contract.decibels import SQNR_CAP_DB
 from deploykit.contract.errors import UsageError
-from deploykit.contract.printable import aligned
+from deploykit.contract.printable import aligned, layer_labels
 from deploykit.contract.recipe import WIDE
 from deploykit_calibration.sensitivity.candidates import Candidate, front
 from deploykit_calibration.sensitivity.costs import Costs, costs_of
@@ -203,9 +203,9 @@ class Sensitivity:
                 f"{layer.alone:.1%}",
                 f"{layer.gradient:.1%}",
                 layer.kind,
-                layer.module_path or layer.name,
+                label,
             )
-            for layer in self.layers
+            for label, layer in zip(layer_labels(self.layers), self.layers, strict=True)
         ]
         return f"{head}{self.costs.unit}\n{aligned(rows)}"
 

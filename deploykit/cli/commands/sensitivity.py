@@ -95,13 +95,14 @@ def sensitivity(
 
 def _page(found: Sensitivity, top: int) -> Sequence[RenderableType]:
     from deploykit.cli.tables import grid
+    from deploykit.contract.printable import layer_labels
 
     layers = grid(
         f"{found.sqnr_db:.1f} dB, simulated on {found.samples} sample(s)",
         ("layer", "kind", "share of noise", "gain dB", f"cost ({found.costs.unit})", "alone", "gradient"),
         (
             (
-                each.module_path or each.name,
+                label,
                 each.kind,
                 f"{each.share:.1%}",
                 f"{each.gain_db:.2f}",
@@ -109,7 +110,7 @@ def _page(found: Sensitivity, top: int) -> Sequence[RenderableType]:
                 f"{each.alone:.1%}",
                 f"{each.gradient:.1%}",
             )
-            for each in found.layers[:top]
+            for label, each in list(zip(layer_labels(found.layers), found.layers, strict=True))[:top]
         ),
         right=("share of noise", "gain dB", f"cost ({found.costs.unit})", "alone", "gradient"),
     )

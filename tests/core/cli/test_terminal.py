@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from deploykit.contract.printable import printable
+from deploykit.contract.printable import layer_labels, printable
+from deploykit.contract.recipe import LayerChoice
 
 ESCAPES = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\u202egnp.exe\x9b31m\r"
 
@@ -13,6 +14,12 @@ ESCAPES = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\u202egnp.exe\x9b31m\r"
 def test_what_steers_is_shown_and_words_are_not_changed():
     assert printable("a\tb\nnaïve 模型 ✓") == "a\tb\nnaïve 模型 ✓"
     assert printable("\x1b[2J\u202e\r") == "\\x1b[2J\\u202e\\r"
+
+
+def test_layers_of_one_module_are_told_apart():
+    told = [("conv2d", "stem"), ("matmul", "attention"), ("matmul_1", "attention"), ("add", "")]
+    layers = [LayerChoice(name, path, "conv", "int8") for name, path in told]
+    assert layer_labels(layers) == ["stem", "attention (matmul)", "attention (matmul_1)", "add"]
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])
