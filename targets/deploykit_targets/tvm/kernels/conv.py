@@ -15,10 +15,11 @@ import math
 from collections.abc import Callable
 
 from deploykit_targets.tvm.kernels.bfloat16 import BFLOAT16, real, stored
+from deploykit_targets.tvm.kernels.conv_address import Address
 from deploykit_targets.tvm.kernels.conv_bounded import bounded_ends
 from deploykit_targets.tvm.kernels.conv_listed import over_listed_steps
 from deploykit_targets.tvm.kernels.conv_matrices import over_matrices
-from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan
+from deploykit_targets.tvm.kernels.conv_plan import ConvPlan
 from deploykit_targets.tvm.kernels.expressions import (
     Expr,
     cast,

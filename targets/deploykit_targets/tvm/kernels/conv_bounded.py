@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan
+from deploykit_targets.tvm.kernels.conv_address import Address
+from deploykit_targets.tvm.kernels.conv_plan import ConvPlan
 from deploykit_targets.tvm.kernels.expressions import Expr, bounded, limits_of, saturated
 from deploykit_targets.tvm.kernels.residual import Residual
 from deploykit_targets.tvm.kernels.script import T

@@ -14,7 +14,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deploykit_targets.tvm.kernels.conv_plan import LIST_PARTS, Address, ConvPlan
+from deploykit_targets.tvm.kernels.conv_address import Address
+from deploykit_targets.tvm.kernels.conv_plan import LIST_PARTS, ConvPlan
 from deploykit_targets.tvm.kernels.dot import Pairs
 from deploykit_targets.tvm.kernels.expressions import Expr, fill, on_stack, prefetch
 from deploykit_targets.tvm.kernels.llvm_calls import finished

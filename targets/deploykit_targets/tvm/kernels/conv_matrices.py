@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 
 from deploykit_targets.tvm.kernels import amx
-from deploykit_targets.tvm.kernels.conv_plan import Address, ConvPlan
+from deploykit_targets.tvm.kernels.conv_address import Address
+from deploykit_targets.tvm.kernels.conv_plan import ConvPlan
 from deploykit_targets.tvm.kernels.expressions import Expr, on_stack, prefetch, span
 from deploykit_targets.tvm.kernels.script import T
 from deploykit_targets.tvm.kernels.tiles import TILE_ROWS
