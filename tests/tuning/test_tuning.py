@@ -631,7 +631,7 @@ def test_weights_alone_are_rounded_with_data_and_widened(tmp_path: Path) -> None
     )  # fmt: skip
     steps = [step.step for step in plan.ladder if step.outcome in ("kept", "passed over")]
     assert any(step.startswith("rounding: ") for step in steps)
-    assert any(step.endswith("layers in int8-weights") for step in steps)
+    assert any(step.endswith(" in int8-weights") for step in steps)
     widened = next(step for step in plan.ladder if "int8-weights" in step.step)
     assert widened.sqnr_db > plan.ladder[0].sqnr_db and widened.int8_share < 1.0
     assert widened.predicted_cost > plan.ladder[0].predicted_cost
