@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from deploykit.capture.example_file import first_rows
 from deploykit.capture.factories import made_by
+from deploykit.capture.first_sample import first_sample
 from deploykit.capture.inputs import register_dataclasses
 from deploykit.contract.errors import CalibrationError, UsageError
 
@@ -68,7 +69,8 @@ def resolve(model: Any, example_inputs: Any = None) -> Source:
         raise UsageError(
             f"{type(found).__name__} does not tell its inputs",
             hint=f"pass example_inputs=: a tuple of tensors for forward's arguments{names}, or a dict by name;"
-            " a factory may return (model, example_inputs)",
+            " a factory may return (model, example_inputs), and batches of calibration data tell them, too, where each"
+            " is just these arguments (and labels)",
         )
     args, kwargs = _as_call(example_inputs)
     kwargs = _checked_names(found, kwargs)
@@ -136,31 +138,32 @@ def open_model(model: Any, example_inputs: Any, data: Any) -> tuple[nn.Module | 
 
     Args:
         model: anything `load_model` takes.
-        example_inputs: as the user gave them; None takes the factory's, else the first sample of a data file.
+        example_inputs: as the user gave them; None takes the factory's, else the first sample of the data.
         data: calibration data; None takes the model's own, where it has some.
 
     Returns:
-        (model, example inputs or None, data or None).
+        (model, example inputs or None, data or None); an iterator that can be read once comes back as another.
 
     Raises:
         UsageError: see `load_model`.
-        CalibrationError: the data file is missing or damaged, or the model's own loader failed.
+        CalibrationError: the data file is missing or damaged, the data is empty, or the user's loader failed.
     """
     found, offered = load_model(model)
     data = calibration_source(found) if data is None else data
     inputs = offered if example_inputs is None else example_inputs
-    if inputs is None and isinstance(data, str | Path) and data != "synthetic":
-        inputs = _inputs_from_file(found, Path(data))
+    if inputs is not None or data is None or isinstance(found, ExportedProgram) or _own_inputs(found) is not None:
+        return found, inputs, data
+    if isinstance(data, str | Path):
+        return found, None if data == "synthetic" else _inputs_from_file(found, Path(data)), data
+    inputs, data = first_sample(found, data)
     return found, inputs, data
 
 
-def _inputs_from_file(model: nn.Module | ExportedProgram, path: Path) -> dict[str, Tensor] | tuple[Tensor, ...] | None:
+def _inputs_from_file(model: nn.Module, path: Path) -> dict[str, Tensor] | tuple[Tensor, ...] | None:
     """The first sample of a file with arrays named like forward's arguments; the only array may have any name.
 
-    None where the model tells its own inputs, or the file's names do not fit.
+    None where the file's names do not fit.
     """
-    if isinstance(model, ExportedProgram) or _own_inputs(model) is not None:
-        return None
     rows = first_rows(path)
     named = {name: rows[name] for name in _parameters(model) if name in rows}
     return named or (tuple(rows.values()) if len(rows) == 1 else None)

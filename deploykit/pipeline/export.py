@@ -106,8 +106,9 @@ def export(
             the recipe, or `int8`. `"auto"` exports in each of fp16, bf16, int8, int8-dynamic, mixed and fp32 that the
             target has, and keeps the fastest that passes, by latency measured here, or by estimate where the device is
             not here; int8 that misses is tuned first. `artifact.choice` has the table.
-        example_inputs: tuple (positional) or dict (by name) of tensors; not needed where the model, the factory or a
-            calibration file tells the inputs.
+        example_inputs: tuple (positional) or dict (by name) of tensors; not needed where the model, the factory or the
+            calibration data tells the inputs: one sample of a file, a tensor, a dict or a DataLoader, the first batch
+            of other iterables as it is. An axis that is not dynamic has the size that it has there.
         calibration: for static precisions: iterable of tensors, `(inputs, labels)` tuples or dicts, a DataLoader, a
             `.npz`, `.npy` or `.safetensors` path, a `CalibrationTable`, what `deploykit.pipeline.calibrate` gave, or
             `"synthetic"` (made-up data, marked as such).

@@ -120,7 +120,7 @@ def notes_on_steps(prepared: Prepared, cost: str, *, pays_from: Mapping[str, int
 def _too_small(path: str, node: Node, pays_from: Mapping[str, int]) -> str:
     kind = kind_of(node)
     return (
-        f"{path}: a step multiplies a state by {_macs_of(node):,} weights and rows, and a {kind.upper()} in int8 is"
+        f"{path}: a step multiplies a state by {_macs_of(node):,} weights and rows, and {kind.upper()}s in int8 are"
         f" faster than the float operator from some {pays_from[kind]:,} on: exclude=[{path!r}] keeps that"
     )
 
