@@ -7,12 +7,12 @@ is the user's own function, so its data is known only by what it feeds; samples 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.contract.session import FunctionSession, Session
+from deploykit.contract.session import OpTime, Session
 from deploykit.contract.tensors import Feeds
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ class Watch:
         if not self._known:
             return session
 
-        def run(feeds: Feeds) -> Mapping[str, Any]:
-            self._passed.update(rows_of(feeds))
-            return session.run(feeds)
-
-        return FunctionSession(run, session.inputs, session.outputs, threads=session.threads)
+        return _Noted(session, lambda feeds: self._passed.update(rows_of(feeds)))
 
     @property
     def seen(self) -> float:
@@ -81,13 +77,34 @@ class Tally:
         """The same session; what is fed to it is counted."""
         batched = all(spec.shape and isinstance(spec.shape[0], str) for spec in session.inputs)
 
-        def run(feeds: Feeds) -> Mapping[str, Any]:
+        def note(feeds: Feeds) -> None:
             rows = _rows(feeds.values()) or 1
             self.rows += rows
             self.least += rows if batched else 1
-            return session.run(feeds)
 
-        return FunctionSession(run, session.inputs, session.outputs, threads=session.threads)
+        return _Noted(session, note)
+
+
+class _Noted(Session):
+    """A session of another: what is run in it is noted, and what is measured is that one's."""
+
+    def __init__(self, session: Session, note: Callable[[Feeds], None]) -> None:
+        super().__init__(session.inputs, session.outputs, threads=session.threads)
+        self._session, self._note = session, note
+
+    def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        self._note(feeds)
+        return self._session.run(feeds)
+
+    def op_times(self, feeds: Feeds, *, runs: int) -> tuple[OpTime, ...]:
+        return self._session.op_times(feeds, runs=runs)
+
+    def times_ms(self, feeds: Feeds, *, runs: int) -> list[float]:
+        return self._session.times_ms(feeds, runs=runs)
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        return self._session.peak_memory_bytes
 
 
 def rows_of(feeds: Feeds | Mapping[str, np.ndarray]) -> Iterable[bytes]:

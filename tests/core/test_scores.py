@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.contract.errors import UsageError
-from deploykit.contract.session import FunctionSession
+from deploykit.contract.session import FunctionSession, OpTime
 from deploykit.contract.tensors import TensorSpec
 from deploykit.judge.parity import TaskMetric
 from deploykit.judge.scores import BOOTSTRAP, MCNEMAR, Fall, fall_of, scores_of
@@ -171,3 +171,27 @@ def test_samples_are_told_by_their_bytes_whatever_their_batch() -> None:
     many.over(session).run({"x": rows})
     assert many.seen == 1.0
     assert Watch(None).over(session) is session
+
+
+def test_what_evaluate_measures_of_a_session_is_that_of_the_artifact() -> None:
+    class Timed(FunctionSession):
+        peak_memory_bytes = 7
+
+        def times_ms(self, feeds: Any, *, runs: int) -> list[float]:
+            return [0.5] * runs
+
+        def _op_times(self, feeds: Any, runs: int) -> tuple[OpTime, ...]:
+            return (OpTime("conv", "Conv", "", 0.25),)
+
+    spec = TensorSpec("x", (1, 2), "float32")
+    feeds = {"x": np.zeros((1, 2), np.float32)}
+    timed = Timed(lambda fed: {"x": fed["x"]}, (spec,), (spec,), threads=2)
+    found: list[Any] = []
+
+    def evaluate(session: Any) -> float:
+        found.extend((session.times_ms(feeds, runs=2), session.op_times(feeds, runs=1), session.peak_memory_bytes))
+        found.extend((session.threads, session.inputs))
+        return float(session.run(feeds)["x"].sum())
+
+    assert Task(evaluate, 0.1).measure(timed).ran == 1
+    assert found == [[0.5, 0.5], timed.op_times(feeds, runs=1), 7, 2, (spec,)]

@@ -61,8 +61,11 @@ def top1(session):
     return [float(session.run({name: row[None]})[out].argmax() == 2) for row in data]
 
 
+falling = iter([1.0, 0.5])
+
+
 def bad_metric(session):
-    return 1.0 if type(session).__name__ == "FunctionSession" else 0.5
+    return next(falling)
 '''
 
 MODELS = """
