@@ -110,7 +110,7 @@ def _errors_of_users() -> Iterator[None]:
     except DeploykitError:
         raise
     except StopIteration:
-        hint = "pass calibration data as the model is fed in use, and example_inputs= if its batches do not tell them"
+        hint = "pass calibration data as the model is fed in use: a list of batches, a DataLoader, or an .npz file"
         raise CalibrationError("the calibration data is empty", hint=hint) from None
     except Exception as error:
         raise CalibrationError(
