@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from deploykit.contract.errors import CalibrationError
+from deploykit.contract.errors import CalibrationError, reason_of
 from deploykit_calibration.table import SUFFIX, CalibrationTable
 
 
@@ -40,9 +40,8 @@ class TableCache:
             with tempfile.TemporaryFile(dir=self._folder):
                 pass
         except (OSError, ValueError) as error:  # ValueError: a name with NUL
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise CalibrationError(
-                f"cache_dir: {str(self._folder)!r} cannot be written: {reason}",
+                f"cache_dir: {str(self._folder)!r} cannot be written: {reason_of(error)}",
                 hint="name another folder, or leave it out",
             ) from error
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.contract.errors import CalibrationError, DeploykitError, UsageError
+from deploykit.contract.calibration_data import guarded
+from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit_calibration.batching import Batch, DataDigest, Gatherer, rows_of
 from deploykit_calibration.data_files import open_file
 
@@ -144,22 +145,6 @@ def _checked(data: CalibrationData, captured: CapturedModel, by_rows: bool) -> I
             f"the calibration data said it has {data.length} batches and ended after {seen + 1}",
             hint="check the loader; pass a generator function if the length is not known",
         )
-
-
-def guarded(make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
-    """Iterate user code; what it raises becomes a CalibrationError that says at which batch."""
-    count = 0
-    try:
-        for batch in make():
-            yield batch
-            count += 1
-    except DeploykitError:
-        raise
-    except Exception as error:
-        raise CalibrationError(
-            f"the calibration data failed at batch {count}: {type(error).__name__}: {error}",
-            hint="iterate over it once without deploykit to see the fault",
-        ) from error
 
 
 def _check_batch(feeds: Feeds, by_rows: bool, masks: Collection[str]) -> None:

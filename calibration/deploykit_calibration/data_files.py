@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.contract.errors import CalibrationError, DeploykitError, UsageError
+from deploykit.contract.calibration_data import reading
+from deploykit.contract.errors import CalibrationError, UsageError
 from deploykit.contract.naming import UNNAMED, matched
 from deploykit.contract.reading import open_regular
 
@@ -42,22 +43,13 @@ def open_file(path: Path, names: list[str]) -> Callable[[], Iterator[Any]]:
 
 
 def _batches(path: Path, reader: Reader, names: list[str]) -> Iterator[Any]:
-    try:
+    with reading(path):
         arrays = reader(path, names)
         while True:
             batch = {name: take(_FILE_ROWS) for name, take in arrays.items()}
             if not any(len(x) for x in batch.values()):
                 return
             yield batch
-    except CalibrationError:
-        raise
-    except DeploykitError as error:  # not there, no file, too large: it says what to do
-        raise CalibrationError(
-            f"{path}: cannot read this calibration file: {error.message}", hint=error.hint
-        ) from error
-    except Exception as error:  # zip, npy and safetensors raise a dozen kinds
-        hint = "write it again, as numpy.savez or safetensors do, with an array per input"
-        raise CalibrationError(f"{path}: cannot read this calibration file: {error}", hint=hint) from error
 
 
 def _npz_arrays(path: Path, names: list[str]) -> dict[str, Slicer]:

@@ -14,7 +14,7 @@ from deploykit.artifact.manifest import Manifest
 from deploykit.artifact.seal import unlisted
 from deploykit.artifact.storage import sha256_of
 from deploykit.contract.arguments import path as path_of
-from deploykit.contract.errors import ArtifactError
+from deploykit.contract.errors import ArtifactError, reason_of
 from deploykit.contract.reading import MAX_JSON_BYTES, read_bytes
 
 _HINT = "choose another output=, or remove it"
@@ -37,8 +37,9 @@ def replaceable(output: str | Path) -> Path:
         for folder in (path, failed_path(path)):
             check_replaceable(folder)
     except (OSError, ValueError, RuntimeError) as error:  # too long, with NUL, links in a circle, no working directory
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise ArtifactError(f"cannot write {str(output)!r}: {reason}", hint="choose another output=") from error
+        raise ArtifactError(
+            f"cannot write {str(output)!r}: {reason_of(error)}", hint="choose another output="
+        ) from error
     return path
 
 

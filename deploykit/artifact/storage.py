@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from deploykit.contract.errors import ArtifactError, DeploykitError
+from deploykit.contract.errors import ArtifactError, DeploykitError, reason_of
 
 Check = Callable[[Path], None]
 
@@ -69,8 +69,7 @@ def write_file(
                 check(temporary)
             temporary.replace(path)
     except (OSError, ValueError) as cause:  # ValueError: a name with NUL
-        reason = (cause.strerror if isinstance(cause, OSError) else None) or cause
-        raise error(f"cannot write {path}: {reason}", hint="check space and permissions") from cause
+        raise error(f"cannot write {path}: {reason_of(cause)}", hint="check space and permissions") from cause
     finally:
         with contextlib.suppress(OSError, ValueError):
             temporary.unlink()
@@ -92,9 +91,8 @@ def staging_folder(destination: Path, check: Check | None = None) -> Iterator[Pa
         _remove_left_overs(destination, check)
         staging, lock = _new_staging(destination)
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ArtifactError(
-            f"cannot create a folder beside {destination}: {reason}", hint="choose another output="
+            f"cannot create a folder beside {destination}: {reason_of(error)}", hint="choose another output="
         ) from error
     try:
         yield staging

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploykit.contract.errors import CalibrationError, DeploykitError
+from deploykit.contract.calibration_data import reading
+from deploykit.contract.errors import DeploykitError
 from deploykit.contract.naming import UNNAMED
 from deploykit.contract.reading import open_regular
 
@@ -34,15 +35,8 @@ def first_rows(path: Path) -> dict[str, Tensor]:
     reader = readers.get(path.suffix)
     if reader is None:
         return {}
-    try:
+    with reading(path):
         rows = reader(path)
-    except DeploykitError as error:  # not there, no file, too large: it says what to do
-        raise CalibrationError(
-            f"{path}: cannot read this calibration file: {error.message}", hint=error.hint
-        ) from error
-    except Exception as error:  # zip, npy and safetensors raise a dozen kinds
-        hint = "write it again, as numpy.savez or safetensors do, with an array per input"
-        raise CalibrationError(f"{path}: cannot read this calibration file: {error}", hint=hint) from error
     return {name: row.float() if row.dtype is torch.float64 else row for name, row in rows.items()}
 
 
@@ -69,7 +63,7 @@ def _npy(archive: zipfile.ZipFile, member: str) -> np.ndarray[Any, Any] | None:
             return None
         row_bytes = dtype.itemsize * math.prod(shape[1:])
         if min(shape) < 0 or row_bytes * (shape[0] if fortran else 1) > _LARGEST_BYTES:
-            raise CalibrationError(f"{member} of shape {list(shape)} takes more than {_LARGEST_BYTES} bytes at once")
+            raise DeploykitError(f"{member} of shape {list(shape)} takes more than {_LARGEST_BYTES} bytes at once")
         if not fortran:
             content = bytearray(file.read(dtype.itemsize * math.prod(shape[1:])))
             return np.frombuffer(content, dtype=dtype).reshape(1, *shape[1:])

@@ -10,15 +10,17 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
 
-from deploykit.contract.errors import CalibrationError, DeploykitError
+from deploykit.capture.inputs import forward_parameters, is_tensor
+from deploykit.contract.calibration_data import guarded
+from deploykit.contract.errors import CalibrationError
 
 Inputs = dict[str, Any] | tuple[Any, ...] | None
 
@@ -36,25 +38,21 @@ def first_sample(module: nn.Module, data: Any) -> tuple[Inputs, Any]:
     """
     if isinstance(data, Tensor | np.ndarray | Mapping):
         return _cut(inputs_of(module, data)), data
-    with _errors_of_users():
-        batches = data() if callable(data) and not isinstance(data, Iterable) else data
-        if isinstance(batches, DataLoader):
-            inputs = inputs_of(module, _batch_of(batches))
-            return inputs if batches.batch_size is None else _cut(inputs), data
-        if not isinstance(batches, Iterable):
-            return None, data
-        iterator = iter(batches)
-        first = next(iterator)
-    is_used_up = iterator is data
-    return inputs_of(module, first), itertools.chain([first], iterator) if is_used_up else data
+    [batches] = guarded(lambda: [data() if callable(data) and not isinstance(data, Iterable) else data])
+    if isinstance(batches, DataLoader):
+        inputs = inputs_of(module, _first(guarded(lambda: _batch_of(batches))))
+        return inputs if batches.batch_size is None else _cut(inputs), data
+    if not isinstance(batches, Iterable):
+        return None, data
+    rest = guarded(lambda: batches)
+    first = _first(rest)
+    return inputs_of(module, first), itertools.chain([first], rest) if isinstance(data, Iterator) else data
 
 
 def inputs_of(module: nn.Module, batch: Any) -> Inputs:
     """What of a batch `forward` takes, NumPy's doubles as floats; None where that is in doubt."""
-    found = _meant(module, batch)
-    if isinstance(found, dict):
-        return {name: _as_float(value) for name, value in found.items()}
-    return found if found is None else tuple(map(_as_float, found))
+    found: Inputs = pytree.tree_map_only(np.ndarray, _as_float, _meant(module, batch))
+    return found
 
 
 def _meant(module: nn.Module, batch: Any) -> Inputs:
@@ -62,11 +60,11 @@ def _meant(module: nn.Module, batch: Any) -> Inputs:
     if isinstance(batch, Mapping):
         named = {name: batch[name] for name in (*required, *optional) if name in batch}
         return named if named and all(name in named for name in required) and _are_tensors(named.values()) else None
-    if _is_tensor(batch):
+    if is_tensor(batch):
         return (batch,) if len(required or optional) == 1 else None
     if not isinstance(batch, tuple | list) or hasattr(batch, "_fields") or not batch:
         return None
-    if not _is_tensor(batch[0]):
+    if not is_tensor(batch[0]):
         return _meant(module, batch[0]) if len(batch) > 1 else None  # ((x1, x2), labels) or ({...}, labels)
     has_doubt = bool(optional) and len(batch) > len(required)  # a label, or an argument that may be left out
     fits = len(batch) >= len(required) > 0 and not has_doubt and _are_tensors(batch[: len(required)])
@@ -75,10 +73,7 @@ def _meant(module: nn.Module, batch: Any) -> Inputs:
 
 def _arguments(module: nn.Module) -> tuple[list[str], list[str]]:
     """Names of forward's arguments, those without a default and the others; none where it takes any number."""
-    try:
-        parameters = list(inspect.signature(module.forward).parameters.values())
-    except (TypeError, ValueError):
-        return [], []
+    parameters = list((forward_parameters(module) or {}).values())
     if any(map(_is_beyond_a_batch, parameters)):
         return [], []
     named = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
@@ -93,55 +88,35 @@ def _is_beyond_a_batch(parameter: inspect.Parameter) -> bool:
     )
 
 
-def _batch_of(loader: DataLoader[Any]) -> Any:
-    """A batch of a loader: of one sample and without workers where that can be had. PyTorch's generator is left."""
+def _batch_of(loader: DataLoader[Any]) -> list[Any]:
+    """The first batch, if any: of one sample and without workers where that can be had. PyTorch's generator is left."""
     with torch.random.fork_rng(devices=[]):
         if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
-            return next(iter(loader))
-        if hasattr(loader.dataset, "__len__") and not len(loader.dataset):
-            raise StopIteration
-        return loader.collate_fn([loader.dataset[0]])
+            return list(itertools.islice(loader, 1))
+        is_empty = hasattr(loader.dataset, "__len__") and not len(loader.dataset)
+        return [] if is_empty else [loader.collate_fn([loader.dataset[0]])]
 
 
-@contextmanager
-def _errors_of_users() -> Iterator[None]:
-    try:
-        yield
-    except DeploykitError:
-        raise
-    except StopIteration:
-        hint = "pass calibration data as the model is fed in use: a list of batches, a DataLoader, or an .npz file"
-        raise CalibrationError("the calibration data is empty", hint=hint) from None
-    except Exception as error:
-        raise CalibrationError(
-            f"the calibration data failed at its first batch: {type(error).__name__}: {error}",
-            hint="iterate over it once without deploykit to see the fault",
-        ) from error
+def _first(batches: Iterator[Any]) -> Any:
+    for batch in batches:
+        return batch
+    hint = "pass calibration data as the model is fed in use: a list of batches, a DataLoader, or an .npz file"
+    raise CalibrationError("the calibration data is empty", hint=hint)
 
 
 def _cut(inputs: Inputs) -> Inputs:
     """One sample, where axis 0 of all inputs counts as many."""
     if inputs is None:
         return None
-    values = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
-    counts = {len(value) if value.ndim else 0 for value in values}
-    if len(counts) != 1 or 0 in counts:
-        return inputs
-    return {name: _first(x) for name, x in inputs.items()} if isinstance(inputs, dict) else tuple(map(_first, inputs))
+    counts = {len(x) if x.ndim else 0 for x in pytree.tree_leaves(inputs)}
+    cut: Inputs = inputs if len(counts) != 1 or 0 in counts else pytree.tree_map(lambda x: x[:1], inputs)
+    return cut
 
 
-def _first(x: Any) -> Any:
-    return x[:1]
-
-
-def _as_float(x: Any) -> Any:
+def _as_float(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """NumPy makes doubles where nobody asked for them."""
-    return x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype == np.float64 else x
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor | np.ndarray)
+    return x.astype(np.float32) if x.dtype == np.float64 else x
 
 
 def _are_tensors(values: Iterable[Any]) -> bool:
-    return all(map(_is_tensor, values))
+    return all(map(is_tensor, values))

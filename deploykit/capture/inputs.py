@@ -7,6 +7,7 @@ left out; nothing is cast when that could lose information.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deploykit.contract.errors import CalibrationError, UsageError
@@ -64,7 +65,7 @@ class InputTree:
         """Give the parts of a batch the names of the arguments (or flat names) they are meant for."""
         if isinstance(batch, Mapping):
             return self._from_mapping(batch)
-        if _is_tensor(batch):
+        if is_tensor(batch):
             return self._from_tensor(batch)
         if is_dataclass(batch) or hasattr(batch, "_fields"):
             named = self._from_fields(batch)
@@ -100,9 +101,9 @@ class InputTree:
     def _from_sequence(self, batch: Sequence[Any]) -> Mapping[str, Any]:
         if len(batch) >= len(self.arguments) and all(map(self._plausible, self.arguments, batch)):
             return dict(zip(self.arguments, batch, strict=False))
-        if batch and not _is_tensor(batch[0]):
+        if batch and not is_tensor(batch[0]):
             return self._arguments_of(batch[0])  # ((x1, x2), labels) or ({...}, labels)
-        if len(batch) >= len(self.leaves) and all(map(_is_tensor, batch[: len(self.leaves)])):
+        if len(batch) >= len(self.leaves) and all(map(is_tensor, batch[: len(self.leaves)])):
             return {leaf.name: part for leaf, part in zip(self.leaves, batch, strict=False)}
         raise CalibrationError(
             f"a batch is a {type(batch).__name__} of {len(batch)}, and the model takes {self._wanted()}",
@@ -112,7 +113,7 @@ class InputTree:
     def _plausible(self, argument: str, part: Any) -> bool:
         """Whether a part has the form of an argument: a tensor for a tensor, a container for a container."""
         nested = any(leaf.path[0] == argument and len(leaf.path) > 1 for leaf in self.leaves)
-        return nested != _is_tensor(part)
+        return nested != is_tensor(part)
 
     def _wanted(self) -> str:
         return ", ".join(leaf.name for leaf in self.leaves)
@@ -224,7 +225,7 @@ def _argument_path(index: int, parameters: Sequence[str]) -> Path:
 
 
 def _lookup(arguments: Mapping[str, Any], leaf: Leaf) -> Any:
-    if leaf.name in arguments and _is_tensor(arguments[leaf.name]):
+    if leaf.name in arguments and is_tensor(arguments[leaf.name]):
         return arguments[leaf.name]
     found: Any = arguments
     for step in leaf.path:
@@ -249,13 +250,22 @@ def _names_in(value: Any) -> tuple[str, ...]:
     return tuple(value._fields) if hasattr(value, "_fields") else tuple(each.name for each in fields(value))
 
 
-def _is_tensor(value: Any) -> bool:
+def forward_parameters(module: nn.Module) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters of `forward`, by name; None where it has no signature."""
+    try:
+        return inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):
+        return None
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether something is a tensor or an array."""
     return isinstance(value, Tensor | np.ndarray)
 
 
 def _fitting(value: Any, spec: TensorSpec, *, any_batch: bool) -> Tensor:
     """Check one value against its spec; a detached CPU tensor of the spec's dtype."""
-    if not _is_tensor(value):
+    if not is_tensor(value):
         raise CalibrationError(f"input {spec.name!r} must be a tensor, not {type(value).__name__}")
     if isinstance(value, Tensor) and unreadable(value):
         message = f"input {spec.name!r} is {unreadable(value)}, and plain values are expected"

@@ -6,7 +6,6 @@ Face are recognised by what they offer (`example_input_array`, `dummy_inputs`), 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.utils import _pytree as pytree
 from deploykit.capture.example_file import first_rows
 from deploykit.capture.factories import made_by
 from deploykit.capture.first_sample import first_sample
-from deploykit.capture.inputs import register_dataclasses
+from deploykit.capture.inputs import forward_parameters, register_dataclasses
 from deploykit.contract.errors import CalibrationError, UsageError
 
 
@@ -231,12 +230,8 @@ def _own_inputs(module: nn.Module) -> Any:
 
 def _parameters(module: nn.Module) -> tuple[str, ...]:
     """Names of forward's positional parameters; `*args` as a last `*args`. Empty where it has no signature."""
-    try:
-        signature = inspect.signature(module.forward)
-    except (TypeError, ValueError):
-        return ()
     names = []
-    for parameter in signature.parameters.values():
+    for parameter in (forward_parameters(module) or {}).values():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             names.append(parameter.name)
         elif parameter.kind == parameter.VAR_POSITIONAL:
@@ -263,9 +258,8 @@ def _as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _checked_names(module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Inputs by name in forward's order; names that forward lacks are an error."""
-    try:
-        parameters = inspect.signature(module.forward).parameters
-    except (TypeError, ValueError):
+    parameters = forward_parameters(module)
+    if parameters is None:
         return kwargs
     if any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
         known = {name: kwargs[name] for name in parameters if name in kwargs}

@@ -172,3 +172,8 @@ class DeviceError(DeploykitError):
     """The device, its driver, or the board is not reachable, or it lacks what an artifact needs."""
 
     exit_code = 10
+
+
+def reason_of(error: Exception) -> str:
+    """What the system says of a failed call, without its number and the path; the text of other exceptions."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import msgspec
 
-from deploykit.contract.errors import ArtifactError, DeploykitError
+from deploykit.contract.errors import ArtifactError, DeploykitError, reason_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,4 +170,4 @@ def _check_extent(data: bytes, most: int) -> None:
 def _reason(cause: Exception) -> str:
     if isinstance(cause, OSError) and cause.errno == errno.ELOOP:
         return "it is a symbolic link"
-    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+    return reason_of(cause)

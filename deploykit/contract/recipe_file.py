@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from deploykit.contract.errors import UsageError
+from deploykit.contract.errors import UsageError, reason_of
 from deploykit.contract.reading import read_bytes
 from deploykit.contract.recipe import SCHEMA_VERSION, Recipe
 
@@ -77,8 +77,7 @@ def _refuse_folder(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError | ValueError) -> UsageError:
-    reason = (error.strerror if isinstance(error, OSError) else None) or error
-    return UsageError(f"cannot write {str(path)!r}: {reason}", hint="choose another file")
+    return UsageError(f"cannot write {str(path)!r}: {reason_of(error)}", hint="choose another file")
 
 
 def read(path: Path) -> Recipe:

@@ -136,7 +136,7 @@ def kept(calibration: Any) -> Any:
     Raises:
         CalibrationError: the iterator raised; the message says at which batch.
     """
-    from deploykit_calibration.data import guarded
+    from deploykit.contract.calibration_data import guarded
 
     return list(guarded(lambda: calibration)) if isinstance(calibration, Iterator) else calibration
 
